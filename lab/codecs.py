@@ -1,0 +1,113 @@
+"""What travels instead of a tensor.
+
+A codec turns one worker's row into a few tensors (``encode``) and back (``decode``). The communicator counts the bytes of
+the encoded tensors; a codec never counts. ``reducible`` says whether encoded rows can be summed on the way round a ring;
+others must be gathered, which the network prices differently. ``sparse`` codecs drop most of a tensor, so they are only
+allowed on differences (gradients, pseudo-gradients), never on whole parameters.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from lab.config import config
+from lab.errors import RecipeError, one_of
+
+
+class Codec(Protocol):
+    reducible: bool
+    sparse: bool
+    error_feedback: bool
+
+    def encode(self, x: Tensor) -> tuple[Tensor, ...]: ...
+    def decode(self, sent: tuple[Tensor, ...], like: Tensor) -> Tensor: ...
+
+
+@config
+class Cast:
+    """Send a narrower float: ``bfloat16`` or ``float16``."""
+
+    dtype: str = "bfloat16"
+    reducible = True
+    sparse = False
+    error_feedback = False
+
+    def encode(self, x: Tensor) -> tuple[Tensor, ...]:
+        return (x.to(getattr(torch, self.dtype)),)
+
+    def decode(self, sent: tuple[Tensor, ...], like: Tensor) -> Tensor:
+        return sent[0].to(like.dtype)
+
+
+@config
+class Int8:
+    """One signed byte per element and one scale per ``chunk`` elements: x ≈ q · max|x| / 127, rounded to nearest.
+
+    The error of an element is at most half a step, max|x| of its chunk / 254.
+    """
+
+    chunk: int = 256
+    reducible = False
+    sparse = False
+    error_feedback = False
+
+    def encode(self, x: Tensor) -> tuple[Tensor, ...]:
+        padded = torch.nn.functional.pad(x, (0, -len(x) % self.chunk)).view(-1, self.chunk)
+        scale = (padded.abs().amax(1, keepdim=True) / 127).clamp_min(torch.finfo(x.dtype).tiny)
+        q = (padded / scale).round().to(torch.int8)
+        return q.view(-1)[: len(x)], scale.squeeze(1).to(torch.float32)
+
+    def decode(self, sent: tuple[Tensor, ...], like: Tensor) -> Tensor:
+        q, scale = sent
+        padded = torch.nn.functional.pad(q, (0, -len(q) % self.chunk)).view(-1, self.chunk)
+        return (padded.to(like.dtype) * scale[:, None].to(like.dtype)).view(-1)[: len(q)]
+
+
+@config
+class TopK:
+    """The ``fraction`` of elements largest in magnitude, as (index, value) pairs; at least one.
+
+    With error feedback (the default) what was not sent is remembered at the worker and added the next time.
+    """
+
+    fraction: float = 0.01
+    error_feedback: bool = True
+    reducible = False
+    sparse = True
+
+    def __post_init__(self) -> None:
+        if not 0 < self.fraction <= 1:
+            raise RecipeError(f"topk fraction = {self.fraction} is not allowed: it must lie in (0, 1]")
+
+    def encode(self, x: Tensor) -> tuple[Tensor, ...]:
+        k = max(1, round(self.fraction * len(x)))
+        index = x.abs().topk(k, sorted=False).indices.sort().values
+        return index.to(torch.int32), x[index]
+
+    def decode(self, sent: tuple[Tensor, ...], like: Tensor) -> Tensor:
+        index, value = sent
+        return torch.zeros_like(like).index_copy_(0, index.long(), value)
+
+
+def codec(spec: str) -> Codec:
+    """``"bfloat16"``, ``"float16"``, ``"int8"``, ``"topk:0.01"`` or ``"topk:0.01:forget"`` (no error feedback).
+
+    Raises
+    ------
+    RecipeError
+        for anything else.
+    """
+    head, *rest = spec.split(":")
+    if head in ("bfloat16", "float16") and not rest:
+        return Cast(head)
+    if head == "int8" and not rest:
+        return Int8()
+    if head == "topk" and len(rest) in (1, 2) and rest[1:] in ([], ["forget"]):
+        try:
+            return TopK(float(rest[0]), error_feedback=len(rest) == 1)
+        except ValueError:
+            pass
+    raise RecipeError(one_of("codec", spec, ["bfloat16", "float16", "int8", "topk:0.01", "topk:0.01:forget"]))

@@ -1,0 +1,116 @@
+"""The fold: events in, columns out. Tables, figures and views read columns and never events."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from lab.comm import Ledger
+from lab.events import Ended, Evaluated, Event, Sent, Started, Stepped, Warned, WorkersChanged
+from lab.network import Bill, Network
+from lab.recipe import Recipe
+
+
+@dataclass
+class Columns:
+    """One run as columns. ``add`` takes events as they come; reading is cheap at any time."""
+
+    started: Started | None = None
+    ended: Ended | None = None
+    step: list[int] = field(default_factory=list)
+    loss_W: list[list[float | None]] = field(default_factory=list)
+    lr: list[float] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    eval_step: list[int] = field(default_factory=list)
+    eval_loss: list[float] = field(default_factory=list)
+    drift: list[float] = field(default_factory=list)
+    ledger: Ledger = field(default_factory=Ledger)
+    changes: list[WorkersChanged] = field(default_factory=list)
+    warnings: list[Warned] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, events: Iterable[Event]) -> Columns:
+        columns = cls()
+        for event in events:
+            columns.add(event)
+        return columns
+
+    def add(self, event: Event) -> None:
+        match event:
+            case Stepped():
+                self.step.append(event.step)
+                self.loss_W.append(event.loss_W)
+                self.lr.append(event.lr)
+                self.seconds.append(event.seconds)
+            case Sent():
+                self.ledger.records.append(event)
+            case Evaluated():
+                self.eval_step.append(event.step)
+                self.eval_loss.append(event.loss)
+                self.drift.append(event.drift)
+            case Started():
+                self.started = event
+            case Ended():
+                self.ended = event
+            case WorkersChanged():
+                self.changes.append(event)
+            case Warned():
+                self.warnings.append(event)
+
+    @property
+    def recipe(self) -> Recipe:
+        assert self.started is not None
+        return Recipe.of(self.started.recipe)
+
+    @property
+    def num_workers(self) -> int:
+        assert self.started is not None
+        return int(self.started.recipe["num_workers"])
+
+    @property
+    def loss(self) -> np.ndarray:
+        """Mean training loss over the workers that were up, nats per token, ``[steps]``."""
+        rows = np.array([[np.nan if x is None else x for x in row] for row in self.loss_W], dtype=float)
+        with np.errstate(all="ignore"):
+            up = ~np.isnan(rows)
+            return np.where(up, rows, 0).sum(1) / up.sum(1) if len(rows) else np.zeros(0)
+
+    @property
+    def payload_bytes(self) -> np.ndarray:
+        """Payload of all workers since the start, after each step, ``[steps]``."""
+        steps = max([*self.step[-1:], *(r.step for r in self.ledger.records[-1:]), 0])
+        per_step = np.zeros(steps + 1)
+        for r in self.ledger:
+            per_step[r.step] += sum(r.payload_bytes.values()) * len(r.workers)
+        return np.asarray(per_step.cumsum()[self.step] if self.step else np.zeros(0))
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Of this process, over all steps but the first (which warms up)."""
+        assert self.started is not None
+        timed = self.seconds[1:] or self.seconds
+        return self.started.tokens_per_step * len(timed) / sum(timed) if timed else 0.0
+
+    def price(self, network: Network, compute_seconds: float | None = None) -> Bill:
+        """What this run would have taken on a network.
+
+        ``compute_seconds`` of one local step at one worker; by default what a step took here, shared out as if every
+        worker had a machine of its own (this process's seconds × threads / workers).
+        """
+        assert self.started is not None
+        steps = self.step[-1] if self.step else 0
+        if compute_seconds is None:
+            timed = self.seconds[1:] or self.seconds
+            threads = int(self.started.environment.get("threads", 1))
+            compute_seconds = float(np.median(timed)) * threads / self.num_workers if timed else 0.0
+        slow: dict[str, Any] = self.started.recipe["scenario"]["slow"]
+        return network.price(
+            self.ledger,
+            num_workers=self.num_workers,
+            steps=steps,
+            compute_seconds=compute_seconds,
+            slow={int(w): float(f) for w, f in slow.items()},
+        )

@@ -1,0 +1,192 @@
+"""The communicator: the only place where tensors of different workers meet, and where bytes are counted.
+
+What it writes down is *payload*: the bytes of the tensors that a worker hands over. What links then carry under a
+topology, and how long that takes, is priced from the ledger afterwards (`lab.network`).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from lab.codecs import Codec
+from lab.errors import RecipeError
+from lab.events import Sent
+from lab.fleet import Block, Fleet, Stack
+
+
+class Ledger:
+    """What was sent: `Sent` records in the order of sending."""
+
+    def __init__(self, records: Iterable[Sent] = ()):
+        self.records: list[Sent] = list(records)
+        self._read = 0
+
+    def __iter__(self) -> Iterator[Sent]:
+        return iter(self.records)
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def new(self) -> list[Sent]:
+        """Records since the last call."""
+        fresh, self._read = self.records[self._read :], len(self.records)
+        return fresh
+
+    def by(self, *keys: str, worker: int | None = None) -> dict[tuple[object, ...], int]:
+        """Payload bytes summed over workers (or of one worker), by any of ``step``, ``op``, ``state``, ``group``, ``worker``."""
+        sums: dict[tuple[object, ...], int] = defaultdict(int)
+        for r in self.records:
+            workers = r.workers if worker is None else [w for w in r.workers if w == worker]
+            for group, num_bytes in r.payload_bytes.items():
+                if "worker" in keys:
+                    for w in workers:
+                        full = {"step": r.step, "op": r.op, "state": r.state, "group": group, "worker": w}
+                        sums[tuple(full[k] for k in keys)] += num_bytes
+                elif workers:
+                    full = {"step": r.step, "op": r.op, "state": r.state, "group": group}
+                    sums[tuple(full[k] for k in keys)] += num_bytes * len(workers)
+        return dict(sums)
+
+    def total_bytes(self, worker: int | None = None) -> int:
+        """Payload bytes of all workers together, or of one."""
+        return sum(self.by(worker=worker).values())
+
+
+class Communicator:
+    """Means, broadcasts and gathers over the holders that are up.
+
+    Parameters
+    ----------
+    fleet
+        the workers; ``fleet.up`` says who takes part.
+    codecs
+        what travels instead of a state's tensors, by state name. Methods do not know about it.
+    """
+
+    def __init__(self, fleet: Fleet, codecs: Mapping[str, Codec] | None = None):
+        self.fleet = fleet
+        self.codecs = dict(codecs or {})
+        self.ledger = Ledger()
+        self.t = 0  # the local step that is being finished
+        self.residuals: dict[str, Stack] = {}  # what error feedback still owes, by state
+
+    @torch.no_grad()
+    def mean(
+        self,
+        stack: Stack,
+        state: str,
+        *,
+        minus: Stack | None = None,
+        weights_W: Sequence[float] | None = None,
+    ) -> Stack:
+        """Every up holder hands over its copy of ``stack`` (less the agreed ``minus``); all learn the mean, ``[1, P]``.
+
+        With ``weights_W`` (one per worker) the mean is weighted. A block with no holder up keeps what is known: difference
+        zero, or the mean of the last copies; nothing is counted for it.
+        """
+        codec = self.codecs.get(state)
+        if codec is not None and codec.sparse and minus is None and state != "grads":
+            raise RecipeError(
+                f"codec {codec!r} sends only part of a tensor, but this method averages whole {state}: use bfloat16 or int8, "
+                "or a method that sends differences (ddp, diloco)"
+            )
+        agreed: list[Tensor] = []
+        sent: dict[tuple[int, ...], dict[str, int]] = {}
+        for i, (block, copies) in enumerate(zip(stack.layout.blocks, stack.blocks, strict=True)):
+            rows = stack.rows(i, self.fleet.up)
+            base = None if minus is None else minus.blocks[i]
+            if not rows:
+                agreed.append(copies.mean(0, keepdim=True) if base is None else torch.zeros_like(base))
+                continue
+            weights_H = _normalised(weights_W, block, rows, copies)
+            if codec is None:
+                some = copies if len(rows) == len(copies) else copies[rows]
+                payload = some[0].nbytes
+                mean = some.mean(0, keepdim=True) if weights_H is None else weights_H[None] @ some
+                agreed.append(mean if base is None else mean - base)
+            else:
+                mean, payload = torch.zeros_like(copies[:1]), -1
+                for k, row in enumerate(rows):
+                    x = copies[row] if base is None else copies[row] - base[0]
+                    decoded, row_bytes = self._through(codec, x, state, stack, i, row)
+                    if payload not in (-1, row_bytes):
+                        raise AssertionError(f"codec {codec!r} sent rows of unequal size")
+                    payload = row_bytes
+                    mean[0].add_(decoded, alpha=1 / len(rows) if weights_H is None else float(weights_H[k]))
+                agreed.append(mean)
+            workers = tuple(block.holders[r] for r in rows)
+            groups = sent.setdefault(workers, {})
+            groups[block.group] = groups.get(block.group, 0) + payload
+        op = "all_reduce" if codec is None or codec.reducible else "all_gather"
+        self._write(op, state, sent)
+        return Stack(stack.layout, agreed)
+
+    def mean_(self, stack: Stack, state: str, *, weights_W: Sequence[float] | None = None) -> None:
+        """In place: every holder that is up ends with the mean over the holders that are up."""
+        stack.copy_(self.mean(stack, state, weights_W=weights_W), self.fleet.up)
+
+    @torch.no_grad()
+    def broadcast_(self, agreed: Stack, stack: Stack, state: str, to: Sequence[int]) -> None:
+        """The workers ``to`` receive an agreed state: one payload each."""
+        receives = [w in to for w in range(self.fleet.num_workers)]
+        stack.copy_(agreed, receives)
+        sent: dict[tuple[int, ...], dict[str, int]] = {}
+        for i, block in enumerate(stack.layout.blocks):
+            workers = tuple(block.holders[r] for r in stack.rows(i, receives))
+            if workers:
+                groups = sent.setdefault(workers, {})
+                groups[block.group] = groups.get(block.group, 0) + agreed.blocks[i].nbytes
+        self._write("broadcast", state, sent)
+
+    @torch.no_grad()
+    def gather(self, stack: Stack, state: str) -> dict[int, dict[str, Tensor]]:
+        """The copies of all holders that are up, by worker and name: for aggregations that are not means."""
+        out: dict[int, dict[str, Tensor]] = {w: {} for w, up in enumerate(self.fleet.up) if up}
+        sent: dict[tuple[int, ...], dict[str, int]] = {}
+        for i, block in enumerate(stack.layout.blocks):
+            rows = stack.rows(i, self.fleet.up)
+            if not rows:
+                continue
+            groups = sent.setdefault(tuple(block.holders[r] for r in rows), {})
+            groups[block.group] = groups.get(block.group, 0) + stack.blocks[i][0].nbytes
+            for name in block.names:
+                for row in rows:
+                    out[block.holders[row]][name] = stack[name][row]
+        self._write("gather", state, sent)
+        return out
+
+    def agreed(self, stack: Stack, among: Sequence[bool] | None = None) -> Stack:
+        """The mean over the holders that are up (or marked in ``among``): for looking at it. Nothing is sent or counted."""
+        blocks = []
+        for i, copies in enumerate(stack.blocks):
+            rows = stack.rows(i, self.fleet.up if among is None else among)
+            blocks.append((copies[rows] if 0 < len(rows) < len(copies) else copies).mean(0, keepdim=True))
+        return Stack(stack.layout, blocks)
+
+    def _through(self, codec: Codec, x: Tensor, state: str, stack: Stack, i: int, row: int) -> tuple[Tensor, int]:
+        """Encode and decode one row, with error feedback where the codec has it; the decoded row and the bytes that travel."""
+        if codec.error_feedback:
+            if state not in self.residuals:
+                self.residuals[state] = Stack(stack.layout, [torch.zeros_like(b) for b in stack.blocks])
+            owed = self.residuals[state].blocks[i][row]
+            x = x + owed
+        encoded = codec.encode(x)
+        decoded = codec.decode(encoded, x)
+        if codec.error_feedback:
+            owed.copy_(x - decoded)
+        return decoded, sum(part.nbytes for part in encoded)
+
+    def _write(self, op: str, state: str, sent: Mapping[tuple[int, ...], dict[str, int]]) -> None:
+        for workers, groups in sent.items():
+            self.ledger.records.append(Sent(self.t, op, state, workers, groups))
+
+
+def _normalised(weights_W: Sequence[float] | None, block: Block, rows: list[int], like: Tensor) -> Tensor | None:
+    if weights_W is None:
+        return None
+    weights_H = torch.tensor([weights_W[block.holders[r]] for r in rows], dtype=like.dtype, device=like.device)
+    return weights_H / weights_H.sum()

@@ -1,0 +1,63 @@
+"""How options are declared: frozen dataclasses whose every field is checked, also when made by hand in a notebook."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, TypeVar, dataclass_transform
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass as _pydantic_dataclass
+
+from lab.errors import RecipeError, one_of
+
+T = TypeVar("T")
+
+Period = Annotated[int, Field(ge=1, description="every so many local steps")]
+Positive = Annotated[float, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+@dataclass_transform(frozen_default=True)
+def config(cls: type[T]) -> type[T]:
+    """A frozen dataclass that checks types and ranges and refuses keys it does not know."""
+    return _pydantic_dataclass(frozen=True, config=ConfigDict(extra="forbid", arbitrary_types_allowed=True))(cls)  # type: ignore[return-value]
+
+
+def checked(cls: type[T], options: Any, where: str = "") -> T:
+    """Build ``cls`` from plain JSON values; a mistake becomes one line.
+
+    Raises
+    ------
+    RecipeError
+        naming the key, what was given, what is allowed and, for a misspelt key, the nearest right one.
+    """
+    try:
+        return TypeAdapter(cls).validate_python(options)
+    except ValidationError as error:
+        raise RecipeError(explain(error, cls, where)) from None
+
+
+def explain(error: ValidationError, cls: type, where: str = "") -> str:
+    """The first thing pydantic found wrong, as one line for a person."""
+    first = error.errors()[0]
+    path = [str(p) for p in first["loc"]]
+    key = ".".join(([where] if where else []) + path)
+    if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        return one_of("option", key, _siblings(cls, path, where))
+    if first["type"] in ("missing", "missing_argument"):
+        return f"{key} is missing: {cls.__name__} needs it"
+    if isinstance(first.get("ctx", {}).get("error"), ValueError):
+        prefix = f"{key}: " if key else ""
+        return prefix + str(first["ctx"]["error"])
+    given = first["input"]
+    message = first["msg"][0].lower() + first["msg"][1:]
+    return f"{key} = {given!r} is not allowed: {message}"
+
+
+def _siblings(cls: Any, path: list[str], where: str) -> list[str]:
+    """The keys that are allowed where ``path`` ends."""
+    for step in path[:-1]:
+        field = getattr(cls, "__dataclass_fields__", {}).get(step)
+        hint = getattr(cls, "__pydantic_fields__", {}).get(step)
+        cls = hint.annotation if hint is not None else getattr(field, "type", None)
+    prefix = ".".join(([where] if where else []) + path[:-1])
+    return [f"{prefix}.{name}" if prefix else name for name in getattr(cls, "__dataclass_fields__", {})]

@@ -1,0 +1,203 @@
+"""Windows of tokens dealt to workers, and batches that need no cursor.
+
+The unit is a window: with context c, window i reads ``ids[i*c : i*c+c]`` and predicts ``ids[i*c+1 : i*c+c+1]``, so
+that no position is predicted in two windows. Its domain is that of the document its first token is in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lab.data.rng import generator
+from lab.errors import RecipeError, one_of
+
+if TYPE_CHECKING:
+    import torch
+
+    from lab.data.store import Tokens
+
+SPLITS = ("iid", "domain", "dirichlet:<alpha>", "size:<exponent>")
+
+
+def count_windows(tokens: Tokens, context: int) -> int:
+    """How many windows ``tokens`` holds. Raises RecipeError where there is not one."""
+    if context < 1:
+        raise RecipeError(f"context must be at least 1 token, not {context}")
+    count = (len(tokens.ids) - 1) // context
+    if count < 1:
+        raise RecipeError(
+            f"a context of {context} needs {context + 1} tokens but there are {len(tokens.ids)}: "
+            f"use a context of at most {len(tokens.ids) - 1} or more text"
+        )
+    return count
+
+
+def window_domains(tokens: Tokens, context: int) -> np.ndarray:
+    """Domain of every window, int32 [windows], as an index in ``Corpus.domains``."""
+    first = np.arange(count_windows(tokens, context), dtype=np.int64) * context
+    return tokens.doc_domain[np.searchsorted(tokens.doc_start, first, side="right") - 1]
+
+
+def split_windows(tokens: Tokens, num_workers: int, context: int, how: str = "iid", seed: int = 0) -> list[np.ndarray]:
+    """Deal all windows to ``num_workers`` workers: sorted int64 arrays of window indices, disjoint, none empty.
+
+    * ``iid``: at random, equal sizes (the first workers get one more where it does not divide).
+    * ``domain``: whole domains, the largest first, each to the worker with least so far. The seed plays no part.
+    * ``dirichlet:<alpha>``: each domain is divided in proportions drawn from Dirichlet(alpha) (Hsu et al. 2019,
+      arXiv:1909.06335); small alpha gives workers different domains, large alpha tends to ``iid``.
+    * ``size:<exponent>``: at random, worker w gets a share that goes as ``(w + 1) ** -exponent``; 0 gives equal sizes.
+
+    Raises RecipeError where a worker would get nothing, where the context is too long, and for an unknown ``how``.
+    """
+    kind, parameter = _parse(how)
+    if num_workers < 1:
+        raise RecipeError(f"the number of workers must be at least 1, not {num_workers}")
+    count = count_windows(tokens, context)
+    rng = generator(seed, f"split {kind}", num_workers, context)
+    shards: list[list[np.ndarray]] = [[] for _ in range(num_workers)]
+    if kind in ("domain", "dirichlet"):
+        domains = window_domains(tokens, context)
+        by_domain = np.split(np.argsort(domains, kind="stable"), np.cumsum(np.bincount(domains))[:-1])
+        if kind == "domain":
+            load = np.zeros(num_workers, dtype=np.int64)
+            for members in sorted(by_domain, key=len, reverse=True):
+                worker = int(load.argmin())
+                shards[worker].append(members)
+                load[worker] += len(members)
+        else:
+            for members in by_domain:
+                shares = rng.dirichlet(np.full(num_workers, parameter))
+                for shard, part in zip(shards, _divide(rng.permutation(members), shares), strict=True):
+                    shard.append(part)
+    else:
+        shares = np.arange(1, num_workers + 1, dtype=np.float64) ** -parameter  # iid: exponent 0
+        for shard, part in zip(shards, _divide(rng.permutation(count), shares / shares.sum()), strict=True):
+            shard.append(part)
+    result = [np.sort(np.concatenate(parts)) if parts else np.empty(0, np.int64) for parts in shards]
+    for worker, windows in enumerate(result):
+        if not len(windows):
+            raise RecipeError(
+                f"worker {worker} would get no data: split {how!r} deals {count} windows of {context} tokens to "
+                f"{num_workers} workers: use fewer workers, a smaller context or another split"
+            )
+    return [windows.astype(np.int64) for windows in result]
+
+
+def _parse(how: str) -> tuple[str, float]:
+    kind, colon, number = how.partition(":")
+    if kind in ("iid", "domain") and not colon:
+        return kind, 0.0
+    if kind not in ("dirichlet", "size"):
+        raise RecipeError(one_of("split", how, SPLITS))
+    try:
+        value = float(number)
+    except ValueError:
+        value = -1.0
+    low = 0.001 if kind == "dirichlet" else 0.0  # below that a Dirichlet draw underflows
+    if not low <= value <= 1e6:
+        raise RecipeError(f"split {how!r}: write {kind}:<number> with a number from {low:g} to 1e6, as in {kind}:0.5")
+    return kind, value
+
+
+def _divide(items: np.ndarray, shares: np.ndarray) -> list[np.ndarray]:
+    """Cut ``items`` in parts of about ``shares``; what rounding leaves goes to the largest remainders, in order."""
+    exact = shares * len(items)
+    sizes = np.floor(exact).astype(np.int64)
+    left = len(items) - int(sizes.sum())
+    sizes[np.argsort(sizes - exact, kind="stable")[:left]] += 1
+    return np.split(items, np.cumsum(sizes)[:-1])
+
+
+def _windows(tokens: Tokens, context: int) -> np.ndarray:
+    """View of the ids as overlapping rows, [windows, context + 1]: row i is window i with its last target."""
+    ids = np.asarray(tokens.ids)
+    shape = (count_windows(tokens, context), context + 1)
+    return np.lib.stride_tricks.as_strided(ids, shape, (context * ids.itemsize, ids.itemsize), writeable=False)
+
+
+def _tensors(rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    import torch
+
+    # Two copies, so that both tensors are contiguous.
+    return torch.from_numpy(rows[:, :-1].astype(np.int64)), torch.from_numpy(rows[:, 1:].astype(np.int64))
+
+
+@dataclass(frozen=True)
+class Batches:
+    """Stateless batches: batch (worker, t) is a pure function of (seed, worker, t), so resume needs no cursor.
+
+    A worker goes through its shard without replacement, epoch after epoch, in a fresh order each time. A batch at the
+    end of an epoch takes its rest from the next one. ``get`` may be called from several threads.
+    """
+
+    tokens: Tokens
+    shards: Sequence[np.ndarray]
+    batch_size: int
+    context: int
+    seed: int
+    # worker -> (epoch, its windows in order): only a cache, each pair replaced whole, so threads may race on it
+    _epochs: dict[int, tuple[int, np.ndarray]] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Raises RecipeError for a batch size below 1, an empty shard, or a context longer than the text."""
+        if self.batch_size < 1:
+            raise RecipeError(f"the batch size must be at least 1, not {self.batch_size}")
+        count_windows(self.tokens, self.context)
+        for worker, shard in enumerate(self.shards):
+            if not len(shard):
+                raise RecipeError(f"worker {worker} has no data: use fewer workers or another split")
+
+    @cached_property
+    def _rows(self) -> np.ndarray:
+        return _windows(self.tokens, self.context)
+
+    def _epoch(self, worker: int, epoch: int) -> np.ndarray:
+        cached = self._epochs.get(worker)
+        if cached is None or cached[0] != epoch:
+            cached = (epoch, generator(self.seed, "epoch", worker, epoch).permutation(self.shards[worker]))
+            self._epochs[worker] = cached
+        return cached[1]
+
+    def windows(self, worker: int, t: int) -> np.ndarray:
+        """Window indices of batch ``t`` (from 1) of ``worker``, int64 [batch_size]."""
+        if t < 1 or not 0 <= worker < len(self.shards):
+            raise IndexError(f"worker {worker} of {len(self.shards)}, batch {t}: workers count from 0, batches from 1")
+        size = len(self.shards[worker])
+        start, need = (t - 1) * self.batch_size, self.batch_size
+        parts = []
+        while need:
+            epoch, at = divmod(start, size)
+            parts.append(self._epoch(worker, epoch)[at : at + need])
+            start, need = start + len(parts[-1]), need - len(parts[-1])
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def get(self, worker: int, t: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Inputs and targets of batch ``t`` (from 1) of ``worker``: int64 [batch_size, context] each."""
+        return _tensors(self._rows[self.windows(worker, t)])
+
+
+def validation_windows(tokens: Tokens, context: int, num_windows: int) -> np.ndarray:
+    """Indices of ``num_windows`` evenly spaced windows (all of them where there are fewer), int64."""
+    total = count_windows(tokens, context)
+    if num_windows < 1:
+        raise RecipeError(f"validation needs at least 1 window, not {num_windows}")
+    count = min(num_windows, total)
+    return np.arange(count, dtype=np.int64) * total // count
+
+
+def validation_batches(
+    tokens: Tokens, context: int, batch_size: int, num_windows: int
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """A fixed validation set: the windows of ``validation_windows``, in order.
+
+    Returns pairs of int64 [batch_size, context] inputs and targets; the last pair may have fewer rows.
+    """
+    if batch_size < 1:
+        raise RecipeError(f"the batch size must be at least 1, not {batch_size}")
+    rows = _windows(tokens, context)[validation_windows(tokens, context, num_windows)]
+    return [_tensors(rows[i : i + batch_size]) for i in range(0, len(rows), batch_size)]

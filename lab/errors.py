@@ -1,0 +1,26 @@
+"""Errors that are for users: each message is one line that says what was wrong, what is allowed and what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class LabError(Exception):
+    """Something went wrong that the user can act on. The command line prints the message alone."""
+
+    exit_code = 1
+
+
+class RecipeError(LabError):
+    """The input was wrong, found before anything started (exit code 2)."""
+
+    exit_code = 2
+
+
+def one_of(what: str, got: object, allowed: Iterable[object]) -> str:
+    """``unknown method 'deslok': use one of des_loc, diloco (did you mean 'des_loc'?)``"""
+    names = [str(a) for a in allowed]
+    close = difflib.get_close_matches(str(got), names, n=1)
+    hint = f" (did you mean {close[0]!r}?)" if close else ""
+    return f"unknown {what} {str(got)!r}: use one of {', '.join(names)}{hint}"

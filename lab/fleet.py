@@ -1,0 +1,284 @@
+"""Workers as modules over stacks.
+
+A fleet is a table: named tensors down, workers across, a cell empty where a worker does not hold the tensor. Tensors with
+the same holders and the same group lie side by side in one *block*, so that an average over workers is one mean over
+axis 0 and an elementwise optimizer is one fused call. Every worker's module parameters and gradients are views of its
+rows; forward and backward are ordinary PyTorch on an ordinary module.
+
+Legend: W workers in this process, H holders of a block, P elements of one copy of it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+
+def num_cores() -> int:
+    """Cores this process may use."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # macOS, Windows
+        return os.cpu_count() or 1
+
+
+@dataclass(frozen=True)
+class Block:
+    """Where tensors with the same holders and the same group lie inside one ``[H, P]`` tensor."""
+
+    group: str  # what the tensors are ("attention", "mlp", …), for reading a ledger
+    holders: tuple[int, ...]  # worker of each row
+    names: tuple[str, ...]
+    shapes: tuple[torch.Size, ...]
+    offsets: tuple[int, ...]  # first element of each tensor in a row
+    numel: int  # P
+
+
+@dataclass(frozen=True)
+class Layout:
+    """All blocks, and where to find a name. Blocks keep the order in which the model names its tensors."""
+
+    blocks: tuple[Block, ...]
+    place: dict[str, tuple[int, int]] = field(repr=False)  # name -> (block, position in it)
+
+    @classmethod
+    def of(cls, holders: dict[str, tuple[int, ...]], shapes: dict[str, torch.Size], group: Callable[[str], str]) -> Layout:
+        together: dict[tuple[str, tuple[int, ...]], list[str]] = {}
+        for name, held_by in holders.items():
+            together.setdefault((group(name), held_by), []).append(name)
+        blocks, place = [], {}
+        for (label, held_by), names in together.items():
+            offsets, end = [], 0
+            for i, name in enumerate(names):
+                place[name] = (len(blocks), i)
+                offsets.append(end)
+                end += shapes[name].numel()
+            blocks.append(Block(label, held_by, tuple(names), tuple(shapes[n] for n in names), tuple(offsets), end))
+        return cls(tuple(blocks), place)
+
+
+class Stack:
+    """Named tensors of several workers: one ``[H, P]`` tensor per block; ``stack[name]`` is the view ``[H, *shape]``.
+
+    Agreed (shared) state has the same layout with one row, ``[1, P]``, so that it broadcasts against the copies.
+    """
+
+    def __init__(self, layout: Layout, blocks: Sequence[Tensor]):
+        self.layout, self.blocks = layout, list(blocks)
+
+    @classmethod
+    def zeros(cls, layout: Layout, device: torch.device, dtype: torch.dtype) -> Stack:
+        return cls(layout, [torch.zeros(len(b.holders), b.numel, device=device, dtype=dtype) for b in layout.blocks])
+
+    def __getitem__(self, name: str) -> Tensor:
+        i, k = self.layout.place[name]
+        block, start = self.layout.blocks[i], self.layout.blocks[i].offsets[k]
+        rows = self.blocks[i][:, start : start + block.shapes[k].numel()]
+        return rows.unflatten(1, block.shapes[k]) if block.shapes[k] else rows.squeeze(1)
+
+    def names(self) -> Iterable[str]:
+        return self.layout.place
+
+    def cell(self, name: str, worker: int) -> Tensor:
+        """The copy of ``name`` that ``worker`` holds, a view. KeyError where the cell is empty."""
+        held_by = self.layout.blocks[self.layout.place[name][0]].holders
+        if worker not in held_by:
+            raise KeyError(f"worker {worker} does not hold {name}")
+        return self[name][held_by.index(worker)]
+
+    def clone(self) -> Stack:
+        return Stack(self.layout, [b.clone() for b in self.blocks])
+
+    def first(self) -> Stack:
+        """One agreed copy ``[1, P]`` of every block, taken from its first holder (all equal at the start of a run)."""
+        return Stack(self.layout, [b[:1].clone() for b in self.blocks])
+
+    def rows(self, i: int, workers: Sequence[bool]) -> list[int]:
+        """Rows of block ``i`` whose worker is marked in ``workers``."""
+        return [r for r, w in enumerate(self.layout.blocks[i].holders) if workers[w]]
+
+    @torch.no_grad()
+    def copy_(self, agreed: Stack, workers: Sequence[bool]) -> None:
+        """Every marked holder takes its own copy of an agreed state that it already knows: nothing travels."""
+        for i, (mine, theirs) in enumerate(zip(self.blocks, agreed.blocks, strict=True)):
+            rows = self.rows(i, workers)
+            if len(rows) == len(mine):
+                mine.copy_(theirs)
+            elif rows:
+                mine[rows] = theirs
+
+
+@torch.no_grad()
+def clip_(grads: Stack, max_norm: float | None, how: str = "norm") -> None:
+    """Clip every worker's gradient by itself, in place.
+
+    ``how="norm"``: scale so that the worker's norm over all its tensors is at most ``max_norm``
+    (as ``torch.nn.utils.clip_grad_norm_``); ``how="value"``: clamp each coordinate to ±``max_norm``.
+    """
+    if max_norm is None:
+        return
+    if how == "value":
+        torch._foreach_clamp_min_(grads.blocks, -max_norm)
+        torch._foreach_clamp_max_(grads.blocks, max_norm)
+        return
+    norm_W = worker_norms(grads)
+    for block, g in zip(grads.layout.blocks, grads.blocks, strict=True):
+        scale_H = (max_norm / (norm_W[list(block.holders)] + 1e-6)).clamp(max=1.0)
+        g.mul_(scale_H[:, None])
+
+
+@torch.no_grad()
+def worker_norms(stack: Stack) -> Tensor:
+    """Euclidean norm over all tensors of each worker, ``[workers]``."""
+    num = 1 + max(w for b in stack.layout.blocks for w in b.holders)
+    square_W = torch.zeros(num, device=stack.blocks[0].device, dtype=stack.blocks[0].dtype)
+    for block, x in zip(stack.layout.blocks, stack.blocks, strict=True):
+        square_W[list(block.holders)] += torch.linalg.vector_norm(x, dim=1).square()
+    return square_W.sqrt()
+
+
+class Fleet:
+    """The W workers that live in this process.
+
+    Parameters
+    ----------
+    build
+        ``build(worker)`` returns the worker's module; it is called under the ``meta`` device, so it costs no memory and
+        its initial values do not count. ``build(None)`` returns the whole model with its initial values: every worker
+        starts from the values that this model has under the same name.
+    num_workers
+        N; the workers are 0 … N−1.
+    device
+        ``meta`` makes a dry fleet: all shapes, no numbers.
+    threads
+        workers that compute at the same time, default the cores. Each uses one intra-op thread.
+    """
+
+    def __init__(
+        self,
+        build: Callable[[int | None], nn.Module],
+        num_workers: int,
+        *,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+        threads: int | None = None,
+    ):
+        self.build, self.num_workers = build, num_workers
+        self.device, self.dtype = torch.device(device), dtype
+        self.up = [True] * num_workers
+        self.in_order = False  # set when the modules turn out to draw from torch's global generator
+        self.threads = max(1, min(num_workers, threads or num_cores()))
+        self._pool: ThreadPoolExecutor | None = None
+        self._looked_for_draws = False
+
+        whole = build(None)
+        values = {name: p.detach() for name, p in whole.named_parameters()}
+        with torch.device("meta"):
+            self.modules = [build(w) for w in range(num_workers)]
+        shapes: dict[str, torch.Size] = {}
+        holders: dict[str, list[int]] = {}
+        for w, module in enumerate(self.modules):
+            for name, p in module.named_parameters():
+                if p.requires_grad:
+                    shapes[name] = p.shape
+                    holders.setdefault(name, []).append(w)
+        order = [n for n in values if n in holders] + [n for n in holders if n not in values]
+        group = getattr(whole, "tensor_group", lambda name: "all")
+        layout = Layout.of({n: tuple(holders[n]) for n in order}, shapes, group)
+        self.params = Stack.zeros(layout, self.device, dtype)
+        self.grads = Stack.zeros(layout, self.device, dtype)
+        # What no optimizer moves: buffers, frozen parameters, tensors that nobody holds. One copy for all.
+        self._constants = {n: v for n, v in values.items() if n not in holders} | dict(whole.named_buffers())
+        if self.device.type != "meta":
+            with torch.no_grad():
+                for name in order:
+                    self.params[name].copy_(values[name])
+            for w, module in enumerate(self.modules):
+                self._attach(module, lambda name, w=w: self.params.cell(name, w), lambda name, w=w: self.grads.cell(name, w))
+
+    @property
+    def layout(self) -> Layout:
+        return self.params.layout
+
+    def num_params(self, worker: int = 0) -> int:
+        """Elements that ``worker`` holds."""
+        return sum(b.numel for b in self.layout.blocks if worker in b.holders)
+
+    def backward(self, loss_of: Callable[[nn.Module, int], Tensor], seed: Callable[[int], int] = int) -> Tensor:
+        """Fill the gradient of every worker that is up; return their losses ``[N]``, NaN for those that are down.
+
+        Workers run side by side, one thread each. A module that draws from torch's global generator (dropout) is found
+        out in the first step, which runs in order; such fleets stay in order, with ``seed(worker)`` set before each.
+        """
+        loss_W = torch.full((self.num_workers,), float("nan"), dtype=torch.float64)
+        if self.device.type == "meta":
+            return loss_W
+        workers = [w for w in range(self.num_workers) if self.up[w]]
+
+        def one(w: int) -> None:
+            for block, g in zip(self.layout.blocks, self.grads.blocks, strict=True):
+                if w in block.holders:
+                    g[block.holders.index(w)].zero_()
+            loss = loss_of(self.modules[w], w)
+            loss.backward()  # type: ignore[no-untyped-call]
+            loss_W[w] = loss.detach()
+
+        if self._looked_for_draws and not self.in_order:
+            list(self.pool.map(one, workers))
+        else:
+            with torch.random.fork_rng(devices=[]):
+                for w in workers:
+                    torch.manual_seed(seed(w))
+                    before = torch.get_rng_state()
+                    self.pool.submit(one, w).result()
+                    self.in_order |= not torch.equal(before, torch.get_rng_state())
+            self._looked_for_draws |= bool(workers)
+        return loss_W
+
+    @property
+    def pool(self) -> ThreadPoolExecutor:
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(self.threads, "worker", initializer=torch.set_num_threads, initargs=(1,))
+        return self._pool
+
+    def whole_model(self, agreed: Stack) -> nn.Module:
+        """The whole model, in eval mode, as views of agreed values: no copy. Names nobody holds keep their first values."""
+        with torch.device("meta"):
+            model = self.build(None)
+        self._attach(model, lambda name: agreed[name][0])
+        return model.eval().requires_grad_(False)
+
+    def _attach(
+        self,
+        module: nn.Module,
+        value: Callable[[str], Tensor],
+        grad: Callable[[str], Tensor] | None = None,
+    ) -> None:
+        """Put views where a module made on ``meta`` has its parameters (tied ones stay tied) and its buffers."""
+        named = {id(p): (name, p) for name, p in module.named_parameters()}
+        made: dict[int, nn.Parameter] = {}
+        for path, part in module.named_modules():
+            for leaf, p in part._parameters.items():
+                if p is None:
+                    continue
+                if id(p) not in made:
+                    name = named[id(p)][0]
+                    moves = name in self.layout.place
+                    made[id(p)] = nn.Parameter(value(name) if moves else self._constants[name], requires_grad=moves)
+                    if moves and grad is not None:
+                        made[id(p)].grad = grad(name)
+                part._parameters[leaf] = made[id(p)]
+            for leaf, b in part._buffers.items():
+                if b is not None:  # a buffer is each worker's own and is never averaged
+                    part._buffers[leaf] = self._constants[f"{path}.{leaf}" if path else leaf].clone()
+
+    def close(self) -> None:
+        if self._pool is not None:
+            self._pool.shutdown()
+            self._pool = None
+

@@ -1,0 +1,50 @@
+"""One paper, one file. To add a method: write its file and list it here; the laws in ``tests`` then cover it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lab.config import checked
+from lab.errors import RecipeError, one_of
+from lab.methods.ddp import DDP
+from lab.methods.des_loc import DESLOC
+from lab.methods.diloco import DiLoCo
+from lab.methods.local_adam import LocalAdam
+from lab.methods.local_sgd import LocalSGD
+from lab.methods.state import Grad, Method, State
+
+METHODS: dict[str, type[Method]] = {
+    "ddp": DDP,
+    "local_sgd": LocalSGD,
+    "local_adam": LocalAdam,
+    "diloco": DiLoCo,
+    "des_loc": DESLOC,
+}
+
+
+def method(spec: Any) -> Method:
+    """A method from its name, from ``{"name": …, option: value}``, or as it is.
+
+    Raises
+    ------
+    RecipeError
+        for an unknown name or option, or a value that is not allowed.
+    """
+    if isinstance(spec, str):
+        spec = {"name": spec}
+    if not isinstance(spec, dict):
+        return spec  # type: ignore[no-any-return]
+    options = dict(spec)
+    name = options.pop("name", None)
+    if name is None:
+        raise RecipeError(f"method.name is missing: use one of {', '.join(METHODS)}")
+    if name not in METHODS:
+        raise RecipeError(one_of("method", name, METHODS))
+    return checked(METHODS[name], options, "method")
+
+
+def name_of(m: Method) -> str:
+    return next(name for name, cls in METHODS.items() if isinstance(m, cls))
+
+
+__all__ = ["DDP", "DESLOC", "METHODS", "DiLoCo", "Grad", "LocalAdam", "LocalSGD", "Method", "State", "method", "name_of"]

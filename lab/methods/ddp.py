@@ -1,0 +1,36 @@
+"""DDP: data-parallel training, the yardstick. Every gradient is averaged in every step."""
+
+from __future__ import annotations
+
+from pydantic import Field
+from torch import Tensor
+
+from lab.comm import Communicator
+from lab.config import Positive, config
+from lab.fleet import clip_
+from lab.methods.state import Grad, State
+from lab.optim import AdamW, Optimizer
+
+
+@config
+class DDP:
+    """One model on the joined batch, spread over the workers (`torch.nn.parallel.DistributedDataParallel`).
+
+    Sends: ``grads``, once per step. State: parameters and inner states are local and equal everywhere, because equal
+    values move by the same mean gradient.
+
+    ``max_norm``: the norm of the *averaged* gradient is clipped, as one model on the joined batch would.
+    """
+
+    inner: Optimizer = Field(default_factory=lambda: AdamW(lr=3e-3))
+    max_norm: Positive | None = 1.0
+
+    def init(self, s: State) -> None:
+        s.optimizers["inner"] = self.inner.over(s.local["params"], s.grads)
+
+    def step(self, s: State, grad: Grad, comm: Communicator, t: int) -> Tensor:
+        loss_W = grad(s)
+        comm.mean_(s.grads, "grads")
+        clip_(s.grads, self.max_norm)
+        self.inner.step_(s, t)
+        return loss_W

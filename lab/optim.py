@@ -1,0 +1,232 @@
+"""Inner and outer optimizers: any elementwise one of ``torch.optim``, run once over all workers, and the two that torch lacks.
+
+Elementwise means that each coordinate is updated from its own history alone. Only then is one call on the stacked
+``[H, P]`` tensors the same as one call per worker. State tensors keep torch's own names (``exp_avg``, ``exp_avg_sq``, …).
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from lab.config import Fraction, Positive, config
+from lab.errors import RecipeError, one_of
+from lab.fleet import Stack
+
+if TYPE_CHECKING:
+    from lab.methods.state import State
+
+
+class ADOPT(torch.optim.Optimizer):
+    """Adam that normalises by the *previous* second moment (Taniguchi et al. 2024, as DES-LOC uses it).
+
+    First step: v = g² only. Then m = β1·m + (1−β1)·g / max(√v, ε);  x = x − lr·m;  v = β2·v + (1−β2)·g².
+    No bias correction. States ``exp_avg`` (m) and ``exp_avg_sq`` (v).
+    """
+
+    def __init__(self, params: Any, lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.9999), eps: float = 1e-6):
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "differentiable": False})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            beta1, beta2 = group["betas"]
+            for x in group["params"]:
+                g, state = x.grad, self.state[x]
+                if g is None:
+                    continue
+                if not state:
+                    state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(x), g * g
+                    continue
+                m, v = state["exp_avg"], state["exp_avg_sq"]
+                m.lerp_(g / v.sqrt().clamp_(min=group["eps"]), 1 - beta1)
+                x.add_(m, alpha=-group["lr"])
+                v.mul_(beta2).addcmul_(g, g, value=1 - beta2)
+
+
+class SGDM(torch.optim.Optimizer):
+    """SGD with averaged momentum, u = β·u + (1−β)·g from u = 0; x = x − lr·u (the form that DES-LOC analyses).
+
+    ``torch.optim.SGD`` starts with u = g instead. State ``momentum_buffer`` (u).
+    """
+
+    def __init__(self, params: Any, lr: float = 1e-2, momentum: float = 0.9):
+        super().__init__(params, {"lr": lr, "momentum": momentum, "differentiable": False})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for x in group["params"]:
+                if x.grad is None:
+                    continue
+                u = self.state[x].setdefault("momentum_buffer", torch.zeros_like(x))
+                u.lerp_(x.grad, 1 - group["momentum"])
+                x.add_(u, alpha=-group["lr"])
+
+
+ELEMENTWISE: dict[str, type[torch.optim.Optimizer]] = {
+    "AdamW": torch.optim.AdamW,
+    "Adam": torch.optim.Adam,
+    "NAdam": torch.optim.NAdam,
+    "RAdam": torch.optim.RAdam,
+    "Adamax": torch.optim.Adamax,
+    "Adagrad": torch.optim.Adagrad,
+    "Adadelta": torch.optim.Adadelta,
+    "RMSprop": torch.optim.RMSprop,
+    "Rprop": torch.optim.Rprop,
+    "SGD": torch.optim.SGD,
+    "ADOPT": ADOPT,
+    "SGDM": SGDM,
+}
+_HAS_FUSED = ("AdamW", "Adam", "SGD", "Adagrad")
+
+
+@config
+class Optimizer:
+    """Which optimizer, its learning rate, and its other arguments under ``options`` (torch's names and defaults)."""
+
+    name: str = "AdamW"
+    lr: Positive = 1e-3
+    options: dict[str, Any] = Field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.name not in ELEMENTWISE:
+            raise RecipeError(one_of("optimizer", self.name, ELEMENTWISE))
+        allowed = [a for a in inspect.signature(ELEMENTWISE[self.name].__init__).parameters if a not in ("self", "params", "lr")]
+        for key in self.options:
+            if key not in allowed:
+                raise RecipeError(one_of(f"{self.name} option", key, allowed))
+        try:
+            _state_names(self)
+        except (TypeError, ValueError) as error:
+            raise RecipeError(f"{self.name} does not accept {self.options}: {error}") from None
+
+    def over(self, params: Stack, grads: Stack | None = None) -> torch.optim.Optimizer:
+        """The torch optimizer whose parameters are the blocks of ``params`` and whose gradients are those of ``grads``."""
+        leaves = [torch.nn.Parameter(p) for p in params.blocks]
+        for leaf, g in zip(leaves, grads.blocks if grads else (), strict=False):
+            leaf.grad = g
+        return _make(self, leaves)
+
+    @property
+    def state_names(self) -> tuple[str, ...]:
+        """Names of the state tensors that have the shape of the parameters, as torch calls them."""
+        return _state_names(self)
+
+    def step_(self, s: State, t: int) -> None:
+        """One local step of the inner optimizer at every worker that is up; workers that are down do not move."""
+        step_(s.optimizers["inner"], self.lr * s.schedule(t), s.local["params"], s.fleet.up)
+        s.local.update(states(s.optimizers["inner"], s.local["params"]))
+
+
+def step_(optimizer: torch.optim.Optimizer, lr: float, params: Stack, up: list[bool]) -> None:
+    """``optimizer.step()`` over the blocks of ``params``; rows of workers that are down are put back afterwards."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    keep: list[tuple[Tensor, list[int], Tensor]] = []
+    if not all(up):
+        down = [not u for u in up]
+        before = [params, *states(optimizer, params).values()]
+        for stack in before:
+            for i, x in enumerate(stack.blocks):
+                rows = stack.rows(i, down)
+                if rows:
+                    keep.append((x, rows, x[rows]))
+        for i, leaf in enumerate(optimizer.param_groups[0]["params"]):
+            leaf.grad[params.rows(i, down)] = 0.0
+    with torch.no_grad():
+        optimizer.step()
+        for x, rows, old in keep:
+            x[rows] = old
+
+
+def states(optimizer: torch.optim.Optimizer, params: Stack) -> dict[str, Stack]:
+    """The optimizer's own state tensors, by torch's name, as stacks (no copies); empty before the first step."""
+    leaves = optimizer.param_groups[0]["params"]
+    per_leaf = [optimizer.state[leaf] for leaf in leaves]
+    names = [k for k, v in per_leaf[0].items() if isinstance(v, Tensor) and v.shape == leaves[0].shape]
+    return {k: Stack(params.layout, [state[k] for state in per_leaf]) for k in names}
+
+
+def reset_(optimizer: torch.optim.Optimizer, params: Stack, up: list[bool]) -> None:
+    """Every worker that is up forgets its optimizer state: all state tensors and the step count go to zero."""
+    for stack in states(optimizer, params).values():
+        for i, x in enumerate(stack.blocks):
+            x[stack.rows(i, up)] = 0.0
+    for state in optimizer.state.values():
+        if isinstance(state.get("step"), Tensor):
+            state["step"].zero_()
+
+
+ZERO_AT_START = ("AdamW", "Adam", "RAdam", "Adamax", "Adadelta", "RMSprop", "SGD", "SGDM", "ADOPT")
+
+
+@functools.cache
+def _eager(name: str) -> Callable[..., torch.optim.Optimizer]:
+    """The class without the decorators that import ``torch._dynamo`` (over a second) only to tell a compiler to look away."""
+    cls = ELEMENTWISE[name]
+    if cls.__module__ == __name__:
+        body: dict[str, Any] = {}
+    else:
+        body = {"step": torch.no_grad()(inspect.unwrap(cls.step))}
+    return type(name, (cls,), body | {"add_param_group": inspect.unwrap(torch.optim.Optimizer.add_param_group)})
+
+
+def _make(spec: Optimizer, leaves: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+    options = dict(spec.options)
+    if spec.name in _HAS_FUSED and not leaves[0].is_meta and not options.get("foreach"):
+        options.setdefault("fused", True)  # one pass over memory instead of several
+    return _eager(spec.name)(leaves, lr=spec.lr, **options)
+
+
+def _state_names(spec: Optimizer) -> tuple[str, ...]:
+    """Found by taking one step on two numbers, so that no list of names has to be kept."""
+    leaf = torch.nn.Parameter(torch.ones(2))
+    leaf.grad = torch.ones(2)
+    optimizer = _make(spec, [leaf])
+    optimizer.step()
+    return tuple(k for k, v in optimizer.state[leaf].items() if isinstance(v, Tensor) and v.shape == leaf.shape)
+
+
+def AdamW(lr: float, betas: tuple[float, float] = (0.9, 0.95), eps: float = 1e-8, weight_decay: float = 0.0) -> Optimizer:
+    """The usual inner optimizer of the papers: AdamW without weight decay."""
+    return Optimizer("AdamW", lr, {"betas": betas, "eps": eps, "weight_decay": weight_decay})
+
+
+def Nesterov(lr: float = 0.7, momentum: float = 0.9) -> Optimizer:
+    """The outer step of DiLoCo: b = μ·b + Δ;  θ = θ − lr·(Δ + μ·b)."""
+    return Optimizer("SGD", lr, {"momentum": momentum, "nesterov": True})
+
+
+@config
+class Schedule:
+    """What multiplies the inner learning rate at local step t = 1 … steps.
+
+    ``constant``; ``cosine`` from 1 down to ``final``; ``wsd`` (warm-up, stable, decay) with a 1 − √ decay to ``final``
+    over the last ``decay_fraction`` of the steps. All begin with a linear warm-up of ``warmup`` steps.
+    """
+
+    kind: Literal["constant", "cosine", "wsd"] = "constant"
+    warmup: int = Field(default=0, ge=0)
+    decay_fraction: Fraction = 0.1
+    final: Fraction = 0.0
+
+    def at(self, t: int, steps: int) -> float:
+        if t <= self.warmup:
+            return t / self.warmup
+        if self.kind == "cosine":
+            done = (t - self.warmup) / max(1, steps - self.warmup)
+            return self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+        if self.kind == "wsd":
+            decay = self.decay_fraction * steps
+            into = t - (steps - decay)
+            if into > 0:
+                return self.final + (1 - self.final) * (1 - math.sqrt(min(1.0, into / decay)))
+        return 1.0

@@ -1,0 +1,31 @@
+"""The outer step that DiLoCo introduced and others take over: an optimizer on the agreed parameters.
+
+The mean pseudo-gradient Δ = E[shared − local] is the gradient of the outer optimizer; afterwards every worker goes on from
+the new shared parameters.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from lab.comm import Communicator
+from lab.methods.state import State
+from lab.optim import Optimizer, states
+
+
+def init_outer(s: State, outer: Optimizer) -> None:
+    """The shared parameters (where all workers start) and the outer optimizer over them."""
+    s.shared["params"] = s.local["params"].first()
+    s.optimizers["outer"] = outer.over(s.shared["params"])
+
+
+@torch.no_grad()
+def outer_step_(s: State, comm: Communicator) -> None:
+    """Average the pseudo-gradients, step the outer optimizer, and let every worker that is up continue from the result."""
+    moved = comm.mean(s.local["params"], "params", minus=s.shared["params"])  # E[local − shared] = −Δ
+    optimizer = s.optimizers["outer"]
+    for leaf, m in zip(optimizer.param_groups[0]["params"], moved.blocks, strict=True):
+        leaf.grad = m.neg_()
+    optimizer.step()
+    s.shared.update(states(optimizer, s.shared["params"]))
+    s.local["params"].copy_(s.shared["params"], s.fleet.up)

@@ -1,0 +1,50 @@
+"""Recipes by name: small ones that train on a laptop, and the papers' own for dry runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+_SMALL: dict[str, Any] = {
+    "model": "nano",
+    "corpus": "stdlib",
+    "num_workers": 4,
+    "batch_size": 8,
+    "context": 64,
+    "steps": 384,
+    "schedule": {"kind": "wsd", "warmup": 20},
+    "eval_every": 32,
+}
+_ADAMW = {"name": "AdamW", "lr": 3e-3, "options": {"betas": [0.9, 0.95], "weight_decay": 0.0}}
+_ADOPT = {"name": "ADOPT", "lr": 2.1e-3, "options": {"betas": [0.95, 0.9999]}}
+
+# DES-LOC's billion-scale run (section 5 of the paper): four workers, two million tokens a step, context 2048.
+_PAPER: dict[str, Any] = {"num_workers": 4, "batch_size": 256, "context": 2048, "checkpoint_every": 0, "eval_every": 0}
+_DES_LOC_PERIODS = {"params": 256, "exp_avg": 768, "exp_avg_sq": 1536}
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "ddp": _SMALL | {"method": {"name": "ddp", "inner": _ADAMW}},
+    "local_sgd": _SMALL | {"method": {"name": "local_sgd", "sync_every": 16, "inner": _ADAMW}},
+    "local_adam": _SMALL | {"method": {"name": "local_adam", "sync_every": 16, "inner": _ADAMW}},
+    "diloco": _SMALL | {"method": {"name": "diloco", "sync_every": 16, "inner": _ADAMW}},
+    "des_loc": _SMALL
+    | {
+        "method": {
+            "name": "des_loc",
+            "sync_every": {"params": 16, "exp_avg": 48, "exp_avg_sq": 96},
+            "inner": _ADAMW,
+        }
+    },
+    "des_loc_1.7B": _PAPER
+    | {
+        "model": "1.7B",
+        "steps": 20_480,
+        "method": {"name": "des_loc", "sync_every": _DES_LOC_PERIODS, "inner": _ADOPT},
+        "schedule": {"kind": "wsd", "warmup": 2048},
+    },
+    "des_loc_13B": _PAPER
+    | {
+        "model": "13B",
+        "steps": 1536,
+        "method": {"name": "des_loc", "sync_every": _DES_LOC_PERIODS, "inner": _ADOPT},
+    },
+}

@@ -1,0 +1,157 @@
+"""A recipe is everything needed to repeat a run. It is checked before anything starts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, SkipValidation
+from pydantic_core import to_jsonable_python
+
+from lab.codecs import codec
+from lab.config import checked, config
+from lab.errors import RecipeError, one_of
+from lab.methods import DESLOC, name_of
+from lab.methods import method as parse_method
+from lab.models.gpt import GPT, size
+from lab.optim import Schedule
+from lab.presets import PRESETS
+from lab.scenarios import Scenario
+
+Count = Annotated[int, Field(ge=1)]
+
+
+def _model(value: Any) -> Any:
+    """A named size, or a size with changes: ``{"size": "micro", "dropout": 0.1}``."""
+    if isinstance(value, str):
+        return size(value)
+    if isinstance(value, dict):
+        changes = dict(value)
+        base = size(changes.pop("size")) if "size" in changes else GPT()
+        return checked(GPT, vars(base) | changes, "model") if changes else base
+    return value
+
+
+@config
+class Recipe:
+    """One run.
+
+    method
+        a name from ``lab list``, or ``{"name": …, option: value}``.
+    model
+        a named size, or the fields of `lab.models.gpt.GPT`.
+    corpus, tokenizer, split
+        see `lab.data`: where the text comes from, how it becomes tokens, which worker sees what.
+    batch_size, context
+        sequences per worker and local step; tokens per sequence.
+    steps
+        local steps of every worker.
+    codecs
+        what travels instead of a state, e.g. ``{"params": "int8"}``.
+    eval_every, eval_windows
+        how often the averaged model is scored (0: never but at the end), and on how many validation windows.
+    checkpoint_every
+        steps between two checkpoints (0: none).
+    """
+
+    method: Annotated[SkipValidation[Any], BeforeValidator(parse_method)] = Field(default_factory=DESLOC)
+    model: Annotated[GPT, BeforeValidator(_model)] = Field(default_factory=lambda: size("nano"))
+    corpus: str = "stdlib"
+    tokenizer: str = "bytes"
+    split: str = "iid"
+    num_workers: Count = 4
+    steps: Count = 200
+    batch_size: Count = 8
+    context: Annotated[int, Field(ge=2)] = 64
+    seed: Annotated[int, Field(ge=0)] = 0
+    schedule: Schedule = Field(default_factory=Schedule)
+    codecs: dict[str, str] = Field(default_factory=dict)
+    scenario: Scenario = Field(default_factory=Scenario)
+    eval_every: Annotated[int, Field(ge=0)] = 50
+    eval_windows: Count = 64
+    checkpoint_every: Annotated[int, Field(ge=0)] = 100
+    dtype: Literal["float32", "float64", "bfloat16"] = "float32"
+
+    def __post_init__(self) -> None:
+        self.scenario.check(self.num_workers)
+        for state, spec in self.codecs.items():
+            codec(spec)
+            states = ("params", "grads", *self.method.inner.state_names)
+            if state not in states:
+                raise RecipeError(one_of("state in codecs", state, states))
+        if self.schedule.warmup >= self.steps > 1:
+            raise RecipeError(f"schedule.warmup = {self.schedule.warmup} leaves nothing of the {self.steps} steps")
+
+    @classmethod
+    def of(cls, spec: Mapping[str, Any] | str | Recipe, overrides: Sequence[str] = ()) -> Recipe:
+        """From a preset's name, the path of a JSON file, or a mapping; then ``key=value`` overrides, dots for nesting.
+
+        Raises
+        ------
+        RecipeError
+            one line: what was wrong, what is allowed.
+        """
+        if isinstance(spec, Recipe):
+            spec = spec.to_dict()
+        raw = _read(spec) if isinstance(spec, str) else json.loads(json.dumps(dict(spec), default=to_jsonable_python))
+        for override in overrides:
+            _apply(raw, override)
+        return checked(cls, raw)
+
+    def but(self, **changes: Any) -> Recipe:
+        """The same recipe with some fields changed."""
+        return Recipe.of(self.to_dict() | changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values; ``Recipe.of`` reads them back."""
+        raw: dict[str, Any] = to_jsonable_python(replace(self))
+        raw["method"] = {"name": name_of(self.method)} | raw["method"]
+        return raw
+
+    @property
+    def id(self) -> str:
+        """Method, workers and eight digits of a hash of the whole recipe."""
+        text = json.dumps(self.to_dict(), sort_keys=True)
+        return f"{name_of(self.method)}-{self.num_workers}w-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+def _read(spec: str) -> dict[str, Any]:
+    if spec in PRESETS:
+        return json.loads(json.dumps(PRESETS[spec]))  # type: ignore[no-any-return]
+    path = Path(spec)
+    if not spec.endswith(".json") and not path.exists():
+        raise RecipeError(one_of("preset", spec, PRESETS) + "; or give the path of a .json file")
+    try:
+        raw = json.loads(path.read_text())
+    except OSError as error:
+        raise RecipeError(f"cannot read {spec}: {error.strerror}") from None
+    except ValueError as error:
+        raise RecipeError(f"{spec} is not JSON: {error}") from None
+    if not isinstance(raw, dict):
+        raise RecipeError(f"{spec} must hold one JSON object with the fields of a recipe")
+    return raw
+
+
+def _apply(raw: dict[str, Any], override: str) -> None:
+    """``method.sync_every.params=64``: the value is JSON where it can be, a string else."""
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise RecipeError(f"-o {override!r}: write key=value, for example -o steps=500 or -o method.sync_every.params=64")
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = text
+    *parents, last = key.split(".")
+    at = raw
+    for parent in parents:
+        inner = at.setdefault(parent, {})
+        if isinstance(inner, str):
+            inner = at[parent] = {"name" if parent == "method" else "size": inner}
+        if not isinstance(inner, dict):
+            raise RecipeError(f"-o {override!r}: {parent} is {inner!r} and has no field {last!r}")
+        at = inner
+    at[last] = value

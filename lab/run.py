@@ -1,0 +1,331 @@
+"""The step loop: a generator of events.
+
+Whoever takes the events drives the run: a progress bar, a notebook cell, a test. Not asking for the next one is a pause.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lab.codecs import codec
+from lab.columns import Columns
+from lab.comm import Communicator
+from lab.data import Batches, Corpus, load_corpus, split_windows, validation_batches
+from lab.errors import LabError
+from lab.events import VERSION, Checkpointed, Ended, Evaluated, Event, Sent, Started, Stepped, Warned, WorkersChanged
+from lab.fleet import Fleet, Stack
+from lab.methods import State
+from lab.optim import states
+from lab.recipe import Recipe
+from lab.seeds import derive
+from lab.store import Checkpoint, RunFolder
+
+
+class Diverged(LabError):
+    """A loss or a parameter stopped being a number."""
+
+
+def build_fleet(recipe: Recipe, vocab_size: int, device: str = "cpu") -> Fleet:
+    """The fleet of a recipe: every worker a GPT that starts from the same values."""
+
+    def build(worker: int | None) -> nn.Module:
+        return recipe.model.build(vocab_size, recipe.context, recipe.seed)
+
+    with torch.device(device):
+        return Fleet(build, recipe.num_workers, device=device, dtype=getattr(torch, recipe.dtype))
+
+
+class Trainer:
+    """Everything that one run works with, built and checked before anything is written.
+
+    ``dry=True`` is the dry run: the same loop and the same ``step`` on tensors without storage. No text is read, no loss
+    computed; what comes out is the communication calendar.
+    """
+
+    def __init__(self, recipe: Recipe, *, dry: bool = False, corpus: Corpus | None = None, progress: bool = False):
+        self.recipe, self.dry = recipe, dry
+        torch.set_num_threads(1)  # one intra-op thread a worker; more would fight over the cores
+        self.corpus: Corpus | None = None
+        if not dry:
+            self.corpus = corpus or load_corpus(recipe.corpus, tokenizer=recipe.tokenizer, progress=progress)
+            shards = split_windows(
+                self.corpus.train, recipe.num_workers, recipe.context, recipe.split, derive(recipe.seed, "split")
+            )
+            self.batches = Batches(
+                self.corpus.train, shards, recipe.batch_size, recipe.context, derive(recipe.seed, "batches")
+            )
+            self.validation = validation_batches(
+                self.corpus.validation, recipe.context, recipe.batch_size, recipe.eval_windows
+            )
+        vocab_size = self.corpus.vocab_size if self.corpus else _vocab_size_without_text(recipe)
+        if self.corpus and recipe.model.vocab_size and recipe.model.vocab_size < self.corpus.vocab_size:
+            raise LabError(
+                f"model.vocab_size = {recipe.model.vocab_size} is too small for the {self.corpus.vocab_size} tokens of "
+                f"{recipe.corpus}: leave it out to take the corpus's"
+            )
+        self.fleet = build_fleet(recipe, vocab_size, "meta" if dry else "cpu")
+        self.comm = Communicator(self.fleet, {state: codec(spec) for state, spec in recipe.codecs.items()})
+        self.state = State.of(self.fleet, lambda t: recipe.schedule.at(t, recipe.steps))
+        recipe.method.init(self.state)
+        self.up = recipe.scenario.trace(recipe.num_workers, recipe.steps, recipe.seed).tolist()
+        self.last_up = [True] * recipe.num_workers  # who holds the present state: all of them at the start
+        self.t = 0  # finished local steps
+
+    # the loop
+
+    def events(self, folder: RunFolder | None = None) -> Iterator[Event]:
+        """All events of the run, from the first on.
+
+        With a folder they are also written there, with checkpoints. What the folder already holds of this run is replayed
+        up to its last whole checkpoint, and the run goes on from there.
+        """
+        recipe, notes, keep = self.recipe, [], 0
+        if folder is not None:
+            checkpoint, notes = folder.load()
+            if checkpoint is not None:
+                self.restore(checkpoint)
+                keep = checkpoint.events_bytes
+                notes.append(f"resumed after step {self.t}")
+            elif notes:
+                notes.append("no whole checkpoint is left: starting again from the beginning")
+            folder.open(recipe, keep)
+            yield from folder.events()
+        try:
+            for event in self._steps(notes, folder):
+                if folder is not None and not isinstance(event, Checkpointed):  # save() writes that one itself
+                    folder.append(event)
+                yield event
+        except LabError as error:
+            failed = Ended(self.t, "failed", str(error))
+            if folder is not None:
+                folder.append(failed)
+            yield failed
+            raise
+        finally:
+            self.fleet.close()
+            if folder is not None:
+                folder.close()
+
+    def _steps(self, notes: list[str], folder: RunFolder | None) -> Iterator[Event]:
+        recipe, method = self.recipe, self.recipe.method
+        if self.t == 0:
+            yield self._started()
+        for note in notes:
+            yield Warned(self.t, note)
+        warned_order = False
+        while self.t < recipe.steps:
+            t = self.comm.t = self.t + 1
+            before = time.perf_counter()
+            changed = self._workers(t)
+            if changed is not None:
+                yield changed
+            loss_W = method.step(self.state, self._grad, self.comm, t)
+            self.t = t
+            seconds = time.perf_counter() - before
+            losses = [x if up else None for x, up in zip(loss_W.tolist(), self.fleet.up, strict=True)]
+            if not self.dry:
+                yield Stepped(t, losses, self.state.schedule(t), seconds)
+            yield from self.comm.ledger.new()
+            if not self.dry:
+                self._check_losses(t, losses, folder)
+                if self.fleet.in_order and not warned_order:
+                    yield Warned(t, "the model draws random numbers inside its forward pass: workers run one after another")
+                    warned_order = True
+                if t == recipe.steps or (recipe.eval_every and t % recipe.eval_every == 0):
+                    yield self._evaluate(t)
+                if folder is not None and recipe.checkpoint_every and t % recipe.checkpoint_every == 0 and t < recipe.steps:
+                    self._check_params(t, folder)
+                    yield folder.save(t, *self.snapshot())
+        if folder is not None and recipe.checkpoint_every:
+            self._check_params(self.t, folder)
+            yield folder.save(self.t, *self.snapshot())
+        yield Ended(self.t, "done", "")
+
+    def _grad(self, s: State) -> Tensor:
+        t = self.t + 1
+
+        def loss_of(module: nn.Module, worker: int) -> Tensor:
+            ids, targets = self.batches.get(worker, t)
+            return module.loss(ids, targets)  # type: ignore[operator, no-any-return]
+
+        return s.fleet.backward(loss_of, lambda worker: derive(self.recipe.seed, "forward", worker, t))
+
+    def _workers(self, t: int) -> WorkersChanged | None:
+        """Who is up in step ``t``; those who come back first receive what they missed."""
+        now = self.up[t - 1]
+        if now == self.fleet.up and t > 1:
+            return None
+        returned = [w for w, up in enumerate(now) if up and not self.last_up[w]]
+        left = [w for w, up in enumerate(self.fleet.up) if up and not now[w]]
+        if returned:
+            names = ["params"] if self.recipe.scenario.catch_up == "params" else list(self.state.local)
+            for name in names:
+                known = self.comm.agreed(self.state.local[name], among=self.last_up)
+                self.comm.broadcast_(known, self.state.local[name], name, to=returned)
+        self.fleet.up = list(now)
+        if any(now):
+            self.last_up = list(now)
+        if t == 1 and all(now):
+            return None
+        return WorkersChanged(t, [w for w, up in enumerate(now) if up], returned, left)
+
+    # looking
+
+    @torch.no_grad()
+    def _evaluate(self, t: int) -> Evaluated:
+        params = self.state.local["params"]
+        agreed = self.comm.agreed(params, among=self.last_up)
+        square, count = 0.0, 0
+        for i, (mine, mean) in enumerate(zip(params.blocks, agreed.blocks, strict=True)):
+            rows = params.rows(i, self.last_up)
+            for row in rows:
+                square += float((mine[row] - mean[0]).square().sum(dtype=torch.float64))
+                count += mine.shape[1]
+        loss = self.validation_loss(agreed)
+        if not math.isfinite(loss):
+            raise Diverged(f"the averaged model's validation loss is {loss} after step {t}")
+        return Evaluated(t, loss, math.sqrt(square / max(1, count)))
+
+    def validation_loss(self, agreed: Stack) -> float:
+        """Nats per token of a model with these values on the validation windows."""
+        model = self.fleet.whole_model(agreed)
+
+        def one(batch: tuple[Tensor, Tensor]) -> tuple[float, int]:
+            with torch.no_grad():
+                return float(model.loss(*batch)) * len(batch[0]), len(batch[0])  # type: ignore[operator]
+
+        sums = list(self.fleet.pool.map(one, self.validation))
+        return sum(s for s, _ in sums) / sum(n for _, n in sums)
+
+    def _started(self) -> Started:
+        recipe, fleet, corpus = self.recipe, self.fleet, self.corpus
+        return Started(
+            version=VERSION,
+            recipe=recipe.to_dict(),
+            num_params=sum(b.numel for b in fleet.layout.blocks),
+            params_per_worker=[fleet.num_params(w) for w in range(recipe.num_workers)],
+            tokens_per_step=recipe.num_workers * recipe.batch_size * recipe.context,
+            floor_nats=corpus.floor_bits * math.log(2) if corpus and corpus.floor_bits is not None else None,
+            bytes_per_token=corpus.bytes_per_token if corpus else 1.0,
+            environment={
+                "python": platform.python_version(),
+                "torch": torch.__version__,
+                "platform": platform.platform(),
+                "cores": os.cpu_count(),
+                "threads": fleet.threads,
+                "threads_per_worker": 1,
+            },
+        )
+
+    def _check_losses(self, t: int, losses: list[float | None], folder: RunFolder | None) -> None:
+        for w, loss in enumerate(losses):
+            if loss is not None and not math.isfinite(loss):
+                raise Diverged(f"loss of worker {w} is {loss} in step {t}: {_last_good(folder)}")
+
+    def _check_params(self, t: int, folder: RunFolder) -> None:
+        for block, x in zip(self.fleet.layout.blocks, self.fleet.params.blocks, strict=True):
+            for row, ok in enumerate(x.isfinite().all(1).tolist()):
+                if not ok:
+                    raise Diverged(
+                        f"{block.group} parameters of worker {block.holders[row]} are not finite after step {t}: "
+                        + _last_good(folder)
+                    )
+
+    # checkpoints
+
+    def snapshot(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """All that decides the rest of the run, as tensors by name and small JSON values."""
+        tensors: dict[str, Tensor] = {}
+        for name, optimizer in self.state.optimizers.items():
+            for i, leaf in enumerate(optimizer.param_groups[0]["params"]):
+                for key, value in optimizer.state[leaf].items():
+                    if isinstance(value, Tensor):
+                        tensors[f"optimizer/{name}/{i}/{key}"] = value
+        for place, stacks in self._stacks().items():
+            for i, block in enumerate(stacks.blocks):
+                tensors[f"{place}/{i}"] = block
+        return tensors, {"last_up": self.last_up, "up": self.fleet.up}
+
+    def _stacks(self) -> dict[str, Stack]:
+        """Stacks that do not belong to an optimizer."""
+        owned = {id(b) for o in self.state.optimizers.values() for state in o.state.values() for b in state.values()}
+        found = {f"local/{k}": v for k, v in self.state.local.items()}
+        found |= {f"shared/{k}": v for k, v in self.state.shared.items()}
+        found |= {f"residual/{k}": v for k, v in self.comm.residuals.items()}
+        return {k: v for k, v in found.items() if id(v.blocks[0]) not in owned}
+
+    @torch.no_grad()
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Put everything back as it was after the checkpoint's step."""
+        tensors = checkpoint.tensors
+        layout = self.fleet.layout
+        for key, value in tensors.items():
+            kind, name, *rest = key.split("/")
+            if kind == "optimizer":
+                optimizer = self.state.optimizers[name]
+                leaf = optimizer.param_groups[0]["params"][int(rest[0])]
+                optimizer.state[leaf][rest[1]] = value
+            elif kind == "residual":
+                blocks = [tensors[f"residual/{name}/{i}"] for i in range(len(layout.blocks))]
+                self.comm.residuals[name] = Stack(layout, blocks)
+            else:
+                place = self.state.local if kind == "local" else self.state.shared
+                if name not in place:  # made by a later step: there is nothing yet to copy into
+                    place[name] = Stack(layout, [tensors[f"{kind}/{name}/{i}"] for i in range(len(layout.blocks))])
+                place[name].blocks[int(rest[0])].copy_(value)
+        self.state.local.update(states(self.state.optimizers["inner"], self.state.local["params"]))
+        if "outer" in self.state.optimizers:
+            self.state.shared.update(states(self.state.optimizers["outer"], self.state.shared["params"]))
+        self.t = checkpoint.step
+        self.last_up, self.fleet.up = checkpoint.extra["last_up"], checkpoint.extra["up"]
+
+
+def train(
+    recipe: Recipe,
+    folder: str | Path | None = None,
+    *,
+    each: Callable[[Event], None] = lambda event: None,
+    progress: bool = False,
+) -> Columns:
+    """Run a recipe to its end and fold it. With a folder: what is finished there is read, what was cut off goes on."""
+    run_folder = RunFolder(folder) if folder is not None else None
+    ended = run_folder.ended() if run_folder is not None else None
+    if run_folder is not None and ended is not None and ended.status == "done":
+        stream = run_folder.events()
+    else:
+        stream = Trainer(recipe, progress=progress).events(run_folder)
+    columns = Columns()
+    for event in stream:
+        columns.add(event)
+        each(event)
+    return columns
+
+
+def dry_run(recipe: Recipe) -> list[Sent]:
+    """The ledger that this recipe will write, from the same ``step`` on tensors without storage."""
+    return [event for event in Trainer(recipe, dry=True).events() if isinstance(event, Sent)]
+
+
+def _vocab_size_without_text(recipe: Recipe) -> int:
+    """For a dry run: what the tokenizer says, without reading any text."""
+    if recipe.model.vocab_size or recipe.tokenizer == "bytes":
+        return recipe.model.vocab_size or 256
+    from lab.data import load_tokenizer
+
+    return load_tokenizer(recipe.tokenizer).vocab_size
+
+
+def _last_good(folder: RunFolder | None) -> str:
+    step = folder.last_step_saved() if folder is not None else None
+    if step is None:
+        return "there is no checkpoint before it; try a smaller learning rate (method.inner.lr) or more warm-up"
+    return f"the last good checkpoint is that of step {step}; try a smaller learning rate (method.inner.lr) or more warm-up"

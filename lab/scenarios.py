@@ -1,0 +1,80 @@
+"""Who is up, who is sampled, who is slow."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from lab.config import Fraction, Period, config
+from lab.errors import RecipeError
+from lab.seeds import generator
+
+Step = Annotated[int, Field(ge=1)]
+Worker = Annotated[int, Field(ge=0)]
+
+
+@config
+class Outage:
+    """``worker`` is down from local step ``first`` to ``last``, both included. ``first=1`` is a worker that joins late."""
+
+    worker: Worker
+    last: Step
+    first: Step = 1
+
+
+@config
+class Scenario:
+    """What happens to the workers. The default: all are up all the time and equally fast.
+
+    A worker that is down neither computes nor sends. When it is back (or joins) it first receives ``params`` as those that
+    were up hold them on average and, with ``catch_up="all"``, every state of the inner optimizer likewise; with
+    ``"params"`` it goes on with whatever states it had. Both count as bytes. (With ``"params"`` the workers of DDP, which
+    never average states, stay different for ever.)
+
+    outages
+        fixed times.
+    sample, sample_every
+        a fresh uniform choice of ``sample`` workers every ``sample_every`` steps (clients of a federation).
+    failure_rate, mean_outage
+        each worker goes down with this probability per step and comes back with probability 1/``mean_outage`` per step.
+    slow
+        how many times longer a worker's local step takes: only the priced time changes, never the numbers.
+    """
+
+    outages: tuple[Outage, ...] = ()
+    sample: Step | None = None
+    sample_every: Period = 32
+    failure_rate: Fraction = 0.0
+    mean_outage: Annotated[float, Field(ge=1)] = 10.0
+    slow: dict[Worker, Annotated[float, Field(ge=1)]] = Field(default_factory=dict)
+    catch_up: Literal["all", "params"] = "all"
+
+    def check(self, num_workers: int) -> None:
+        """Raises RecipeError where a worker does not exist or more are sampled than there are."""
+        for w in [o.worker for o in self.outages] + list(self.slow):
+            if w >= num_workers:
+                raise RecipeError(f"scenario names worker {w}, but the workers are 0 … {num_workers - 1}")
+        if self.sample is not None and self.sample > num_workers:
+            raise RecipeError(f"scenario.sample = {self.sample} is more than num_workers = {num_workers}")
+
+    def trace(self, num_workers: int, steps: int, seed: int) -> Tensor:
+        """``up[t − 1, worker]``, bool ``[steps, num_workers]``: the same for the same seed."""
+        up = torch.ones(steps, num_workers, dtype=torch.bool)
+        if self.failure_rate:
+            draw = torch.rand(steps, num_workers, generator=generator(seed, "failures"))
+            state = torch.ones(num_workers, dtype=torch.bool)
+            for t in range(steps):
+                state = torch.where(state, draw[t] >= self.failure_rate, draw[t] < 1 / self.mean_outage)
+                up[t] = state
+        for o in self.outages:
+            up[o.first - 1 : o.last, o.worker] = False
+        if self.sample is not None:
+            for start in range(0, steps, self.sample_every):
+                chosen = torch.randperm(num_workers, generator=generator(seed, "sample", start))[: self.sample]
+                mask = torch.zeros(num_workers, dtype=torch.bool)
+                mask[chosen] = True
+                up[start : start + self.sample_every] &= mask
+        return up

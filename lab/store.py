@@ -1,0 +1,222 @@
+"""Runs on disk: ``runs/<id>/`` holds the recipe, the event stream and the last checkpoints.
+
+::
+
+    recipe.json                        everything needed to repeat the run
+    events.jsonl                       one event a line, in order
+    checkpoints/step-000100.safetensors   all state after step 100 (and a .json with its SHA-256)
+    lock                               held by the process that writes
+
+A checkpoint knows how long ``events.jsonl`` was when it was made. Resuming cuts the file back to that length, so the
+stream of a run that was killed ends up as that of one that never stopped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+from torch import Tensor
+
+from lab.errors import LabError, RecipeError
+from lab.events import Checkpointed, Ended, Event, from_json, to_json
+from lab.recipe import Recipe
+
+KEEP = 2  # checkpoints; the older one is for when the newer is damaged
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    step: int
+    events_bytes: int  # length of events.jsonl when it was written
+    tensors: dict[str, Tensor]
+    extra: dict[str, Any]  # small JSON values
+
+
+class RunFolder:
+    """One run on disk. Make it, then `open` to write or iterate `events` to read."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self._file: TextIO | None = None
+        self._lock: TextIO | None = None
+        self._flushed = 0.0
+
+    # reading
+
+    @property
+    def exists(self) -> bool:
+        return (self.path / "recipe.json").exists()
+
+    def recipe(self) -> Recipe:
+        return Recipe.of(str(self.path / "recipe.json"))
+
+    def events(self) -> Iterator[Event]:
+        """All complete events; a torn last line (the writer was killed) is left out."""
+        try:
+            file = open(self.path / "events.jsonl", encoding="utf-8")
+        except FileNotFoundError:
+            return
+        with file:
+            for line in file:
+                if line.endswith("\n"):
+                    yield from_json(line)
+
+    def ended(self) -> Ended | None:
+        """How the run ended, None if it was cut off or is still going on."""
+        last = None
+        for last in self._last_lines():
+            pass
+        return last if isinstance(last, Ended) else None
+
+    def _last_lines(self) -> Iterator[Event]:
+        try:
+            with open(self.path / "events.jsonl", "rb") as file:
+                file.seek(max(0, os.fstat(file.fileno()).st_size - 4096))
+                lines = file.read().split(b"\n")
+        except FileNotFoundError:
+            return
+        if len(lines) > 1 and lines[-1] == b"":
+            yield from_json(lines[-2].decode())
+
+    # writing
+
+    def open(self, recipe: Recipe, keep_bytes: int = 0) -> None:
+        """Take the lock and write from ``keep_bytes`` of the event stream on.
+
+        Raises
+        ------
+        LabError
+            if another process is writing this run.
+        """
+        (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
+        self._lock = open(self.path / "lock", "a+")
+        if not _lock(self._lock):
+            raise LabError(f"{self.path} is being written by another process: wait for it, or stop it")
+        write_atomically(self.path / "recipe.json", json.dumps(recipe.to_dict(), indent=1).encode())
+        events = self.path / "events.jsonl"
+        events.touch()
+        os.truncate(events, keep_bytes)
+        self._file = open(events, "a", encoding="utf-8")
+
+    def append(self, event: Event) -> None:
+        """Write one event; it is on its way to the disk within a quarter of a second."""
+        assert self._file is not None
+        self._file.write(to_json(event) + "\n")
+        now = time.monotonic()
+        if now - self._flushed > 0.25:
+            self._file.flush()
+            self._flushed = now
+
+    def close(self) -> None:
+        for file in (self._file, self._lock):
+            if file is not None:
+                file.close()
+        self._file = self._lock = None
+
+    # checkpoints
+
+    def checkpoint_file(self, step: int) -> Path:
+        return self.path / "checkpoints" / f"step-{step:06d}.safetensors"
+
+    def save(self, step: int, tensors: dict[str, Tensor], extra: dict[str, Any]) -> Checkpointed:
+        """Write all state after ``step``: file, then its digest, each atomically; older ones go when both are there."""
+        from safetensors.torch import save
+
+        event = Checkpointed(step, self.checkpoint_file(step).name)
+        self.append(event)
+        assert self._file is not None
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        meta = {"step": step, "events_bytes": self._file.tell(), "extra": extra}
+        data = save(tensors, metadata={"isthmus": json.dumps(meta)})
+        file = self.checkpoint_file(step)
+        write_atomically(file, data)
+        digest = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+        write_atomically(file.with_suffix(".json"), json.dumps(digest).encode())
+        for old in sorted((self.path / "checkpoints").glob("step-*.safetensors"))[:-KEEP]:
+            old.with_suffix(".json").unlink(missing_ok=True)
+            old.unlink()
+        return event
+
+    def load(self) -> tuple[Checkpoint | None, list[str]]:
+        """The newest checkpoint that is whole, and a line for every one that is not."""
+        from safetensors import safe_open
+
+        damaged = []
+        for file in sorted((self.path / "checkpoints").glob("step-*.safetensors"), reverse=True):
+            problem = _problem(file)
+            if problem:
+                damaged.append(f"checkpoint {file.name} is damaged ({problem}): going back to the one before it")
+                continue
+            with safe_open(file, framework="pt") as f:
+                meta = json.loads(f.metadata()["isthmus"])
+                tensors = {key: f.get_tensor(key) for key in f.keys()}  # noqa: SIM118
+            return Checkpoint(meta["step"], meta["events_bytes"], tensors, meta["extra"]), damaged
+        return None, damaged
+
+    def last_step_saved(self) -> int | None:
+        """Step of the newest whole checkpoint."""
+        files = sorted((self.path / "checkpoints").glob("step-*.safetensors"), reverse=True)
+        return next((int(f.stem.split("-")[1]) for f in files if not _problem(f)), None)
+
+
+def _problem(file: Path) -> str | None:
+    """Why a checkpoint cannot be trusted, None if it can."""
+    try:
+        digest = json.loads(file.with_suffix(".json").read_text())
+        want_bytes, want = digest["bytes"], digest["sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return "its digest is missing or unreadable"
+    if file.stat().st_size != want_bytes:
+        return f"{file.stat().st_size} bytes instead of {want_bytes}"
+    with open(file, "rb") as f:
+        got = hashlib.file_digest(f, "sha256").hexdigest()
+    return None if got == want else "its content does not match its SHA-256"
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """All or nothing, also when the machine goes down: temporary file, fsync, rename."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with open(temporary, "wb") as f:
+        f.write(data)
+        f.flush()
+        os.fsync(f.fileno())
+    os.replace(temporary, path)
+
+
+def _lock(file: TextIO) -> bool:
+    """An advisory lock that the system drops when the process dies; True where the platform has none."""
+    try:
+        import fcntl
+    except ImportError:
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def find_run(name: str, runs: str | Path = "runs") -> RunFolder:
+    """A run by its id, the beginning of its id, or its path.
+
+    Raises
+    ------
+    RecipeError
+        if there is none, or more than one.
+    """
+    for path in (Path(name), Path(runs) / name):
+        if (path / "recipe.json").exists():
+            return RunFolder(path)
+    found = sorted(p.parent for p in Path(runs).glob(f"{name}*/recipe.json"))
+    if len(found) == 1:
+        return RunFolder(found[0])
+    there = ", ".join(p.parent.name for p in sorted(Path(runs).glob("*/recipe.json"))) or "none yet"
+    raise RecipeError(f"{'no run' if not found else 'more than one run'} called {name!r} in {runs}: there are {there}")
