@@ -106,6 +106,8 @@ class Stack:
     def copy_(self, agreed: Stack, workers: Sequence[bool]) -> None:
         """Every marked holder takes its own copy of an agreed state that it already knows: nothing travels."""
         for i, (mine, theirs) in enumerate(zip(self.blocks, agreed.blocks, strict=True)):
+            if mine.is_meta:
+                continue
             rows = self.rows(i, workers)
             if len(rows) == len(mine):
                 mine.copy_(theirs)
@@ -120,7 +122,7 @@ def clip_(grads: Stack, max_norm: float | None, how: str = "norm") -> None:
     ``how="norm"``: scale so that the worker's norm over all its tensors is at most ``max_norm``
     (as ``torch.nn.utils.clip_grad_norm_``); ``how="value"``: clamp each coordinate to ±``max_norm``.
     """
-    if max_norm is None:
+    if max_norm is None or grads.blocks[0].is_meta:
         return
     if how == "value":
         torch._foreach_clamp_min_(grads.blocks, -max_norm)

@@ -128,6 +128,8 @@ class Optimizer:
 
 def step_(optimizer: torch.optim.Optimizer, lr: float, params: Stack, up: list[bool]) -> None:
     """``optimizer.step()`` over the blocks of ``params``; rows of workers that are down are put back afterwards."""
+    if params.blocks[0].is_meta and optimizer.state:
+        return  # a dry run needs the optimizer only to learn which states there are
     for group in optimizer.param_groups:
         group["lr"] = lr
     keep: list[tuple[Tensor, list[int], Tensor]] = []
@@ -222,11 +224,11 @@ class Schedule:
         if t <= self.warmup:
             return t / self.warmup
         if self.kind == "cosine":
-            done = (t - self.warmup) / max(1, steps - self.warmup)
+            done = (t - 1 - self.warmup) / max(1, steps - self.warmup)
             return self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
         if self.kind == "wsd":
             decay = self.decay_fraction * steps
-            into = t - (steps - decay)
+            into = t - 1 - (steps - decay)
             if into > 0:
                 return self.final + (1 - self.final) * (1 - math.sqrt(min(1.0, into / decay)))
         return 1.0

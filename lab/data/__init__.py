@@ -15,14 +15,17 @@ from lab.data.splits import (
     window_domains,
 )
 from lab.data.store import Corpus, Tokens, load_corpus
+from lab.data.tokenizer import Tokenizer, load_tokenizer
 
 __all__ = [
     "CORPORA",
     "Batches",
     "Corpus",
+    "Tokenizer",
     "Tokens",
     "count_windows",
     "load_corpus",
+    "load_tokenizer",
     "split_windows",
     "validation_batches",
     "validation_windows",

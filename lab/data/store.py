@@ -16,19 +16,19 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lab.data.corpora import Document, Source, open_source, stamp
+from lab.data.corpora import Document, Source, open_source
+from lab.data.tokenizer import BYTES, load_tokenizer, tokenizer_identity
 from lab.errors import RecipeError
 
 FORMAT = 1
 SPLITS = ("train", "validation")
-ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[EOS]", "[SEP]")  # what tokenizers call end of text
 BATCH = 64  # documents tokenised at a time
 
 
@@ -76,11 +76,11 @@ class Corpus:
 
     def decode(self, ids: Any) -> str:
         """The text of token ids (any 1-D sequence of integers); bytes that are not UTF-8 become U+FFFD."""
-        numbers = np.asarray(ids).astype(np.int64).ravel()
-        if self.tokenizer == "bytes":
-            return numbers.astype(np.uint8).tobytes().decode("utf-8", errors="replace")
-        tokenizer = _cached_tokenizer(str(self.folder / "tokenizer.json"))
-        return str(tokenizer.decode(numbers.tolist(), skip_special_tokens=False))
+        loaded = BYTES if self.tokenizer == "bytes" else _cached_tokenizer(str(self.folder / "tokenizer.json"))
+        return loaded.decode(np.asarray(ids).ravel().tolist())
+
+
+_cached_tokenizer = functools.lru_cache(maxsize=4)(load_tokenizer)  # for the files of cache entries: they never change
 
 
 def load_corpus(spec: str, *, tokenizer: str = "bytes", cache: Path | None = None, progress: bool = False) -> Corpus:
@@ -98,7 +98,7 @@ def load_corpus(spec: str, *, tokenizer: str = "bytes", cache: Path | None = Non
     """
     source = open_source(spec)
     root = Path(cache) if cache is not None else _default_cache()
-    name = json.dumps([FORMAT, source.identity, _tokenizer_identity(tokenizer)])
+    name = json.dumps([FORMAT, source.identity, tokenizer_identity(tokenizer)])
     memo = root / "memo" / hashlib.sha256(name.encode(errors="surrogatepass")).hexdigest()
     with contextlib.suppress(OSError):
         found = _open(root / memo.read_text(), spec, tokenizer)
@@ -149,55 +149,6 @@ def _open(entry: Path, spec: str, tokenizer: str) -> Corpus | None:
         return None
 
 
-def _tokenizer_identity(name: str) -> list[Any]:
-    if name == "bytes" or (name.startswith("hub:") and name != "hub:"):
-        return [name]
-    path = Path(name).expanduser()
-    if not path.is_file():
-        raise RecipeError(f"tokenizer {name!r} is not a file: use bytes, a tokenizer.json file, or hub:<model>")
-    return [*stamp(path.resolve())]
-
-
-def _load_tokenizer(name: str) -> Any:
-    """A ``tokenizers.Tokenizer``, or None for bytes."""
-    if name == "bytes":
-        return None
-    import tokenizers
-
-    try:
-        if name.startswith("hub:"):
-            loaded = tokenizers.Tokenizer.from_pretrained(name.removeprefix("hub:"))
-        else:
-            loaded = tokenizers.Tokenizer.from_file(str(Path(name).expanduser()))
-    except Exception as error:  # the library raises plain Exception for a bad file
-        reason = " ".join(str(error).split())[:200]
-        raise RecipeError(
-            f"cannot read tokenizer {name!r} ({reason}): check the name and the network (this machine may be offline), "
-            "or use bytes, which needs neither"
-        ) from error
-    loaded.no_truncation()
-    loaded.no_padding()
-    return loaded
-
-
-_cached_tokenizer = functools.lru_cache(maxsize=4)(_load_tokenizer)  # for the files of cache entries: they never change
-
-
-def _encoder(loaded: Any) -> tuple[int, Callable[[list[str]], list[np.ndarray]], int]:
-    """Vocabulary size, a function from texts to token ids, and how many tokens end a document (0 or 1)."""
-    if loaded is None:
-        return 256, lambda texts: [np.frombuffer(t.encode("utf-8") + b"\0", np.uint8) for t in texts], 1
-    vocab = max(loaded.get_vocab(with_added_tokens=True).values()) + 1
-    end = next(([loaded.token_to_id(e)] for e in ENDS if loaded.token_to_id(e) is not None), [])
-    dtype = np.min_scalar_type(vocab - 1)
-
-    def encode(texts: list[str]) -> list[np.ndarray]:
-        encoded = loaded.encode_batch_fast(texts, add_special_tokens=False)
-        return [np.array(e.ids + end, dtype=dtype) for e in encoded]
-
-    return vocab, encode, len(end)
-
-
 @contextlib.contextmanager
 def _quiet_datasets() -> Iterator[Any]:
     """``datasets`` without its own progress bars."""
@@ -221,10 +172,9 @@ def _build(spec: str, source: Source, tokenizer: str, root: Path, folder: Path, 
     """Make the cache entry of ``source``, working in ``folder``, and return its key."""
     from tqdm import tqdm
 
-    loaded = _load_tokenizer(tokenizer)
-    vocab, encode, ends = _encoder(loaded)
-    floors = source.floors() if source.floors is not None and tokenizer == "bytes" else None
-    config = [FORMAT, None if loaded is None else loaded.to_str(), floors]
+    loaded = load_tokenizer(tokenizer)
+    floors = source.floors() if source.floors is not None and loaded is BYTES else None
+    config = [FORMAT, loaded.content, floors]
     digest = hashlib.sha256(json.dumps(config).encode())
     domains: set[str] = set()
 
@@ -240,6 +190,8 @@ def _build(spec: str, source: Source, tokenizer: str, root: Path, folder: Path, 
                 domains.add(doc.domain)
                 shown.update()
                 yield doc._asdict()
+        if not domains:  # datasets cannot hold nothing
+            raise RecipeError(f"corpus {spec!r} has no text to read: name UTF-8 text that is not empty")
 
     with _quiet_datasets() as hf:
         features = hf.Features({f: hf.Value("bool" if f == "held_out" else "large_string") for f in Document._fields})
@@ -255,13 +207,15 @@ def _build(spec: str, source: Source, tokenizer: str, root: Path, folder: Path, 
 
             def tokenise(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
                 shown.update(len(batch["text"]))
-                ids = encode(batch["text"])
-                size = [len(text.encode("utf-8")) + ends for text in batch["text"]]
-                return {"ids": ids, "bytes": size, "domain": [order[d] for d in batch["domain"]]}
+                size = [len(text.encode("utf-8")) + loaded.ends for text in batch["text"]]
+                return {
+                    "ids": loaded.encode(batch["text"]),
+                    "bytes": size,
+                    "domain": [order[d] for d in batch["domain"]],
+                }
 
-            dtype = np.min_scalar_type(vocab - 1)
             features = hf.Features(
-                {"ids": hf.LargeList(hf.Value(str(dtype))), "held_out": hf.Value("bool")}
+                {"ids": hf.LargeList(hf.Value(str(loaded.dtype))), "held_out": hf.Value("bool")}
                 | {c: hf.Value("int64") for c in ("bytes", "domain")}
             )
             dataset = dataset.map(
@@ -270,10 +224,10 @@ def _build(spec: str, source: Source, tokenizer: str, root: Path, folder: Path, 
             )  # fmt: skip
             entry = folder / "entry"
             entry.mkdir()
-            meta = {"dtype": str(dtype), "vocab_size": vocab, "domains": list(order)}
-            meta |= _write(dataset, entry, dtype, list(order), floors, spec)
-    if loaded is not None:
-        (entry / "tokenizer.json").write_text(loaded.to_str(), encoding="utf-8")
+            meta = {"dtype": str(loaded.dtype), "vocab_size": loaded.vocab_size, "domains": list(order)}
+            meta |= _write(dataset, entry, loaded.dtype, list(order), floors, spec)
+    if loaded.content is not None:
+        (entry / "tokenizer.json").write_text(loaded.content, encoding="utf-8")
     meta["sizes"] = {file.name: file.stat().st_size for file in entry.iterdir()}
     (entry / "meta.json").write_text(json.dumps(meta))
     for _ in range(2):

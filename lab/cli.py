@@ -1,0 +1,246 @@
+"""The ``lab`` command. Imports that take time wait until a command needs them, so that ``lab --help`` is quick."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from lab.events import Event
+    from lab.recipe import Recipe
+    from lab.store import RunFolder
+
+
+class _Lab(click.Group):
+    """Shows a user's mistake as one line (exit code 2) and keeps tracebacks for ``--debug``."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except Exception as error:
+            from lab.errors import LabError
+
+            if ctx.params.get("debug") or not isinstance(error, LabError):
+                raise
+            click.echo(f"lab: {error}", err=True)
+            ctx.exit(error.exit_code)
+
+
+@click.group(cls=_Lab, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--debug", is_flag=True, help="Show the whole traceback of an error.")
+@click.version_option(package_name="isthmus")
+def main(debug: bool) -> None:
+    """Isthmus: train one model on many weakly connected workers, and count every byte they send."""
+
+
+recipe_options = click.argument("recipe", default="des_loc")
+override_option = click.option(
+    "-o", "--override", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one field, e.g. -o steps=500."
+)
+runs_option = click.option("--runs", default="runs", show_default=True, help="Folder that holds the runs.")
+
+
+@main.command()
+@recipe_options
+@override_option
+@runs_option
+@click.option("--again", is_flag=True, help="Run anew even if this recipe has been run; the earlier run is kept.")
+def run(recipe: str, overrides: tuple[str, ...], runs: str, again: bool) -> None:
+    """Train a RECIPE (a preset's name or a JSON file) and write runs/<id>/.
+
+    The id follows from the recipe. A run that was cut off goes on; one that is finished is shown again.
+    """
+    from lab.recipe import Recipe
+    from lab.store import RunFolder
+
+    parsed = Recipe.of(recipe, overrides)
+    path = Path(runs) / parsed.id
+    number = 2
+    while again and path.exists():
+        path = Path(runs) / f"{parsed.id}-{number}"
+        number += 1
+    _train(parsed, RunFolder(path))
+
+
+@main.command()
+@click.argument("run")
+@runs_option
+def resume(run: str, runs: str) -> None:
+    """Go on with a RUN that was stopped or killed, from its last whole checkpoint."""
+    from lab.store import find_run
+
+    folder = find_run(run, runs)
+    _train(folder.recipe(), folder)
+
+
+def _train(recipe: Recipe, folder: RunFolder) -> None:
+    from tqdm.auto import tqdm
+
+    from lab.columns import Columns
+    from lab.events import Ended, Evaluated, Sent, Started, Stepped, Warned
+    from lab.plan import human
+    from lab.run import train
+
+    ended = folder.ended()
+    if ended is not None and ended.status == "done":
+        click.echo(f"already finished: {folder.path} (use --again to run it anew)")
+    live = sys.stderr.isatty()
+    bar = tqdm(total=recipe.steps, unit="step", disable=not live, dynamic_ncols=True)
+    seen = {"bytes": 0, "loss": float("nan"), "validation": float("nan"), "tokens": 0}
+    columns = Columns()
+
+    def show(event: Event) -> None:
+        columns.add(event)
+        match event:
+            case Started():
+                seen["tokens"] = event.tokens_per_step
+                bar.set_description(folder.path.name)
+            case Sent():
+                seen["bytes"] += sum(event.payload_bytes.values()) * len(event.workers)
+            case Stepped():
+                bar.update(event.step - bar.n)
+                up = [x for x in event.loss_W if x is not None]
+                if up:
+                    seen["loss"] = sum(up) / len(up)
+                rate = seen["tokens"] / event.seconds if event.seconds else 0
+                bar.set_postfix_str(f"loss {seen['loss']:.3f}, {rate:,.0f} tokens/s, {human(seen['bytes'])} sent", False)
+            case Evaluated():
+                seen["validation"] = event.loss
+                if not live:
+                    click.echo(f"step {event.step:>6}  validation {event.loss:.4f}  sent {human(seen['bytes'])}")
+            case Warned():
+                bar.write(f"note: {event.message}", file=sys.stderr)
+            case Ended():
+                bar.refresh()
+
+    try:
+        train(recipe, folder.path, each=show, progress=live)
+    except KeyboardInterrupt:
+        bar.close()
+        click.echo(f"stopped; go on with: lab resume {folder.path}", err=True)
+        sys.exit(130)
+    finally:
+        bar.close()
+    click.echo(
+        f"{folder.path}: {recipe.steps} steps, validation loss {seen['validation']:.4f} nats per token, "
+        f"{human(seen['bytes'])} of payload from {recipe.num_workers} workers, {columns.tokens_per_second:,.0f} tokens/s"
+    )
+
+
+@main.command()
+@recipe_options
+@override_option
+@click.option("--network", "networks", multiple=True, help="A named network (see lab list); may be given again.")
+@click.option("--device", default="h100", show_default=True, help="What a worker computes with (see lab list).")
+@click.option("--devices-per-worker", default=1, show_default=True, type=click.IntRange(1))
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, with the ledger's totals.")
+def plan(
+    recipe: str, overrides: tuple[str, ...], networks: tuple[str, ...], device: str, devices_per_worker: int, as_json: bool
+) -> None:
+    """Dry run: what a RECIPE will send and how long it takes, at any scale, before anything trains."""
+    from lab.network import network
+    from lab.plan import plan as make_plan
+    from lab.recipe import Recipe
+
+    chosen = {name: network(name) for name in networks} or None
+    result = make_plan(Recipe.of(recipe, overrides), chosen, device=device, devices_per_worker=devices_per_worker)
+    click.echo(json.dumps(result.to_dict(), indent=1) if as_json else result.to_text())
+
+
+@main.command()
+@click.argument("names", nargs=-1, required=True, metavar="RUN…")
+@runs_option
+@click.option("--network", "network_name", default="100Mbit", show_default=True, help="Price the runs on this network.")
+@click.option("--json", "as_json", is_flag=True)
+def compare(names: tuple[str, ...], runs: str, network_name: str, as_json: bool) -> None:
+    """Runs side by side: loss, bytes, and seconds on a network."""
+    from lab.columns import Columns
+    from lab.methods import name_of
+    from lab.network import network
+    from lab.plan import human
+    from lab.store import find_run
+
+    net = network(network_name)
+    rows = []
+    for name in names:
+        folder = find_run(name, runs)
+        columns = Columns.of(folder.events())
+        if columns.started is None:
+            click.echo(f"lab: {folder.path} has no events yet: left out", err=True)
+            continue
+        bill = columns.price(net)
+        rows.append(
+            {
+                "run": folder.path.name,
+                "method": name_of(columns.recipe.method),
+                "workers": columns.num_workers,
+                "steps": columns.step[-1] if columns.step else 0,
+                "status": columns.ended.status if columns.ended else "unfinished",
+                "validation_loss": columns.eval_loss[-1] if columns.eval_loss else None,
+                "payload_bytes": columns.ledger.total_bytes(),
+                "wire_bytes": float(bill.wire_bytes_W.sum()),
+                "seconds": bill.total_seconds,
+            }
+        )
+    if as_json:
+        click.echo(json.dumps(rows, indent=1))
+        return
+    head = f"{'run':<28}{'steps':>7}{'status':>12}{'validation':>12}{'payload':>11}{'on wires':>11}"
+    click.echo(head + f"{'on ' + network_name:>13}")
+    for r in rows:
+        loss = "–" if r["validation_loss"] is None else f"{r['validation_loss']:.4f}"
+        click.echo(
+            f"{r['run']:<28}{r['steps']:>7}{r['status']:>12}{loss:>12}{human(r['payload_bytes']):>11}"
+            f"{human(r['wire_bytes']):>11}{r['seconds']:>11.1f} s"
+        )
+
+
+@main.command()
+@click.argument("notebooks", nargs=-1, type=click.Path())
+@click.option("-p", "--parameter", "parameters", multiple=True, metavar="KEY=VALUE", help="A notebook parameter.")
+@click.option("--out", default="runs/notebooks", show_default=True, help="Folder for the executed notebooks.")
+@click.option("--again", is_flag=True, help="Execute even what is already done.")
+def reproduce(notebooks: tuple[str, ...], parameters: tuple[str, ...], out: str, again: bool) -> None:
+    """Execute NOTEBOOKs (default: all in notebooks/) and end with a table of what holds of the papers' claims."""
+    from lab.reproduce import reproduce as execute
+
+    sys.exit(execute(list(notebooks), list(parameters), Path(out), again=again))
+
+
+@main.command(name="list")
+@runs_option
+def list_(runs: str) -> None:
+    """Methods, presets, models, corpora, networks, devices, and the runs that there are."""
+    from lab.data import CORPORA
+    from lab.methods import METHODS
+    from lab.models.gpt import SIZES
+    from lab.network import DEVICES, NETWORKS
+    from lab.optim import ELEMENTWISE
+    from lab.presets import PRESETS
+    from lab.store import RunFolder
+
+    def first_line(cls: type) -> str:
+        return (sys.modules[cls.__module__].__doc__ or "").strip().splitlines()[0]
+
+    click.echo("methods")
+    for name, cls in METHODS.items():
+        click.echo(f"  {name:<12} {first_line(cls)}")
+    click.echo("presets      " + ", ".join(PRESETS))
+    click.echo("models       " + ", ".join(SIZES))
+    click.echo("optimizers   " + ", ".join(ELEMENTWISE))
+    click.echo("corpora      " + ", ".join(CORPORA))
+    click.echo("networks     " + ", ".join(NETWORKS))
+    click.echo("devices      " + ", ".join(DEVICES))
+    there = sorted(p.parent for p in Path(runs).glob("*/recipe.json"))
+    click.echo(f"runs in {runs}/" + ("" if there else ": none yet"))
+    for path in there:
+        ended = RunFolder(path).ended()
+        click.echo(f"  {path.name:<32} {ended.status if ended else 'unfinished'}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,204 @@
+"""What a recipe will send and how long that takes, before anything trains: a dry run and its price."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from lab.events import Sent
+from lab.methods import name_of
+from lab.network import NETWORKS, Network, step_seconds
+from lab.recipe import Recipe
+from lab.run import Trainer
+
+
+@dataclass(frozen=True)
+class StatePlan:
+    """One state's traffic, per worker."""
+
+    state: str
+    times: int  # collectives in the run
+    bytes_each: int
+    total_bytes: int
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Hours of the run on one network; ``ddp_hours`` is the same model and steps with a gradient average per step."""
+
+    network: str
+    compute_hours: float
+    communication_hours: float
+    total_hours: float
+    ddp_hours: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    recipe: Recipe
+    ledger: list[Sent]
+    num_params: int
+    params_per_worker: list[int]
+    state_bytes_per_worker: int  # params, gradients and optimizer states of the largest worker
+    states: list[StatePlan]  # of the worker that sends most
+    payload_bytes_W: list[int]
+    ddp_bytes: int  # per worker, the same recipe with DDP
+    local_adam_bytes: int  # per worker, Local Adam with the period of params
+    seconds_per_step: float
+    forecasts: list[Forecast]
+
+    @property
+    def payload_bytes(self) -> int:
+        """Of the worker that sends most."""
+        return max(self.payload_bytes_W)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {
+            "recipe": self.recipe.to_dict(),
+            "num_params": self.num_params,
+            "params_per_worker": self.params_per_worker,
+            "state_bytes_per_worker": self.state_bytes_per_worker,
+            "states": [vars(s) for s in self.states],
+            "payload_bytes_per_worker": self.payload_bytes_W,
+            "ddp_bytes_per_worker": self.ddp_bytes,
+            "local_adam_bytes_per_worker": self.local_adam_bytes,
+            "times_less_than_ddp": _ratio(self.ddp_bytes, self.payload_bytes),
+            "times_less_than_local_adam": _ratio(self.local_adam_bytes, self.payload_bytes),
+            "seconds_per_step": self.seconds_per_step,
+            "forecasts": [vars(f) for f in self.forecasts],
+        }
+
+    def to_text(self) -> str:
+        r = self.recipe
+        lines = [
+            f"{name_of(r.method)}: {r.num_workers} workers × {r.steps:,} local steps, {self.num_params:,} parameters, "
+            f"{r.num_workers * r.batch_size * r.context:,} tokens a step",
+            f"a worker holds {human(self.state_bytes_per_worker)} of parameters, gradients and optimizer states",
+            "",
+            f"{'per worker':<22}{'times':>8}{'each':>12}{'payload':>12}",
+        ]
+        lines += [
+            f"  {s.state:<20}{s.times:>8,}{human(s.bytes_each):>12}{human(s.total_bytes):>12}" for s in self.states
+        ]
+        lines += [
+            f"  {'all':<20}{sum(s.times for s in self.states):>8,}{'':>12}{human(self.payload_bytes):>12}",
+            f"  {_less('DDP', self.ddp_bytes, self.payload_bytes)}   "
+            f"{_less('Local Adam', self.local_adam_bytes, self.payload_bytes)}",
+        ]
+        if len(set(self.payload_bytes_W)) > 1:
+            lines.append("  workers differ: " + ", ".join(f"{w}: {human(b)}" for w, b in enumerate(self.payload_bytes_W)))
+        if self.forecasts:
+            lines += ["", f"{'hours on':<22}{'compute':>10}{'network':>10}{'together':>10}{'DDP':>12}{'gain':>9}"]
+            lines += [
+                f"  {f.network:<20}{f.compute_hours:>10.3g}{f.communication_hours:>10.3g}{f.total_hours:>10.3g}"
+                f"{f.ddp_hours:>12.3g}{f.ddp_hours / f.total_hours:>8.2f}×"
+                for f in self.forecasts
+            ]
+        return "\n".join(lines)
+
+
+def plan(
+    recipe: Recipe,
+    networks: dict[str, Network] | None = None,
+    *,
+    device: str = "h100",
+    devices_per_worker: int = 1,
+) -> Plan:
+    """Dry-run a recipe, and DDP and Local Adam of the same shape beside it.
+
+    Parameters
+    ----------
+    device, devices_per_worker
+        what a worker computes with; a step is counted as 6 operations per parameter and token.
+    """
+    trainer = Trainer(recipe, dry=True)
+    ledger = _sent(trainer)
+    fleet = trainer.fleet
+    params_W = [fleet.num_params(w) for w in range(recipe.num_workers)]
+    element = fleet.params.blocks[0].element_size()
+    num_stacks = 1 + len(trainer.state.local) + len(trainer.state.shared)  # gradients; parameters and states
+    payload_W = [0] * recipe.num_workers
+    for r in ledger:
+        for w in r.workers:
+            payload_W[w] += sum(r.payload_bytes.values())
+    busiest = payload_W.index(max(payload_W))
+    inner = recipe.method.inner
+    period = getattr(recipe.method, "sync_every", 1)
+    period = period["params"] if isinstance(period, dict) else period
+    ddp = _sent(Trainer(recipe.but(method={"name": "ddp", "inner": vars(inner)}, codecs={}), dry=True))
+    local_adam = recipe.but(method={"name": "local_adam", "inner": vars(inner), "sync_every": period}, codecs={})
+    seconds = step_seconds(max(params_W), recipe.batch_size * recipe.context, device) / devices_per_worker
+    return Plan(
+        recipe=recipe,
+        ledger=ledger,
+        num_params=sum(b.numel for b in fleet.layout.blocks),
+        params_per_worker=params_W,
+        state_bytes_per_worker=max(params_W) * element * num_stacks,
+        states=_states(ledger, busiest),
+        payload_bytes_W=payload_W,
+        ddp_bytes=_of_worker(ddp, busiest),
+        local_adam_bytes=_of_worker(_sent(Trainer(local_adam, dry=True)), busiest) if period else 0,
+        seconds_per_step=seconds,
+        forecasts=[_forecast(name, net, recipe, ledger, ddp, seconds) for name, net in (networks or NETWORKS).items()],
+    )
+
+
+def _sent(trainer: Trainer) -> list[Sent]:
+    return [event for event in trainer.events() if isinstance(event, Sent)]
+
+
+def _of_worker(ledger: Iterable[Sent], worker: int) -> int:
+    return sum(sum(r.payload_bytes.values()) for r in ledger if worker in r.workers)
+
+
+def _states(ledger: list[Sent], worker: int) -> list[StatePlan]:
+    out = []
+    for state in dict.fromkeys(r.state for r in ledger):
+        mine = [r for r in ledger if r.state == state and worker in r.workers]
+        steps = {(r.step, r.op) for r in mine}
+        total = _of_worker(mine, worker)
+        out.append(StatePlan(state, len(steps), total // max(1, len(steps)), total))
+    return out
+
+
+def _forecast(name: str, network: Network, recipe: Recipe, ledger: list[Sent], ddp: list[Sent], seconds: float) -> Forecast:
+    def price(records: list[Sent]) -> Any:
+        return network.price(
+            records,
+            num_workers=recipe.num_workers,
+            steps=recipe.steps,
+            compute_seconds=seconds,
+            slow=recipe.scenario.slow,
+        )
+
+    mine, theirs = price(ledger), price(ddp)
+    hours = 3600.0
+    return Forecast(
+        name,
+        mine.compute_seconds / hours,
+        mine.communication_seconds / hours,
+        mine.total_seconds / hours,
+        theirs.total_seconds / hours,
+    )
+
+
+def _ratio(a: int, b: int) -> float | None:
+    return a / b if a and b else None
+
+
+def _less(than: str, theirs: int, mine: int) -> str:
+    ratio = _ratio(theirs, mine)
+    if ratio is None:
+        return f"nothing is sent in this run (against {than}: no ratio)"
+    return f"{ratio:.2f}× fewer than {than}" if ratio >= 1 else f"{1 / ratio:.2f}× more than {than}"
+
+
+def human(num_bytes: float) -> str:
+    """``12.8 GB``: decimal units, as networks are sold."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if abs(num_bytes) < 999.5:
+            return f"{num_bytes:.3g} {unit}"
+        num_bytes /= 1000
+    return f"{num_bytes:.3g} PB"

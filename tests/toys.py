@@ -1,0 +1,254 @@
+"""Tiny problems whose every number can be worked out again: modules, batches, a driver without text, listed methods."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lab.comm import Communicator
+from lab.data import Corpus, load_corpus
+from lab.events import Ended, Event, Sent, Started, Stepped, Warned
+from lab.fleet import Fleet, Stack
+from lab.methods import DDP, DESLOC, METHODS, DiLoCo, LocalAdam, LocalSGD, Method, State
+from lab.models.gpt import GPT
+from lab.optim import AdamW, Nesterov, Optimizer
+from lab.recipe import Recipe
+from lab.seeds import generator
+
+F64 = torch.float64
+Batch = Callable[[int, int], tuple[Tensor, Tensor]]
+
+
+def drawn(*shape: int, purpose: Iterable[str | int]) -> Tensor:
+    """Standard normal numbers that depend on what they are for, and on nothing else."""
+    return torch.randn(*shape, generator=generator(0, *purpose), dtype=F64)
+
+
+def batch(worker: int, t: int) -> tuple[Tensor, Tensor]:
+    """What ``worker`` sees in local step ``t``: five inputs ``[5, 3]`` and targets ``[5, 2]``."""
+    return drawn(5, 3, purpose=("x", worker, t)), drawn(5, 2, purpose=("y", worker, t))
+
+
+class Net(nn.Module):
+    """A perceptron with one hidden layer and two groups of tensors: 4 · 3 + 4 + 2 · 4 = 24 parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden = nn.Parameter(torch.empty(4, 3, dtype=F64))
+        self.bias = nn.Parameter(torch.empty(4, dtype=F64))
+        self.out = nn.Parameter(torch.empty(2, 4, dtype=F64))
+
+    def loss(self, x: Tensor, y: Tensor) -> Tensor:
+        return (torch.tanh(x @ self.hidden.T + self.bias) @ self.out.T - y).square().mean()
+
+    @staticmethod
+    def tensor_group(name: str) -> str:
+        return "head" if name == "out" else "body"
+
+
+def fill_(module: nn.Module) -> nn.Module:
+    """Initial values by name; a module on ``meta`` keeps only its shapes."""
+    with torch.no_grad():
+        for name, p in module.named_parameters():
+            if not p.is_meta:
+                p.copy_(drawn(*p.shape, purpose=("init", name)))
+    return module
+
+
+def build(worker: int | None) -> nn.Module:
+    return Net() if worker is not None else fill_(Net())
+
+
+class Bench:
+    """A method on a tiny fleet, driven step by step without text, recipes or events."""
+
+    def __init__(
+        self,
+        method: Method,
+        num_workers: int = 3,
+        *,
+        batch: Batch = batch,
+        build: Callable[[int | None], nn.Module] = build,
+        communicator: type[Communicator] = Communicator,
+        codecs: dict[str, Any] | None = None,
+        schedule: Callable[[int], float] = lambda t: 1.0,
+        device: str = "cpu",
+    ):
+        self.method, self.batch, self.t = method, batch, 0
+        with torch.device(device):
+            self.fleet = Fleet(build, num_workers, device=device, dtype=F64, threads=1)
+        self.comm = communicator(self.fleet, codecs)
+        self.state = State.of(self.fleet, schedule)
+        method.init(self.state)
+
+    def grad(self, s: State) -> Tensor:
+        return s.fleet.backward(lambda module, w: module.loss(*self.batch(w, self.t)))
+
+    def run(self, steps: int) -> Bench:
+        for _ in range(steps):
+            self.t = self.comm.t = self.t + 1
+            self.loss_W = self.method.step(self.state, self.grad, self.comm, self.t)
+        return self
+
+    def of(self, worker: int, state: str = "params") -> Tensor:
+        """Everything that ``worker`` holds of one local state, as one vector in the model's own order."""
+        stack = self.state.local[state]
+        return torch.cat([stack.cell(name, worker).flatten() for name in stack.names()]).clone()
+
+    def shared(self, state: str) -> Tensor:
+        stack = self.state.shared[state]
+        return torch.cat([stack[name][0].flatten() for name in stack.names()]).clone()
+
+    @property
+    def records(self) -> list[Sent]:
+        return self.comm.ledger.records
+
+
+class Silent(Communicator):
+    """Nobody hears anybody: every holder takes its own contribution for the mean.
+
+    An agreed state then has one row per holder, so shared state must be made with one row per holder as well
+    (`each_its_own`).
+    """
+
+    def mean(self, stack: Stack, state: str, *, minus: Stack | None = None, **_: Any) -> Stack:
+        own = [b.clone() for b in stack.blocks]
+        if minus is not None:
+            own = [mine - base for mine, base in zip(own, minus.blocks, strict=True)]
+        return Stack(stack.layout, own)
+
+
+def each_its_own(monkeypatch: Any) -> None:
+    """Shared state with one row per holder instead of one for all."""
+    monkeypatch.setattr(Stack, "first", Stack.clone)
+
+
+def flat(module: nn.Module) -> Tensor:
+    return torch.cat([p.detach().flatten() for p in module.parameters()])
+
+
+def close(a: Tensor, b: Tensor, tolerance: float = 1e-12) -> bool:
+    return a.shape == b.shape and torch.allclose(a, b, rtol=tolerance, atol=tolerance)
+
+
+# Every method of the lab, with periods so short that a few steps see them all. A new method is covered by being listed
+# in `lab.methods.METHODS`; the variants below it are those options that take another way through the code.
+
+
+def shortened(method: Method, longest: int = 4) -> Method:
+    """The same method with every period at most ``longest``, different ones kept different where there is room."""
+    periods: Any = getattr(method, "sync_every", None)
+    if isinstance(periods, int):
+        return dataclasses.replace(method, sync_every=min(3, periods))  # type: ignore[type-var]
+    if isinstance(periods, dict):
+        rank = {p: min(longest, 2 + i) for i, p in enumerate(sorted(set(periods.values())))}
+        return dataclasses.replace(method, sync_every={k: rank[p] for k, p in periods.items()})  # type: ignore[type-var]
+    return method
+
+
+ADOPT = Optimizer("ADOPT", 1e-2, {"betas": (0.9, 0.99)})
+SGDM = Optimizer("SGDM", 3e-2)
+SGD = Optimizer("SGD", 3e-2)
+RMSPROP = Optimizer("RMSprop", 1e-2)
+
+LISTED: dict[str, Method] = {name: shortened(cls()) for name, cls in METHODS.items()} | {
+    "ddp SGD unclipped": DDP(inner=SGD, max_norm=None),
+    "ddp ADOPT": DDP(inner=ADOPT),
+    "local_sgd SGD": LocalSGD(sync_every=2, inner=SGD),
+    "local_sgd reset": LocalSGD(sync_every=2, inner_states="reset"),
+    "local_sgd RMSprop": LocalSGD(sync_every=3, inner=RMSPROP, max_norm=0.1),
+    "local_adam ADOPT": LocalAdam(sync_every=2, inner=ADOPT),
+    "local_adam SGDM": LocalAdam(sync_every=2, inner=SGDM),
+    "diloco SGD": DiLoCo(sync_every=2, inner=SGD, outer=Optimizer("SGD", 0.5)),
+    "diloco outer Adam": DiLoCo(sync_every=2, outer=Optimizer("Adam", 0.1)),
+    "des_loc ADOPT": DESLOC(sync_every={"params": 2, "exp_avg": 3, "exp_avg_sq": 4}, inner=ADOPT),
+    "des_loc SGDM": DESLOC(sync_every={"params": 2, "momentum_buffer": 3}, inner=SGDM),
+    "des_loc clip value": DESLOC(sync_every={"exp_avg": 2, "params": 3}, clip="value", max_norm=0.05),
+    "des_loc outer": DESLOC(sync_every={"params": 2, "exp_avg_sq": 4}, outer=Nesterov(1.0, 0.9)),
+    "des_loc coin": DESLOC(sync_every={"params": 2, "exp_avg": 2, "exp_avg_sq": 3}, coin_seed=5),
+    "des_loc outer coin": DESLOC(sync_every={"params": 2, "exp_avg": 2}, outer=Nesterov(), coin_seed=1),
+}
+
+
+# The same with text: recipes for the step loop, so small that a run takes a few hundredths of a second.
+
+TEXT = "grammar?tokens=4000&dialects=1&symbols=8"
+TINY = GPT(dim=8, num_layers=1, num_heads=2)
+
+
+@functools.cache
+def corpus() -> Corpus:
+    return load_corpus(TEXT)
+
+
+def recipe(method: Method | str = "des_loc", **changes: Any) -> Recipe:
+    fields: dict[str, Any] = {
+        "model": TINY,
+        "corpus": TEXT,
+        "steps": 6,
+        "num_workers": 3,
+        "batch_size": 2,
+        "context": 8,
+        "dtype": "float64",
+        "eval_every": 2,
+        "eval_windows": 2,
+        "checkpoint_every": 1,
+    }
+    return Recipe(method=method, **(fields | changes))
+
+
+def story(events: Iterable[Event]) -> list[Event]:
+    """What a run did: its events without the clock, the machine and what it says about being resumed."""
+    told: list[Event] = []
+    for event in events:
+        if isinstance(event, Stepped):
+            event = dataclasses.replace(event, seconds=0.0)
+        elif isinstance(event, Started):
+            event = dataclasses.replace(event, environment={})
+        elif isinstance(event, Warned):
+            continue
+        told.append(event)
+    return told
+
+
+def ending(folder: Path) -> Sequence[str]:
+    """The last line that a run folder tells of its end."""
+    from lab.store import RunFolder
+
+    last = list(RunFolder(folder).events())[-1]
+    assert isinstance(last, Ended)
+    return last.status, last.message
+
+
+__all__ = [
+    "ADOPT",
+    "F64",
+    "LISTED",
+    "RMSPROP",
+    "SGD",
+    "SGDM",
+    "TEXT",
+    "TINY",
+    "AdamW",
+    "Bench",
+    "Net",
+    "Silent",
+    "batch",
+    "build",
+    "close",
+    "corpus",
+    "drawn",
+    "each_its_own",
+    "ending",
+    "fill_",
+    "flat",
+    "recipe",
+    "shortened",
+    "story",
+]
