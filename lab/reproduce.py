@@ -1,0 +1,148 @@
+"""Execute notebooks one after another and collect what holds of the papers' claims."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from lab.claims import Claims, claims_in
+from lab.errors import RecipeError
+
+DONE = "isthmus"  # key in an executed notebook's metadata, written last
+
+
+def reproduce(names: list[str], parameters: list[str], out: Path, *, again: bool = False) -> int:
+    """Execute notebooks; returns the exit code, 1 if one failed.
+
+    Each notebook leaves ``<name>-<hash>.ipynb`` and ``.html`` in ``out``; the hash is of its source, its parameters and the
+    lab's own code, and what is there already is not executed again. Claims that were not reproduced are no failure.
+    """
+    values = dict(_parameter(p) for p in parameters)
+    notebooks = [_find(name) for name in names] if names else sorted(Path("notebooks").glob("[0-9]*.ipynb"))
+    if not notebooks:
+        raise RecipeError("there is no notebooks/ folder here: run this in the project's folder, or name the notebooks")
+    jobs = [(source, json.loads(source.read_text())) for source in notebooks]
+    for source, notebook in jobs:
+        _check_parameters(source, notebook, values)
+    out.mkdir(parents=True, exist_ok=True)
+    tables, failed = [], []
+    for source, notebook in jobs:
+        mine = {k: v for k, v in values.items() if k in _declared(notebook)}
+        target = out / f"{source.stem}-{_digest(source, mine)}.ipynb"
+        began = time.perf_counter()
+        if not again and _is_done(target):
+            click.echo(f"{source.stem}: already done, {target.with_suffix('.html')}")
+        else:
+            click.echo(f"{source.stem}: executing …")
+            problem = _execute(source, target, mine)
+            if problem:
+                failed.append(f"{source.stem}: {problem}")
+                click.echo(f"{source.stem}: failed: {problem}", err=True)
+                continue
+            click.echo(f"{source.stem}: done in {time.perf_counter() - began:.0f} s, {target.with_suffix('.html')}")
+        table = claims_in(json.loads(target.read_text()))
+        if table is not None:
+            tables.append(table)
+    _report(tables)
+    for line in failed:
+        click.echo(f"failed: {line}", err=True)
+    return 1 if failed else 0
+
+
+def _execute(source: Path, target: Path, parameters: dict[str, Any]) -> str | None:
+    """Run one notebook under papermill and make its page; what went wrong, or None."""
+    import papermill
+    from papermill.exceptions import PapermillExecutionError
+
+    os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
+    try:
+        papermill.execute_notebook(
+            str(source), str(target), parameters, progress_bar=sys.stderr.isatty(), cwd=str(Path.cwd()), kernel_name="python3"
+        )
+    except PapermillExecutionError as error:
+        return f"cell {error.exec_count} raised {error.ename}: {error.evalue} (see {target})"
+    page = subprocess.run(
+        [sys.executable, "-m", "widgets.pages", str(target), str(target.with_suffix(".html"))],
+        capture_output=True,
+        text=True,
+    )
+    if page.returncode:
+        return f"no HTML page: {page.stderr.strip().splitlines()[-1]}"
+    notebook = json.loads(target.read_text())
+    notebook["metadata"][DONE] = {"done": True, "parameters": parameters}
+    temporary = target.with_suffix(".tmp")
+    temporary.write_text(json.dumps(notebook, indent=1))
+    os.replace(temporary, target)
+    return None
+
+
+def _is_done(target: Path) -> bool:
+    try:
+        return bool(json.loads(target.read_text())["metadata"][DONE]["done"]) and target.with_suffix(".html").exists()
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def _find(name: str) -> Path:
+    for path in (Path(name), Path("notebooks") / name, Path("notebooks") / f"{name}.ipynb"):
+        if path.is_file():
+            return path
+    there = ", ".join(p.stem for p in sorted(Path("notebooks").glob("[0-9]*.ipynb"))) or "none here"
+    raise RecipeError(f"no notebook {name!r}: there are {there}")
+
+
+def _parameter(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise RecipeError(f"-p {text!r}: write key=value, for example -p steps=100")
+    try:
+        return key, json.loads(value)
+    except ValueError:
+        return key, value
+
+
+def _declared(notebook: dict[str, Any]) -> set[str]:
+    """Names that the cell tagged ``parameters`` assigns."""
+    for cell in notebook["cells"]:
+        if "parameters" in cell.get("metadata", {}).get("tags", []):
+            lines = "".join(cell["source"]).splitlines()
+            return {line.split(":")[0].split("=")[0].strip() for line in lines if "=" in line and line[0].isalpha()}
+    return set()
+
+
+def _check_parameters(source: Path, notebook: dict[str, Any], values: dict[str, Any]) -> None:
+    declared = _declared(notebook)
+    for key in values:
+        if key not in declared:
+            there = ", ".join(sorted(declared)) or "none"
+            raise RecipeError(f"{source.stem} has no parameter {key!r}: there are {there}")
+
+
+def _digest(source: Path, parameters: dict[str, Any]) -> str:
+    """Of everything that decides what comes out."""
+    digest = hashlib.sha256(source.read_bytes())
+    digest.update(json.dumps(parameters, sort_keys=True).encode())
+    here = Path(__file__).parent
+    for package in (here, here.parent / "widgets"):
+        for file in sorted(package.rglob("*.py")):
+            digest.update(file.read_bytes())
+    return digest.hexdigest()[:8]
+
+
+def _report(tables: list[Claims]) -> None:
+    for table in tables:
+        click.echo(f"\nwhat holds of the claims: {table.notebook}\n{table.to_text()}")
+    counts: dict[str, int] = {}
+    for table in tables:
+        for claim in table.rows:
+            counts[claim.verdict] = counts.get(claim.verdict, 0) + 1
+    if counts:
+        click.echo("\nclaims: " + ", ".join(f"{n} {verdict}" for verdict, n in counts.items()))
