@@ -1,7 +1,7 @@
 """Isthmus: a lab for training across narrow links.
 
-``Recipe`` says what to run, ``train`` runs it, ``plan`` says beforehand what it will send. Names are imported when they are
-first used, so that ``import lab`` costs nothing.
+``Recipe`` says what to run, ``train`` runs it; `lab.plan.plan` says beforehand what it will send, `lab.network.network`
+prices what was sent. The names here are imported when they are first used, so that ``import lab`` costs nothing.
 """
 
 from __future__ import annotations
@@ -14,10 +14,8 @@ _WHERE = {
     "train": "lab.run",
     "dry_run": "lab.run",
     "Trainer": "lab.run",
-    "plan": "lab.plan",
     "Columns": "lab.columns",
     "Network": "lab.network",
-    "network": "lab.network",
     "Claim": "lab.claims",
     "Claims": "lab.claims",
     "suggest_periods": "lab.methods.des_loc",

@@ -71,6 +71,31 @@ class SGDM(torch.optim.Optimizer):
                 x.add_(u, alpha=-group["lr"])
 
 
+class PlainAdam(torch.optim.Optimizer):
+    """Adam without bias correction, x = x − lr·u / √(v + ε²): the form in DES-LOC's theory and toy problem.
+
+    u = β1·u + (1−β1)·g and v = β2·v + (1−β2)·g², both from zero. States ``exp_avg`` (u) and ``exp_avg_sq`` (v).
+    """
+
+    def __init__(self, params: Any, lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8):
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "differentiable": False})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            beta1, beta2 = group["betas"]
+            for x in group["params"]:
+                g, state = x.grad, self.state[x]
+                if g is None:
+                    continue
+                if not state:
+                    state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(x), torch.zeros_like(x)
+                u, v = state["exp_avg"], state["exp_avg_sq"]
+                u.lerp_(g, 1 - beta1)
+                v.mul_(beta2).addcmul_(g, g, value=1 - beta2)
+                x.addcdiv_(u, (v + group["eps"] ** 2).sqrt_(), value=-group["lr"])
+
+
 ELEMENTWISE: dict[str, type[torch.optim.Optimizer]] = {
     "AdamW": torch.optim.AdamW,
     "Adam": torch.optim.Adam,
@@ -84,6 +109,7 @@ ELEMENTWISE: dict[str, type[torch.optim.Optimizer]] = {
     "SGD": torch.optim.SGD,
     "ADOPT": ADOPT,
     "SGDM": SGDM,
+    "PlainAdam": PlainAdam,
 }
 _HAS_FUSED = ("AdamW", "Adam", "SGD", "Adagrad")
 
@@ -167,7 +193,7 @@ def reset_(optimizer: torch.optim.Optimizer, params: Stack, up: list[bool]) -> N
             state["step"].zero_()
 
 
-ZERO_AT_START = ("AdamW", "Adam", "RAdam", "Adamax", "Adadelta", "RMSprop", "SGD", "SGDM", "ADOPT")
+ZERO_AT_START = ("AdamW", "Adam", "RAdam", "Adamax", "Adadelta", "RMSprop", "SGD", "SGDM", "ADOPT", "PlainAdam")
 
 
 @functools.cache

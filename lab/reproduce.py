@@ -65,7 +65,13 @@ def _execute(source: Path, target: Path, parameters: dict[str, Any]) -> str | No
     os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
     try:
         papermill.execute_notebook(
-            str(source), str(target), parameters, progress_bar=sys.stderr.isatty(), cwd=str(Path.cwd()), kernel_name="python3"
+            str(source),
+            str(target),
+            parameters,
+            progress_bar=sys.stderr.isatty(),
+            cwd=str(Path.cwd()),
+            kernel_name="python3",
+            extra_arguments=["--log-level=ERROR"],
         )
     except PapermillExecutionError as error:
         return f"cell {error.exec_count} raised {error.ename}: {error.evalue} (see {target})"

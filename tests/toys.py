@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -13,11 +12,11 @@ from torch import Tensor, nn
 
 from lab.comm import Communicator
 from lab.data import Corpus, load_corpus
-from lab.events import Ended, Event, Sent, Started, Stepped, Warned
+from lab.events import Event, Sent, Started, Stepped, Warned
 from lab.fleet import Fleet, Stack
 from lab.methods import DDP, DESLOC, METHODS, DiLoCo, LocalAdam, LocalSGD, Method, State
 from lab.models.gpt import GPT
-from lab.optim import AdamW, Nesterov, Optimizer
+from lab.optim import Nesterov, Optimizer
 from lab.recipe import Recipe
 from lab.seeds import generator
 
@@ -215,40 +214,3 @@ def story(events: Iterable[Event]) -> list[Event]:
             continue
         told.append(event)
     return told
-
-
-def ending(folder: Path) -> Sequence[str]:
-    """The last line that a run folder tells of its end."""
-    from lab.store import RunFolder
-
-    last = list(RunFolder(folder).events())[-1]
-    assert isinstance(last, Ended)
-    return last.status, last.message
-
-
-__all__ = [
-    "ADOPT",
-    "F64",
-    "LISTED",
-    "RMSPROP",
-    "SGD",
-    "SGDM",
-    "TEXT",
-    "TINY",
-    "AdamW",
-    "Bench",
-    "Net",
-    "Silent",
-    "batch",
-    "build",
-    "close",
-    "corpus",
-    "drawn",
-    "each_its_own",
-    "ending",
-    "fill_",
-    "flat",
-    "recipe",
-    "shortened",
-    "story",
-]

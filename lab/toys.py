@@ -1,0 +1,68 @@
+"""Problems small enough to see what a method does: no text, no network, seconds to run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lab.comm import Communicator
+from lab.fleet import Fleet
+from lab.methods import State, method
+from lab.seeds import generator
+
+
+class _Point(nn.Module):
+    def __init__(self, start: tuple[float, float]):
+        super().__init__()
+        self.x = nn.Parameter(torch.tensor(start, dtype=torch.float64))
+
+
+def rosenbrock(
+    spec: Any,
+    *,
+    num_workers: int = 128,
+    steps: int = 7680,
+    noise: float = 1.5,
+    start: tuple[float, float] = (-1.2, 1.0),
+    seed: int = 0,
+    every: int = 16,
+) -> tuple[list[int], list[float]]:
+    """DES-LOC's toy (its figure 1): f = (1 − x₁)² + 100·(x₂ − x₁²)² with Gaussian noise on every worker's gradient.
+
+    The optimum is (1, 1). The paper gives the function, 256 workers and σ = 1.5; learning rate, β and start are not given.
+
+    Parameters
+    ----------
+    spec
+        a method, as in a recipe.
+    noise
+        standard deviation of each gradient coordinate, drawn afresh for every worker and step.
+
+    Returns
+    -------
+    steps, and the distance of the workers' mean from the optimum at those steps.
+    """
+    m = method(spec)
+    fleet = Fleet(lambda worker: _Point(start), num_workers, dtype=torch.float64)
+    s, comm = State.of(fleet), Communicator(fleet)
+    m.init(s)
+    g = generator(seed, "rosenbrock")
+
+    def grad(s: State) -> Tensor:
+        x, y = s.local["params"]["x"].unbind(1)  # each [W]
+        s.grads["x"][:, 0] = -2 * (1 - x) - 400 * x * (y - x * x)
+        s.grads["x"][:, 1] = 200 * (y - x * x)
+        s.grads["x"].add_(torch.randn(num_workers, 2, generator=g, dtype=torch.float64), alpha=noise)
+        return (1 - x) ** 2 + 100 * (y - x * x) ** 2
+
+    at, distance = [], []
+    for t in range(1, steps + 1):
+        comm.t = t
+        m.step(s, grad, comm, t)
+        if t % every == 0:
+            at.append(t)
+            distance.append(float((s.local["params"]["x"].mean(0) - 1).norm()))
+    fleet.close()
+    return at, distance
