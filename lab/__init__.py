@@ -22,7 +22,7 @@ _WHERE = {
     "load_corpus": "lab.data",
 }
 
-__all__ = list(_WHERE)  # noqa: PLE0604
+__all__ = list(_WHERE)
 
 
 def __getattr__(name: str) -> Any:

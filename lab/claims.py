@@ -57,7 +57,9 @@ class Claims:
         return "\n".join(lines)
 
     def to_html(self) -> str:
-        head = "".join(f"<th>{h}</th>" for h in ("", "The paper says", "in the setting", "Measured here", "Verdict", ""))
+        head = "".join(
+            f"<th>{h}</th>" for h in ("", "The paper says", "in the setting", "Measured here", "Verdict", "")
+        )
         body = "".join(
             "<tr>"
             + "".join(

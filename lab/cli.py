@@ -107,7 +107,9 @@ def _train(recipe: Recipe, folder: RunFolder) -> None:
                 if up:
                     seen["loss"] = sum(up) / len(up)
                 rate = seen["tokens"] / event.seconds if event.seconds else 0
-                bar.set_postfix_str(f"loss {seen['loss']:.3f}, {rate:,.0f} tokens/s, {human(seen['bytes'])} sent", False)
+                bar.set_postfix_str(
+                    f"loss {seen['loss']:.3f}, {rate:,.0f} tokens/s, {human(seen['bytes'])} sent", False
+                )
             case Evaluated():
                 seen["validation"] = event.loss
                 if not live:
@@ -139,7 +141,12 @@ def _train(recipe: Recipe, folder: RunFolder) -> None:
 @click.option("--devices-per-worker", default=1, show_default=True, type=click.IntRange(1))
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, with the ledger's totals.")
 def plan(
-    recipe: str, overrides: tuple[str, ...], networks: tuple[str, ...], device: str, devices_per_worker: int, as_json: bool
+    recipe: str,
+    overrides: tuple[str, ...],
+    networks: tuple[str, ...],
+    device: str,
+    devices_per_worker: int,
+    as_json: bool,
 ) -> None:
     """Dry run: what a RECIPE will send and how long it takes, at any scale, before anything trains."""
     from lab.network import network
@@ -165,7 +172,7 @@ def compare(names: tuple[str, ...], runs: str, network_name: str, as_json: bool)
     from lab.store import find_run
 
     net = network(network_name)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name in names:
         folder = find_run(name, runs)
         columns = Columns.of(folder.events())

@@ -14,6 +14,7 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -47,11 +48,14 @@ class Layout:
     place: dict[str, tuple[int, int]] = field(repr=False)  # name -> (block, position in it)
 
     @classmethod
-    def of(cls, holders: dict[str, tuple[int, ...]], shapes: dict[str, torch.Size], group: Callable[[str], str]) -> Layout:
+    def of(
+        cls, holders: dict[str, tuple[int, ...]], shapes: dict[str, torch.Size], group: Callable[[str], str]
+    ) -> Layout:
         together: dict[tuple[str, tuple[int, ...]], list[str]] = {}
         for name, held_by in holders.items():
             together.setdefault((group(name), held_by), []).append(name)
-        blocks, place = [], {}
+        blocks: list[Block] = []
+        place: dict[str, tuple[int, int]] = {}
         for (label, held_by), names in together.items():
             offsets, end = [], 0
             for i, name in enumerate(names):
@@ -201,7 +205,7 @@ class Fleet:
                 for name in order:
                     self.params[name].copy_(values[name])
             for w, module in enumerate(self.modules):
-                self._attach(module, lambda name, w=w: self.params.cell(name, w), lambda name, w=w: self.grads.cell(name, w))
+                self._attach(module, partial(self.params.cell, worker=w), partial(self.grads.cell, worker=w))
 
     @property
     def layout(self) -> Layout:
@@ -283,4 +287,3 @@ class Fleet:
         if self._pool is not None:
             self._pool.shutdown()
             self._pool = None
-

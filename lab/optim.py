@@ -125,7 +125,11 @@ class Optimizer:
     def __post_init__(self) -> None:
         if self.name not in ELEMENTWISE:
             raise RecipeError(one_of("optimizer", self.name, ELEMENTWISE))
-        allowed = [a for a in inspect.signature(ELEMENTWISE[self.name].__init__).parameters if a not in ("self", "params", "lr")]
+        allowed = [
+            a
+            for a in inspect.signature(ELEMENTWISE[self.name].__init__).parameters
+            if a not in ("self", "params", "lr")
+        ]
         for key in self.options:
             if key not in allowed:
                 raise RecipeError(one_of(f"{self.name} option", key, allowed))
@@ -223,7 +227,9 @@ def _state_names(spec: Optimizer) -> tuple[str, ...]:
     return tuple(k for k, v in optimizer.state[leaf].items() if isinstance(v, Tensor) and v.shape == leaf.shape)
 
 
-def AdamW(lr: float, betas: tuple[float, float] = (0.9, 0.95), eps: float = 1e-8, weight_decay: float = 0.0) -> Optimizer:
+def AdamW(
+    lr: float, betas: tuple[float, float] = (0.9, 0.95), eps: float = 1e-8, weight_decay: float = 0.0
+) -> Optimizer:
     """The usual inner optimizer of the papers: AdamW without weight decay."""
     return Optimizer("AdamW", lr, {"betas": betas, "eps": eps, "weight_decay": weight_decay})
 

@@ -88,7 +88,9 @@ class Plan:
             f"{_less('Local Adam', self.local_adam_bytes, self.payload_bytes)}",
         ]
         if len(set(self.payload_bytes_W)) > 1:
-            lines.append("  workers differ: " + ", ".join(f"{w}: {human(b)}" for w, b in enumerate(self.payload_bytes_W)))
+            lines.append(
+                "  workers differ: " + ", ".join(f"{w}: {human(b)}" for w, b in enumerate(self.payload_bytes_W))
+            )
         if self.forecasts:
             lines += ["", f"{'hours on':<22}{'compute':>10}{'network':>10}{'together':>10}{'DDP':>12}{'gain':>9}"]
             lines += [
@@ -163,7 +165,9 @@ def _states(ledger: list[Sent], worker: int) -> list[StatePlan]:
     return out
 
 
-def _forecast(name: str, network: Network, recipe: Recipe, ledger: list[Sent], ddp: list[Sent], seconds: float) -> Forecast:
+def _forecast(
+    name: str, network: Network, recipe: Recipe, ledger: list[Sent], ddp: list[Sent], seconds: float
+) -> Forecast:
     def price(records: list[Sent]) -> Any:
         return network.price(
             records,

@@ -140,7 +140,9 @@ def _apply(raw: dict[str, Any], override: str) -> None:
     """``method.sync_every.params=64``: the value is JSON where it can be, a string else."""
     key, equals, text = override.partition("=")
     if not equals or not key:
-        raise RecipeError(f"-o {override!r}: write key=value, for example -o steps=500 or -o method.sync_every.params=64")
+        raise RecipeError(
+            f"-o {override!r}: write key=value, for example -o steps=500 or -o method.sync_every.params=64"
+        )
     try:
         value = json.loads(text)
     except ValueError:

@@ -5,9 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +22,7 @@ from lab.claims import Claims, claims_in
 from lab.errors import RecipeError
 
 DONE = "isthmus"  # key in an executed notebook's metadata, written last
+NOTE = "ISTHMUS_PROGRESS_FILE"  # environment variable: where a notebook that trains leaves word how far it is
 
 
 def reproduce(names: list[str], parameters: list[str], out: Path, *, again: bool = False) -> int:
@@ -64,15 +70,16 @@ def _execute(source: Path, target: Path, parameters: dict[str, Any]) -> str | No
 
     os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
     try:
-        papermill.execute_notebook(
-            str(source),
-            str(target),
-            parameters,
-            progress_bar=sys.stderr.isatty(),
-            cwd=str(Path.cwd()),
-            kernel_name="python3",
-            extra_arguments=["--log-level=ERROR"],
-        )
+        with _progress(source.stem):
+            papermill.execute_notebook(
+                str(source),
+                str(target),
+                parameters,
+                progress_bar=False,
+                cwd=str(Path.cwd()),
+                kernel_name="python3",
+                extra_arguments=["--log-level=ERROR"],
+            )
     except PapermillExecutionError as error:
         return f"cell {error.exec_count} raised {error.ename}: {error.evalue} (see {target})"
     page = subprocess.run(
@@ -88,6 +95,38 @@ def _execute(source: Path, target: Path, parameters: dict[str, Any]) -> str | No
     temporary.write_text(json.dumps(notebook, indent=1))
     os.replace(temporary, target)
     return None
+
+
+@contextmanager
+def _progress(name: str) -> Iterator[None]:
+    """While a notebook executes: its own word on how far it is, on one line of a terminal, or a line now and then."""
+    live = sys.stderr.isatty()
+    done = threading.Event()
+    began = time.perf_counter()
+
+    def watch() -> None:
+        wait = 1.0 if live else 10.0
+        while not done.wait(wait):
+            try:
+                word = Path(os.environ[NOTE]).read_text().strip()
+            except OSError:
+                word = ""
+            line = f"{name}: {time.perf_counter() - began:.0f} s  {word}"
+            sys.stderr.write(f"\r\033[K{line[: shutil.get_terminal_size().columns - 1]}" if live else f"{line}\n")
+            sys.stderr.flush()
+        if live:
+            sys.stderr.write("\r\033[K")
+
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ[NOTE] = str(Path(folder) / "progress")
+        thread = threading.Thread(target=watch, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+            del os.environ[NOTE]
 
 
 def _is_done(target: Path) -> bool:

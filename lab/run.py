@@ -88,7 +88,8 @@ class Trainer:
         With a folder they are also written there, with checkpoints. What the folder already holds of this run is replayed
         up to its last whole checkpoint, and the run goes on from there.
         """
-        recipe, notes, keep = self.recipe, [], 0
+        recipe, keep = self.recipe, 0
+        notes: list[str] = []
         if folder is not None:
             checkpoint, notes = folder.load()
             if checkpoint is not None:
@@ -138,11 +139,18 @@ class Trainer:
             if not self.dry:
                 self._check_losses(t, losses, folder)
                 if self.fleet.in_order and not warned_order:
-                    yield Warned(t, "the model draws random numbers inside its forward pass: workers run one after another")
+                    yield Warned(
+                        t, "the model draws random numbers inside its forward pass: workers run one after another"
+                    )
                     warned_order = True
                 if t == recipe.steps or (recipe.eval_every and t % recipe.eval_every == 0):
                     yield self._evaluate(t)
-                if folder is not None and recipe.checkpoint_every and t % recipe.checkpoint_every == 0 and t < recipe.steps:
+                if (
+                    folder is not None
+                    and recipe.checkpoint_every
+                    and t % recipe.checkpoint_every == 0
+                    and t < recipe.steps
+                ):
                     self._check_params(t, folder)
                     yield folder.save(t, *self.snapshot())
         if folder is not None and recipe.checkpoint_every:

@@ -70,20 +70,16 @@ class RunFolder:
 
     def ended(self) -> Ended | None:
         """How the run ended, None if it was cut off or is still going on."""
-        last = None
-        for last in self._last_lines():
-            pass
-        return last if isinstance(last, Ended) else None
-
-    def _last_lines(self) -> Iterator[Event]:
         try:
             with open(self.path / "events.jsonl", "rb") as file:
-                file.seek(max(0, os.fstat(file.fileno()).st_size - 4096))
+                file.seek(max(0, os.fstat(file.fileno()).st_size - 8192))  # an Ended is far shorter
                 lines = file.read().split(b"\n")
         except FileNotFoundError:
-            return
-        if len(lines) > 1 and lines[-1] == b"":
-            yield from_json(lines[-2].decode())
+            return None
+        if len(lines) < 2 or lines[-1] or b'"kind": "ended"' not in lines[-2]:
+            return None
+        last = from_json(lines[-2].decode())
+        return last if isinstance(last, Ended) else None
 
     # writing
 

@@ -176,10 +176,17 @@ def test_one_worker_diloco_is_the_two_loops_of_the_paper() -> None:
     assert close(lab.shared("params"), flat(agreed))
 
 
-@pytest.mark.parametrize("name", ZERO_AT_START)
-def test_reset_states_are_fresh_states(name: str) -> None:
+FRESH = [Optimizer(name, 1e-2) for name in ZERO_AT_START] + [
+    Optimizer("SGD", 1e-2, {"momentum": 0.9, "nesterov": True}),
+    Optimizer("SGD", 1e-2, {"momentum": 0.9, "dampening": 0.3}),
+    Optimizer("Adam", 1e-2, {"amsgrad": True}),
+    Optimizer("RMSprop", 1e-2, {"centered": True, "momentum": 0.5}),
+]
+
+
+@pytest.mark.parametrize("inner", FRESH, ids=lambda spec: ",".join([spec.name, *spec.options]))
+def test_reset_states_are_fresh_states(inner: Optimizer) -> None:
     """``inner_states="reset"`` starts every round as a newly made torch optimizer would."""
-    inner = Optimizer(name, 1e-2, {"momentum": 0.9} if name == "SGD" else {})
     method = LocalSGD(sync_every=3, inner=inner, inner_states="reset")
     assert close(Bench(method, 1).run(8).of(0), plain(inner, 8, fresh_every=3))
 
@@ -398,7 +405,7 @@ def test_back_receives_all_that_it_needs(method: Method) -> None:
 
 @every_method
 def test_joining_late_is_starting_with_the_others(method: Method) -> None:
-    """A worker down from the first step holds, when it joins, what the others hold on average, and nothing of its own."""
+    """A worker down from the first step joins with what the others hold on average, and nothing of its own."""
     r = recipe(method, steps=3, scenario=Scenario(outages=(Outage(worker=2, last=2),)))
     plain_run, spoilt = Trainer(r, corpus=corpus()), Trainer(r, corpus=corpus())
     for block in spoilt.fleet.params.blocks:

@@ -67,9 +67,7 @@ def losses(
 def bytes_sent(runs: Mapping[str, Columns], title: str = "What did one worker hand to the network?") -> Bars:
     """Payload of the worker that sent most, one bar a run, with how many times less that is than the first run sent."""
     totals = [max(run.ledger.total_bytes(w) for w in range(run.num_workers)) for run in runs.values()]
-    labels = [human(totals[0])] + [
-        f"{human(b)}, {totals[0] / b:.1f}× fewer" if b else "nothing" for b in totals[1:]
-    ]
+    labels = [human(totals[0])] + [f"{human(b)}, {totals[0] / b:.1f}× fewer" if b else "nothing" for b in totals[1:]]
     return Bars(title, "payload of one worker, bytes (log scale)", list(runs), totals, labels, log_x=True)
 
 
@@ -81,7 +79,9 @@ def calendar(ledger: Sequence[Sent], last: int, title: str = "When does which st
     return Calendar(title, "local step", rows, last)
 
 
-def calendars(ledgers: Mapping[str, Sequence[Sent]], last: int, title: str = "When does which state travel?") -> Calendar:
+def calendars(
+    ledgers: Mapping[str, Sequence[Sent]], last: int, title: str = "When does which state travel?"
+) -> Calendar:
     """The same for several recipes, one row per recipe and state."""
     rows = []
     for name, ledger in ledgers.items():

@@ -1,4 +1,7 @@
-"""An executed notebook as one HTML page that needs no network: figures stay interactive, plotly's script comes once."""
+"""An executed notebook as one HTML page that needs no network, and its figures as SVG files beside it.
+
+Figures stay interactive on the page; plotly's script comes once.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +17,9 @@ PLOTLY = "application/vnd.plotly.v1+json"
 
 
 def page(notebook: Path, out: Path) -> None:
-    """Write ``out``; the notebook itself is left as it is."""
+    """Write ``out`` and ``<out>-1.svg``, ``-2.svg``, …; the notebook itself is left as it is."""
     nb = nbformat.read(notebook, as_version=4)
-    first = True
+    num_figures = 0
     for cell in nb.cells:
         for output in cell.get("outputs", []):
             figure = output.get("data", {}).get(PLOTLY)
@@ -24,9 +27,12 @@ def page(notebook: Path, out: Path) -> None:
                 continue
             config = figure.pop("config", None)
             div = plotly.io.to_html(figure, config=config, include_plotlyjs=False, full_html=False, validate=False)
-            if first:
+            if num_figures == 0:
                 div = f"<script>{plotly.offline.get_plotlyjs()}</script>" + div
-                first = False
+            num_figures += 1
+            svg = output["data"].get("image/svg+xml")
+            if svg:
+                out.with_name(f"{out.stem}-{num_figures}.svg").write_text(svg, encoding="utf-8")
             output["data"] = {"text/html": div}
     nb.metadata.pop("widgets", None)
     exporter = HTMLExporter(mathjax_url="", require_js_url="", jquery_url="", jupyter_widgets_base_url="")

@@ -76,7 +76,15 @@ class Lines:
             ]
             y_label = math.log10(value) if self.log_y else value
             layout["annotations"] = [
-                {"xref": "paper", "x": 1, "y": y_label, "text": label, "showarrow": False, "yshift": 9, "xanchor": "right"}
+                {
+                    "xref": "paper",
+                    "x": 1,
+                    "y": y_label,
+                    "text": label,
+                    "showarrow": False,
+                    "yshift": 9,
+                    "xanchor": "right",
+                }
             ]
         return {"data": data, "layout": layout}
 
@@ -193,7 +201,12 @@ class Calendar:
                 "name": name,
                 "x": list(steps),
                 "y": [name] * len(steps),
-                "marker": {"symbol": "line-ns-open", "size": 13, "line": {"width": 2}, "color": COLOURS[k % len(COLOURS)]},
+                "marker": {
+                    "symbol": "line-ns-open",
+                    "size": 13,
+                    "line": {"width": 2},
+                    "color": COLOURS[k % len(COLOURS)],
+                },
                 "hovertemplate": "%{y}, step %{x}<extra></extra>",
             }
             for k, (name, steps) in enumerate(self.rows)
@@ -256,7 +269,9 @@ def thin(x: Sequence[float], y: Sequence[float], most: int = MAX_POINTS) -> tupl
 
 def _finite(s: Series, log_x: bool, log_y: bool) -> tuple[list[float], list[float]]:
     x, y = thin(s.x, s.y)
-    pairs = [(a, b) for a, b in zip(x, y, strict=True) if b is not None and (a > 0 or not log_x) and (b > 0 or not log_y)]
+    pairs = [
+        (a, b) for a, b in zip(x, y, strict=True) if b is not None and (a > 0 or not log_x) and (b > 0 or not log_y)
+    ]
     return [a for a, _ in pairs], [b for _, b in pairs]
 
 
@@ -347,7 +362,12 @@ def _ticks(low: float, high: float, log: bool) -> list[float]:
         whole = [10.0**k for k in range(math.ceil(low), math.floor(high) + 1)]
         if len(whole) >= 2:
             return whole[:: max(1, len(whole) // 7)]
-        return [m * 10.0**k for k in range(math.floor(low), math.ceil(high) + 1) for m in (1, 2, 5) if low <= math.log10(m * 10.0**k) <= high]
+        return [
+            m * 10.0**k
+            for k in range(math.floor(low), math.ceil(high) + 1)
+            for m in (1, 2, 5)
+            if low <= math.log10(m * 10.0**k) <= high
+        ]
     raw = (high - low) / 6
     size = 10.0 ** math.floor(math.log10(raw))
     step = next(m * size for m in (1, 2, 2.5, 5, 10) if m * size >= raw)

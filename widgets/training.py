@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,24 +11,55 @@ from typing import Any
 from IPython.display import display
 
 from lab.columns import Columns
-from lab.events import Ended, Evaluated, Event, Sent, Started, Stepped
+from lab.events import Evaluated, Event, Sent, Started, Stepped
 from lab.plan import human
 from lab.recipe import Recipe
+from lab.reproduce import NOTE
 from lab.run import train
 
 
-class _Line:
-    """Text that shows itself and can be changed, a few times a second at most."""
+class _Progress:
+    """Text that shows itself and is changed twice a second at most; one line per finished run, and one for the present."""
 
-    def __init__(self) -> None:
-        self.text, self.shown = "", 0.0
-        self.handle: Any = display({"text/plain": "…"}, raw=True, display_id=True)
+    def __init__(self, names: list[str]):
+        self.width, self.num = max(map(len, names)), len(names)
+        self.done: list[str] = []
+        self.shown = 0.0
+        self.handle: Any = display({"text/plain": "starting …"}, raw=True, display_id=True)
 
-    def say(self, text: str, now: bool = False) -> None:
-        self.text = text
-        if now or time.monotonic() - self.shown > 0.5:
-            self.handle.update({"text/plain": text}, raw=True)
-            self.shown = time.monotonic()
+    def begin(self, name: str, recipe: Recipe) -> None:
+        self.name, self.recipe, self.began = name, recipe, time.monotonic()
+        self.sent, self.tokens, self.loss = 0, 0, float("nan")
+
+    def __call__(self, event: Event) -> None:
+        match event:
+            case Started():
+                self.tokens = event.tokens_per_step
+            case Sent():
+                self.sent += sum(event.payload_bytes.values()) * len(event.workers)
+            case Evaluated():
+                self.loss = event.loss
+            case Stepped() if time.monotonic() - self.shown > 0.5:
+                up = [x for x in event.loss_W if x is not None]
+                spent = time.monotonic() - self.began
+                self._show(
+                    f"{self.name:<{self.width}}  {len(self.done) + 1} of {self.num}: step {event.step}/{self.recipe.steps}, "
+                    f"loss {sum(up) / max(1, len(up)):.3f}, {self.tokens * event.step / max(spent, 1e-9):,.0f} tokens/s, "
+                    f"{human(self.sent)} sent, {spent / event.step * (self.recipe.steps - event.step):.0f} s left"
+                )
+
+    def end(self, run: Columns) -> None:
+        self.done.append(
+            f"{self.name:<{self.width}}  {self.recipe.steps} steps, validation {self.loss:.4f}, "
+            f"{human(self.sent)} sent, {sum(run.seconds):.0f} s"
+        )
+        self._show()
+
+    def _show(self, *present: str) -> None:
+        if NOTE in os.environ:  # a batch run wants to know as well
+            Path(os.environ[NOTE]).write_text([*self.done, *present][-1])
+        self.handle.update({"text/plain": "\n".join([*self.done, *present])}, raw=True)
+        self.shown = time.monotonic()
 
 
 def train_all(recipes: Mapping[str, Recipe], runs: str | Path = "runs") -> dict[str, Columns]:
@@ -35,41 +67,9 @@ def train_all(recipes: Mapping[str, Recipe], runs: str | Path = "runs") -> dict[
 
     Returns the columns of each under its label.
     """
-    line, done, out = _Line(), [], {}
-    width = max(len(name) for name in recipes)
-    for k, (name, recipe) in enumerate(recipes.items(), start=1):
-        began, sent, loss, tokens = time.monotonic(), 0, float("nan"), 0
-        first = 0
-
-        def show(event: Event) -> None:
-            nonlocal sent, loss, tokens, first
-            match event:
-                case Started():
-                    tokens = event.tokens_per_step
-                case Sent():
-                    sent += sum(event.payload_bytes.values()) * len(event.workers)
-                case Evaluated():
-                    loss = event.loss
-                case Stepped():
-                    first = first or event.step
-                    spent = time.monotonic() - began
-                    left = spent / event.step * (recipe.steps - event.step)
-                    up = [x for x in event.loss_W if x is not None]
-                    now = sum(up) / len(up) if up else float("nan")
-                    line.say(
-                        "\n".join(
-                            [
-                                *done,
-                                f"{name:<{width}}  {k} of {len(recipes)}: step {event.step}/{recipe.steps}, loss {now:.3f}, "
-                                f"{tokens * event.step / max(spent, 1e-9):,.0f} tokens/s, {human(sent)} sent, {left:.0f} s left",
-                            ]
-                        )
-                    )
-                case Ended():
-                    pass
-
-        out[name] = train(recipe, Path(runs) / recipe.id, each=show)
-        seconds = sum(out[name].seconds)
-        done.append(f"{name:<{width}}  {recipe.steps} steps, validation {loss:.4f}, {human(sent)} sent, {seconds:.0f} s")
-        line.say("\n".join(done), now=True)
+    progress, out = _Progress(list(recipes)), {}
+    for name, recipe in recipes.items():
+        progress.begin(name, recipe)
+        out[name] = train(recipe, Path(runs) / recipe.id, each=progress)
+        progress.end(out[name])
     return out

@@ -47,4 +47,16 @@ def name_of(m: Method) -> str:
     return next(name for name, cls in METHODS.items() if isinstance(m, cls))
 
 
-__all__ = ["DDP", "DESLOC", "METHODS", "DiLoCo", "Grad", "LocalAdam", "LocalSGD", "Method", "State", "method", "name_of"]
+__all__ = [
+    "DDP",
+    "DESLOC",
+    "METHODS",
+    "DiLoCo",
+    "Grad",
+    "LocalAdam",
+    "LocalSGD",
+    "Method",
+    "State",
+    "method",
+    "name_of",
+]

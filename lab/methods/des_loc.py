@@ -54,7 +54,9 @@ class DESLOC:
             if name not in allowed:
                 raise RecipeError(one_of(f"state of {self.inner.name} in sync_every", name, allowed))
         if "params" not in self.sync_every:
-            raise RecipeError("sync_every has no 'params': workers that never average parameters do not train one model")
+            raise RecipeError(
+                "sync_every has no 'params': workers that never average parameters do not train one model"
+            )
 
     def init(self, s: State) -> None:
         s.optimizers["inner"] = self.inner.over(s.local["params"], s.grads)
@@ -96,7 +98,10 @@ def suggest_periods(sync_params: int, betas: tuple[float, float] = (0.9, 0.95)) 
     """
     lines = [f"params every {sync_params} steps: your choice (16–32 for quality, 256 for very slow links)."]
     periods = {"params": sync_params}
-    for name, label, beta, in_doubt in (("exp_avg", "first moment", betas[0], 3), ("exp_avg_sq", "second moment", betas[1], 6)):
+    for name, label, beta, in_doubt in (
+        ("exp_avg", "first moment", betas[0], 3),
+        ("exp_avg_sq", "second moment", betas[1], 6),
+    ):
         life = half_life(beta)
         periods[name] = max(sync_params, round(life))
         lines.append(

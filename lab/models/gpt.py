@@ -41,7 +41,9 @@ class GPT:
     def build(self, vocab_size: int, context: int, seed: int = 0) -> nn.Module:
         """The module with its initial values drawn from ``seed``; under the meta device, only its shapes."""
         device = torch.get_default_device()
-        with torch.device("meta"):  # torch's own initial values would be thrown away, and draw from the global generator
+        with torch.device(
+            "meta"
+        ):  # torch's own initial values would be thrown away, and draw from the global generator
             module = GPTModule(self, self.vocab_size or vocab_size, context)
         if device.type != "meta":
             module.to_empty(device=device)

@@ -1,0 +1,50 @@
+"""One process of a real ``DistributedDataParallel`` run on the toy problem; prints the final parameters as JSON.
+
+python tests/real_ddp.py PROCESS PROCESSES RENDEZVOUS_FILE OPTIMIZER STEPS MAX_NORM
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from toys import batch, build, flat
+
+
+class Loss(nn.Module):
+    """DDP wraps ``forward``: here it is the loss."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = build(None)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.net.loss(x, y)
+
+
+def main(process: int, processes: int, rendezvous: str, name: str, steps: int, max_norm: float) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=process, world_size=processes)
+    model = DistributedDataParallel(Loss())
+    optimizer = getattr(torch.optim, name)(model.parameters(), lr=1e-2)
+    for t in range(1, steps + 1):
+        optimizer.zero_grad()
+        model(*batch(process, t)).backward()
+        if max_norm:
+            nn.utils.clip_grad_norm_(model.parameters(), max_norm)
+        optimizer.step()
+    print(json.dumps(flat(model).tolist()), flush=True)
+    dist.barrier()
+    # Gloo's threads may still hold tensors while the interpreter is taken down, which now and then aborts a process whose
+    # work is done (pytorch/pytorch#179291). What fails before this line still ends with its own exit status.
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    _, process, processes, rendezvous, name, steps, max_norm = sys.argv
+    main(int(process), int(processes), rendezvous, name, int(steps), float(max_norm))
