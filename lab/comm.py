@@ -91,8 +91,8 @@ class Communicator:
         codec = self.codecs.get(state)
         if codec is not None and codec.sparse and minus is None and state != "grads":
             raise RecipeError(
-                f"codec {codec!r} sends only part of a tensor, but this method averages whole {state}: use bfloat16 or int8, "
-                "or a method that sends differences (ddp, diloco)"
+                f"codecs.{state} = a topk codec sends only part of a tensor, but this method averages whole {state}: "
+                "use bfloat16 or int8, or a method that sends differences (ddp, diloco)"
             )
         agreed: list[Tensor] = []
         sent: dict[tuple[int, ...], dict[str, int]] = {}

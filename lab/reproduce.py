@@ -78,7 +78,7 @@ def _execute(source: Path, target: Path, parameters: dict[str, Any]) -> str | No
                 progress_bar=False,
                 cwd=str(Path.cwd()),
                 kernel_name="python3",
-                extra_arguments=["--log-level=ERROR"],
+                extra_arguments=["--log-level=CRITICAL"],
             )
     except PapermillExecutionError as error:
         return f"cell {error.exec_count} raised {error.ename}: {error.evalue} (see {target})"

@@ -73,7 +73,10 @@ class Trainer:
                 f"{recipe.corpus}: leave it out to take the corpus's"
             )
         self.fleet = build_fleet(recipe, vocab_size, "meta" if dry else "cpu")
-        self.comm = Communicator(self.fleet, {state: codec(spec) for state, spec in recipe.codecs.items()})
+        codecs = {state: codec(spec) for state, spec in recipe.codecs.items()}
+        if not dry and any(c.sparse for c in codecs.values()):
+            dry_run(recipe)  # whether they fit is known when the method first sends: better now than in mid-run
+        self.comm = Communicator(self.fleet, codecs)
         self.state = State.of(self.fleet, lambda t: recipe.schedule.at(t, recipe.steps))
         recipe.method.init(self.state)
         self.up = recipe.scenario.trace(recipe.num_workers, recipe.steps, recipe.seed).tolist()

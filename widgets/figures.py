@@ -68,7 +68,7 @@ def bytes_sent(runs: Mapping[str, Columns], title: str = "What did one worker ha
     """Payload of the worker that sent most, one bar a run, with how many times less that is than the first run sent."""
     totals = [max(run.ledger.total_bytes(w) for w in range(run.num_workers)) for run in runs.values()]
     labels = [human(totals[0])] + [f"{human(b)}, {totals[0] / b:.1f}× fewer" if b else "nothing" for b in totals[1:]]
-    return Bars(title, "payload of one worker, bytes (log scale)", list(runs), totals, labels, log_x=True)
+    return Bars(title, "payload of one worker, bytes", list(runs), totals, labels)
 
 
 def calendar(ledger: Sequence[Sent], last: int, title: str = "When does which state travel?") -> Calendar:

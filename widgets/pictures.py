@@ -135,7 +135,6 @@ class Bars:
     names: Sequence[str]
     values: Sequence[float]
     labels: Sequence[str]
-    log_x: bool = False
 
     def plotly(self) -> dict[str, Any]:
         bar = {
@@ -151,7 +150,6 @@ class Bars:
         }
         layout = _layout(self.title, self.x, "")
         layout["yaxis"]["autorange"] = "reversed"
-        layout["xaxis"]["type"] = "log" if self.log_x else "linear"
         layout["showlegend"] = False
         layout["margin"]["r"] = 170
         layout["height"] = 140 + 44 * len(self.names)
@@ -160,15 +158,13 @@ class Bars:
     def svg(self, width: int = 760, height: int | None = None) -> str:
         height = height or 110 + 40 * len(self.names)
         box = _Box(width, height, legend=True, names=max((len(n) for n in self.names), default=0))
-        positive = [v for v in self.values if v > 0]
-        low = min(positive) / 3 if self.log_x and positive else 0.0
-        box.scale_x([low, max(self.values, default=1.0)], self.log_x, pad=0)
+        box.scale_x([0.0, max(self.values, default=1.0)], False, pad=0)
         box.scale_y([0, 1], False, pad=0)
         out = box.frame(self.title, self.x, "", y_ticks=False)
         each = (box.bottom - box.top) / max(1, len(self.names))
         for k, (name, value, label) in enumerate(zip(self.names, self.values, self.labels, strict=True)):
             y0 = box.top + each * (k + 0.18)
-            end = box.px(value) if value > 0 or not self.log_x else box.left
+            end = box.px(value)
             out.append(
                 f'<rect x="{box.left}" y="{y0:.1f}" width="{max(0.0, end - box.left):.1f}" height="{each * 0.64:.1f}" '
                 f'fill="{COLOURS[k % len(COLOURS)]}"/>'

@@ -1,0 +1,170 @@
+"""The command line as its users meet it: one clear line for a mistake, exit codes, resume, JSON."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from lab.cli import main
+
+TINY = ["-o", "steps=6", "-o", "model.dim=16", "-o", "model.num_layers=1", "-o", "context=16", "-o", "batch_size=2"]
+TINY += ["-o", "schedule.warmup=0", "-o", "eval_every=3", "-o", "eval_windows=4", "-o", "checkpoint_every=2"]
+TINY += ["-o", "method.sync_every=2", "-o", "corpus=grammar?tokens=20000"]
+
+
+def lab(*arguments: str):
+    return CliRunner().invoke(main, arguments)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("ISTHMUS_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture
+def runs(tmp_path):
+    return str(tmp_path / "runs")
+
+
+def test_run_writes_a_folder_and_shows_a_finished_run_again(runs):
+    """The same recipe gives the same id; a finished run is not trained twice, unless asked for."""
+    first = lab("run", "diloco", *TINY, "--runs", runs)
+    assert first.exit_code == 0, first.output
+    (folder,) = Path(runs).iterdir()
+    events = (folder / "events.jsonl").read_bytes()
+    second = lab("run", "diloco", *TINY, "--runs", runs)
+    assert second.exit_code == 0
+    assert "already finished" in second.output
+    assert (folder / "events.jsonl").read_bytes() == events
+    assert first.output.splitlines()[-1] == second.output.splitlines()[-1]
+    again = lab("run", "diloco", *TINY, "--runs", runs, "--again")
+    assert again.exit_code == 0
+    assert sorted(p.name for p in folder.parent.iterdir()) == [folder.name, folder.name + "-2"]
+
+
+def test_resume_goes_on_with_a_run_that_was_cut_off(runs):
+    """Cut the event stream and take the last checkpoint away: the run ends as if it had never stopped."""
+    assert lab("run", "diloco", *TINY, "--runs", runs).exit_code == 0
+    (folder,) = Path(runs).iterdir()
+    whole = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+    newest = sorted((folder / "checkpoints").glob("*.safetensors"))[-1]
+    newest.unlink()
+    newest.with_suffix(".json").unlink()
+    text = (folder / "events.jsonl").read_text()
+    (folder / "events.jsonl").write_text(text[: len(text) - 40])
+    assert lab("resume", folder.name[:6], "--runs", runs).exit_code == 0
+    after = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+
+    def essence(events):
+        return [{k: v for k, v in e.items() if k != "seconds"} for e in events if e["kind"] != "warned"]
+
+    assert essence(after) == essence(whole)
+    assert any(e["kind"] == "warned" and "resumed after step" in e["message"] for e in after)
+
+
+def test_compare_lists_runs_side_by_side(runs):
+    for method in ("diloco", "local_adam"):
+        assert lab("run", method, *TINY, "--runs", runs).exit_code == 0
+    out = lab("compare", "diloco", "local_adam", "--runs", runs, "--network", "10Mbit", "--json")
+    a, b = json.loads(out.output)
+    assert (a["method"], b["method"]) == ("diloco", "local_adam")
+    assert b["payload_bytes"] == 3 * a["payload_bytes"]
+    assert a["wire_bytes"] == pytest.approx(a["payload_bytes"] * 2 * 3 / 4)  # ring of four
+    text = lab("compare", "diloco", "local_adam", "--runs", runs).output
+    assert len(text.splitlines()) == 3
+
+
+def test_plan_says_what_the_paper_says():
+    """13B, periods 256, 768, 1536: 170.67 times fewer bytes than DDP and half of Local Adam's, per worker."""
+    p = json.loads(lab("plan", "des_loc_13B", "--json", "--network", "1Gbit").output)
+    assert round(p["times_less_than_ddp"], 2) == 170.67
+    assert p["times_less_than_local_adam"] == 2
+    assert p["payload_bytes_per_worker"] == [p["num_params"] * 4 * 9] * 4
+    assert {s["state"]: s["times"] for s in p["states"]} == {"params": 6, "exp_avg": 2, "exp_avg_sq": 1}
+    (forecast,) = p["forecasts"]
+    # nine copies travel, in six transfers (states that are due together leave together) of six hops each
+    ring = 2 * 3 / 4 * p["num_params"] * 4 * 9 / (1e9 / 8) + 6 * 6 * 0.02
+    assert forecast["communication_hours"] == pytest.approx(ring / 3600)
+    assert "170.67× fewer than DDP   2.00× fewer than Local Adam" in lab("plan", "des_loc_13B").output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["run", "nothing"], "unknown preset 'nothing'"),
+        (["run", "-o", "stepz=3"], "did you mean 'steps'"),
+        (["run", "-o", "method.sync_every.params=0"], "method.sync_every.params = 0 is not allowed"),
+        (["run", "-o", "corpus=text:/no/such/folder"], "/no/such/folder"),
+        (["run", "-o", "corpus=wikipedia"], "stdlib"),
+        (["run", "-o", "context=100000000"], "100000000"),
+        (["run", "-o", "num_workers=5000000", "-o", "model.dim=4"], "worker"),
+        (["run", "-o", "split=domains"], "domain"),
+        (["run", "-o", "codecs.params=topk:0.1"], "codecs.params"),
+        (["plan", "--network", "56k"], "unknown network '56k'"),
+        (["plan", "--device", "abacus"], "unknown device 'abacus'"),
+        (["resume", "nothing"], "no run called 'nothing'"),
+        (["compare", "nothing"], "no run called 'nothing'"),
+        (["reproduce", "99_nothing"], "no notebook '99_nothing'"),
+        (["reproduce", "00_start_here", "-p", "stepz=3"], "no parameter 'stepz'"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(arguments, says, runs):
+    """What was wrong, what is allowed; no traceback; nothing is left behind."""
+    extra = ["--runs", runs] if arguments[0] in ("run", "resume", "compare") else []
+    out = lab(*arguments, *extra)
+    assert out.exit_code == 2, out.output
+    (line,) = out.stderr.strip().splitlines()
+    assert line.startswith("lab: ")
+    assert says in line
+    assert not Path(runs).exists()
+
+
+def test_debug_shows_the_traceback(runs):
+    out = lab("--debug", "run", "nothing", "--runs", runs)
+    assert out.exception is not None
+    assert "unknown preset" in str(out.exception)
+
+
+def test_divergence_names_step_worker_and_checkpoint(runs):
+    """A learning rate that explodes: exit code 1, one line, and everything written so far is there."""
+    explode = ["-o", "method.inner.lr=1e20", "-o", "checkpoint_every=1", "-o", "method.sync_every=5"]
+    out = lab("run", "diloco", *TINY, "--runs", runs, *explode)
+    assert out.exit_code == 1
+    line = out.stderr.strip().splitlines()[-1]
+    assert line.startswith("lab: loss of worker 0 is nan in step 2: the last good checkpoint is that of step 1")
+    (folder,) = Path(runs).iterdir()
+    kinds = [json.loads(line)["kind"] for line in (folder / "events.jsonl").read_text().splitlines()]
+    assert kinds == ["started", "stepped", "checkpointed", "stepped", "ended"]
+
+
+def test_help_imports_nothing_slow():
+    """`lab --help` must not wait for torch, and a run must not wait for torch's compiler, datasets or pandas."""
+    code = "import sys, lab.cli; lab.cli.main(['--help'], standalone_mode=False); print(sorted(sys.modules))"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "'torch'" not in out
+    assert "'pydantic'" not in out
+
+
+def test_start_imports_nothing_slow(runs, tmp_path):
+    """With the text in the cache, training starts without torch's compiler, datasets, pandas, plotly or Jupyter."""
+    assert lab("run", "diloco", *TINY, "--runs", runs).exit_code == 0
+    code = f"""
+import sys
+from lab.recipe import Recipe
+from lab.run import train
+train(Recipe.of("diloco", {TINY[1::2]!r}))
+print(sorted(m for m in sys.modules if m in ("torch._dynamo", "datasets", "pandas", "plotly", "IPython", "widgets")))
+"""
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert out.strip().splitlines()[-1] == "[]"
+
+
+def test_list_names_everything(runs):
+    out = lab("list", "--runs", runs).output
+    for word in ("des_loc", "13B", "stdlib", "10Mbit", "h100", "none yet"):
+        assert word in out

@@ -1,0 +1,91 @@
+"""Notebooks run from top to bottom with tiny parameters, end with their claims, and become pages that need no network."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from lab.claims import claims_in
+from lab.cli import main
+
+NOTEBOOKS = sorted(Path("notebooks").glob("[0-9]*.ipynb"))
+TINY = {
+    "00_start_here": ["steps=12", "sync_every=2", 'corpus="grammar?tokens=40000"'],
+    "01_des_loc": ["steps=16", "base=2", 'long="4,8"', 'seeds="0"', "toy_steps=384", 'corpus="grammar?tokens=40000"'],
+}
+
+
+def parsed(path: Path) -> dict:
+    return json.loads(path.read_text())
+
+
+def test_every_notebook_is_tested():
+    assert {p.stem for p in NOTEBOOKS} == set(TINY)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_source_is_clean(path):
+    """No outputs, no counts; a title with a question; one cell tagged ``parameters`` whose values are typed and explained."""
+    cells = parsed(path)["cells"]
+    assert all(not c.get("outputs") and not c.get("execution_count") for c in cells)
+    assert "widgets" not in parsed(path)["metadata"]
+    first = "".join(cells[0]["source"])
+    assert first.startswith("# ")
+    assert "**Question:**" in first
+    assert "CPU cores" in first
+    (parameters,) = (c for c in cells if "parameters" in c["metadata"].get("tags", []))
+    for line in "".join(parameters["source"]).splitlines():
+        assert re.match(r"\w+: (int|str|float|bool) = ", line), line
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_runs_ends_with_claims_and_makes_a_page(path, tmp_path, monkeypatch):
+    """Executed by `lab reproduce`; a second call does nothing; the page loads nothing from elsewhere."""
+    monkeypatch.setenv("ISTHMUS_CACHE", str(tmp_path / "cache"))
+    arguments = ["reproduce", str(path), "--out", str(tmp_path / "out")]
+    for parameter in [*TINY[path.stem], f'runs="{tmp_path}/runs"']:
+        arguments += ["-p", parameter]
+    out = CliRunner().invoke(main, arguments)
+    assert out.exit_code == 0, out.output
+    (executed,) = (tmp_path / "out").glob("*.ipynb")
+    claims = claims_in(parsed(executed))
+    assert claims is not None
+    assert claims.notebook == path.stem
+    assert f"what holds of the claims: {path.stem}" in out.output
+    cells = parsed(executed)["cells"]
+    assert "application/vnd.isthmus.claims+json" in cells[-1]["outputs"][0]["data"]
+    assert not [o for c in cells for o in c.get("outputs", []) if o.get("name") == "stderr"]
+    assert executed.stat().st_size < 300_000
+
+    page = executed.with_suffix(".html").read_text()
+    figures = sum("application/vnd.plotly.v1+json" in o.get("data", {}) for c in cells for o in c.get("outputs", []))
+    assert figures >= 4
+    assert page.count("Plotly.newPlot(") >= figures
+    assert len(list(executed.parent.glob("*.svg"))) == figures
+    outside = re.findall(r'<(?:script|link|img)[^>]+(?:src|href)="(https?://[^"]+)"', page)
+    assert outside == []
+
+    before = executed.read_bytes()
+    again = CliRunner().invoke(main, arguments)
+    assert "already done" in again.output
+    assert executed.read_bytes() == before
+
+
+def test_a_failing_notebook_is_named_and_the_rest_goes_on(tmp_path):
+    """Exit code 1 with notebook, cell and error; the next notebook is still executed."""
+
+    def notebook(name: str, code: str) -> str:
+        cell = {"cell_type": "code", "source": code, "metadata": {}, "outputs": [], "execution_count": None, "id": "a"}
+        content = {"cells": [cell], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
+        (tmp_path / name).write_text(json.dumps(content))
+        return str(tmp_path / name)
+
+    bad, good = notebook("bad.ipynb", "1 / 0"), notebook("good.ipynb", "1 + 1")
+    out = CliRunner().invoke(main, ["reproduce", bad, good, "--out", str(tmp_path / "out")])
+    assert out.exit_code == 1
+    assert "bad: cell 1 raised ZeroDivisionError" in out.stderr
+    assert "good: done" in out.output
