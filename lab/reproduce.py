@@ -76,7 +76,7 @@ def _execute(source: Path, target: Path, parameters: dict[str, Any]) -> str | No
                 str(target),
                 parameters,
                 progress_bar=False,
-                cwd=str(Path.cwd()),
+                cwd=str(source.parent),  # as in JupyterLab
                 kernel_name="python3",
                 extra_arguments=["--log-level=CRITICAL"],
             )

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from toys import Bench
 
@@ -185,9 +185,9 @@ def test_step_seconds() -> None:
 def test_names() -> None:
     """Networks and devices go by name; a wrong one is told the right ones."""
     assert network("1Gbit") is NETWORKS["1Gbit"]
-    with pytest.raises(RecipeError, match="unknown network '1Gbitt'.*did you mean '1Gbit'"):
+    with pytest.raises(RecipeError, match=r"unknown network '1Gbitt'.*did you mean '1Gbit'"):
         network("1Gbitt")
-    with pytest.raises(RecipeError, match="unknown device 'h10'.*did you mean 'h100'"):
+    with pytest.raises(RecipeError, match=r"unknown device 'h10'.*did you mean 'h100'"):
         step_seconds(1, 1, "h10")
 
 
@@ -221,7 +221,11 @@ def total(records: list[Sent], n: Network, seconds: float, slow: dict[int, float
     return price(records, n, steps=10, workers=NUM, compute_seconds=seconds, slow=slow).total_seconds
 
 
+AHEAD = [sent(2, (0,), 10 * S, op="broadcast"), sent(5, (0, 1))]  # fast worker 0 is ahead, then waits for slow worker 1
+
+
 @given(ledgers, networks, compute, paces)
+@example(AHEAD, Network(bits_per_second=B), 1.0, {1: 3.0})
 def test_time_never_runs_back(records: list[Sent], n: Network, seconds: float, slow: dict[int, float]) -> None:
     """Step t is not finished before step t − 1, the last step is the end, and the parts add up to the whole."""
     bill = price(records, n, steps=10, workers=NUM, compute_seconds=seconds, slow=slow)

@@ -150,6 +150,7 @@ class Bars:
         }
         layout = _layout(self.title, self.x, "")
         layout["yaxis"]["autorange"] = "reversed"
+        layout["yaxis"]["showgrid"] = False
         layout["showlegend"] = False
         layout["margin"]["r"] = 170
         layout["height"] = 140 + 44 * len(self.names)
