@@ -134,12 +134,16 @@ class Communicator:
 
     @torch.no_grad()
     def broadcast_(self, agreed: Stack, stack: Stack, state: str, to: Sequence[int]) -> None:
-        """The workers ``to`` receive an agreed state: one payload each."""
+        """The workers ``to`` receive an agreed state, one payload each, and copy it into ``stack``.
+
+        ``stack is agreed`` is a shared state: this process keeps it once, but each of them has to receive it.
+        """
         receives = [w in to for w in range(self.fleet.num_workers)]
-        stack.copy_(agreed, receives)
+        if stack is not agreed:
+            stack.copy_(agreed, receives)
         sent: dict[tuple[int, ...], dict[str, int]] = {}
         for i, block in enumerate(stack.layout.blocks):
-            workers = tuple(block.holders[r] for r in stack.rows(i, receives))
+            workers = tuple(w for w in block.holders if receives[w])
             if workers:
                 groups = sent.setdefault(workers, {})
                 groups[block.group] = groups.get(block.group, 0) + agreed.blocks[i].nbytes

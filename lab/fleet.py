@@ -119,6 +119,10 @@ class Stack:
                 mine[rows] = theirs
 
 
+def _as(x: Tensor, dtype: torch.dtype) -> Tensor:
+    return x.to(dtype) if x.is_floating_point() else x
+
+
 @torch.no_grad()
 def clip_(grads: Stack, max_norm: float | None, how: str = "norm") -> None:
     """Clip every worker's gradient by itself, in place.
@@ -199,7 +203,8 @@ class Fleet:
         self.params = Stack.zeros(layout, self.device, dtype)
         self.grads = Stack.zeros(layout, self.device, dtype)
         # What no optimizer moves: buffers, frozen parameters, tensors that nobody holds. One copy for all.
-        self._constants = {n: v for n, v in values.items() if n not in holders} | dict(whole.named_buffers())
+        self._constants = {n: _as(v, dtype) for n, v in values.items() if n not in holders}
+        self._constants |= dict(whole.named_buffers(remove_duplicate=False))
         if self.device.type != "meta":
             with torch.no_grad():
                 for name in order:

@@ -78,7 +78,7 @@ class Network:
         by_state: dict[str, float] = {}
         communication, done = 0.0, 0
         for step, records in groupby(sent, key=lambda r: r.step):
-            at_step[done + 1 : step] = clock.max() + pace.max() * np.arange(1, step - done)
+            at_step[done + 1 : step] = _alone(clock, pace, step - done - 1)
             clock += pace * (step - done)
             done = step
             # What leaves in one step for the same workers in the same way is one transfer.
@@ -94,7 +94,7 @@ class Network:
                 communication += seconds
                 clock[who] = clock[who].max() + seconds
             at_step[step] = clock.max()
-        at_step[done + 1 :] = clock.max() + pace.max() * np.arange(1, steps - done + 1)
+        at_step[done + 1 :] = _alone(clock, pace, steps - done)
         total = float(at_step[-1]) if steps else 0.0
         return Bill(total, communication, total - communication, at_step, wire_W, by_state)
 
@@ -134,6 +134,11 @@ class Network:
         hops = n - 1 if op == "all_gather" else 2 * (n - 1)
         moved = (n - 1) * payload if op == "all_gather" else 2 * (n - 1) / n * payload
         return moved / slowest + hops * self.latency_seconds
+
+
+def _alone(clock: np.ndarray, pace: np.ndarray, steps: int) -> np.ndarray:
+    """When the last worker finishes each of the next ``steps`` steps, if nobody waits for anybody."""
+    return np.asarray((clock[:, None] + pace[:, None] * np.arange(1, steps + 1)).max(0))
 
 
 @dataclass(frozen=True)

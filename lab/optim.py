@@ -123,6 +123,8 @@ class Optimizer:
     options: dict[str, Any] = Field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        plain = {k: list(v) if isinstance(v, tuple) else v for k, v in self.options.items()}
+        object.__setattr__(self, "options", plain)  # as JSON gives them back, so that equal recipes are equal
         if self.name not in ELEMENTWISE:
             raise RecipeError(one_of("optimizer", self.name, ELEMENTWISE))
         allowed = [
@@ -197,7 +199,8 @@ def reset_(optimizer: torch.optim.Optimizer, params: Stack, up: list[bool]) -> N
             state["step"].zero_()
 
 
-ZERO_AT_START = ("AdamW", "Adam", "RAdam", "Adamax", "Adadelta", "RMSprop", "SGD", "SGDM", "ADOPT", "PlainAdam")
+# Optimizers for which state tensors of zero are those of a fresh start. (ADOPT starts from v = g², SGD with dampening from g.)
+ZERO_AT_START = ("AdamW", "Adam", "RAdam", "Adamax", "Adadelta", "RMSprop", "SGD", "SGDM", "PlainAdam")
 
 
 @functools.cache

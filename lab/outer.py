@@ -22,6 +22,8 @@ def init_outer(s: State, outer: Optimizer) -> None:
 @torch.no_grad()
 def outer_step_(s: State, comm: Communicator) -> None:
     """Average the pseudo-gradients, step the outer optimizer, and let every worker that is up continue from the result."""
+    if not any(s.fleet.up):
+        return
     moved = comm.mean(s.local["params"], "params", minus=s.shared["params"])  # E[local − shared] = −Δ
     optimizer = s.optimizers["outer"]
     for leaf, m in zip(optimizer.param_groups[0]["params"], moved.blocks, strict=True):

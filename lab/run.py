@@ -182,6 +182,8 @@ class Trainer:
             for name in names:
                 known = self.comm.agreed(self.state.local[name], among=self.last_up)
                 self.comm.broadcast_(known, self.state.local[name], name, to=returned)
+            for name, stack in self.state.shared.items():  # kept once in this process; they receive it all the same
+                self.comm.broadcast_(stack, stack, name, to=returned)
         self.fleet.up = list(now)
         if any(now):
             self.last_up = list(now)

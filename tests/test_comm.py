@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Sequence
 from typing import Any
@@ -217,7 +218,9 @@ def test_looking_is_free() -> None:
 # --- methods on partial holders --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", [DDP(SGD), LocalSGD(2, SGD), LocalAdam(2), DiLoCo(2), DESLOC({"params": 2})])
+@pytest.mark.parametrize(
+    "method", [DDP(SGD, max_norm=None), LocalSGD(2, SGD), LocalAdam(2), DiLoCo(2), DESLOC({"params": 2})]
+)
 def test_methods_on_partial_holders(method: Any) -> None:
     """Any method runs on workers that hold different tensors; each round costs a worker what it holds, and no more."""
     real = Bench(method, build=sites, batch=scale).run(4)
@@ -231,6 +234,15 @@ def test_methods_on_partial_holders(method: Any) -> None:
     for name, held_by in HOLDERS.items():
         copies = [real.fleet.params.cell(f"experts.{name}", w) for w in held_by]
         assert all(torch.equal(c, copies[0]) for c in copies), name
+
+
+def test_ddp_keeps_the_copies_of_a_tensor_equal_when_it_clips() -> None:
+    """Holders of one tensor that hold different others must not scale its gradient differently (or it is refused)."""
+    with contextlib.suppress(RecipeError):
+        bench = Bench(DDP(SGD, max_norm=0.1), build=sites, batch=scale).run(4)
+        for name, held_by in HOLDERS.items():
+            copies = [bench.fleet.params.cell(f"experts.{name}", w) for w in held_by]
+            assert all(torch.equal(c, copies[0]) for c in copies), name
 
 
 def test_an_expert_is_trained_by_its_holders_alone() -> None:

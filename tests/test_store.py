@@ -170,17 +170,22 @@ def test_a_torn_last_line_is_left_out(torn: str, tmp_path: Path, whole: list[Eve
 
 
 def test_how_a_run_ended(tmp_path: Path) -> None:
-    """None before the end, the last event after it, also where that line is long."""
+    """None before the end, the last event after it, also where a line is long."""
     assert RunFolder(tmp_path / "none").ended() is None
     assert cut_off(tmp_path / "cut", recipe(), 3).ended() is None
     train(recipe(), tmp_path / "done")
     assert RunFolder(tmp_path / "done").ended() == Ended(6, "done", "")
     folder = RunFolder(tmp_path / "long")
     folder.open(recipe())
-    last = Ended(3, "failed", "x" * 10_000)
+    last = Ended(3, "failed", "x" * 4_000)
     folder.append(last)
     folder.close()
     assert RunFolder(tmp_path / "long").ended() == last
+    folder = RunFolder(tmp_path / "many workers")
+    folder.open(recipe())
+    folder.append(Stepped(1, [0.1234567890123] * 3000, 1.0, 0.1))
+    folder.close()
+    assert RunFolder(tmp_path / "many workers").ended() is None
 
 
 def test_a_second_writer_is_refused(tmp_path: Path) -> None:

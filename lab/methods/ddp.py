@@ -7,6 +7,7 @@ from torch import Tensor
 
 from lab.comm import Communicator
 from lab.config import Positive, config
+from lab.errors import RecipeError
 from lab.fleet import clip_
 from lab.methods.state import Grad, State
 from lab.optim import AdamW, Optimizer
@@ -26,6 +27,12 @@ class DDP:
     max_norm: Positive | None = 1.0
 
     def init(self, s: State) -> None:
+        holders = {block.holders for block in s.fleet.layout.blocks}
+        if self.max_norm is not None and len(holders) > 1:
+            raise RecipeError(
+                "ddp cannot clip by norm where workers hold different tensors: each would scale what they share differently; "
+                "set method.max_norm to null"
+            )
         s.optimizers["inner"] = self.inner.over(s.local["params"], s.grads)
 
     def step(self, s: State, grad: Grad, comm: Communicator, t: int) -> Tensor:

@@ -32,10 +32,11 @@ class LocalSGD:
     max_norm: Positive | None = 1.0
 
     def __post_init__(self) -> None:
-        if self.inner_states == "reset" and self.inner.name not in ZERO_AT_START:
+        fresh_is_zero = self.inner.name in ZERO_AT_START and not self.inner.options.get("dampening")
+        if self.inner_states == "reset" and not fresh_is_zero:
             raise RecipeError(
-                f"inner_states = 'reset' is not available with {self.inner.name}, whose states do not start at zero: "
-                f"use 'kept' or one of {', '.join(ZERO_AT_START)}"
+                f"inner_states = 'reset' is not available with {self.inner.name} {self.inner.options}, whose states do not "
+                f"start at zero: use 'kept', or one of {', '.join(ZERO_AT_START)} without dampening"
             )
 
     def init(self, s: State) -> None:
