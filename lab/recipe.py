@@ -83,13 +83,6 @@ class Recipe:
             states = ("params", "grads", *self.method.inner.state_names)
             if state not in states:
                 raise RecipeError(one_of("state in codecs", state, states))
-        if self.method.inner.name == "ADOPT" and self.scenario.catch_up == "params":
-            up = self.scenario.trace(self.num_workers, self.steps, self.seed)
-            if (~up[0] & up.any(0)).any():
-                raise RecipeError(
-                    "scenario.catch_up = 'params' does not go with ADOPT where a worker joins after the first step: it would "
-                    "divide by a second moment of zero; use 'all'"
-                )
         if self.schedule.warmup >= self.steps > 1:
             raise RecipeError(f"schedule.warmup = {self.schedule.warmup} leaves nothing of the {self.steps} steps")
 

@@ -20,7 +20,7 @@ from lab.codecs import codec
 from lab.columns import Columns
 from lab.comm import Communicator
 from lab.data import Batches, Corpus, load_corpus, split_windows, validation_batches
-from lab.errors import LabError
+from lab.errors import LabError, RecipeError
 from lab.events import VERSION, Checkpointed, Ended, Evaluated, Event, Sent, Started, Stepped, Warned, WorkersChanged
 from lab.fleet import Fleet, Stack
 from lab.methods import State
@@ -68,7 +68,7 @@ class Trainer:
             )
         vocab_size = self.corpus.vocab_size if self.corpus else _vocab_size_without_text(recipe)
         if self.corpus and recipe.model.vocab_size and recipe.model.vocab_size < self.corpus.vocab_size:
-            raise LabError(
+            raise RecipeError(
                 f"model.vocab_size = {recipe.model.vocab_size} is too small for the {self.corpus.vocab_size} tokens of "
                 f"{recipe.corpus}: leave it out to take the corpus's"
             )
@@ -79,7 +79,13 @@ class Trainer:
         self.comm = Communicator(self.fleet, codecs)
         self.state = State.of(self.fleet, lambda t: recipe.schedule.at(t, recipe.steps))
         recipe.method.init(self.state)
-        self.up = recipe.scenario.trace(recipe.num_workers, recipe.steps, recipe.seed).tolist()
+        self.up_tW = recipe.scenario.trace(recipe.num_workers, recipe.steps, recipe.seed)
+        joins_late = bool((~self.up_tW[0] & self.up_tW.any(0)).any())
+        if joins_late and recipe.method.inner.name == "ADOPT" and recipe.scenario.catch_up == "params":
+            raise RecipeError(
+                "scenario.catch_up = 'params' does not go with ADOPT where a worker joins after the first step: it would "
+                "divide by a second moment of zero; use 'all'"
+            )
         self.last_up = [True] * recipe.num_workers  # who holds the present state: all of them at the start
         self.t = 0  # finished local steps
 
@@ -172,7 +178,7 @@ class Trainer:
 
     def _workers(self, t: int) -> WorkersChanged | None:
         """Who is up in step ``t``; those who come back first receive what they missed."""
-        now = self.up[t - 1]
+        now: list[bool] = self.up_tW[t - 1].tolist()
         if now == self.fleet.up and t > 1:
             return None
         returned = [w for w, up in enumerate(now) if up and not self.last_up[w]]
@@ -184,9 +190,9 @@ class Trainer:
                 self.comm.broadcast_(known, self.state.local[name], name, to=returned)
             for name, stack in self.state.shared.items():  # kept once in this process; they receive it all the same
                 self.comm.broadcast_(stack, stack, name, to=returned)
-        self.fleet.up = list(now)
+        self.fleet.up = now
         if any(now):
-            self.last_up = list(now)
+            self.last_up = now
         if t == 1 and all(now):
             return None
         return WorkersChanged(t, [w for w, up in enumerate(now) if up], returned, left)
