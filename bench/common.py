@@ -6,6 +6,7 @@ import json
 import statistics
 import subprocess
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 SHAPES = {
@@ -43,7 +44,7 @@ def take_turns(candidates: dict[str, Any], rounds: int = 5) -> dict[str, list[fl
     return seen
 
 
-def ratio(a: list[float], b: list[float]) -> str:
+def ratio(a: Sequence[float], b: Sequence[float]) -> str:
     """Median of the ratios of each round, and their range."""
     each = [x / y for x, y in zip(a, b, strict=True)]
     return f"{statistics.median(each):.2f}× (rounds {min(each):.2f} … {max(each):.2f})"

@@ -2,109 +2,101 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import statistics
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 
 from bench.common import SHAPES, child, ratio, take_turns
 from lab.fleet import num_cores
+from lab.methods import State
+from lab.models.gpt import size
+from lab.optim import AdamW
+from lab.recipe import Recipe
+from lab.run import Trainer, build_fleet
+from lab.store import RunFolder
 
 
-def one_model(shape: dict[str, Any], seconds: float) -> float:
-    """One module, joined batch, all cores inside each operation, fused AdamW: tokens per second."""
+def one_model(shape: dict[str, Any]) -> Iterator[int]:
+    """One module, joined batch, all cores inside each operation, fused AdamW. Yields the tokens of each step."""
     torch.set_num_threads(num_cores())
-    from lab.models.gpt import size
-
     module = size(shape["model"]).build(256, shape["context"])
     optimizer = torch.optim.AdamW(module.parameters(), lr=1e-3, fused=True)
     rows = shape["num_workers"] * shape["batch_size"]
     ids = torch.randint(0, 256, (rows, shape["context"] + 1), generator=torch.Generator().manual_seed(0))
-
-    def step() -> None:
+    while True:
         optimizer.zero_grad()
         module.loss(ids[:, :-1], ids[:, 1:]).backward()
         optimizer.step()
+        yield rows * shape["context"]
 
-    return _rate(step, rows * shape["context"], seconds)
 
-
-def bare_fleet(shape: dict[str, Any], seconds: float) -> float:
+def bare_fleet(shape: dict[str, Any]) -> Iterator[int]:
     """The same tokens as a fleet: every worker its own model and batch, fused AdamW over all, nothing sent or written."""
     torch.set_num_threads(1)
-    from lab.methods import State
-    from lab.optim import AdamW
-    from lab.recipe import Recipe
-    from lab.run import build_fleet
-
     fleet = build_fleet(Recipe.of(shape), 256)
     s = State.of(fleet)
     inner = AdamW(lr=1e-3)
     s.optimizers["inner"] = inner.over(fleet.params, fleet.grads)
     W, B, T = shape["num_workers"], shape["batch_size"], shape["context"]
     ids = torch.randint(0, 256, (W, B, T + 1), generator=torch.Generator().manual_seed(0))
-    t = 0
-
-    def step() -> None:
-        nonlocal t
-        t += 1
+    for t in itertools.count(1):
         fleet.backward(lambda module, w: module.loss(ids[w, :, :-1], ids[w, :, 1:]))
         inner.step_(s, t)
+        yield W * B * T
 
-    return _rate(step, W * B * T, seconds)
 
-
-def whole_run(shape: dict[str, Any], seconds: float) -> float:
+def whole_run(shape: dict[str, Any]) -> Iterator[int]:
     """DiLoCo through the trainer: real text, clipping, outer step, ledger, events written to disk."""
-    import tempfile
-
-    from lab.recipe import Recipe
-    from lab.run import Trainer
-    from lab.store import RunFolder
-
     recipe = Recipe.of(shape | {"method": {"name": "diloco", "sync_every": 16}, "steps": 100_000, "eval_every": 0})
     with tempfile.TemporaryDirectory() as folder:
-        events = Trainer(recipe.but(checkpoint_every=0)).events(RunFolder(folder))
-
-        def step() -> None:
-            while next(events).kind != "stepped":
-                pass
-
-        rate = _rate(step, shape["num_workers"] * shape["batch_size"] * shape["context"], seconds)
-        events.close()
-    return rate
+        for event in Trainer(recipe.but(checkpoint_every=0)).events(RunFolder(folder)):
+            if event.kind == "stepped":
+                yield shape["num_workers"] * shape["batch_size"] * shape["context"]
 
 
-def _rate(step: Any, tokens: int, seconds: float) -> float:
-    for _ in range(3):
-        step()
-    took = []
-    began = time.perf_counter()
-    while time.perf_counter() - began < seconds:
-        before = time.perf_counter()
-        step()
-        took.append(time.perf_counter() - before)
-    return tokens / statistics.median(took)
+def rate(steps: Iterator[int], seconds: float) -> float:
+    """Tokens per second over whole steps (two at least) of about this long."""
+    began, tokens, count = time.perf_counter(), 0, 0
+    while count < 2 or time.perf_counter() - began < seconds:
+        tokens, count = tokens + next(steps), count + 1
+    return tokens / (time.perf_counter() - began)
 
 
-def main(rounds: int = 5, seconds: float = 5.0) -> None:
+def measure(what: list[str], shape: dict[str, Any], seconds: float, rounds: int) -> list[list[float]]:
+    """Rates of one or several candidates that take turns inside one process, round by round."""
+    candidates = [globals()[name](shape) for name in what]
+    for steps in candidates:
+        rate(steps, 1.0)  # warm up
+    seen = [[rate(steps, seconds) for steps in (candidates if k % 2 else candidates[::-1])] for k in range(rounds)]
+    return [row if k % 2 else row[::-1] for k, row in enumerate(seen)]
+
+
+def main(rounds: int = 6) -> None:
     for label, shape in SHAPES.items():
-        seen = take_turns(
+        # One intra-op thread against several cannot share a process: spinning threads would hinder the others.
+        apart = take_turns(
             {
-                what: lambda what=what, shape=shape: child("bench.fleet", what=what, shape=shape, seconds=seconds)
-                for what in ("one_model", "bare_fleet", "whole_run")
+                what: lambda what=what, shape=shape: child(
+                    "bench.fleet", what=[what], shape=shape, seconds=5.0, rounds=1
+                )[0][0]
+                for what in ("one_model", "bare_fleet")
             },
             rounds,
         )
-        rates = ", ".join(f"{what} {statistics.median(v):,.0f}" for what, v in seen.items())
+        together = child("bench.fleet", what=["bare_fleet", "whole_run"], shape=shape, seconds=2.0, rounds=3 * rounds)
+        rates = ", ".join(f"{what} {statistics.median(v):,.0f}" for what, v in apart.items())
         print(f"{label}; {num_cores()} cores; tokens/s: {rates}")
-        print(f"  fleet / one model on the joined batch, all cores: {ratio(seen['bare_fleet'], seen['one_model'])}")
-        print(f"  whole DiLoCo run, events and ledger / bare fleet: {ratio(seen['whole_run'], seen['bare_fleet'])}")
+        print(f"  fleet / one model on the joined batch, all cores: {ratio(apart['bare_fleet'], apart['one_model'])}")
+        bare, whole = zip(*together, strict=True)
+        print(f"  whole DiLoCo run, events and ledger / bare fleet: {ratio(whole, bare)}")
 
 
 if __name__ == "__main__":
-    arguments = json.loads(sys.argv[1])
-    print(json.dumps(globals()[arguments["what"]](arguments["shape"], arguments["seconds"])))
+    print(json.dumps(measure(**json.loads(sys.argv[1]))))

@@ -58,6 +58,11 @@ def split_windows(tokens: Tokens, num_workers: int, context: int, how: str = "ii
     if num_workers < 1:
         raise RecipeError(f"the number of workers must be at least 1, not {num_workers}")
     count = count_windows(tokens, context)
+    if num_workers > count:
+        raise RecipeError(
+            f"{num_workers} workers are more than the {count} windows of {context} tokens in this text: use fewer workers, a "
+            "smaller context or more text"
+        )
     rng = generator(seed, f"split {kind}", num_workers, context)
     shards: list[list[np.ndarray]] = [[] for _ in range(num_workers)]
     if kind in ("domain", "dirichlet"):

@@ -40,13 +40,8 @@ class GPT:
 
     def build(self, vocab_size: int, context: int, seed: int = 0) -> nn.Module:
         """The module with its initial values drawn from ``seed``; under the meta device, only its shapes."""
-        device = torch.get_default_device()
-        with torch.device(
-            "meta"
-        ):  # torch's own initial values would be thrown away, and draw from the global generator
-            module = GPTModule(self, self.vocab_size or vocab_size, context)
-        if device.type != "meta":
-            module.to_empty(device=device)
+        module = GPTModule(self, self.vocab_size or vocab_size, context)
+        if not module.embedding.is_meta:
             module.init_(generator(seed, "init"))
         return module
 
@@ -74,23 +69,34 @@ def size(name: str) -> GPT:
     return SIZES[name]
 
 
+class Linear(nn.Linear):
+    """Without torch's own initial values, which would be thrown away and draw from the global generator."""
+
+    def __init__(self, num_in: int, num_out: int):
+        super().__init__(num_in, num_out, bias=False)
+
+    def reset_parameters(self) -> None:
+        pass
+
+
 class Attention(nn.Module):
     def __init__(self, c: GPT):
         super().__init__()
         self.num_heads = c.num_heads
-        self.qkv = nn.Linear(c.dim, 3 * c.dim, bias=False)
-        self.out = nn.Linear(c.dim, c.dim, bias=False)
+        self.qkv = Linear(c.dim, 3 * c.dim)
+        self.out = Linear(c.dim, c.dim)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         B, T, D = x.shape
-        qkv = self.qkv(x).view(B, T, 3, self.num_heads, D // self.num_heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each B N T D/N
-        y = F.scaled_dot_product_attention(rotate(q, cos, sin), rotate(k, cos, sin), v, is_causal=True)
+        qkv = self.qkv(x).view(B, T, 3, self.num_heads, D // self.num_heads).permute(2, 0, 3, 1, 4)  # 3 B N T D/N
+        q, k = rotate(qkv[:2], cos, sin)
+        v = qkv[2].contiguous()  # a copy, so that backward need not keep all of qkv
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         return self.out(y.transpose(1, 2).reshape(B, T, D))  # type: ignore[no-any-return]
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary positions: turn the pair (first half, second half) of ``x [B, N, T, D/N]`` by an angle that grows with T."""
+    """Rotary positions: turn the pair (first half, second half) of ``x […, T, D/N]`` by an angle that grows with T."""
     a, b = x.chunk(2, dim=-1)
     return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)
 
@@ -102,9 +108,7 @@ class GPTBlock(nn.Module):
         self.attention_norm = nn.LayerNorm(c.dim, bias=False)
         self.attention = Attention(c)
         self.mlp_norm = nn.LayerNorm(c.dim, bias=False)
-        self.mlp = nn.Sequential(
-            nn.Linear(c.dim, mlp_dim, bias=False), nn.SiLU(), nn.Linear(mlp_dim, c.dim, bias=False)
-        )
+        self.mlp = nn.Sequential(Linear(c.dim, mlp_dim), nn.SiLU(), Linear(mlp_dim, c.dim))
         self.dropout = nn.Dropout(c.dropout) if c.dropout else nn.Identity()
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
