@@ -10,14 +10,25 @@ Legend: W workers in this process, H holders of a block, P elements of one copy 
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor, nn
+
+
+def _share_one_heap() -> None:
+    """glibc gives every thread a heap of its own, each with its own holes: one for all saves memory at the same speed."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):  # another C library
+            M_ARENA_MAX = -8  # malloc.h
+            ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
 
 
 def num_cores() -> int:
@@ -38,6 +49,11 @@ class Block:
     shapes: tuple[torch.Size, ...]
     offsets: tuple[int, ...]  # first element of each tensor in a row
     numel: int  # P
+
+    @cached_property
+    def index(self) -> Tensor:
+        """The holders as an index into something that has an entry per worker, ``[H]``."""
+        return torch.tensor(self.holders, device="cpu")
 
 
 @dataclass(frozen=True)
@@ -138,17 +154,17 @@ def clip_(grads: Stack, max_norm: float | None, how: str = "norm") -> None:
         return
     norm_W = worker_norms(grads)
     for block, g in zip(grads.layout.blocks, grads.blocks, strict=True):
-        scale_H = (max_norm / (norm_W[list(block.holders)] + 1e-6)).clamp(max=1.0)
+        scale_H = (max_norm / (norm_W[block.index] + 1e-6)).clamp(max=1.0)
         g.mul_(scale_H[:, None])
 
 
 @torch.no_grad()
 def worker_norms(stack: Stack) -> Tensor:
     """Euclidean norm over all tensors of each worker, ``[workers]``."""
-    num = 1 + max(w for b in stack.layout.blocks for w in b.holders)
+    num = 1 + max(max(b.holders) for b in stack.layout.blocks)
     square_W = torch.zeros(num, device=stack.blocks[0].device, dtype=stack.blocks[0].dtype)
     for block, x in zip(stack.layout.blocks, stack.blocks, strict=True):
-        square_W[list(block.holders)] += torch.linalg.vector_norm(x, dim=1).square()
+        square_W.index_add_(0, block.index, torch.linalg.vector_norm(x, dim=1).square())
     return square_W.sqrt()
 
 
@@ -254,6 +270,7 @@ class Fleet:
     @property
     def pool(self) -> ThreadPoolExecutor:
         if self._pool is None:
+            _share_one_heap()
             self._pool = ThreadPoolExecutor(self.threads, "worker", initializer=torch.set_num_threads, initargs=(1,))
         return self._pool
 

@@ -10,6 +10,7 @@ import functools
 import inspect
 import math
 from collections.abc import Callable
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -147,7 +148,7 @@ class Optimizer:
             leaf.grad = g
         return _make(self, leaves)
 
-    @property
+    @cached_property
     def state_names(self) -> tuple[str, ...]:
         """Names of the state tensors that have the shape of the parameters, as torch calls them."""
         return _state_names(self)
@@ -155,7 +156,8 @@ class Optimizer:
     def step_(self, s: State, t: int) -> None:
         """One local step of the inner optimizer at every worker that is up; workers that are down do not move."""
         step_(s.optimizers["inner"], self.lr * s.schedule(t), s.local["params"], s.fleet.up)
-        s.local.update(states(s.optimizers["inner"], s.local["params"]))
+        if not s.local.keys() >= set(self.state_names):  # they appear with the first step
+            s.local.update(states(s.optimizers["inner"], s.local["params"]))
 
 
 def step_(optimizer: torch.optim.Optimizer, lr: float, params: Stack, up: list[bool]) -> None:

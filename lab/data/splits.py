@@ -60,8 +60,8 @@ def split_windows(tokens: Tokens, num_workers: int, context: int, how: str = "ii
     count = count_windows(tokens, context)
     if num_workers > count:
         raise RecipeError(
-            f"{num_workers} workers are more than the {count} windows of {context} tokens in this text: use fewer workers, a "
-            "smaller context or more text"
+            f"worker {count} would get no data: this text has {count} windows of {context} tokens for {num_workers} workers: "
+            "use fewer workers or a smaller context"
         )
     rng = generator(seed, f"split {kind}", num_workers, context)
     shards: list[list[np.ndarray]] = [[] for _ in range(num_workers)]
