@@ -10,7 +10,6 @@ import functools
 import inspect
 import math
 from collections.abc import Callable
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -148,7 +147,7 @@ class Optimizer:
             leaf.grad = g
         return _make(self, leaves)
 
-    @cached_property
+    @property
     def state_names(self) -> tuple[str, ...]:
         """Names of the state tensors that have the shape of the parameters, as torch calls them."""
         return _state_names(self)
@@ -156,8 +155,7 @@ class Optimizer:
     def step_(self, s: State, t: int) -> None:
         """One local step of the inner optimizer at every worker that is up; workers that are down do not move."""
         step_(s.optimizers["inner"], self.lr * s.schedule(t), s.local["params"], s.fleet.up)
-        if not s.local.keys() >= set(self.state_names):  # they appear with the first step
-            s.local.update(states(s.optimizers["inner"], s.local["params"]))
+        s.local.update(states(s.optimizers["inner"], s.local["params"]))  # they appear with the first step
 
 
 def step_(optimizer: torch.optim.Optimizer, lr: float, params: Stack, up: list[bool]) -> None:
