@@ -154,6 +154,8 @@ def plan(
     from lab.recipe import Recipe
 
     chosen = {name: network(name) for name in networks} or None
+    if sys.stderr.isatty():
+        click.echo("dry run of this recipe, of DDP and of Local Adam …", err=True)
     result = make_plan(Recipe.of(recipe, overrides), chosen, device=device, devices_per_worker=devices_per_worker)
     click.echo(json.dumps(result.to_dict(), indent=1) if as_json else result.to_text())
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
+from lab.events import Event
 from lab.fleet import Stack
 from lab.recipe import Recipe
 from lab.run import Trainer
@@ -17,8 +20,12 @@ def relative_change(now: Stack, before: Stack) -> float:
     return (change / size) ** 0.5 if size else float("nan")
 
 
-def rates_of_change(recipe: Recipe, every: int = 64) -> dict[str, list[tuple[int, float]]]:
+def rates_of_change(
+    recipe: Recipe, every: int = 64, each: Callable[[Event], None] = lambda event: None
+) -> dict[str, list[tuple[int, float]]]:
     """How far each state moves in ``every`` local steps, relative to its size, along a run of the recipe.
+
+    ``each`` is called with every event, to show how far it is.
 
     Returns
     -------
@@ -28,6 +35,7 @@ def rates_of_change(recipe: Recipe, every: int = 64) -> dict[str, list[tuple[int
     before: dict[str, Stack] = {}
     out: dict[str, list[tuple[int, float]]] = {}
     for event in trainer.events():
+        each(event)
         if event.kind == "stepped" and trainer.t % every == 0:
             for name, stack in trainer.state.local.items():
                 if name in before:

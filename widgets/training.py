@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -62,14 +62,21 @@ class _Progress:
         self.shown = time.monotonic()
 
 
+def progress(name: str, recipe: Recipe) -> Callable[[Event], None]:
+    """A line under the cell that says how far a run is; give it every event of the run."""
+    line = _Progress([name])
+    line.begin(name, recipe)
+    return line
+
+
 def train_all(recipes: Mapping[str, Recipe], runs: str | Path = "runs") -> dict[str, Columns]:
     """Train recipes one after another; each is written to ``runs/<id>/`` and read from there if it is finished already.
 
     Returns the columns of each under its label.
     """
-    progress, out = _Progress(list(recipes)), {}
+    line, out = _Progress(list(recipes)), {}
     for name, recipe in recipes.items():
-        progress.begin(name, recipe)
-        out[name] = train(recipe, Path(runs) / recipe.id, each=progress)
-        progress.end(out[name])
+        line.begin(name, recipe)
+        out[name] = train(recipe, Path(runs) / recipe.id, each=line)
+        line.end(out[name])
     return out
