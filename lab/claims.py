@@ -58,7 +58,7 @@ class Claims:
 
     def to_html(self) -> str:
         head = "".join(
-            f"<th>{h}</th>" for h in ("", "The paper says", "in the setting", "Measured here", "Verdict", "")
+            f"<th>{h}</th>" for h in ("Paper", "It says", "in the setting", "Measured here", "Verdict", "Note")
         )
         body = "".join(
             "<tr>"

@@ -20,6 +20,7 @@ _DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 _SVG_DASHES = ("", "7 4", "2 3", "7 3 2 3", "11 4", "11 3 2 3")
 _INK, _GRID = "#7d8590", "rgba(128,128,128,0.25)"
 MAX_POINTS = 400  # a line
+FEW_POINTS = 12  # up to so many, each is marked
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Lines:
             data.append(
                 {
                     "type": "scatter",
-                    "mode": "lines",
+                    "mode": "lines+markers" if len(x) <= FEW_POINTS and not s.faint else "lines",
                     "name": s.name,
                     "x": x,
                     "y": y,
@@ -103,6 +104,9 @@ class Lines:
             dash = "" if s.faint else _SVG_DASHES[k % len(_SVG_DASHES)]
             style = f'stroke-width="{1 if s.faint else 2}" opacity="{0.35 if s.faint else 1}" stroke-dasharray="{dash}"'
             out.append(f'<path d="{path}" fill="none" stroke="{COLOURS[k % len(COLOURS)]}" {style}/>')
+            if len(x) <= FEW_POINTS and not s.faint:
+                dots = (f'<circle cx="{box.px(a):.1f}" cy="{box.py(b):.1f}" r="3"/>' for a, b in zip(x, y, strict=True))
+                out.append(f'<g fill="{COLOURS[k % len(COLOURS)]}">{"".join(dots)}</g>')
         if self.floor:
             y0 = box.py(self.floor[0])
             out.append(
