@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +23,11 @@ class _Lab(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
+        except click.UsageError as error:
+            if "unexpected extra argument" in error.message and "=" in error.message:
+                hint = f"{error.message} Fields of a recipe are changed with -o, for example -o steps=500."
+                raise click.UsageError(hint, error.ctx) from None
+            raise
         except Exception as error:
             from lab.errors import LabError
 
@@ -91,6 +98,7 @@ def _train(recipe: Recipe, folder: RunFolder) -> None:
     live = sys.stderr.isatty()
     bar = tqdm(total=recipe.steps, unit="step", disable=not live, dynamic_ncols=True)
     seen = {"bytes": 0, "loss": float("nan"), "validation": float("nan"), "tokens": 0}
+    seen["said"] = time.monotonic()
     columns = Columns()
 
     def show(event: Event) -> None:
@@ -99,6 +107,11 @@ def _train(recipe: Recipe, folder: RunFolder) -> None:
             case Started():
                 seen["tokens"] = event.tokens_per_step
                 bar.set_description(folder.path.name)
+                bar.write(
+                    f"{folder.path}: {event.num_params:,} parameters, {recipe.num_workers} workers × {recipe.steps:,} steps, "
+                    f"{event.tokens_per_step:,} tokens a step",
+                    file=sys.stderr,
+                )
             case Sent():
                 seen["bytes"] += sum(event.payload_bytes.values()) * len(event.workers)
             case Stepped():
@@ -107,11 +120,14 @@ def _train(recipe: Recipe, folder: RunFolder) -> None:
                 if up:
                     seen["loss"] = sum(up) / len(up)
                 rate = seen["tokens"] / event.seconds if event.seconds else 0
-                bar.set_postfix_str(
-                    f"loss {seen['loss']:.3f}, {rate:,.0f} tokens/s, {human(seen['bytes'])} sent", False
-                )
+                word = f"loss {seen['loss']:.3f}, {rate:,.0f} tokens/s, {human(seen['bytes'])} sent"
+                bar.set_postfix_str(word, False)
+                if not live and time.monotonic() - seen["said"] > 10:
+                    click.echo(f"step {event.step:>6}  {word}")
+                    seen["said"] = time.monotonic()
             case Evaluated():
                 seen["validation"] = event.loss
+                seen["said"] = time.monotonic()
                 if not live:
                     click.echo(f"step {event.step:>6}  validation {event.loss:.4f}  sent {human(seen['bytes'])}")
             case Warned():
@@ -124,7 +140,8 @@ def _train(recipe: Recipe, folder: RunFolder) -> None:
     except KeyboardInterrupt:
         bar.close()
         click.echo(f"stopped; go on with: lab resume {folder.path}", err=True)
-        sys.exit(130)
+        sys.stdout.flush()
+        os._exit(130)  # a worker may be in the middle of a long step: all is on disk, nobody waits for it
     finally:
         bar.close()
     click.echo(

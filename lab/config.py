@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, TypeVar, dataclass_transform
+from typing import Annotated, Any, TypeVar, dataclass_transform, get_args
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as _pydantic_dataclass
@@ -44,7 +44,10 @@ def explain(error: ValidationError, cls: type, where: str = "") -> str:
     if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         return one_of("option", key, _siblings(cls, path, where))
     if first["type"] in ("missing", "missing_argument"):
-        return f"{key} is missing: {cls.__name__} needs it"
+        return f"{key} is missing: write {', '.join(_siblings(cls, path, where))}"
+    if first["type"] == "dataclass_type":
+        fields = ", ".join(name.split(".")[-1] for name in _siblings(cls, [*path, ""], where))
+        return f"{key} = {first['input']!r} is not allowed: it is an object with the fields {fields}"
     if isinstance(first.get("ctx", {}).get("error"), ValueError):
         prefix = f"{key}: " if key else ""
         return prefix + str(first["ctx"]["error"])
@@ -56,8 +59,10 @@ def explain(error: ValidationError, cls: type, where: str = "") -> str:
 def _siblings(cls: Any, path: list[str], where: str) -> list[str]:
     """The keys that are allowed where ``path`` ends."""
     for step in path[:-1]:
-        field = getattr(cls, "__dataclass_fields__", {}).get(step)
+        if step.isdigit():  # inside a list: the class is that of its elements
+            cls = next(iter(get_args(cls)), None)
+            continue
         hint = getattr(cls, "__pydantic_fields__", {}).get(step)
-        cls = hint.annotation if hint is not None else getattr(field, "type", None)
+        cls = hint.annotation if hint is not None else None
     prefix = ".".join(([where] if where else []) + path[:-1])
     return [f"{prefix}.{name}" if prefix else name for name in getattr(cls, "__dataclass_fields__", {})]

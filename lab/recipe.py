@@ -84,7 +84,10 @@ class Recipe:
             if state not in states:
                 raise RecipeError(one_of("state in codecs", state, states))
         if self.schedule.warmup >= self.steps > 1:
-            raise RecipeError(f"schedule.warmup = {self.schedule.warmup} leaves nothing of the {self.steps} steps")
+            raise RecipeError(
+                f"schedule.warmup = {self.schedule.warmup} leaves nothing of the {self.steps} steps: "
+                "set schedule.warmup lower (0 for none) or steps higher"
+            )
 
     @classmethod
     def of(cls, spec: Mapping[str, Any] | str | Recipe, overrides: Sequence[str] = ()) -> Recipe:

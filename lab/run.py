@@ -22,7 +22,7 @@ from lab.comm import Communicator
 from lab.data import Batches, Corpus, load_corpus, split_windows, validation_batches
 from lab.errors import LabError, RecipeError
 from lab.events import VERSION, Checkpointed, Ended, Evaluated, Event, Sent, Started, Stepped, Warned, WorkersChanged
-from lab.fleet import Fleet, Stack
+from lab.fleet import Fleet, Stack, num_cores
 from lab.methods import State
 from lab.optim import states
 from lab.recipe import Recipe
@@ -72,6 +72,8 @@ class Trainer:
                 f"model.vocab_size = {recipe.model.vocab_size} is too small for the {self.corpus.vocab_size} tokens of "
                 f"{recipe.corpus}: leave it out to take the corpus's"
             )
+        if not dry:
+            _check_memory(recipe, vocab_size)
         self.fleet = build_fleet(recipe, vocab_size, "meta" if dry else "cpu")
         codecs = {state: codec(spec) for state, spec in recipe.codecs.items()}
         if not dry and any(c.sparse for c in codecs.values()):
@@ -332,6 +334,29 @@ def train(
 def dry_run(recipe: Recipe) -> list[Sent]:
     """The ledger that this recipe will write, from the same ``step`` on tensors without storage."""
     return [event for event in Trainer(recipe, dry=True).events() if isinstance(event, Sent)]
+
+
+def _check_memory(recipe: Recipe, vocab_size: int) -> None:
+    """Refuse a recipe whose tensors cannot fit: stacks, and the activations of the workers that run at once."""
+    import psutil
+
+    with torch.device("meta"):
+        module = recipe.model.build(vocab_size, recipe.context)
+    params = sum(p.numel() for p in module.parameters())
+    element = getattr(torch, recipe.dtype).itemsize
+    stacks = recipe.num_workers * params * (2 + len(recipe.method.inner.state_names)) * element
+    # What backward needs of a token: 9 rows of width dim and 2 of mlp_dim a layer, and its logits twice.
+    m = recipe.model
+    a_token = m.num_layers * (9 * m.dim + 2 * (m.mlp_dim or 4 * m.dim)) + 2 * (m.vocab_size or vocab_size)
+    at_once = min(recipe.num_workers, num_cores())
+    activations = at_once * recipe.batch_size * recipe.context * a_token * element
+    free = psutil.virtual_memory().available
+    if stacks + activations > free:
+        raise RecipeError(
+            f"this needs about {(stacks + activations) / 1e9:,.1f} GB of memory ({stacks / 1e9:,.1f} for the states of "
+            f"{recipe.num_workers} workers, {activations / 1e9:,.1f} for the activations of {at_once}), and {free / 1e9:,.1f} GB "
+            "are free: use fewer workers, a smaller model, batch_size or context, or `lab plan` for a dry run"
+        )
 
 
 def _vocab_size_without_text(recipe: Recipe) -> int:

@@ -201,18 +201,18 @@ def _lock(file: TextIO) -> bool:
 
 
 def find_run(name: str, runs: str | Path = "runs") -> RunFolder:
-    """A run by its id, the beginning of its id, or its path.
+    """A run by its id, its path, or the beginning of its id (the newest of several).
 
     Raises
     ------
     RecipeError
-        if there is none, or more than one.
+        if there is none.
     """
     for path in (Path(name), Path(runs) / name):
         if (path / "recipe.json").exists():
             return RunFolder(path)
-    found = sorted(p.parent for p in Path(runs).glob(f"{name}*/recipe.json"))
-    if len(found) == 1:
-        return RunFolder(found[0])
+    found = sorted(Path(runs).glob(f"{name}*/events.jsonl"), key=lambda p: p.stat().st_mtime)
+    if found:
+        return RunFolder(found[-1].parent)
     there = ", ".join(p.parent.name for p in sorted(Path(runs).glob("*/recipe.json"))) or "none yet"
-    raise RecipeError(f"{'no run' if not found else 'more than one run'} called {name!r} in {runs}: there are {there}")
+    raise RecipeError(f"no run called {name!r} in {runs}: there are {there}")

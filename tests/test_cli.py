@@ -105,6 +105,9 @@ def test_plan_says_what_the_paper_says():
         (["run", "-o", "num_workers=5000000", "-o", "model.dim=4"], "worker"),
         (["run", "-o", "split=domains"], "domain"),
         (["run", "-o", "codecs.params=topk:0.1"], "codecs.params"),
+        (["run", "-o", "scenario=down"], "fields outages, sample"),
+        (["run", "-o", "scenario.outages=[[1, 2]]"], "fields worker, last, first"),
+        (["run", "-o", "schedule=cosine"], "fields kind, warmup"),
         (["plan", "--network", "56k"], "unknown network '56k'"),
         (["plan", "--device", "abacus"], "unknown device 'abacus'"),
         (["resume", "nothing"], "no run called 'nothing'"),
@@ -168,3 +171,19 @@ def test_list_names_everything(runs):
     out = lab("list", "--runs", runs).output
     for word in ("des_loc", "13B", "stdlib", "10Mbit", "h100", "none yet"):
         assert word in out
+
+
+def test_a_forgotten_option_sign_is_explained():
+    out = lab("run", "des_loc", "steps=500")
+    assert out.exit_code == 2
+    assert "-o steps=500" in out.stderr
+
+
+@pytest.mark.parametrize("too_much", ["num_workers=100000", "batch_size=1000000"])
+def test_what_cannot_fit_into_memory_is_refused_at_once(too_much, runs):
+    """With the memory it needs, before a single tensor is made."""
+    out = lab("run", "diloco", "-o", "corpus=grammar?tokens=8000000", "-o", too_much, "--runs", runs)
+    assert out.exit_code == 2
+    (line,) = out.stderr.strip().splitlines()
+    assert "GB of memory" in line
+    assert not Path(runs).exists()

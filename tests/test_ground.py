@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import io
 import re
+import shlex
 import subprocess
 import sys
 import tokenize
@@ -45,7 +46,7 @@ def test_readme_commands_run(elsewhere):
     commands = [line for block in blocks("sh") for line in block.splitlines() if line.startswith("lab ")]
     assert len(commands) >= 4
     for command in commands:
-        out = CliRunner().invoke(main, command.split()[1:])
+        out = CliRunner().invoke(main, shlex.split(command)[1:])
         assert out.exit_code == 0, f"{command}: {out.output}"
 
 

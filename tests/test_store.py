@@ -217,7 +217,7 @@ except LabError as error:
 
 
 def test_runs_are_found_by_the_beginning_of_their_id(tmp_path: Path) -> None:
-    """A path, an id or its beginning names a run; none or several are told what there is."""
+    """A path, an id or its beginning names a run, the newest of several; where there is none it says what there is."""
     for name in ("ddp-3w-aaaa", "ddp-3w-abbb", "diloco-3w-cccc"):
         folder = RunFolder(tmp_path / name)
         folder.open(recipe())
@@ -225,8 +225,10 @@ def test_runs_are_found_by_the_beginning_of_their_id(tmp_path: Path) -> None:
     assert find_run("dil", tmp_path).path == tmp_path / "diloco-3w-cccc"
     assert find_run(str(tmp_path / "ddp-3w-aaaa")).exists
     assert find_run("ddp-3w-ab", tmp_path).recipe().id == recipe().id
-    with pytest.raises(RecipeError, match=r"more than one run.*ddp-3w-aaaa, ddp-3w-abbb"):
-        find_run("ddp", tmp_path)
+    os.utime(tmp_path / "ddp-3w-abbb" / "events.jsonl", (1, 1))
+    assert find_run("ddp", tmp_path).path == tmp_path / "ddp-3w-aaaa"
+    os.utime(tmp_path / "ddp-3w-aaaa" / "events.jsonl", (0, 0))
+    assert find_run("ddp", tmp_path).path == tmp_path / "ddp-3w-abbb"
     with pytest.raises(RecipeError, match=r"no run called 'x'.*diloco-3w-cccc"):
         find_run("x", tmp_path)
 

@@ -82,11 +82,14 @@ def calendar(ledger: Sequence[Sent], last: int, title: str = "When does which st
 def calendars(
     ledgers: Mapping[str, Sequence[Sent]], last: int, title: str = "When does which state travel?"
 ) -> Calendar:
-    """The same for several recipes, one row per recipe and state."""
-    rows = []
-    for name, ledger in ledgers.items():
-        rows += [(f"{name}: {state}", steps) for state, steps in calendar(ledger, last).rows]
-    return Calendar(title, "local step", rows, last)
+    """The same for several recipes, one row per recipe and state; a colour means a recipe, as in the other pictures."""
+    rows: list[tuple[str, Sequence[int]]] = []
+    colours: list[int] = []
+    for k, (name, ledger) in enumerate(ledgers.items()):
+        of_recipe = calendar(ledger, last).rows
+        rows += [(f"{name}: {state}", steps) for state, steps in of_recipe]
+        colours += [k] * len(of_recipe)
+    return Calendar(title, "local step", rows, last, colours)
 
 
 def _smooth(y: np.ndarray, window: int) -> np.ndarray:

@@ -10,9 +10,11 @@ import html
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import plotly.io
 
 # After Okabe and Ito's palette, lightened where it would vanish on dark ground.
 COLOURS = ("#3b8ede", "#e69f00", "#1aa37a", "#e0653a", "#cc79a7", "#7a6fd0", "#8a8f98")
@@ -21,6 +23,34 @@ _SVG_DASHES = ("", "7 4", "2 3", "7 3 2 3", "11 4", "11 3 2 3")
 _INK, _GRID = "#7d8590", "rgba(128,128,128,0.25)"
 MAX_POINTS = 400  # a line
 FEW_POINTS = 12  # up to so many, each is marked
+
+
+class Picture:
+    """What all pictures can do: show themselves in a notebook, and be saved."""
+
+    title: str
+
+    def plotly(self) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def svg(self) -> str:
+        raise NotImplementedError
+
+    def text(self) -> str:
+        raise NotImplementedError
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
+        return bundle(self)
+
+    def save(self, path: str | Path) -> None:
+        """Write a ``.svg``, or a ``.html`` that is interactive and needs no network."""
+        path = Path(path)
+        if path.suffix == ".svg":
+            path.write_text(self.svg(), encoding="utf-8")
+        elif path.suffix == ".html":
+            plotly.io.write_html(self.plotly(), path, include_plotlyjs=True, validate=False)
+        else:
+            raise ValueError(f"{path}: a picture is saved as .svg or .html")
 
 
 @dataclass(frozen=True)
@@ -32,7 +62,7 @@ class Series:
 
 
 @dataclass(frozen=True)
-class Lines:
+class Lines(Picture):
     """Curves over one axis. ``floor`` draws a labelled horizontal line."""
 
     title: str
@@ -57,7 +87,7 @@ class Lines:
                     "x": x,
                     "y": y,
                     "showlegend": not s.faint,
-                    "opacity": 0.35 if s.faint else 1.0,
+                    "opacity": 0.55 if s.faint else 1.0,
                     "line": {
                         "color": COLOURS[k % len(COLOURS)],
                         "dash": "solid" if s.faint else _DASHES[k % len(_DASHES)],
@@ -102,7 +132,7 @@ class Lines:
             k = names.index(s.name) if s.name in names else len(names)
             path = "M" + "L".join(f"{box.px(a):.1f},{box.py(b):.1f}" for a, b in zip(x, y, strict=True))
             dash = "" if s.faint else _SVG_DASHES[k % len(_SVG_DASHES)]
-            style = f'stroke-width="{1 if s.faint else 2}" opacity="{0.35 if s.faint else 1}" stroke-dasharray="{dash}"'
+            style = f'stroke-width="{1 if s.faint else 2}" opacity="{0.55 if s.faint else 1}" stroke-dasharray="{dash}"'
             out.append(f'<path d="{path}" fill="none" stroke="{COLOURS[k % len(COLOURS)]}" {style}/>')
             if len(x) <= FEW_POINTS and not s.faint:
                 dots = (f'<circle cx="{box.px(a):.1f}" cy="{box.py(b):.1f}" r="3"/>' for a, b in zip(x, y, strict=True))
@@ -126,12 +156,9 @@ class Lines:
         ends = [f"{s.name}: {s.y[-1]:.4g} at {s.x[-1]:.4g}" for s in self.series if len(s.y) and not s.faint]
         return f"{self.title}\n{self.y} against {self.x}; last values: " + "; ".join(ends)
 
-    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
-        return bundle(self)
-
 
 @dataclass(frozen=True)
-class Bars:
+class Bars(Picture):
     """One bar a row with its value written out; ``labels`` replaces the written value."""
 
     title: str
@@ -181,18 +208,16 @@ class Bars:
     def text(self) -> str:
         return f"{self.title}\n" + "; ".join(f"{n}: {v}" for n, v in zip(self.names, self.labels, strict=True))
 
-    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
-        return bundle(self)
-
 
 @dataclass(frozen=True)
-class Calendar:
+class Calendar(Picture):
     """Which row has an event at which step: a mark each."""
 
     title: str
     x: str
     rows: Sequence[tuple[str, Sequence[int]]]
     last: int
+    colours: Sequence[int] = ()  # of each row, as a number into the palette; by default one after another
 
     def plotly(self) -> dict[str, Any]:
         data = [
@@ -206,7 +231,7 @@ class Calendar:
                     "symbol": "line-ns-open",
                     "size": 13,
                     "line": {"width": 2},
-                    "color": COLOURS[k % len(COLOURS)],
+                    "color": self._colour(k),
                 },
                 "hovertemplate": "%{y}, step %{x}<extra></extra>",
             }
@@ -230,7 +255,7 @@ class Calendar:
             y0 = box.top + each * k
             marks = "".join(f"M{box.px(s):.1f},{y0 + each * 0.2:.1f}v{each * 0.6:.1f}" for s in steps)
             out.append(
-                f'<path d="{marks or "M0,0"}" stroke="{COLOURS[k % len(COLOURS)]}" stroke-width="1.6"/>'
+                f'<path d="{marks or "M0,0"}" stroke="{self._colour(k)}" stroke-width="1.6"/>'
                 f'<text x="{box.left - 6}" y="{y0 + each * 0.6:.1f}" text-anchor="end" font-size="12">{html.escape(name)}</text>'
             )
         return box.close(out)
@@ -238,11 +263,8 @@ class Calendar:
     def text(self) -> str:
         return f"{self.title}\n" + "; ".join(f"{name}: {len(steps)} times" for name, steps in self.rows)
 
-    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
-        return bundle(self)
-
-
-Picture = Lines | Bars | Calendar
+    def _colour(self, row: int) -> str:
+        return COLOURS[(self.colours[row] if self.colours else row) % len(COLOURS)]
 
 
 def bundle(picture: Picture) -> dict[str, Any]:

@@ -51,7 +51,7 @@ class _Progress:
     def end(self, run: Columns) -> None:
         self.done.append(
             f"{self.name:<{self.width}}  {self.recipe.steps} steps, validation {self.loss:.4f}, "
-            f"{human(self.sent)} sent, {sum(run.seconds):.0f} s"
+            f"{human(self.sent)} sent by all, {sum(run.seconds):.0f} s"
         )
         self._show()
 
