@@ -152,10 +152,9 @@ def clip_(grads: Stack, max_norm: float | None, how: str = "norm") -> None:
         torch._foreach_clamp_min_(grads.blocks, -max_norm)
         torch._foreach_clamp_max_(grads.blocks, max_norm)
         return
-    norm_W = worker_norms(grads)
+    scale_W = (max_norm / (worker_norms(grads) + 1e-6)).clamp_(max=1.0)
     for block, g in zip(grads.layout.blocks, grads.blocks, strict=True):
-        scale_H = (max_norm / (norm_W[block.index] + 1e-6)).clamp(max=1.0)
-        g.mul_(scale_H[:, None])
+        g.mul_(scale_W[block.index, None])
 
 
 @torch.no_grad()
