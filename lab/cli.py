@@ -87,7 +87,6 @@ def resume(run: str, runs: str) -> None:
 def _train(recipe: Recipe, folder: RunFolder) -> None:
     from tqdm.auto import tqdm
 
-    from lab.columns import Columns
     from lab.events import Ended, Evaluated, Sent, Started, Stepped, Warned
     from lab.plan import human
     from lab.run import train
@@ -99,10 +98,8 @@ def _train(recipe: Recipe, folder: RunFolder) -> None:
     bar = tqdm(total=recipe.steps, unit="step", disable=not live, dynamic_ncols=True)
     seen = {"bytes": 0, "loss": float("nan"), "validation": float("nan"), "tokens": 0}
     seen["said"] = time.monotonic()
-    columns = Columns()
 
     def show(event: Event) -> None:
-        columns.add(event)
         match event:
             case Started():
                 seen["tokens"] = event.tokens_per_step
@@ -113,7 +110,7 @@ def _train(recipe: Recipe, folder: RunFolder) -> None:
                     file=sys.stderr,
                 )
             case Sent():
-                seen["bytes"] += sum(event.payload_bytes.values()) * len(event.workers)
+                seen["bytes"] += event.bytes_all
             case Stepped():
                 bar.update(event.step - bar.n)
                 up = [x for x in event.loss_W if x is not None]
@@ -136,7 +133,7 @@ def _train(recipe: Recipe, folder: RunFolder) -> None:
                 bar.refresh()
 
     try:
-        train(recipe, folder.path, each=show, progress=live)
+        columns = train(recipe, folder.path, each=show, progress=live)
     except KeyboardInterrupt:
         bar.close()
         click.echo(f"stopped; go on with: lab resume {folder.path}", err=True)

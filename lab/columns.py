@@ -84,7 +84,7 @@ class Columns:
         steps = max([*self.step[-1:], *(r.step for r in self.ledger.records[-1:]), 0])
         per_step = np.zeros(steps + 1)
         for r in self.ledger:
-            per_step[r.step] += sum(r.payload_bytes.values()) * len(r.workers)
+            per_step[r.step] += r.bytes_all
         return np.asarray(per_step.cumsum()[self.step] if self.step else np.zeros(0))
 
     @property

@@ -121,9 +121,7 @@ class Communicator:
                     payload = row_bytes
                     mean[0].add_(decoded, alpha=1 / len(rows) if weights_H is None else float(weights_H[k]))
                 agreed.append(mean)
-            workers = tuple(block.holders[r] for r in rows)
-            groups = sent.setdefault(workers, {})
-            groups[block.group] = groups.get(block.group, 0) + payload
+            _count(sent, tuple(block.holders[r] for r in rows), block.group, payload)
         op = "all_reduce" if codec is None or codec.reducible else "all_gather"
         self._write(op, state, sent)
         return Stack(stack.layout, agreed)
@@ -145,8 +143,7 @@ class Communicator:
         for i, block in enumerate(stack.layout.blocks):
             workers = tuple(w for w in block.holders if receives[w])
             if workers:
-                groups = sent.setdefault(workers, {})
-                groups[block.group] = groups.get(block.group, 0) + agreed.blocks[i].nbytes
+                _count(sent, workers, block.group, agreed.blocks[i].nbytes)
         self._write("broadcast", state, sent)
 
     @torch.no_grad()
@@ -158,8 +155,7 @@ class Communicator:
             rows = stack.rows(i, self.fleet.up)
             if not rows:
                 continue
-            groups = sent.setdefault(tuple(block.holders[r] for r in rows), {})
-            groups[block.group] = groups.get(block.group, 0) + stack.blocks[i][0].nbytes
+            _count(sent, tuple(block.holders[r] for r in rows), block.group, stack.blocks[i][0].nbytes)
             for name in block.names:
                 for row in rows:
                     out[block.holders[row]][name] = stack[name][row]
@@ -190,6 +186,12 @@ class Communicator:
     def _write(self, op: str, state: str, sent: Mapping[tuple[int, ...], dict[str, int]]) -> None:
         for workers, groups in sent.items():
             self.ledger.records.append(Sent(self.t, op, state, workers, groups))
+
+
+def _count(sent: dict[tuple[int, ...], dict[str, int]], workers: tuple[int, ...], group: str, payload: int) -> None:
+    """Blocks with the same workers and group go into one record."""
+    groups = sent.setdefault(workers, {})
+    groups[group] = groups.get(group, 0) + payload
 
 
 def _normalised(weights_W: Sequence[float] | None, block: Block, rows: list[int], like: Tensor) -> Tensor | None:

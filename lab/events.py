@@ -63,6 +63,16 @@ class Sent:
     def __post_init__(self) -> None:
         object.__setattr__(self, "workers", tuple(self.workers))
 
+    @property
+    def bytes_each(self) -> int:
+        """Payload of one worker, all groups together."""
+        return sum(self.payload_bytes.values())
+
+    @property
+    def bytes_all(self) -> int:
+        """Payload of all workers together."""
+        return self.bytes_each * len(self.workers)
+
 
 @dataclass(frozen=True)
 class Evaluated:

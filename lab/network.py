@@ -84,7 +84,7 @@ class Network:
             # What leaves in one step for the same workers in the same way is one transfer.
             together: dict[tuple[str, tuple[int, ...]], int] = {}
             for r in records:
-                payload = sum(r.payload_bytes.values())
+                payload = r.bytes_each
                 together[r.op, r.workers] = together.get((r.op, r.workers), 0) + payload
                 by_state[r.state] = by_state.get(r.state, 0.0) + self.wire_bytes(r.op, payload, len(r.workers))
             for (op, workers), payload in together.items():

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from lab.comm import Ledger
 from lab.events import Sent
 from lab.methods import name_of
 from lab.network import NETWORKS, Network, step_seconds
 from lab.recipe import Recipe
-from lab.run import Trainer
+from lab.run import Trainer, dry_run
 
 
 @dataclass(frozen=True)
@@ -116,43 +116,34 @@ def plan(
         what a worker computes with; a step is counted as 6 operations per parameter and token.
     """
     trainer = Trainer(recipe, dry=True)
-    ledger = _sent(trainer)
+    ledger = Ledger(event for event in trainer.events() if isinstance(event, Sent))
     fleet = trainer.fleet
     params_W = [fleet.num_params(w) for w in range(recipe.num_workers)]
     element = fleet.params.blocks[0].element_size()
     num_stacks = 1 + len(trainer.state.local) + len(trainer.state.shared)  # gradients; parameters and states
-    payload_W = [0] * recipe.num_workers
-    for r in ledger:
-        for w in r.workers:
-            payload_W[w] += sum(r.payload_bytes.values())
+    payload_W = [ledger.total_bytes(w) for w in range(recipe.num_workers)]
     busiest = payload_W.index(max(payload_W))
     inner = recipe.method.inner
     period = getattr(recipe.method, "sync_every", 1)
     period = period["params"] if isinstance(period, dict) else period
-    ddp = _sent(Trainer(recipe.but(method={"name": "ddp", "inner": vars(inner)}, codecs={}), dry=True))
+    ddp = dry_run(recipe.but(method={"name": "ddp", "inner": vars(inner)}, codecs={}))
     local_adam = recipe.but(method={"name": "local_adam", "inner": vars(inner), "sync_every": period}, codecs={})
     seconds = step_seconds(max(params_W), recipe.batch_size * recipe.context, device) / devices_per_worker
     return Plan(
         recipe=recipe,
-        ledger=ledger,
+        ledger=ledger.records,
         num_params=sum(b.numel for b in fleet.layout.blocks),
         params_per_worker=params_W,
         state_bytes_per_worker=max(params_W) * element * num_stacks,
-        states=_states(ledger, busiest),
+        states=_states(ledger.records, busiest),
         payload_bytes_W=payload_W,
-        ddp_bytes=_of_worker(ddp, busiest),
-        local_adam_bytes=_of_worker(_sent(Trainer(local_adam, dry=True)), busiest) if period else 0,
+        ddp_bytes=Ledger(ddp).total_bytes(busiest),
+        local_adam_bytes=Ledger(dry_run(local_adam)).total_bytes(busiest),
         seconds_per_step=seconds,
-        forecasts=[_forecast(name, net, recipe, ledger, ddp, seconds) for name, net in (networks or NETWORKS).items()],
+        forecasts=[
+            _forecast(name, net, recipe, ledger.records, ddp, seconds) for name, net in (networks or NETWORKS).items()
+        ],
     )
-
-
-def _sent(trainer: Trainer) -> list[Sent]:
-    return [event for event in trainer.events() if isinstance(event, Sent)]
-
-
-def _of_worker(ledger: Iterable[Sent], worker: int) -> int:
-    return sum(sum(r.payload_bytes.values()) for r in ledger if worker in r.workers)
 
 
 def _states(ledger: list[Sent], worker: int) -> list[StatePlan]:
@@ -160,7 +151,7 @@ def _states(ledger: list[Sent], worker: int) -> list[StatePlan]:
     for state in dict.fromkeys(r.state for r in ledger):
         mine = [r for r in ledger if r.state == state and worker in r.workers]
         steps = {(r.step, r.op) for r in mine}
-        total = _of_worker(mine, worker)
+        total = sum(r.bytes_each for r in mine)
         out.append(StatePlan(state, len(steps), total // max(1, len(steps)), total))
     return out
 

@@ -68,6 +68,8 @@ def _execute(source: Path, target: Path, parameters: dict[str, Any]) -> str | No
     import papermill
     from papermill.exceptions import PapermillExecutionError
 
+    from lab.store import write_atomically
+
     os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
     try:
         with _progress(source.stem):
@@ -91,9 +93,7 @@ def _execute(source: Path, target: Path, parameters: dict[str, Any]) -> str | No
         return f"no HTML page: {page.stderr.strip().splitlines()[-1]}"
     notebook = json.loads(target.read_text())
     notebook["metadata"][DONE] = {"done": True, "parameters": parameters}
-    temporary = target.with_suffix(".tmp")
-    temporary.write_text(json.dumps(notebook, indent=1))
-    os.replace(temporary, target)
+    write_atomically(target, json.dumps(notebook, indent=1).encode())
     return None
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from lab.codecs import codec
 from lab.columns import Columns
 from lab.comm import Communicator
-from lab.data import Batches, Corpus, load_corpus, split_windows, validation_batches
+from lab.data import Batches, Corpus, load_corpus, load_tokenizer, split_windows, validation_batches
 from lab.errors import LabError, RecipeError
 from lab.events import VERSION, Checkpointed, Ended, Evaluated, Event, Sent, Started, Stepped, Warned, WorkersChanged
 from lab.fleet import Fleet, Stack, num_cores
@@ -363,8 +363,6 @@ def _vocab_size_without_text(recipe: Recipe) -> int:
     """For a dry run: what the tokenizer says, without reading any text."""
     if recipe.model.vocab_size or recipe.tokenizer == "bytes":
         return recipe.model.vocab_size or 256
-    from lab.data import load_tokenizer
-
     return load_tokenizer(recipe.tokenizer).vocab_size
 
 

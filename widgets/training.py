@@ -36,7 +36,7 @@ class _Progress:
             case Started():
                 self.tokens = event.tokens_per_step
             case Sent():
-                self.sent += sum(event.payload_bytes.values()) * len(event.workers)
+                self.sent += event.bytes_all
             case Evaluated():
                 self.loss = event.loss
             case Stepped() if time.monotonic() - self.shown > 0.5:
