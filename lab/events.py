@@ -5,11 +5,14 @@ The loop that makes them, in pseudo-code::
     Started
     for step in 1 … steps:
         WorkersChanged          when somebody went down, came back or joined
+        Placed                  which worker holds which expert, at the start and whenever that changes
         Stepped                 one local step at every worker that is up
         Sent …                  what the communicator moved in this step
         Evaluated               every eval_every steps: the averaged model on the validation windows
+        Routed                  every routing_every steps: where the routers send their tokens
         Checkpointed            every checkpoint_every steps
         Warned                  when the reader should know something
+    Saturated                   how early the routers chose as they do in the end
     Ended
 
 On disk an event is one line of JSON with its ``kind``; floats are written so that they read back bit for bit.
@@ -20,7 +23,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,44 @@ class WorkersChanged:
 
 
 @dataclass(frozen=True)
+class Placed:
+    """Which workers hold which expert, from local step ``step`` on."""
+
+    kind: ClassVar[str] = "placed"
+    step: int
+    workers_LE: list[list[list[int]]]  # by layer and expert
+    moved: int  # copies of experts that went to another worker (0 at the start)
+
+
+@dataclass(frozen=True)
+class Routed:
+    """Where the routers of a mixture of experts send tokens: at each worker in its last batch, and in the agreed model.
+
+    A slot is one of the k choices of one token. None stands for a worker that is down, for an expert that a worker's router
+    does not know, and for what cannot be said yet.
+    """
+
+    kind: ClassVar[str] = "routed"
+    step: int
+    load_WLE: list[list[list[int | None]] | None]  # slots per expert, ghosts (chosen, but not resident) included
+    ghost_fraction_WL: list[list[float] | None]  # share of slots that chose a ghost
+    entropy_WL: list[list[float] | None]  # of the mean gate, 1 = uniform over the experts that the router knows
+    agreed_load_LE: list[list[int]]  # slots of the agreed model on the probe batch
+    churn_L: list[float | None]  # 1 − Jaccard index of its choices on the probe batch now and at the look before
+    divergence_LE: list[list[float | None]]  # ‖copy − mean‖ / ‖mean‖ before the last average, mean over holders
+
+
+@dataclass(frozen=True)
+class Saturated:
+    """Share of the final choices on the probe batch that were already made at each look (as in OLMoE's analysis)."""
+
+    kind: ClassVar[str] = "saturated"
+    step: int
+    steps: list[int]  # of the looks
+    overlap_RL: list[list[float]]  # by look and layer
+
+
+@dataclass(frozen=True)
 class Checkpointed:
     kind: ClassVar[str] = "checkpointed"
     step: int
@@ -113,10 +154,10 @@ class Ended:
     message: str
 
 
-Event = Started | Stepped | Sent | Evaluated | WorkersChanged | Checkpointed | Warned | Ended
-KINDS: dict[str, Any] = {
-    cls.kind: cls for cls in (Started, Stepped, Sent, Evaluated, WorkersChanged, Checkpointed, Warned, Ended)
-}
+Event = (
+    Started | Stepped | Sent | Evaluated | WorkersChanged | Placed | Routed | Saturated | Checkpointed | Warned | Ended
+)
+KINDS: dict[str, Any] = {cls.kind: cls for cls in get_args(Event)}
 VERSION = 1
 
 
