@@ -9,6 +9,7 @@ from lab.errors import RecipeError, one_of
 from lab.methods.ddp import DDP
 from lab.methods.des_loc import DESLOC
 from lab.methods.diloco import DiLoCo
+from lab.methods.fomoe import FoMoE
 from lab.methods.local_adam import LocalAdam
 from lab.methods.local_sgd import LocalSGD
 from lab.methods.state import Grad, Method, State
@@ -19,6 +20,7 @@ METHODS: dict[str, type[Method]] = {
     "local_adam": LocalAdam,
     "diloco": DiLoCo,
     "des_loc": DESLOC,
+    "fomoe": FoMoE,
 }
 
 
@@ -52,6 +54,7 @@ __all__ = [
     "DESLOC",
     "METHODS",
     "DiLoCo",
+    "FoMoE",
     "Grad",
     "LocalAdam",
     "LocalSGD",
