@@ -87,13 +87,13 @@ class Network:
                 payload = r.bytes_each
                 together[r.op, r.workers] = together.get((r.op, r.workers), 0) + payload
                 by_state[r.state] = by_state.get(r.state, 0.0) + self.wire_bytes(r.op, payload, len(r.workers))
+            computed = clock.max()
             for (op, workers), payload in together.items():
                 who = list(workers)
                 wire_W[who] += self.wire_bytes(op, payload, len(who)) / len(who)
-                seconds = (1 - self.overlap) * self.seconds(op, payload, workers)
-                communication += seconds
-                clock[who] = clock[who].max() + seconds
+                clock[who] = clock[who].max() + (1 - self.overlap) * self.seconds(op, payload, workers)
             at_step[step] = clock.max()
+            communication += float(at_step[step] - computed)  # groups without a common worker talk at the same time
         at_step[done + 1 :] = _alone(clock, pace, steps - done)
         total = float(at_step[-1]) if steps else 0.0
         return Bill(total, communication, total - communication, at_step, wire_W, by_state)
@@ -146,7 +146,7 @@ class Bill:
     """``at_step[t]``: seconds since the start when step t is finished everywhere (``at_step[0] = 0``)."""
 
     total_seconds: float
-    communication_seconds: float
+    communication_seconds: float  # by which exchanges lengthen the run
     compute_seconds: float  # total less communication: computing and waiting
     at_step: np.ndarray
     wire_bytes_W: np.ndarray
@@ -178,8 +178,8 @@ DEVICES: dict[str, tuple[float, float]] = {
 }
 
 
-def step_seconds(num_params: int, tokens: int, device: str) -> float:
-    """Seconds of one local step by the usual count of 6 operations per parameter and token."""
+def step_seconds(num_params: float, tokens: int, device: str) -> float:
+    """Seconds of one local step by the usual count of 6 operations per parameter that a token meets."""
     if device not in DEVICES:
         raise RecipeError(one_of("device", device, DEVICES))
     peak, reached = DEVICES[device]

@@ -52,12 +52,15 @@ class Diverged(LabError):
 def build_fleet(recipe: Recipe, vocab_size: int, device: str = "cpu", experts: Experts | None = None) -> Fleet:
     """The fleet of a recipe: every worker starts from the same values, with the experts that it holds."""
     model, dtype = recipe.model, getattr(torch, recipe.dtype)
+    made: dict[str, nn.Module] = {}  # a dry fleet needs each kind of worker once
 
     def build(worker: int | None) -> nn.Module:
-        if isinstance(model, GPT):
-            return model.build(vocab_size, recipe.context, recipe.seed)
         held = resident(experts.table, worker) if experts is not None and worker is not None else None
-        return model.build(vocab_size, recipe.context, recipe.seed, held)
+        kind = "" if held is None or len(held[0]) == len(experts.table[0]) else repr(held)  # type: ignore[union-attr]
+        if device != "meta" or kind not in made:
+            options = (vocab_size, recipe.context, recipe.seed)
+            made[kind] = model.build(*options) if isinstance(model, GPT) else model.build(*options, held)
+        return made[kind] if device == "meta" else made.pop(kind)
 
     movable = experts is not None and experts.movable
     with torch.device(device):
@@ -116,6 +119,7 @@ class Trainer:
             )
         self.last_up = [True] * recipe.num_workers  # who holds the present state: all of them at the start
         self.t = 0  # finished local steps
+        self._lost: set[str] = set()  # tensors that no worker which is up holds, as last reported
 
     # the loop
 
@@ -238,9 +242,10 @@ class Trainer:
 
     def _nobody_holds(self, t: int) -> Iterator[Warned]:
         """A word about tensors whose holders are all down while others go on."""
-        lost = [b for b in self.fleet.layout.blocks if not any(self.fleet.up[w] for w in b.holders)]
-        if lost and any(self.fleet.up):
-            names = [name for b in lost for name in b.names]
+        up, blocks = self.fleet.up, self.fleet.layout.blocks
+        names = [name for b in blocks if any(up) and not any(up[w] for w in b.holders) for name in b.names]
+        news, self._lost = set(names) - self._lost, set(names)
+        if news:
             yield Warned(
                 t,
                 f"no worker that is up holds {len(names)} tensors ({names[0]}, …): the run goes on with their last agreed copy",

@@ -169,9 +169,7 @@ ALL = [list(range(4))] * 2
 class Federation:
     """FoMoE on `Sites`, through the lab's fleet and communicator."""
 
-    def __init__(
-        self, method: FoMoE, placement: Placement, num_workers: int = 4, device: str = "cpu", **options: Any
-    ):
+    def __init__(self, method: FoMoE, placement: Placement, num_workers: int = 4, device: str = "cpu", **options: Any):
         self.method, self.t = method, 0
         self.experts = Experts(placement, 2, 4, num_workers, 0)
 
@@ -216,7 +214,9 @@ def written_out(
         site = Sites(resident(tables[0], w))
         site.load_state_dict({n: server[n] for n in dict(site.named_parameters())})
         sites.append(site)
-        optimizers.append({n: torch.optim.AdamW([p], lr=method.inner.lr, **options) for n, p in site.named_parameters()})
+        optimizers.append(
+            {n: torch.optim.AdamW([p], lr=method.inner.lr, **options) for n, p in site.named_parameters()}
+        )
         born.append(dict.fromkeys(dict(site.named_parameters()), 0))
     period, handed_out = method.sync_every["params"], 0
     for t in range(1, steps + 1):
@@ -398,3 +398,234 @@ def test_moved_rows_forget_what_error_feedback_owes() -> None:
     rows = {(i, row): bool(b[row].any()) for i, b in enumerate(owed.blocks) for row in range(len(b))}
     assert not any(rows[cell] for cell in arrived)
     assert any(owes for cell, owes in rows.items() if cell not in arrived)
+
+
+# --- with the real model, through recipes ----------------------------------------------------------------------------
+
+MODEL = MoE(dim=8, num_layers=2, num_heads=2, num_experts=4, expert_dim=4, top_k=2)
+
+
+def recipe(overlap: int | None = 2, kind: str = "random", method: Any = None, **changes: Any) -> Recipe:
+    fields: dict[str, Any] = {
+        "method": method or FoMoE(sync_every=ALL_THREE, inner=AdamW(1e-2)),
+        "model": MODEL,
+        "placement": Placement(overlap=overlap, kind=kind),
+        "corpus": TEXT,
+        "steps": 11,
+        "num_workers": 4,
+        "batch_size": 2,
+        "context": 8,
+        "dtype": "float64",
+        "eval_every": 4,
+        "eval_windows": 4,
+        "routing_every": 2,
+        "checkpoint_every": 1,
+    }
+    return Recipe(**(fields | changes))
+
+
+STORM = Scenario(outages=(Outage(worker=1, first=3, last=8), Outage(worker=3, first=5, last=6)))
+
+
+@pytest.mark.parametrize("scenario", [Scenario(), STORM], ids=["calm", "storm"])
+@pytest.mark.parametrize("outer", [None, Nesterov()], ids=["mean", "nesterov"])
+def test_resumed_from_any_step_it_is_the_same_run(outer: Optimizer | None, scenario: Scenario, tmp_path: Path) -> None:
+    """Losses, ledger, placements and routing bit for bit, though rows and optimizer states have moved."""
+    periods = ALL_THREE if outer is None else {"params": 3}
+    whole = recipe(method=FoMoE(sync_every=periods, inner=AdamW(1e-2), outer=outer), scenario=scenario)
+    told = story(Trainer(whole).events())
+    assert any(isinstance(e, Placed) and e.moved for e in told)
+    for stop in range(1, whole.steps):
+        folder = RunFolder(tmp_path / str(stop))
+        for event in Trainer(whole).events(folder):
+            if event.kind == "checkpointed" and event.step == stop:
+                break
+        resumed = [e for e in story(Trainer(whole).events(RunFolder(tmp_path / str(stop)))) if e.kind != "checkpointed"]
+        assert resumed == told, stop
+
+
+@pytest.mark.parametrize("skip_token", [False, True], ids=["partitioned", "skip-token"])
+@pytest.mark.parametrize("kind", ["fixed", "random"])
+@pytest.mark.parametrize("overlap", [1, 2, 4])
+@pytest.mark.parametrize("num_workers", [2, 4])
+def test_ledger_parameters_and_cost_model_agree_to_the_byte(
+    num_workers: int, overlap: int, kind: str, skip_token: bool
+) -> None:
+    from lab.experts.costs import Costs
+    from lab.network import Network
+
+    if overlap > num_workers:
+        pytest.skip("more copies than workers")
+    model = MoE(**(vars(MODEL) | {"skip_token": skip_token}))
+    method = FoMoE(sync_every={"params": 2, "exp_avg": 4}, inner=AdamW(1e-2))
+    r = recipe(overlap, kind, method, model=model, num_workers=num_workers, steps=8, dtype="float32", routing_every=0)
+    trainer = Trainer(r)
+    real = [e for e in trainer.events() if isinstance(e, Sent)]
+    assert real == dry_run(r)
+    vocab = trainer.corpus.vocab_size  # type: ignore[union-attr]
+    T = 1 if kind == "random" and overlap < num_workers else None
+    costs = Costs(model=model, M=num_workers, O_e=overlap, T=T, sync_every=method.sync_every, vocab_size=vocab)
+    for module in trainer.fleet.modules:
+        assert sum(p.numel() for p in module.parameters()) == costs.site_params
+    # Rounds of two steps, whose every second also averages the first moment; experts move before all but the first.
+    tables = [r.placement.table(2, 4, num_workers, r.seed, draw) for draw in range(4)]
+    expected = [0.0] * num_workers
+    for i, table in enumerate(tables):
+        round_bytes = costs.round_bytes(tables[max(0, i - 1)], table, states=1 + i % 2)
+        expected = [a + float(b) for a, b in zip(expected, round_bytes, strict=True)]
+    bill = Network(topology="ring").price(real, num_workers=num_workers, steps=8)
+    assert bill.wire_bytes_W.tolist() == expected
+    if T is None:
+        per_round = float(costs.B_dense + costs.B_sparse)
+        assert bill.wire_bytes_W.tolist() == pytest.approx([4 * per_round] * num_workers, rel=1e-12)
+
+
+@pytest.mark.parametrize("skip_token", [False, True], ids=["partitioned", "skip-token"])
+@pytest.mark.parametrize("kind", ["fixed", "random"])
+def test_every_expert_everywhere_trains_as_the_full_replica_methods(kind: str, skip_token: bool) -> None:
+    """O_e = M is Local AdamW and DiLoCo on the same model: the same losses and the same bytes."""
+    model = MoE(**(vars(MODEL) | {"skip_token": skip_token}))
+    pairs = [
+        (FoMoE(sync_every=ALL_THREE, inner=AdamW(1e-2)), {"name": "local_adam", "sync_every": 3}),
+        (FoMoE(sync_every={"params": 3}, inner=AdamW(1e-2), outer=Nesterov()), {"name": "diloco", "sync_every": 3}),
+    ]
+    for mine, theirs in pairs:
+        inner = {"inner": {"name": "AdamW", "lr": 1e-2, "options": mine.inner.options}}
+        one = train(recipe(4, kind, mine, model=model))
+        other = train(recipe(None, "fixed", theirs | inner, model=model))
+        assert one.loss_W == other.loss_W
+        assert one.eval_loss == other.eval_loss
+        assert one.ledger.by("step", "state") == other.ledger.by("step", "state")
+
+
+def test_skip_token_with_every_expert_everywhere_is_the_partitioned_router() -> None:
+    """The same trajectory, once the whole router starts with the columns of the partitioned one."""
+    runs = []
+    for skip_token in (False, True):
+        model = MoE(**(vars(MODEL) | {"skip_token": skip_token}))
+        trainer = Trainer(recipe(4, "fixed", model=model, routing_every=0, checkpoint_every=0))
+        params = trainer.fleet.params
+        if not skip_token:
+            start = {n: params[n].clone() for n in params.names()}
+        else:
+            for name in params.names():
+                if name in start:
+                    params[name].copy_(start[name])
+                else:  # blocks.0.moe.router [H, experts, dim] from blocks.0.moe.experts.3.router [H, dim]
+                    columns = [start[name.replace("router", f"experts.{e}.router")] for e in range(4)]
+                    params[name].copy_(torch.stack(columns, 1))
+            trainer.state.shared["params"] = params.first()
+        runs.append([e.loss_W for e in trainer.events() if e.kind == "stepped"])
+    assert torch.allclose(torch.tensor(runs[0]), torch.tensor(runs[1]), rtol=1e-12)
+
+
+def test_an_expert_that_nobody_up_holds_is_named_and_the_run_goes_on() -> None:
+    down = Scenario(outages=(Outage(worker=0, first=5, last=9), Outage(worker=2, first=5, last=9)))
+    events = list(Trainer(recipe(2, "fixed", scenario=down)).events())
+    (warned,) = (e for e in events if isinstance(e, Warned))
+    assert warned.step == 5
+    assert "experts" in warned.message
+    assert "last agreed copy" in warned.message
+    assert events[-1].kind == "ended"
+    assert events[-1].status == "done"  # type: ignore[union-attr]
+
+
+def test_ddp_on_a_spread_mixture_refuses_to_clip() -> None:
+    with pytest.raises(RecipeError, match="max_norm"):
+        Trainer(recipe(2, "fixed", "ddp"))
+
+
+# --- routing ---------------------------------------------------------------------------------------------------------
+
+
+def test_balance_by_hand() -> None:
+    b = balance([4, None, 0, 2])
+    assert b.cv == pytest.approx((8 / 3) ** 0.5 / 2)
+    assert b.max_over_mean == 2
+    assert b.dead == 1
+    assert balance([0, 0]).dead == 2
+
+
+def test_looks_count_every_slot_of_every_worker() -> None:
+    """Load adds up to batch × context × k; partitioned routers know their residents alone; ghosts fit the load."""
+    for skip_token, overlap in ((False, 1), (False, 2), (True, 2), (True, 1)):
+        model = MoE(**(vars(MODEL) | {"skip_token": skip_token}))
+        run = train(recipe(overlap, "random", model=model))
+        assert [look.step for look in run.routed] == [2, 4, 6, 8, 10]
+        tables = {p.step: p.workers_LE for p in run.placed}
+        assert sorted(tables) == [1, 4, 7, 10]
+        for look in run.routed:
+            table = tables[max(s for s in tables if s <= look.step)]
+            for w, layers in enumerate(look.load_WLE):
+                assert layers is not None
+                for layer, load in enumerate(layers):
+                    holds = [w in ws for ws in table[layer]]
+                    k = model.top_k if skip_token else min(model.top_k, sum(holds))
+                    assert sum(x or 0 for x in load) == 2 * 8 * k
+                    if not skip_token:
+                        assert [x is not None for x in load] == holds
+                    ghosts = sum(x or 0 for x, h in zip(load, holds, strict=True) if not h)
+                    assert look.ghost_fraction_WL[w] is not None
+                    assert look.ghost_fraction_WL[w][layer] == pytest.approx(ghosts / sum(x or 0 for x in load))
+            assert all(sum(layer) == 4 * 8 * 2 for layer in look.agreed_load_LE)
+            assert all(0 <= e <= 1 + 1e-9 for layers in look.entropy_WL for e in layers or ())
+        assert run.routed[0].churn_L == [None, None]
+        assert all(c is not None and 0 <= c <= 1 for look in run.routed[1:] for c in look.churn_L)
+        assert run.saturated is not None
+        assert run.saturated.overlap_RL[-1] == [1.0, 1.0]
+        assert run.saturated.steps == [2, 4, 6, 8, 10]
+
+
+def test_routers_that_do_not_move_do_not_churn() -> None:
+    still = FoMoE(sync_every={"params": 3}, inner=Optimizer("SGD", 1e-300))
+    run = train(recipe(2, "fixed", still))
+    assert all(look.churn_L == [0.0, 0.0] for look in run.routed[1:])
+    assert run.saturated is not None
+    assert run.saturated.overlap_RL == [[1.0, 1.0]] * len(run.routed)
+    assert all(x == 0 for look in run.routed[1:] for layer in look.divergence_LE for x in layer)
+
+
+def test_divergence_is_measured_before_the_average() -> None:
+    """‖copy − mean‖ / ‖mean‖ of an expert's tensors together, mean over its holders, as the last average found them."""
+    trainer = Trainer(recipe(2, "fixed", steps=4, routing_every=4))
+    seen: dict[str, Tensor] = {}
+    look = trainer.comm.observer
+
+    def also(state: str, stack: Any) -> None:
+        if state == "params":
+            seen.update({n: stack[n].clone() for n in stack.names()})
+        assert look is not None
+        look(state, stack)
+
+    trainer.comm.observer = also
+    (routed,) = (e for e in trainer.events() if isinstance(e, Routed))
+    for layer, row in enumerate(routed.divergence_LE):
+        for e, value in enumerate(row):
+            names = [n for n in seen if n.startswith(f"blocks.{layer}.moe.experts.{e}.")]
+            copies = torch.cat([seen[n].flatten(1) for n in names], 1)
+            mean = copies.mean(0)
+            assert value == pytest.approx(float(((copies - mean).norm(dim=1) / mean.norm()).mean()), rel=1e-12)
+
+
+def test_an_expert_with_one_holder_has_no_divergence() -> None:
+    run = train(recipe(1, "fixed"))
+    assert all(x is None for look in run.routed for layer in look.divergence_LE for x in layer)
+
+
+def test_saturation_is_the_share_of_final_choices() -> None:
+    from lab.experts.routing import Watch
+
+    watch = Watch.__new__(Watch)
+    watch.steps, watch.choices = [1, 2, 3], [torch.tensor(c) for c in ([[[0, 1], [2, 3]]], [[[1, 0], [2, 0]]], [[[1, 2], [2, 0]]])]
+    saturated = watch.saturated(3)
+    assert isinstance(saturated, Saturated)
+    assert saturated.overlap_RL == [[0.5], [0.75], [1.0]]
+
+
+@settings(max_examples=20, deadline=None)
+@given(biregular.filter(lambda m: m[0] > 1))
+def test_federations_of_any_shape_can_be_planned(shape: tuple[int, int, int]) -> None:
+    """Any biregular shape gives a recipe whose dry run goes through."""
+    num_workers, num_experts, overlap = shape
+    model = MoE(dim=8, num_layers=1, num_heads=2, num_experts=num_experts, expert_dim=4, top_k=1)
+    assert dry_run(recipe(overlap, "random", model=model, num_workers=num_workers, steps=7))

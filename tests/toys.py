@@ -14,7 +14,7 @@ from lab.comm import Communicator
 from lab.data import Corpus, load_corpus
 from lab.events import Event, Sent, Started, Stepped, Warned
 from lab.fleet import Fleet, Stack
-from lab.methods import DDP, DESLOC, METHODS, DiLoCo, LocalAdam, LocalSGD, Method, State
+from lab.methods import DDP, DESLOC, METHODS, DiLoCo, FoMoE, LocalAdam, LocalSGD, Method, State
 from lab.models.gpt import GPT
 from lab.optim import Nesterov, Optimizer
 from lab.recipe import Recipe
@@ -171,6 +171,8 @@ LISTED: dict[str, Method] = {name: shortened(cls()) for name, cls in METHODS.ite
     "des_loc clip value": DESLOC(sync_every={"exp_avg": 2, "params": 3}, clip="value", max_norm=0.05),
     "des_loc outer": DESLOC(sync_every={"params": 2, "exp_avg_sq": 4}, outer=Nesterov(1.0, 0.9)),
     "des_loc coin": DESLOC(sync_every={"params": 2, "exp_avg": 2, "exp_avg_sq": 3}, coin_seed=5),
+    "fomoe outer": FoMoE(sync_every={"params": 2}, outer=Nesterov()),
+    "fomoe des_loc ADOPT": FoMoE(sync_every={"params": 2, "exp_avg": 3, "exp_avg_sq": 4}, inner=ADOPT),
     "des_loc outer coin": DESLOC(sync_every={"params": 2, "exp_avg": 2}, outer=Nesterov(), coin_seed=1),
 }
 
