@@ -124,6 +124,8 @@ CHANGES: dict[str, Any] = {
     "eval_windows": 65,
     "checkpoint_every": 101,
     "dtype": "float64",
+    "placement": {"every": 2},
+    "routing_every": 17,
 }
 
 

@@ -81,7 +81,7 @@ class Costs:
     @property
     def d_exp(self) -> int:
         """Width of an expert."""
-        return self.model.expert_dim or 4 * self.model.dim // self.model.num_experts
+        return self.model.width
 
     @property
     def expert_params(self) -> int:
