@@ -15,6 +15,8 @@ _SMALL: dict[str, Any] = {
     "eval_every": 32,
 }
 _ADAMW = {"name": "AdamW", "lr": 3e-3, "options": {"betas": [0.9, 0.95], "weight_decay": 0.0}}
+_QHADOPT = {"name": "QHADOPT", "lr": 4e-3, "options": {"betas": [0.999, 0.999], "weights": [0.98]}}
+_FAST = {"name": "QHADOPT", "lr": 4e-3, "options": {"betas": [0.95, 0.999], "weights": [1.0]}}
 _ADOPT = {"name": "ADOPT", "lr": 2.1e-3, "options": {"betas": [0.95, 0.9999]}}
 
 # DES-LOC's billion-scale run (section 5 of the paper): four workers, two million tokens a step, context 2048.
@@ -34,6 +36,15 @@ PRESETS: dict[str, dict[str, Any]] = {
             "inner": _ADAMW,
         }
     },
+    "mt_dao": _SMALL
+    | {
+        "method": {
+            "name": "mt_dao",
+            "sync_every": {"params": 16, "exp_avg": 16, "exp_avg_sq": 16},
+            "inner": _QHADOPT,
+            "warm": {"steps": 128, "inner": _FAST},
+        }
+    },
     "des_loc_1.7B": _PAPER
     | {
         "model": "1.7B",
@@ -46,5 +57,20 @@ PRESETS: dict[str, dict[str, Any]] = {
         "model": "13B",
         "steps": 1536,
         "method": {"name": "des_loc", "sync_every": _DES_LOC_PERIODS, "inner": _ADOPT},
+    },
+    "mt_dao_16M": {  # the authors' run configuration: 64 sequences over 4 workers
+        "num_workers": 4,
+        "batch_size": 16,
+        "context": 2048,
+        "checkpoint_every": 0,
+        "eval_every": 0,
+        "model": "16M",
+        "steps": 6144,
+        "method": {
+            "name": "mt_dao",
+            "inner": _QHADOPT | {"lr": 1e-3},
+            "warm": {"steps": 2048, "inner": _FAST | {"lr": 1e-3}},
+        },
+        "schedule": {"kind": "wsd", "warmup": 512},
     },
 }

@@ -83,7 +83,7 @@ class Trainer:
         recipe.method.init(self.state)
         self.up_tW = recipe.scenario.trace(recipe.num_workers, recipe.steps, recipe.seed)
         joins_late = bool((~self.up_tW[0] & self.up_tW.any(0)).any())
-        if joins_late and recipe.method.inner.name == "ADOPT" and recipe.scenario.catch_up == "params":
+        if joins_late and recipe.method.inner.name.endswith("ADOPT") and recipe.scenario.catch_up == "params":
             raise RecipeError(
                 "scenario.catch_up = 'params' does not go with ADOPT where a worker joins after the first step: it would "
                 "divide by a second moment of zero; use 'all'"

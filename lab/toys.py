@@ -10,13 +10,14 @@ from torch import Tensor, nn
 from lab.comm import Communicator
 from lab.fleet import Fleet
 from lab.methods import State, method
+from lab.metrics import Alignment, Watch
 from lab.seeds import generator
 
 
 class _Point(nn.Module):
-    def __init__(self, start: tuple[float, float]):
+    def __init__(self, start: Any):
         super().__init__()
-        self.x = nn.Parameter(torch.tensor(start, dtype=torch.float64))
+        self.x = nn.Parameter(torch.as_tensor(start, dtype=torch.float64).clone())
 
 
 def rosenbrock(
@@ -66,3 +67,51 @@ def rosenbrock(
             distance.append(float((s.local["params"]["x"].mean(0) - 1).norm()))
     fleet.close()
     return at, distance
+
+
+def quadratic(
+    spec: Any,
+    *,
+    num_workers: int = 4,
+    dim: int = 200,
+    steps: int = 2560,
+    noise: float = 1.0,
+    momentum: str = "exp_avg",
+    seed: int = 0,
+) -> tuple[list[float], list[Alignment]]:
+    """How well workers agree on where to go: f = ½ Σ c_i·x_i² with curvatures from 0.01 to 1 and noisy gradients.
+
+    Start at x_i = 1. MT-DAO's diagnosis: with slow momenta the workers' pseudo-gradients point the same way.
+
+    Parameters
+    ----------
+    noise
+        standard deviation of each gradient coordinate, drawn afresh for every worker and step.
+    momentum
+        the local state whose mean counts as the global momentum.
+
+    Returns
+    -------
+    the workers' mean loss at every average of the parameters, and the cosines there.
+    """
+    m = method(spec)
+    fleet = Fleet(lambda worker: _Point([1.0] * dim), num_workers, dtype=torch.float64)
+    s, comm = State.of(fleet), Communicator(fleet)
+    m.init(s)
+    g = generator(seed, "quadratic")
+    curvature = torch.logspace(-2, 0, dim, dtype=torch.float64)
+
+    def grad(s: State) -> Tensor:
+        x = s.local["params"]["x"]
+        s.grads["x"].copy_(curvature * x)
+        s.grads["x"].add_(torch.randn(num_workers, dim, generator=g, dtype=torch.float64), alpha=noise)
+        return 0.5 * (curvature * x * x).sum(1)
+
+    losses, watch = [], Watch(s, comm, momentum)
+    for t in range(1, steps + 1):
+        comm.t = t
+        loss_W = m.step(s, grad, comm, t)
+        if watch.after():
+            losses.append(float(loss_W.mean()))
+    fleet.close()
+    return losses, watch.seen

@@ -14,7 +14,8 @@ from lab.comm import Communicator
 from lab.data import Corpus, load_corpus
 from lab.events import Event, Sent, Started, Stepped, Warned
 from lab.fleet import Fleet, Stack
-from lab.methods import DDP, DESLOC, METHODS, DiLoCo, LocalAdam, LocalSGD, Method, State
+from lab.methods import DDP, DESLOC, METHODS, MTDAO, DiLoCo, LocalAdam, LocalSGD, Method, State
+from lab.methods.mt_dao import QHADOPT, Warm
 from lab.models.gpt import GPT
 from lab.optim import Nesterov, Optimizer
 from lab.recipe import Recipe
@@ -155,6 +156,10 @@ ADOPT = Optimizer("ADOPT", 1e-2, {"betas": (0.9, 0.99)})
 SGDM = Optimizer("SGDM", 3e-2)
 SGD = Optimizer("SGD", 3e-2)
 RMSPROP = Optimizer("RMSprop", 1e-2)
+QHADAM = Optimizer("QHAdam", 1e-2, {"betas": (0.9, 0.99), "weights": (0.7,)})
+QHM = Optimizer("QHM", 3e-2, {"betas": (0.9,), "weights": (0.7,)})
+TWO = QHADOPT(1e-2, (0.5, 0.9, 0.99), (0.3, 0.6))
+TWO_PERIODS = {"params": 2, "exp_avg_1": 2, "exp_avg_2": 3, "exp_avg_sq": 4}
 
 LISTED: dict[str, Method] = {name: shortened(cls()) for name, cls in METHODS.items()} | {
     "ddp SGD unclipped": DDP(inner=SGD, max_norm=None),
@@ -172,6 +177,9 @@ LISTED: dict[str, Method] = {name: shortened(cls()) for name, cls in METHODS.ite
     "des_loc outer": DESLOC(sync_every={"params": 2, "exp_avg_sq": 4}, outer=Nesterov(1.0, 0.9)),
     "des_loc coin": DESLOC(sync_every={"params": 2, "exp_avg": 2, "exp_avg_sq": 3}, coin_seed=5),
     "des_loc outer coin": DESLOC(sync_every={"params": 2, "exp_avg": 2}, outer=Nesterov(), coin_seed=1),
+    "mt_dao two momenta": MTDAO(TWO_PERIODS, TWO, Warm(3, QHADOPT(3e-2, (0.8, 0.8, 0.9), (1.0, 0.0)))),
+    "mt_dao QHAdam": MTDAO({"params": 2, "exp_avg": 3}, QHADAM),
+    "mt_dao QHM": MTDAO({"params": 3, "exp_avg": 2}, QHM),
 }
 
 

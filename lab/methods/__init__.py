@@ -11,6 +11,7 @@ from lab.methods.des_loc import DESLOC
 from lab.methods.diloco import DiLoCo
 from lab.methods.local_adam import LocalAdam
 from lab.methods.local_sgd import LocalSGD
+from lab.methods.mt_dao import MTDAO
 from lab.methods.state import Grad, Method, State
 
 METHODS: dict[str, type[Method]] = {
@@ -19,6 +20,7 @@ METHODS: dict[str, type[Method]] = {
     "local_adam": LocalAdam,
     "diloco": DiLoCo,
     "des_loc": DESLOC,
+    "mt_dao": MTDAO,
 }
 
 
@@ -51,6 +53,7 @@ __all__ = [
     "DDP",
     "DESLOC",
     "METHODS",
+    "MTDAO",
     "DiLoCo",
     "Grad",
     "LocalAdam",
