@@ -119,8 +119,11 @@ def plan(
     ledger = Ledger(event for event in trainer.events() if isinstance(event, Sent))
     fleet = trainer.fleet
     params_W = [fleet.num_params(w) for w in range(recipe.num_workers)]
-    element = fleet.params.blocks[0].element_size()
-    num_stacks = 1 + len(trainer.state.local) + len(trainer.state.shared)  # gradients; parameters and states
+    stacks = [fleet.grads, *trainer.state.local.values(), *trainer.state.shared.values()]
+    held_W = [0] * recipe.num_workers
+    for block, x in ((block, x) for s in stacks for block, x in zip(s.layout.blocks, s.blocks, strict=True)):
+        for w in block.holders:
+            held_W[w] += x[0].nbytes
     payload_W = [ledger.total_bytes(w) for w in range(recipe.num_workers)]
     busiest = payload_W.index(max(payload_W))
     inner = recipe.method.inner
@@ -134,7 +137,7 @@ def plan(
         ledger=ledger.records,
         num_params=sum(b.numel for b in fleet.layout.blocks),
         params_per_worker=params_W,
-        state_bytes_per_worker=max(params_W) * element * num_stacks,
+        state_bytes_per_worker=max(held_W),
         states=_states(ledger.records, busiest),
         payload_bytes_W=payload_W,
         ddp_bytes=Ledger(ddp).total_bytes(busiest),

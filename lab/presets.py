@@ -15,8 +15,9 @@ _SMALL: dict[str, Any] = {
     "eval_every": 32,
 }
 _ADAMW = {"name": "AdamW", "lr": 3e-3, "options": {"betas": [0.9, 0.95], "weight_decay": 0.0}}
-_QHADOPT = {"name": "QHADOPT", "lr": 4e-3, "options": {"betas": [0.999, 0.999], "weights": [0.98]}}
+_QHADOPT = {"name": "QHADOPT", "lr": 4e-3, "options": {"betas": [0.99, 0.999], "weights": [0.9]}}
 _FAST = {"name": "QHADOPT", "lr": 4e-3, "options": {"betas": [0.95, 0.999], "weights": [1.0]}}
+_QHADAM = {"name": "QHAdam", "lr": 8e-3, "options": {"betas": [0.9, 0.95], "weights": [0.97]}}
 _ADOPT = {"name": "ADOPT", "lr": 2.1e-3, "options": {"betas": [0.95, 0.9999]}}
 
 # DES-LOC's billion-scale run (section 5 of the paper): four workers, two million tokens a step, context 2048.
@@ -45,6 +46,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "warm": {"steps": 128, "inner": _FAST},
         }
     },
+    "lordo": _SMALL | {"method": {"name": "lordo", "sync_every": 16, "rank": 8, "inner": _QHADAM}},
     "des_loc_1.7B": _PAPER
     | {
         "model": "1.7B",
@@ -68,9 +70,11 @@ PRESETS: dict[str, dict[str, Any]] = {
         "steps": 6144,
         "method": {
             "name": "mt_dao",
-            "inner": _QHADOPT | {"lr": 1e-3},
+            "inner": {"name": "QHADOPT", "lr": 1e-3, "options": {"betas": [0.999, 0.999], "weights": [0.98]}},
             "warm": {"steps": 2048, "inner": _FAST | {"lr": 1e-3}},
         },
         "schedule": {"kind": "wsd", "warmup": 512},
     },
+    "lordo_720M": _PAPER  # ranks and rates of the authors' launch files; batch and context are DES-LOC's
+    | {"model": "720M", "steps": 12_288, "method": {"name": "lordo", "rank": 256, "inner": _QHADAM}},
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from lab.comm import Communicator
 from lab.fleet import Fleet
 from lab.methods import State, method
-from lab.metrics import Alignment, Watch
+from lab.metrics import Alignment, Watch, basis_similarity, numerical_rank, spectrum
 from lab.seeds import generator
 
 
@@ -115,3 +116,54 @@ def quadratic(
             losses.append(float(loss_W.mean()))
     fleet.close()
     return losses, watch.seen
+
+
+@dataclass(frozen=True)
+class Basis:
+    """After one round of `matrix_regression`."""
+
+    error: float  # ‖θ − θ*‖ / ‖θ*‖
+    rank: int  # numerical rank of the round's pseudo-gradient
+    similarity: float  # of the bases before and after the round: 1 if they span the same space
+
+
+def matrix_regression(
+    spec: Any,
+    *,
+    num_workers: int = 4,
+    shape: tuple[int, int] = (48, 32),
+    rounds: int = 60,
+    batch_size: int = 8,
+    seed: int = 0,
+) -> list[Basis]:
+    """LoRDO on one matrix: find θ* (drawn at random, so of full rank) from y = x·θ* on small batches, from θ = 0.
+
+    Without a full-rank term the pseudo-gradient never leaves the span of the first basis.
+    """
+    m = method(spec)
+    fleet = Fleet(lambda worker: _Point(torch.zeros(shape)), num_workers, dtype=torch.float64)
+    s, comm = State.of(fleet), Communicator(fleet)
+    m.init(s)
+    g = generator(seed, "matrix")
+    target = torch.randn(shape, generator=g, dtype=torch.float64)
+
+    def grad(s: State) -> Tensor:
+        x = torch.randn(num_workers, batch_size, shape[0], generator=g, dtype=torch.float64)
+        missed = x @ (s.local["params"]["x"] - target)  # [W, batch, shape[1]]
+        s.grads["x"].copy_(x.mT @ missed / batch_size)
+        return 0.5 * missed.square().sum(2).mean(1)
+
+    seen: list[Basis] = []
+    every = m.sync_every  # type: ignore[attr-defined]
+    for t in range(1, rounds * every + 1):
+        if t % every == 1:
+            theta, basis = s.local["params"]["x"].mean(0), s.local["projector"]["x"][0].clone()
+        comm.t = t
+        m.step(s, grad, comm, t)
+        if t % every == 0:
+            now = s.local["params"]["x"].mean(0)
+            rank = numerical_rank(spectrum(now - theta))
+            similarity = basis_similarity(s.local["projector"]["x"][0], basis)
+            seen.append(Basis(float((now - target).norm() / target.norm()), rank, similarity))
+    fleet.close()
+    return seen

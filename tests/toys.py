@@ -14,7 +14,8 @@ from lab.comm import Communicator
 from lab.data import Corpus, load_corpus
 from lab.events import Event, Sent, Started, Stepped, Warned
 from lab.fleet import Fleet, Stack
-from lab.methods import DDP, DESLOC, METHODS, MTDAO, DiLoCo, LocalAdam, LocalSGD, Method, State
+from lab.methods import DDP, DESLOC, METHODS, MTDAO, DiLoCo, LocalAdam, LocalSGD, LoRDO, Method, State
+from lab.methods.lordo import QHAdam
 from lab.methods.mt_dao import QHADOPT, Warm
 from lab.models.gpt import GPT
 from lab.optim import Nesterov, Optimizer
@@ -179,6 +180,9 @@ LISTED: dict[str, Method] = {name: shortened(cls()) for name, cls in METHODS.ite
     "des_loc outer coin": DESLOC(sync_every={"params": 2, "exp_avg": 2}, outer=Nesterov(), coin_seed=1),
     "mt_dao two momenta": MTDAO(TWO_PERIODS, TWO, Warm(3, QHADOPT(3e-2, (0.8, 0.8, 0.9), (1.0, 0.0)))),
     "mt_dao QHAdam": MTDAO({"params": 2, "exp_avg": 3}, QHADAM),
+    "lordo error feedback": LoRDO(2, 1, QHAdam(3e-2, weight=0.9), error_feedback=True),
+    "lordo gradient": LoRDO(3, 2, projector="gradient", full_rank=("out",), rotate=False),
+    "lordo own gradient": LoRDO(2, 1, projector="own_gradient", error_feedback=True),
     "mt_dao QHM": MTDAO({"params": 3, "exp_avg": 2}, QHM),
 }
 

@@ -11,6 +11,7 @@ from lab.methods.des_loc import DESLOC
 from lab.methods.diloco import DiLoCo
 from lab.methods.local_adam import LocalAdam
 from lab.methods.local_sgd import LocalSGD
+from lab.methods.lordo import LoRDO
 from lab.methods.mt_dao import MTDAO
 from lab.methods.state import Grad, Method, State
 
@@ -21,6 +22,7 @@ METHODS: dict[str, type[Method]] = {
     "diloco": DiLoCo,
     "des_loc": DESLOC,
     "mt_dao": MTDAO,
+    "lordo": LoRDO,
 }
 
 
@@ -56,6 +58,7 @@ __all__ = [
     "MTDAO",
     "DiLoCo",
     "Grad",
+    "LoRDO",
     "LocalAdam",
     "LocalSGD",
     "Method",
