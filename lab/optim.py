@@ -19,7 +19,7 @@ from torch import Tensor
 from lab.config import Fraction, Positive, config
 from lab.errors import RecipeError, one_of
 from lab.fleet import Stack
-from lab.optimizers import QHADOPT, QHM, QHAdam
+from lab.optimizers import QHADOPT, QHM, FedAdam, FedMom, FedYogi, QHAdam
 
 if TYPE_CHECKING:
     from lab.methods.state import State
@@ -114,6 +114,9 @@ ELEMENTWISE: dict[str, type[torch.optim.Optimizer]] = {
     "QHADOPT": QHADOPT,
     "QHAdam": QHAdam,
     "QHM": QHM,
+    "FedMom": FedMom,
+    "FedAdam": FedAdam,
+    "FedYogi": FedYogi,
 }
 _HAS_FUSED = ("AdamW", "Adam", "SGD", "Adagrad")
 

@@ -47,6 +47,13 @@ PRESETS: dict[str, dict[str, Any]] = {
         }
     },
     "lordo": _SMALL | {"method": {"name": "lordo", "sync_every": 16, "rank": 8, "inner": _QHADAM}},
+    "photon": _SMALL
+    | {
+        "method": {"name": "photon", "sync_every": 16, "inner": _ADAMW, "inner_states": "kept"},
+        "num_workers": 8,
+        "scenario": {"sample": 4, "sample_every": 16, "catch_up": "params"},
+        "schedule": {"kind": "cosine", "warmup": 20, "final": 0.1},
+    },
     "des_loc_1.7B": _PAPER
     | {
         "model": "1.7B",
@@ -77,4 +84,20 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "lordo_720M": _PAPER  # ranks and rates of the authors' launch files; batch and context are DES-LOC's
     | {"model": "720M", "steps": 12_288, "method": {"name": "lordo", "rank": 256, "inner": _QHADAM}},
+    "photon_125M": {  # the authors' federated example: 5120 steps of 256 sequences, stretched to clients of 32
+        "num_workers": 8,
+        "batch_size": 32,
+        "context": 2048,
+        "checkpoint_every": 0,
+        "eval_every": 0,
+        "model": "125M",
+        "steps": 40_960,
+        "method": {
+            "name": "photon",
+            "sync_every": 128,
+            "inner": {"name": "AdamW", "lr": 6e-4, "options": {"betas": [0.9, 0.95], "weight_decay": 0.0}},
+            "inner_states": "kept",
+        },
+        "schedule": {"kind": "cosine", "warmup": 800, "final": 0.1},
+    },
 }

@@ -14,7 +14,7 @@ from lab.comm import Communicator
 from lab.data import Corpus, load_corpus
 from lab.events import Event, Sent, Started, Stepped, Warned
 from lab.fleet import Fleet, Stack
-from lab.methods import DDP, DESLOC, METHODS, MTDAO, DiLoCo, LocalAdam, LocalSGD, LoRDO, Method, State
+from lab.methods import DDP, DESLOC, METHODS, MTDAO, DiLoCo, LocalAdam, LocalSGD, LoRDO, Method, Photon, State
 from lab.methods.lordo import QHAdam
 from lab.methods.mt_dao import QHADOPT, Warm
 from lab.models.gpt import GPT
@@ -183,6 +183,10 @@ LISTED: dict[str, Method] = {name: shortened(cls()) for name, cls in METHODS.ite
     "lordo error feedback": LoRDO(2, 1, QHAdam(3e-2, weight=0.9), error_feedback=True),
     "lordo gradient": LoRDO(3, 2, projector="gradient", full_rank=("out",), rotate=False),
     "lordo own gradient": LoRDO(2, 1, projector="own_gradient", error_feedback=True),
+    "photon kept Nesterov": Photon(2, inner_states="kept", outer=Nesterov(0.7, 0.9)),
+    "photon FedMom": Photon(3, SGDM, outer=Optimizer("FedMom", 0.8)),
+    "photon FedAdam": Photon(2, SGD, outer=Optimizer("FedAdam", 0.01)),
+    "photon FedYogi": Photon(3, ADOPT, inner_states="kept", outer=Optimizer("FedYogi", 0.01)),
     "mt_dao QHM": MTDAO({"params": 3, "exp_avg": 2}, QHM),
 }
 

@@ -13,6 +13,7 @@ from lab.methods.local_adam import LocalAdam
 from lab.methods.local_sgd import LocalSGD
 from lab.methods.lordo import LoRDO
 from lab.methods.mt_dao import MTDAO
+from lab.methods.photon import Photon
 from lab.methods.state import Grad, Method, State
 
 METHODS: dict[str, type[Method]] = {
@@ -23,6 +24,7 @@ METHODS: dict[str, type[Method]] = {
     "des_loc": DESLOC,
     "mt_dao": MTDAO,
     "lordo": LoRDO,
+    "photon": Photon,
 }
 
 
@@ -62,6 +64,7 @@ __all__ = [
     "LocalAdam",
     "LocalSGD",
     "Method",
+    "Photon",
     "State",
     "method",
     "name_of",

@@ -2,5 +2,6 @@
 
 from lab.optimizers.low_rank import LowRankAdam
 from lab.optimizers.quasi_hyperbolic import QHADOPT, QHM, QHAdam
+from lab.optimizers.server import FedAdam, FedMom, FedYogi
 
-__all__ = ["QHADOPT", "QHM", "LowRankAdam", "QHAdam"]
+__all__ = ["QHADOPT", "QHM", "FedAdam", "FedMom", "FedYogi", "LowRankAdam", "QHAdam"]
