@@ -94,6 +94,11 @@ class Communicator:
                 f"codecs.{state} = a topk codec sends only part of a tensor, but this method averages whole {state}: "
                 "use bfloat16 or int8, or a method that sends differences (ddp, diloco)"
             )
+        if codec is not None and codec.error_feedback and stack.layout is not self.fleet.layout:
+            raise RecipeError(
+                f"codecs.{state} remembers what it did not send, but this method sends {state} in parts: "
+                "use topk:…:forget, e3m0, int8 or bfloat16"
+            )
         agreed: list[Tensor] = []
         sent: dict[tuple[int, ...], dict[str, int]] = {}
         for i, (block, copies) in enumerate(zip(stack.layout.blocks, stack.blocks, strict=True)):

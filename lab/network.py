@@ -76,7 +76,7 @@ class Network:
         at_step = np.zeros(steps + 1)
         wire_W = np.zeros(num_workers)
         by_state: dict[str, float] = {}
-        communication, done = 0.0, 0
+        spent_W, done = np.zeros(num_workers), 0  # communication on the way to where a worker's clock stands
         for step, records in groupby(sent, key=lambda r: r.step):
             at_step[done + 1 : step] = _alone(clock, pace, step - done - 1)
             clock += pace * (step - done)
@@ -91,11 +91,12 @@ class Network:
                 who = list(workers)
                 wire_W[who] += self.wire_bytes(op, payload, len(who)) / len(who)
                 seconds = (1 - self.overlap) * self.seconds(op, payload, workers)
-                communication += seconds
+                spent_W[who] = spent_W[who[int(clock[who].argmax())]] + seconds
                 clock[who] = clock[who].max() + seconds
             at_step[step] = clock.max()
         at_step[done + 1 :] = _alone(clock, pace, steps - done)
         total = float(at_step[-1]) if steps else 0.0
+        communication = float(spent_W[int((clock + pace * (steps - done)).argmax())])
         return Bill(total, communication, total - communication, at_step, wire_W, by_state)
 
     def wire_bytes(self, op: str, payload: int, n: int) -> float:
@@ -146,7 +147,7 @@ class Bill:
     """``at_step[t]``: seconds since the start when step t is finished everywhere (``at_step[0] = 0``)."""
 
     total_seconds: float
-    communication_seconds: float
+    communication_seconds: float  # of those who finish last, and of those they waited for
     compute_seconds: float  # total less communication: computing and waiting
     at_step: np.ndarray
     wire_bytes_W: np.ndarray

@@ -20,7 +20,7 @@ def layout_like(stack: Stack, names: Iterable[str], shape: Callable[[str], Seque
 def part(stack: Stack, names: Iterable[str]) -> Stack:
     """A copy of some of the tensors as a stack of its own."""
     layout = layout_like(stack, names, lambda n: stack[n].shape[1:])
-    return Stack(layout, [torch.cat([stack[n].flatten(1) for n in b.names], 1) for b in layout.blocks])
+    return Stack(layout, [torch.cat([stack[n].reshape(len(stack[n]), -1) for n in b.names], 1) for b in layout.blocks])
 
 
 @torch.no_grad()

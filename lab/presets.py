@@ -54,6 +54,11 @@ PRESETS: dict[str, dict[str, Any]] = {
         "scenario": {"sample": 4, "sample_every": 16, "catch_up": "params"},
         "schedule": {"kind": "cosine", "warmup": 20, "final": 0.1},
     },
+    "streaming_diloco": _SMALL
+    | {
+        "method": {"name": "streaming_diloco", "sync_every": 16, "num_fragments": 2, "inner": _ADAMW},
+        "codecs": {"params": "e3m0"},
+    },
     "des_loc_1.7B": _PAPER
     | {
         "model": "1.7B",
@@ -99,5 +104,17 @@ PRESETS: dict[str, dict[str, Any]] = {
             "inner_states": "kept",
         },
         "schedule": {"kind": "cosine", "warmup": 800, "final": 0.1},
+    },
+    "streaming_diloco_1B": {  # 24 layers in eight fragments of three, H = 100, two workers; shape and batch by us
+        "num_workers": 2,
+        "batch_size": 256,
+        "context": 1024,
+        "checkpoint_every": 0,
+        "eval_every": 0,
+        "model": "1.3B",
+        "steps": 20_000,
+        "method": {"name": "streaming_diloco", "sync_every": 100, "num_fragments": 8, "inner": _ADAMW | {"lr": 2e-4}},
+        "codecs": {"params": "e3m0"},
+        "schedule": {"kind": "cosine", "warmup": 1000, "final": 0.1},
     },
 }

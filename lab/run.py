@@ -303,9 +303,12 @@ class Trainer:
                 if name not in place:  # made by a later step: there is nothing yet to copy into
                     place[name] = Stack(layout, [tensors[f"{kind}/{name}/{i}"] for i in range(len(layout.blocks))])
                 place[name].blocks[int(rest[0])].copy_(value)
-        self.state.local.update(states(self.state.optimizers["inner"], self.state.local["params"]))
-        if "outer" in self.state.optimizers:
-            self.state.shared.update(states(self.state.optimizers["outer"], self.state.shared["params"]))
+        for (
+            name,
+            optimizer,
+        ) in self.state.optimizers.items():  # "inner", "outer", or "outer.3" over the shared "params.3"
+            place, of = (self.state.local if name == "inner" else self.state.shared), name[len("outer") :]
+            place.update({k + of: stack for k, stack in states(optimizer, place["params" + of]).items()})
         self.t = checkpoint.step
         self.last_up, self.fleet.up = checkpoint.extra["last_up"], checkpoint.extra["up"]
 

@@ -14,7 +14,20 @@ from lab.comm import Communicator
 from lab.data import Corpus, load_corpus
 from lab.events import Event, Sent, Started, Stepped, Warned
 from lab.fleet import Fleet, Stack
-from lab.methods import DDP, DESLOC, METHODS, MTDAO, DiLoCo, LocalAdam, LocalSGD, LoRDO, Method, Photon, State
+from lab.methods import (
+    DDP,
+    DESLOC,
+    METHODS,
+    MTDAO,
+    DiLoCo,
+    LocalAdam,
+    LocalSGD,
+    LoRDO,
+    Method,
+    Photon,
+    State,
+    StreamingDiLoCo,
+)
 from lab.methods.lordo import QHAdam
 from lab.methods.mt_dao import QHADOPT, Warm
 from lab.models.gpt import GPT
@@ -187,6 +200,8 @@ LISTED: dict[str, Method] = {name: shortened(cls()) for name, cls in METHODS.ite
     "photon FedMom": Photon(3, SGDM, outer=Optimizer("FedMom", 0.8)),
     "photon FedAdam": Photon(2, SGD, outer=Optimizer("FedAdam", 0.01)),
     "photon FedYogi": Photon(3, ADOPT, inner_states="kept", outer=Optimizer("FedYogi", 0.01)),
+    "streaming_diloco one": StreamingDiLoCo(2, 1, overlap=0, mix=0.0),
+    "streaming_diloco three": StreamingDiLoCo(4, 3, "contiguous", overlap=2, mix=0.25, inner=SGDM),
     "mt_dao QHM": MTDAO({"params": 3, "exp_avg": 2}, QHM),
 }
 

@@ -15,6 +15,7 @@ from lab.methods.lordo import LoRDO
 from lab.methods.mt_dao import MTDAO
 from lab.methods.photon import Photon
 from lab.methods.state import Grad, Method, State
+from lab.methods.streaming_diloco import StreamingDiLoCo
 
 METHODS: dict[str, type[Method]] = {
     "ddp": DDP,
@@ -25,6 +26,7 @@ METHODS: dict[str, type[Method]] = {
     "mt_dao": MTDAO,
     "lordo": LoRDO,
     "photon": Photon,
+    "streaming_diloco": StreamingDiLoCo,
 }
 
 
@@ -66,6 +68,7 @@ __all__ = [
     "Method",
     "Photon",
     "State",
+    "StreamingDiLoCo",
     "method",
     "name_of",
 ]
