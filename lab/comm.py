@@ -82,10 +82,11 @@ class Communicator:
         *,
         minus: Stack | None = None,
         weights_W: Sequence[float] | None = None,
+        among: Sequence[bool] | None = None,
     ) -> Stack:
         """Every up holder hands over its copy of ``stack`` (less the agreed ``minus``); all learn the mean, ``[1, P]``.
 
-        With ``weights_W`` (one per worker) the mean is weighted. A block with no holder up keeps what is known: difference
+        With ``weights_W`` (one per worker) the mean is weighted; with ``among`` only marked workers take part. A block with no holder up keeps what is known: difference
         zero, or the mean of the last copies; nothing is counted for it.
         """
         codec = self.codecs.get(state)
@@ -102,7 +103,7 @@ class Communicator:
         agreed: list[Tensor] = []
         sent: dict[tuple[int, ...], dict[str, int]] = {}
         for i, (block, copies) in enumerate(zip(stack.layout.blocks, stack.blocks, strict=True)):
-            rows = stack.rows(i, self.fleet.up)
+            rows = stack.rows(i, self.fleet.up if among is None else among)
             base = None if minus is None else minus.blocks[i]
             if not rows:
                 agreed.append(copies.mean(0, keepdim=True) if base is None else torch.zeros_like(base))

@@ -59,6 +59,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "method": {"name": "streaming_diloco", "sync_every": 16, "num_fragments": 2, "inner": _ADAMW},
         "codecs": {"params": "e3m0"},
     },
+    "noloco": _SMALL | {"method": {"name": "noloco", "sync_every": 16, "inner": _ADAMW}},
     "des_loc_1.7B": _PAPER
     | {
         "model": "1.7B",

@@ -24,6 +24,7 @@ from lab.methods import (
     LocalSGD,
     LoRDO,
     Method,
+    NoLoCo,
     Photon,
     State,
     StreamingDiLoCo,
@@ -202,6 +203,8 @@ LISTED: dict[str, Method] = {name: shortened(cls()) for name, cls in METHODS.ite
     "photon FedYogi": Photon(3, ADOPT, inner_states="kept", outer=Optimizer("FedYogi", 0.01)),
     "streaming_diloco one": StreamingDiLoCo(2, 1, overlap=0, mix=0.0),
     "streaming_diloco three": StreamingDiLoCo(4, 3, "contiguous", overlap=2, mix=0.25, inner=SGDM),
+    "noloco pull": NoLoCo(2, SGDM, lr=0.5, momentum=0.3, pull=0.9, pair_seed=4),
+    "noloco all": NoLoCo(2, pull=0.0, group_size=9),
     "mt_dao QHM": MTDAO({"params": 3, "exp_avg": 2}, QHM),
 }
 

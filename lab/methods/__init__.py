@@ -13,6 +13,7 @@ from lab.methods.local_adam import LocalAdam
 from lab.methods.local_sgd import LocalSGD
 from lab.methods.lordo import LoRDO
 from lab.methods.mt_dao import MTDAO
+from lab.methods.noloco import NoLoCo
 from lab.methods.photon import Photon
 from lab.methods.state import Grad, Method, State
 from lab.methods.streaming_diloco import StreamingDiLoCo
@@ -27,6 +28,7 @@ METHODS: dict[str, type[Method]] = {
     "lordo": LoRDO,
     "photon": Photon,
     "streaming_diloco": StreamingDiLoCo,
+    "noloco": NoLoCo,
 }
 
 
@@ -66,6 +68,7 @@ __all__ = [
     "LocalAdam",
     "LocalSGD",
     "Method",
+    "NoLoCo",
     "Photon",
     "State",
     "StreamingDiLoCo",
