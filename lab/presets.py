@@ -60,6 +60,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "codecs": {"params": "e3m0"},
     },
     "noloco": _SMALL | {"method": {"name": "noloco", "sync_every": 16, "inner": _ADAMW}},
+    "sparta": _SMALL | {"method": {"name": "sparta", "fraction": 0.01, "inner": _ADAMW}},
     "des_loc_1.7B": _PAPER
     | {
         "model": "1.7B",

@@ -45,7 +45,7 @@ from lab.store import RunFolder
 
 every_method = pytest.mark.parametrize("method", LISTED.values(), ids=LISTED.keys())
 STEPS = 7
-IN_PARTS = ("streaming_diloco", "streaming_diloco three", "noloco", "noloco pull")
+IN_PARTS = ("streaming_diloco", "streaming_diloco three", "noloco", "noloco pull", "sparta", "sparta a third")
 
 
 def other(workers: dict[int, int]) -> Any:

@@ -19,6 +19,7 @@ from lab.methods import (
     DESLOC,
     METHODS,
     MTDAO,
+    SPARTA,
     DiLoCo,
     LocalAdam,
     LocalSGD,
@@ -205,6 +206,8 @@ LISTED: dict[str, Method] = {name: shortened(cls()) for name, cls in METHODS.ite
     "streaming_diloco three": StreamingDiLoCo(4, 3, "contiguous", overlap=2, mix=0.25, inner=SGDM),
     "noloco pull": NoLoCo(2, SGDM, lr=0.5, momentum=0.3, pull=0.9, pair_seed=4),
     "noloco all": NoLoCo(2, pull=0.0, group_size=9),
+    "sparta a third": SPARTA(2, 0.3, SGDM),
+    "sparta outer": SPARTA(1, 0.1, outer=Nesterov(), outer_every=3),
     "mt_dao QHM": MTDAO({"params": 3, "exp_avg": 2}, QHM),
 }
 

@@ -15,6 +15,7 @@ from lab.methods.lordo import LoRDO
 from lab.methods.mt_dao import MTDAO
 from lab.methods.noloco import NoLoCo
 from lab.methods.photon import Photon
+from lab.methods.sparta import SPARTA
 from lab.methods.state import Grad, Method, State
 from lab.methods.streaming_diloco import StreamingDiLoCo
 
@@ -29,6 +30,7 @@ METHODS: dict[str, type[Method]] = {
     "photon": Photon,
     "streaming_diloco": StreamingDiLoCo,
     "noloco": NoLoCo,
+    "sparta": SPARTA,
 }
 
 
@@ -62,6 +64,7 @@ __all__ = [
     "DESLOC",
     "METHODS",
     "MTDAO",
+    "SPARTA",
     "DiLoCo",
     "Grad",
     "LoRDO",
