@@ -83,13 +83,15 @@ class Communicator:
         minus: Stack | None = None,
         weights_W: Sequence[float] | None = None,
         among: Sequence[bool] | None = None,
+        codec: Codec | None = None,
     ) -> Stack:
         """Every up holder hands over its copy of ``stack`` (less the agreed ``minus``); all learn the mean, ``[1, P]``.
 
-        With ``weights_W`` (one per worker) the mean is weighted; with ``among`` only marked workers take part. A block with no holder up keeps what is known: difference
+        With ``weights_W`` (one per worker) the mean is weighted; with ``among`` only marked workers take part;
+        ``codec`` is one that belongs to the method itself. A block with no holder up keeps what is known: difference
         zero, or the mean of the last copies; nothing is counted for it.
         """
-        codec = self.codecs.get(state)
+        codec = codec or self.codecs.get(state)
         if codec is not None and codec.sparse and minus is None and state != "grads":
             raise RecipeError(
                 f"codecs.{state} = a topk codec sends only part of a tensor, but this method averages whole {state}: "

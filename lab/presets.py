@@ -61,6 +61,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "noloco": _SMALL | {"method": {"name": "noloco", "sync_every": 16, "inner": _ADAMW}},
     "sparta": _SMALL | {"method": {"name": "sparta", "fraction": 0.01, "inner": _ADAMW}},
+    "demo": _SMALL | {"method": {"name": "demo", "inner": {"name": "SGD", "lr": 2e-3}}},
     "des_loc_1.7B": _PAPER
     | {
         "model": "1.7B",

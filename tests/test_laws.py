@@ -37,7 +37,7 @@ from toys import (
 from lab.codecs import codec
 from lab.errors import RecipeError
 from lab.events import Ended, Evaluated, Event, Sent, Stepped, Warned, WorkersChanged, to_json
-from lab.methods import DDP, DESLOC, DiLoCo, LocalAdam, LocalSGD, Method, NoLoCo, noloco
+from lab.methods import DDP, DESLOC, DeMo, DiLoCo, LocalAdam, LocalSGD, Method, NoLoCo, noloco
 from lab.optim import ELEMENTWISE, ZERO_AT_START, AdamW, Nesterov, Optimizer
 from lab.run import Diverged, Trainer, dry_run, train
 from lab.scenarios import Outage, Scenario
@@ -133,8 +133,9 @@ def test_workers_agree_after_a_sync(name: str) -> None:
                 assert torch.equal(lab.of(0, r.state), lab.of(1, r.state)), (t, r.state)
                 assert torch.equal(lab.of(0, r.state), lab.of(2, r.state)), (t, r.state)
                 synced += 1
-    if isinstance(lab.method, DDP):  # what it averages are gradients
+    if isinstance(lab.method, DDP | DeMo):  # what they average are steps, in every step
         assert torch.equal(lab.of(0), lab.of(1))
+        assert torch.equal(lab.of(0), lab.of(2))
     else:
         assert bool(synced) == (name not in IN_PARTS)
 

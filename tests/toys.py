@@ -20,6 +20,7 @@ from lab.methods import (
     METHODS,
     MTDAO,
     SPARTA,
+    DeMo,
     DiLoCo,
     LocalAdam,
     LocalSGD,
@@ -208,6 +209,8 @@ LISTED: dict[str, Method] = {name: shortened(cls()) for name, cls in METHODS.ite
     "noloco all": NoLoCo(2, pull=0.0, group_size=9),
     "sparta a third": SPARTA(2, 0.3, SGDM),
     "sparta outer": SPARTA(1, 0.1, outer=Nesterov(), outer_every=3),
+    "demo one wave": DeMo(decay=0.9, topk=1, chunk=2, max_norm=0.5),
+    "demo no sign": DeMo(SGD, 0.8, 2, 3, sign=False),
     "mt_dao QHM": MTDAO({"params": 3, "exp_avg": 2}, QHM),
 }
 

@@ -7,6 +7,7 @@ from typing import Any
 from lab.config import checked
 from lab.errors import RecipeError, one_of
 from lab.methods.ddp import DDP
+from lab.methods.demo import DeMo
 from lab.methods.des_loc import DESLOC
 from lab.methods.diloco import DiLoCo
 from lab.methods.local_adam import LocalAdam
@@ -31,6 +32,7 @@ METHODS: dict[str, type[Method]] = {
     "streaming_diloco": StreamingDiLoCo,
     "noloco": NoLoCo,
     "sparta": SPARTA,
+    "demo": DeMo,
 }
 
 
@@ -65,6 +67,7 @@ __all__ = [
     "METHODS",
     "MTDAO",
     "SPARTA",
+    "DeMo",
     "DiLoCo",
     "Grad",
     "LoRDO",
