@@ -7,17 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from lab.comm import Communicator
 from lab.events import Event
-from lab.fleet import Stack
+from lab.fleet import Stack, worker_norms
 from lab.methods import State
 from lab.recipe import Recipe
 from lab.run import Trainer
+
+T = TypeVar("T")
 
 
 @torch.no_grad()
@@ -28,28 +30,72 @@ def relative_change(now: Stack, before: Stack) -> float:
     return (change / size) ** 0.5 if size else float("nan")
 
 
+def along(
+    recipe: Recipe, look: Callable[[Trainer], T], every: int = 32, each: Callable[[Event], None] = lambda event: None
+) -> list[tuple[int, T]]:
+    """What ``look`` sees after every ``every``-th local step of a run of the recipe, as pairs (local step, what it saw).
+
+    ``each`` is called with every event, to show how far it is. Ready-made looks: `drifts`, `gradient_norms`, `noise`,
+    `activations`.
+    """
+    trainer = Trainer(recipe)
+    seen: list[tuple[int, T]] = []
+    for event in trainer.events():
+        each(event)
+        if event.kind == "stepped" and trainer.t % every == 0:
+            seen.append((trainer.t, look(trainer)))
+    return seen
+
+
 def rates_of_change(
     recipe: Recipe, every: int = 64, each: Callable[[Event], None] = lambda event: None
 ) -> dict[str, list[tuple[int, float]]]:
     """How far each state moves in ``every`` local steps, relative to its size, along a run of the recipe.
 
-    ``each`` is called with every event, to show how far it is.
+    Keeps a second copy of all local states. ``each`` is called with every event, to show how far it is.
 
     Returns
     -------
     by state, pairs (local step, ‖s_t − s_{t−every}‖ / ‖s_{t−every}‖).
     """
-    trainer = Trainer(recipe)
     before: dict[str, Stack] = {}
     out: dict[str, list[tuple[int, float]]] = {}
-    for event in trainer.events():
-        each(event)
-        if event.kind == "stepped" and trainer.t % every == 0:
-            for name, stack in trainer.state.local.items():
-                if name in before:
-                    out.setdefault(name, []).append((trainer.t, relative_change(stack, before[name])))
-                before[name] = stack.clone()
+
+    def look(trainer: Trainer) -> None:
+        for name, stack in trainer.state.local.items():
+            if name in before:
+                out.setdefault(name, []).append((trainer.t, relative_change(stack, before[name])))
+            before[name] = stack.clone()
+
+    along(recipe, look, every, each)
     return out
+
+
+def drifts(trainer: Trainer) -> list[float]:
+    """`drift` of every worker from the mean of those that are up."""
+    params = trainer.state.local["params"]
+    return drift(params, trainer.comm.agreed(params), trainer.recipe.num_workers).tolist()
+
+
+def gradient_norms(trainer: Trainer) -> list[float]:
+    """Norm of every worker's gradient as the method left it: clipped where it clips, the mean where it averages. O(N·P)."""
+    return worker_norms(trainer.state.grads).tolist()
+
+
+def noise(trainer: Trainer) -> float:
+    """`noise_scale` in sequences, from the gradients that the workers would take next: one more forward and backward pass.
+
+    NaN where a worker is down. The workers' parameters should be equal, so look right after a sync.
+    """
+    if not all(trainer.fleet.up):
+        return float("nan")
+    trainer._grad(trainer.state)  # overwritten by the next step
+    return noise_scale(trainer.state.grads, trainer.recipe.num_workers, trainer.recipe.batch_size)
+
+
+def activations(trainer: Trainer) -> dict[str, float]:
+    """`activation_norms` of the first worker's model on a batch of the validation text."""
+    return activation_norms(trainer.fleet.modules[0], lambda m: m.loss(*trainer.validation[0]))  # type: ignore[operator]
 
 
 # --- do the workers agree? -------------------------------------------------------------------------------------------
