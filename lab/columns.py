@@ -9,7 +9,19 @@ from typing import Any
 import numpy as np
 
 from lab.comm import Ledger
-from lab.events import Ended, Evaluated, Event, Sent, Started, Stepped, Warned, WorkersChanged
+from lab.events import (
+    Ended,
+    Evaluated,
+    Event,
+    Placed,
+    Routed,
+    Saturated,
+    Sent,
+    Started,
+    Stepped,
+    Warned,
+    WorkersChanged,
+)
 from lab.network import Bill, Network
 from lab.recipe import Recipe
 
@@ -30,6 +42,9 @@ class Columns:
     ledger: Ledger = field(default_factory=Ledger)
     changes: list[WorkersChanged] = field(default_factory=list)
     warnings: list[Warned] = field(default_factory=list)
+    placed: list[Placed] = field(default_factory=list)
+    routed: list[Routed] = field(default_factory=list)
+    saturated: Saturated | None = None
 
     @classmethod
     def of(cls, events: Iterable[Event]) -> Columns:
@@ -59,6 +74,12 @@ class Columns:
                 self.changes.append(event)
             case Warned():
                 self.warnings.append(event)
+            case Placed():
+                self.placed.append(event)
+            case Routed():
+                self.routed.append(event)
+            case Saturated():
+                self.saturated = event
 
     @property
     def recipe(self) -> Recipe:

@@ -7,7 +7,7 @@ topology, and how long that takes, is priced from the ledger afterwards (`lab.ne
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -73,6 +73,7 @@ class Communicator:
         self.ledger = Ledger()
         self.t = 0  # the local step that is being finished
         self.residuals: dict[str, Stack] = {}  # what error feedback still owes, by state
+        self.observer: Callable[[str, Stack], None] | None = None  # may look at copies before they are averaged
 
     @torch.no_grad()
     def mean(
@@ -81,6 +82,7 @@ class Communicator:
         state: str,
         *,
         minus: Stack | None = None,
+        otherwise: Stack | None = None,
         weights_W: Sequence[float] | None = None,
         among: Sequence[bool] | None = None,
         codec: Codec | None = None,
@@ -88,8 +90,8 @@ class Communicator:
         """Every up holder hands over its copy of ``stack`` (less the agreed ``minus``); all learn the mean, ``[1, P]``.
 
         With ``weights_W`` (one per worker) the mean is weighted; with ``among`` only marked workers take part;
-        ``codec`` is one that belongs to the method itself. A block with no holder up keeps what is known: difference
-        zero, or the mean of the last copies; nothing is counted for it.
+        ``codec`` is one that belongs to the method itself. A block with no holder up keeps what is known: difference zero,
+        its values in ``otherwise``, or else the mean of the last copies; nothing is counted for it.
         """
         codec = codec or self.codecs.get(state)
         if codec is not None and codec.sparse and minus is None and state != "grads":
@@ -102,13 +104,16 @@ class Communicator:
                 f"codecs.{state} remembers what it did not send, but this method sends {state} in parts: "
                 "use topk:…:forget, e3m0, int8 or bfloat16"
             )
+        if self.observer is not None:
+            self.observer(state, stack)
         agreed: list[Tensor] = []
         sent: dict[tuple[int, ...], dict[str, int]] = {}
         for i, (block, copies) in enumerate(zip(stack.layout.blocks, stack.blocks, strict=True)):
             rows = stack.rows(i, self.fleet.up if among is None else among)
             base = None if minus is None else minus.blocks[i]
             if not rows:
-                agreed.append(copies.mean(0, keepdim=True) if base is None else torch.zeros_like(base))
+                known = copies.mean(0, keepdim=True) if otherwise is None else otherwise.blocks[i]
+                agreed.append(known if base is None else torch.zeros_like(base))
                 continue
             weights_H = _normalised(weights_W, block, rows, copies)
             if copies.is_meta and codec is None:  # a dry run: shapes are enough
@@ -155,6 +160,23 @@ class Communicator:
         self._write("broadcast", state, sent)
 
     @torch.no_grad()
+    def send_(self, agreed: Stack, stack: Stack, state: str, cells: Sequence[tuple[int, int]]) -> None:
+        """Single rows (block, row) of ``stack`` receive their agreed values: what comes to a worker that did not have it.
+
+        A worker that is down receives nothing now; it gets all that it missed when it is back.
+        """
+        sent: dict[tuple[int, ...], dict[str, int]] = {}
+        for i, row in cells:
+            block = stack.layout.blocks[i]
+            if not stack.blocks[i].is_meta:
+                stack.blocks[i][row] = agreed.blocks[i][0]
+                if state in self.residuals:
+                    self.residuals[state].blocks[i][row] = 0.0  # what its former holder owed
+            if self.fleet.up[block.holders[row]]:
+                _count(sent, (block.holders[row],), block.group, agreed.blocks[i].nbytes)
+        self._write("broadcast", state, sent)
+
+    @torch.no_grad()
     def gather(self, stack: Stack, state: str) -> dict[int, dict[str, Tensor]]:
         """The copies of all holders that are up, by worker and name: for aggregations that are not means."""
         out: dict[int, dict[str, Tensor]] = {w: {} for w, up in enumerate(self.fleet.up) if up}
@@ -170,11 +192,17 @@ class Communicator:
         self._write("gather", state, sent)
         return out
 
-    def agreed(self, stack: Stack, among: Sequence[bool] | None = None) -> Stack:
-        """The mean over the holders that are up (or marked in ``among``): for looking at it. Nothing is sent or counted."""
+    def agreed(self, stack: Stack, among: Sequence[bool] | None = None, otherwise: Stack | None = None) -> Stack:
+        """The mean over the holders that are up (or marked in ``among``): for looking at it. Nothing is sent or counted.
+
+        Where there are none: the values in ``otherwise``, or the mean of the last copies.
+        """
         blocks = []
         for i, copies in enumerate(stack.blocks):
             rows = stack.rows(i, self.fleet.up if among is None else among)
+            if not rows and otherwise is not None:
+                blocks.append(otherwise.blocks[i])
+                continue
             blocks.append((copies[rows] if 0 < len(rows) < len(copies) else copies).mean(0, keepdim=True))
         return Stack(stack.layout, blocks)
 
@@ -198,7 +226,7 @@ class Communicator:
 
 def _count(sent: dict[tuple[int, ...], dict[str, int]], workers: tuple[int, ...], group: str, payload: int) -> None:
     """Blocks with the same workers and group go into one record."""
-    groups = sent.setdefault(workers, {})
+    groups = sent.setdefault(tuple(sorted(workers)), {})
     groups[group] = groups.get(group, 0) + payload
 
 

@@ -172,12 +172,16 @@ def to_json(event: Event) -> str:
 
 def from_json(line: str) -> Event:
     fields = json.loads(line)
-    if "loss_W" in fields:
-        fields["loss_W"] = [float(x) if isinstance(x, str) else x for x in fields["loss_W"]]
-    if isinstance(fields.get("loss"), str):
-        fields["loss"] = float(fields["loss"])
-    event: Event = KINDS[fields.pop("kind")](**fields)
+    numbers = {k: _floats(v) for k, v in fields.items() if isinstance(v, list) or k in ("loss", "drift")}
+    event: Event = KINDS[fields.pop("kind")](**(fields | numbers))
     return event
+
+
+def _floats(value: Any) -> Any:
+    """The inverse of `_named_floats`, for numbers and lists of numbers."""
+    if isinstance(value, list):
+        return [_floats(v) for v in value]
+    return float(value) if isinstance(value, str) else value
 
 
 def _named_floats(value: Any) -> Any:

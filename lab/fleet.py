@@ -14,9 +14,9 @@ import contextlib
 import ctypes
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 
 import torch
@@ -49,6 +49,10 @@ class Block:
     shapes: tuple[torch.Size, ...]
     offsets: tuple[int, ...]  # first element of each tensor in a row
     numel: int  # P
+    unit: str | None = None  # what moves between workers as one (an expert); None: stays where it is
+    since: tuple[
+        int, ...
+    ] = ()  # of each row of a unit: the local step in which it came to its worker, 0 from the start
 
     @cached_property
     def index(self) -> Tensor:
@@ -58,28 +62,47 @@ class Block:
 
 @dataclass(frozen=True)
 class Layout:
-    """All blocks, and where to find a name. Blocks keep the order in which the model names its tensors."""
+    """All blocks, and where to find a name. Blocks keep the order in which the model names its tensors.
 
-    blocks: tuple[Block, ...]
+    Tensors of a ``unit`` have a block of their own. When a unit moves, only the labels of its rows change, here, for all
+    stacks at once (`Fleet.hold_`).
+    """
+
+    blocks: list[Block]
     place: dict[str, tuple[int, int]] = field(repr=False)  # name -> (block, position in it)
 
     @classmethod
     def of(
-        cls, holders: dict[str, tuple[int, ...]], shapes: dict[str, torch.Size], group: Callable[[str], str]
+        cls,
+        holders: dict[str, tuple[int, ...]],
+        shapes: dict[str, torch.Size],
+        group: Callable[[str], str],
+        unit: Callable[[str], str | None] = lambda name: None,
     ) -> Layout:
-        together: dict[tuple[str, tuple[int, ...]], list[str]] = {}
+        together: dict[tuple[str, tuple[int, ...], str | None], list[str]] = {}
         for name, held_by in holders.items():
-            together.setdefault((group(name), held_by), []).append(name)
+            together.setdefault((group(name), held_by, unit(name)), []).append(name)
         blocks: list[Block] = []
         place: dict[str, tuple[int, int]] = {}
-        for (label, held_by), names in together.items():
+        for (label, held_by, moves), names in together.items():
             offsets, end = [], 0
             for i, name in enumerate(names):
                 place[name] = (len(blocks), i)
                 offsets.append(end)
                 end += shapes[name].numel()
-            blocks.append(Block(label, held_by, tuple(names), tuple(shapes[n] for n in names), tuple(offsets), end))
-        return cls(tuple(blocks), place)
+            since = (0,) * len(held_by) if moves is not None else ()
+            sizes = tuple(shapes[n] for n in names)
+            blocks.append(Block(label, held_by, tuple(names), sizes, tuple(offsets), end, moves, since))
+        return cls(blocks, place)
+
+    def warming(self, t: int, warmup: int) -> list[tuple[int, int, float]]:
+        """Rows that came to their worker less than ``warmup`` steps before: (block, row, factor of the learning rate)."""
+        return [
+            (i, row, (t - since + 1) / warmup)
+            for i, block in enumerate(self.blocks)
+            for row, since in enumerate(block.since)
+            if since and t - since + 1 < warmup
+        ]
 
 
 class Stack:
@@ -182,6 +205,8 @@ class Fleet:
         ``meta`` makes a dry fleet: all shapes, no numbers.
     threads
         workers that compute at the same time, default the cores. Each uses one intra-op thread.
+    movable
+        whether units (the model's ``tensor_unit(name)``) may move between workers later on.
     """
 
     def __init__(
@@ -192,6 +217,7 @@ class Fleet:
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
         threads: int | None = None,
+        movable: bool = False,
     ):
         self.build, self.num_workers = build, num_workers
         self.device, self.dtype = torch.device(device), dtype
@@ -214,7 +240,8 @@ class Fleet:
                     holders.setdefault(name, []).append(w)
         order = [n for n in values if n in holders] + [n for n in holders if n not in values]
         group = getattr(whole, "tensor_group", lambda name: "all")
-        layout = Layout.of({n: tuple(holders[n]) for n in order}, shapes, group)
+        unit = getattr(whole, "tensor_unit", lambda name: None) if movable else (lambda name: None)
+        layout = Layout.of({n: tuple(holders[n]) for n in order}, shapes, group, unit)
         self.params = Stack.zeros(layout, self.device, dtype)
         self.grads = Stack.zeros(layout, self.device, dtype)
         # What no optimizer moves: buffers, frozen parameters, tensors that nobody holds. One copy for all.
@@ -226,6 +253,49 @@ class Fleet:
                     self.params[name].copy_(values[name])
             for w, module in enumerate(self.modules):
                 self._attach(module, partial(self.params.cell, worker=w), partial(self.grads.cell, worker=w))
+
+    def hold_(self, holders: Mapping[str, Sequence[int]], t: int) -> list[tuple[int, int]]:
+        """From local step ``t`` on, the units are held by these workers; ``build`` must give modules to match.
+
+        A worker that holds a unit before and after keeps its copy. The row of one that leaves becomes that of one that
+        arrives, with the old values still in it: the caller has to send the right ones.
+
+        Returns
+        -------
+        the rows that arrived, as (block, row).
+        """
+        arrived: list[tuple[int, int]] = []
+        labels: dict[int, tuple[tuple[int, ...], tuple[int, ...]]] = {}
+        for i, block in enumerate(self.layout.blocks):
+            if block.unit is None or set(block.holders) == set(holders[block.unit]):
+                continue
+            coming = iter(sorted(set(holders[block.unit]) - set(block.holders)))
+            held_by, since = list(block.holders), list(block.since)
+            for row, worker in enumerate(block.holders):
+                if worker not in holders[block.unit]:
+                    held_by[row], since[row] = next(coming), t
+                    arrived.append((i, row))
+            labels[i] = tuple(held_by), tuple(since)
+        self.relabel_(labels)
+        return arrived
+
+    def relabel_(self, labels: Mapping[int, tuple[tuple[int, ...], tuple[int, ...]]]) -> None:
+        """Give the rows of some blocks other holders and arrival times; the workers concerned get modules to match."""
+        concerned: set[int] = set()
+        for i, (held_by, since) in labels.items():
+            block = self.layout.blocks[i]
+            concerned |= set(block.holders) ^ set(held_by)
+            concerned |= {w for w, old in zip(held_by, block.holders, strict=True) if w != old}
+            self.layout.blocks[i] = replace(block, holders=held_by, since=since)
+        if self.device.type == "meta":
+            return
+        for w in sorted(concerned):
+            buffers = dict(self.modules[w].named_buffers(remove_duplicate=False))
+            with torch.device("meta"):
+                self.modules[w] = self.build(w)
+            self._attach(
+                self.modules[w], partial(self.params.cell, worker=w), partial(self.grads.cell, worker=w), buffers
+            )
 
     @property
     def layout(self) -> Layout:
@@ -285,8 +355,10 @@ class Fleet:
         module: nn.Module,
         value: Callable[[str], Tensor],
         grad: Callable[[str], Tensor] | None = None,
+        buffers: Mapping[str, Tensor] | None = None,
     ) -> None:
         """Put views where a module made on ``meta`` has its parameters (tied ones stay tied) and its buffers."""
+        buffers = buffers or {}
         named = {id(p): (name, p) for name, p in module.named_parameters()}
         made: dict[int, nn.Parameter] = {}
         for path, part in module.named_modules():
@@ -302,7 +374,8 @@ class Fleet:
                 part._parameters[leaf] = made[id(p)]
             for leaf, b in part._buffers.items():
                 if b is not None:  # a buffer is each worker's own and is never averaged
-                    part._buffers[leaf] = self._constants[f"{path}.{leaf}" if path else leaf].clone()
+                    full = f"{path}.{leaf}" if path else leaf
+                    part._buffers[leaf] = buffers[full] if full in buffers else self._constants[full].clone()
 
     def close(self) -> None:
         if self._pool is not None:

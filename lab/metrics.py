@@ -149,15 +149,16 @@ class Watch:
 
     def __init__(self, s: State, comm: Communicator, momentum: str = "exp_avg"):
         self.s, self.momentum, self.seen = s, momentum, list[Alignment]()
-        self.average, self.comm, self.due = comm.mean, comm, False
+        self.comm, self.before, self.due = comm, comm.observer, False
         self.start = s.local["params"].clone()
-        comm.mean = self._mean  # type: ignore[method-assign]
+        comm.observer = self._observe
 
-    def _mean(self, stack: Stack, state: str, **options: Any) -> Stack:
+    def _observe(self, state: str, stack: Stack) -> None:
+        if self.before is not None:
+            self.before(state, stack)
         if stack is self.s.local["params"] and any(self.s.fleet.up):
             self.seen.append(self._look())
             self.due = True
-        return self.average(stack, state, **options)
 
     def after(self) -> bool:
         """Whether the parameters were averaged in the step that is done now."""
@@ -168,7 +169,7 @@ class Watch:
 
     def close(self) -> None:
         """Stop looking."""
-        del self.comm.mean  # the instance's own; that of the class is back
+        self.comm.observer = self.before
 
     @torch.no_grad()
     def _look(self) -> Alignment:

@@ -76,7 +76,7 @@ class Network:
         at_step = np.zeros(steps + 1)
         wire_W = np.zeros(num_workers)
         by_state: dict[str, float] = {}
-        spent_W, done = np.zeros(num_workers), 0  # communication on the way to where a worker's clock stands
+        communication, done = 0.0, 0
         for step, records in groupby(sent, key=lambda r: r.step):
             at_step[done + 1 : step] = _alone(clock, pace, step - done - 1)
             clock += pace * (step - done)
@@ -87,16 +87,15 @@ class Network:
                 payload = r.bytes_each
                 together[r.op, r.workers] = together.get((r.op, r.workers), 0) + payload
                 by_state[r.state] = by_state.get(r.state, 0.0) + self.wire_bytes(r.op, payload, len(r.workers))
+            computed = clock.max()
             for (op, workers), payload in together.items():
                 who = list(workers)
                 wire_W[who] += self.wire_bytes(op, payload, len(who)) / len(who)
-                seconds = (1 - self.overlap) * self.seconds(op, payload, workers)
-                spent_W[who] = spent_W[who[int(clock[who].argmax())]] + seconds
-                clock[who] = clock[who].max() + seconds
+                clock[who] = clock[who].max() + (1 - self.overlap) * self.seconds(op, payload, workers)
             at_step[step] = clock.max()
+            communication += float(at_step[step] - computed)  # groups without a common worker talk at the same time
         at_step[done + 1 :] = _alone(clock, pace, steps - done)
         total = float(at_step[-1]) if steps else 0.0
-        communication = float(spent_W[int((clock + pace * (steps - done)).argmax())])
         return Bill(total, communication, total - communication, at_step, wire_W, by_state)
 
     def wire_bytes(self, op: str, payload: int, n: int) -> float:
@@ -147,7 +146,7 @@ class Bill:
     """``at_step[t]``: seconds since the start when step t is finished everywhere (``at_step[0] = 0``)."""
 
     total_seconds: float
-    communication_seconds: float  # of those who finish last, and of those they waited for
+    communication_seconds: float  # by which exchanges lengthen the run
     compute_seconds: float  # total less communication: computing and waiting
     at_step: np.ndarray
     wire_bytes_W: np.ndarray
@@ -179,8 +178,8 @@ DEVICES: dict[str, tuple[float, float]] = {
 }
 
 
-def step_seconds(num_params: int, tokens: int, device: str) -> float:
-    """Seconds of one local step by the usual count of 6 operations per parameter and token."""
+def step_seconds(num_params: float, tokens: int, device: str) -> float:
+    """Seconds of one local step by the usual count of 6 operations per parameter that a token meets."""
     if device not in DEVICES:
         raise RecipeError(one_of("device", device, DEVICES))
     peak, reached = DEVICES[device]

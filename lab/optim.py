@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -148,10 +148,14 @@ class Optimizer:
             raise RecipeError(f"{self.name} does not accept {self.options}: {error}") from None
 
     def over(self, params: Stack, grads: Stack | None = None) -> torch.optim.Optimizer:
-        """The torch optimizer whose parameters are the blocks of ``params`` and whose gradients are those of ``grads``."""
-        leaves = [torch.nn.Parameter(p) for p in params.blocks]
-        for leaf, g in zip(leaves, grads.blocks if grads else (), strict=False):
-            leaf.grad = g
+        """The torch optimizer whose parameters are the blocks of ``params`` and whose gradients are those of ``grads``.
+
+        A row that may move to another worker is a parameter of its own, so that its state can start afresh there.
+        """
+        places = _leaves(params)
+        leaves = [torch.nn.Parameter(params.blocks[i][rows]) for i, rows in places]
+        for leaf, (i, rows) in zip(leaves, places if grads else (), strict=False):
+            leaf.grad = grads.blocks[i][rows]  # type: ignore[union-attr]
         return _make(self, leaves)
 
     @property
@@ -159,19 +163,46 @@ class Optimizer:
         """Names of the state tensors that have the shape of the parameters, as torch calls them."""
         return _state_names(self)
 
-    def step_(self, s: State, t: int) -> None:
-        """One local step of the inner optimizer at every worker that is up; workers that are down do not move."""
-        step_(s.optimizers["inner"], self.lr * s.schedule(t), s.local["params"], s.fleet.up)
-        s.local.update(states(s.optimizers["inner"], s.local["params"]))  # they appear with the first step
+    def step_(self, s: State, t: int, warmup: int = 0) -> None:
+        """One local step of the inner optimizer at every worker that is up; workers that are down do not move.
+
+        ``warmup``: local steps in which the learning rate of rows that came from elsewhere rises to that of the others.
+        """
+        params = s.local["params"]
+        warming = params.layout.warming(t, warmup) if warmup else []
+        step_(s.optimizers["inner"], self.lr * s.schedule(t), params, s.fleet.up, warming)
+        s.local.update(states(s.optimizers["inner"], params))  # they appear with the first step
 
 
-def step_(optimizer: torch.optim.Optimizer, lr: float, params: Stack, up: list[bool]) -> None:
-    """``optimizer.step()`` over the blocks of ``params``; rows of workers that are down are put back afterwards."""
+def _leaves(params: Stack) -> list[tuple[int, slice]]:
+    """What is one parameter of an optimizer: a whole block, or a row where rows may move; (block, rows)."""
+    places: list[tuple[int, slice]] = []
+    for i, (block, x) in enumerate(zip(params.layout.blocks, params.blocks, strict=True)):
+        if block.unit is None or x.is_meta or len(x) == 1:
+            places.append((i, slice(None)))
+        else:
+            places += [(i, slice(row, row + 1)) for row in range(len(x))]
+    return places
+
+
+def step_(
+    optimizer: torch.optim.Optimizer,
+    lr: float,
+    params: Stack,
+    up: list[bool],
+    warming: Sequence[tuple[int, int, float]] = (),
+) -> None:
+    """``optimizer.step()`` over the blocks of ``params``; rows of workers that are down are put back afterwards.
+
+    Rows in ``warming`` (block, row, factor) move by that part of their step: the same as a smaller learning rate, to
+    which the step of every optimizer here is proportional.
+    """
     if params.blocks[0].is_meta and optimizer.state:
         return  # a dry run needs the optimizer only to learn which states there are
     for group in optimizer.param_groups:
         group["lr"] = lr
     keep: list[tuple[Tensor, list[int], Tensor]] = []
+    asleep: list[tuple[torch.nn.Parameter, Tensor]] = []
     if not all(up):
         down = [not u for u in up]
         before = [params, *states(optimizer, params).values()]
@@ -180,20 +211,59 @@ def step_(optimizer: torch.optim.Optimizer, lr: float, params: Stack, up: list[b
                 rows = stack.rows(i, down)
                 if rows:
                     keep.append((x, rows, x[rows]))
-        for i, leaf in enumerate(optimizer.param_groups[0]["params"]):
-            leaf.grad[params.rows(i, down)] = 0.0
+        for leaf, (i, part) in zip(optimizer.param_groups[0]["params"], _leaves(params), strict=True):
+            block = params.layout.blocks[i]
+            held = range(len(params.blocks[i]))[part]
+            gone = [k for k, row in enumerate(held) if down[block.holders[row]]]
+            leaf.grad[gone] = 0.0
+            came_later = block.since and len(held) == 1 and block.since[held[0]]
+            if gone and came_later and not optimizer.state.get(leaf):
+                asleep.append((leaf, leaf.grad))  # came while its worker was down: starts afresh when that is back
+                leaf.grad = None
     with torch.no_grad():
+        from_here = [(params.blocks[i][row], factor, params.blocks[i][row].clone()) for i, row, factor in warming]
         optimizer.step()
-        for x, rows, old in keep:
-            x[rows] = old
+        for now, factor, old in from_here:
+            now.copy_(old.lerp(now, factor))
+        for x, kept, old in keep:
+            x[kept] = old
+    for leaf, grad in asleep:
+        leaf.grad = grad
 
 
 def states(optimizer: torch.optim.Optimizer, params: Stack) -> dict[str, Stack]:
-    """The optimizer's own state tensors, by torch's name, as stacks (no copies); empty before the first step."""
+    """The optimizer's own state tensors, by torch's name, as stacks; empty before the first step.
+
+    No copies, but where rows are parameters of their own: states that torch has made for such a row are put into one
+    tensor for the block, and the optimizer goes on with views of it.
+    """
     leaves = optimizer.param_groups[0]["params"]
-    per_leaf = [optimizer.state[leaf] for leaf in leaves]
-    names = [k for k, v in per_leaf[0].items() if isinstance(v, Tensor) and v.shape == leaves[0].shape]
-    return {k: Stack(params.layout, [state[k] for state in per_leaf]) for k in names}
+    per_leaf = [optimizer.state.get(leaf, {}) for leaf in leaves]
+    first = next((k for k, state in enumerate(per_leaf) if state), None)
+    if first is None:
+        return {}
+    of_block: dict[int, list[tuple[slice, dict[str, Tensor]]]] = {}
+    for state, (i, rows) in zip(per_leaf, _leaves(params), strict=True):
+        of_block.setdefault(i, []).append((rows, state))
+    names = [k for k, v in per_leaf[first].items() if isinstance(v, Tensor) and v.shape == leaves[first].shape]
+    return {n: Stack(params.layout, [_together(n, x, of_block[i]) for i, x in enumerate(params.blocks)]) for n in names}
+
+
+def _together(name: str, like: Tensor, parts: list[tuple[slice, dict[str, Tensor]]]) -> Tensor:
+    """One state of one block as ``[H, P]``, from its parts; a part without a state yet counts as zero."""
+    if parts[0][0] == slice(None):
+        return parts[0][1][name] if parts[0][1] else torch.zeros_like(like)
+    bases = (state[name]._base for _, state in parts if state)
+    whole = next((b for b in bases if b is not None and b.shape == like.shape), None)
+    whole = torch.zeros_like(like) if whole is None else whole
+    for rows, state in parts:
+        mine = whole[rows]
+        if not state:
+            mine.zero_()
+        elif state[name].data_ptr() != mine.data_ptr():
+            mine.copy_(state[name])
+            state[name] = mine
+    return whole
 
 
 def reset_(optimizer: torch.optim.Optimizer, params: Stack, up: list[bool]) -> None:
@@ -204,6 +274,14 @@ def reset_(optimizer: torch.optim.Optimizer, params: Stack, up: list[bool]) -> N
     for state in optimizer.state.values():
         if isinstance(state.get("step"), Tensor):
             state["step"].zero_()
+
+
+def forget_(optimizer: torch.optim.Optimizer, params: Stack, cells: Iterable[tuple[int, int]]) -> None:
+    """Single rows (block, row) of units start with a fresh optimizer state at their next step."""
+    gone = set(cells)
+    for leaf, (i, rows) in zip(optimizer.param_groups[0]["params"], _leaves(params), strict=True):
+        if (i, rows.start or 0) in gone and not leaf.is_meta:
+            optimizer.state.pop(leaf, None)
 
 
 # Optimizers for which state tensors of zero are those of a fresh start. (ADOPT starts from v = g², SGD with dampening from g.)

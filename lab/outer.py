@@ -26,12 +26,13 @@ def outer_step_(s: State, comm: Communicator, weights_W: Sequence[float] | None 
     """Average the pseudo-gradients, step the outer optimizer, and let every worker that is up continue from the result."""
     if not any(s.fleet.up):
         return
-    moved = comm.mean(
-        s.local["params"], "params", minus=s.shared["params"], weights_W=weights_W
-    )  # E[local − shared] = −Δ
+    # E[local − shared] = −Δ
+    moved = comm.mean(s.local["params"], "params", minus=s.shared["params"], weights_W=weights_W)
     optimizer = s.optimizers["outer"]
-    for leaf, m in zip(optimizer.param_groups[0]["params"], moved.blocks, strict=True):
-        leaf.grad = m.neg_()
+    for i, (leaf, m) in enumerate(zip(optimizer.param_groups[0]["params"], moved.blocks, strict=True)):
+        leaf.grad = (
+            m.neg_() if s.local["params"].rows(i, s.fleet.up) else None
+        )  # nobody is up: it stays as it was agreed
     optimizer.step()
     s.shared.update(states(optimizer, s.shared["params"]))
     s.local["params"].copy_(s.shared["params"], s.fleet.up)

@@ -7,7 +7,9 @@ from typing import Any
 
 from lab.comm import Ledger
 from lab.events import Sent
+from lab.experts.costs import Costs
 from lab.methods import name_of
+from lab.models.gpt import GPT
 from lab.network import NETWORKS, Network, step_seconds
 from lab.recipe import Recipe
 from lab.run import Trainer, dry_run
@@ -43,7 +45,9 @@ class Plan:
     state_bytes_per_worker: int  # params, gradients and optimizer states of the largest worker
     states: list[StatePlan]  # of the worker that sends most
     payload_bytes_W: list[int]
+    wire_bytes: float  # on a ring, of the worker that sends most
     ddp_bytes: int  # per worker, the same recipe with DDP
+    ddp_wire_bytes: float
     local_adam_bytes: int  # per worker, Local Adam with the period of params
     seconds_per_step: float
     forecasts: list[Forecast]
@@ -62,6 +66,8 @@ class Plan:
             "state_bytes_per_worker": self.state_bytes_per_worker,
             "states": [vars(s) for s in self.states],
             "payload_bytes_per_worker": self.payload_bytes_W,
+            "ring_wire_bytes_per_worker": self.wire_bytes,
+            "times_less_than_ddp_on_a_ring": self.ddp_wire_bytes / self.wire_bytes if self.wire_bytes else None,
             "ddp_bytes_per_worker": self.ddp_bytes,
             "local_adam_bytes_per_worker": self.local_adam_bytes,
             "times_less_than_ddp": _ratio(self.ddp_bytes, self.payload_bytes),
@@ -87,7 +93,12 @@ class Plan:
             f"  {_less('DDP', self.ddp_bytes, self.payload_bytes)}   "
             f"{_less('Local Adam', self.local_adam_bytes, self.payload_bytes)}",
         ]
-        if len(set(self.payload_bytes_W)) > 1:
+        on_ring = self.ddp_wire_bytes / self.wire_bytes if self.wire_bytes else 1.0
+        if self.payload_bytes and abs(on_ring * self.payload_bytes / self.ddp_bytes - 1) > 0.005:
+            lines.append(
+                f"  on the wire of a ring a small group sends less of what it averages: {on_ring:.2f}× fewer than DDP"
+            )
+        if len({human(b) for b in self.payload_bytes_W}) > 1:
             lines.append(
                 "  workers differ: " + ", ".join(f"{w}: {human(b)}" for w, b in enumerate(self.payload_bytes_W))
             )
@@ -129,9 +140,11 @@ def plan(
     inner = recipe.method.inner
     period = getattr(recipe.method, "sync_every", 1)
     period = period["params"] if isinstance(period, dict) else period
-    ddp = dry_run(recipe.but(method={"name": "ddp", "inner": vars(inner)}, codecs={}))
-    local_adam = recipe.but(method={"name": "local_adam", "inner": vars(inner), "sync_every": period}, codecs={})
-    seconds = step_seconds(max(params_W), recipe.batch_size * recipe.context, device) / devices_per_worker
+    everywhere = recipe.but(codecs={}, placement={})  # what is compared with keeps the whole model at every worker
+    ddp = dry_run(everywhere.but(method={"name": "ddp", "inner": vars(inner)}))
+    local_adam = everywhere.but(method={"name": "local_adam", "inner": vars(inner), "sync_every": period})
+    active = max(_active_params(recipe, p) for p in params_W)
+    seconds = step_seconds(active, recipe.batch_size * recipe.context, device) / devices_per_worker
     return Plan(
         recipe=recipe,
         ledger=ledger.records,
@@ -140,13 +153,31 @@ def plan(
         state_bytes_per_worker=max(held_W),
         states=_states(ledger.records, busiest),
         payload_bytes_W=payload_W,
+        wire_bytes=_on_ring(ledger.records, recipe),
         ddp_bytes=Ledger(ddp).total_bytes(busiest),
+        ddp_wire_bytes=_on_ring(ddp, recipe),
         local_adam_bytes=Ledger(dry_run(local_adam)).total_bytes(busiest),
         seconds_per_step=seconds,
         forecasts=[
             _forecast(name, net, recipe, ledger.records, ddp, seconds) for name, net in (networks or NETWORKS).items()
         ],
     )
+
+
+def _active_params(recipe: Recipe, held: int) -> float:
+    """Of the parameters that a worker holds, those that a token meets: of a mixture, the experts that it chooses."""
+    model = recipe.model
+    if isinstance(model, GPT):
+        return held
+    overlap = recipe.placement.overlap or recipe.num_workers
+    costs = Costs(model=model, M=recipe.num_workers, O_e=overlap, vocab_size=256)
+    resident = model.num_layers * costs.N_le * 2 * model.dim * costs.d_exp
+    return held - resident + costs.flops(recipe.context)["experts"] / 6
+
+
+def _on_ring(ledger: list[Sent], recipe: Recipe) -> float:
+    bill = Network().price(ledger, num_workers=recipe.num_workers, steps=recipe.steps)
+    return float(bill.wire_bytes_W.max())
 
 
 def _states(ledger: list[Sent], worker: int) -> list[StatePlan]:

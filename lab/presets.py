@@ -18,7 +18,10 @@ _ADAMW = {"name": "AdamW", "lr": 3e-3, "options": {"betas": [0.9, 0.95], "weight
 _QHADOPT = {"name": "QHADOPT", "lr": 4e-3, "options": {"betas": [0.99, 0.999], "weights": [0.9]}}
 _FAST = {"name": "QHADOPT", "lr": 4e-3, "options": {"betas": [0.95, 0.999], "weights": [1.0]}}
 _QHADAM = {"name": "QHAdam", "lr": 8e-3, "options": {"betas": [0.9, 0.95], "weights": [0.97]}}
+_NESTEROV = {"name": "SGD", "lr": 0.7, "options": {"momentum": 0.9, "nesterov": True}}
 _ADOPT = {"name": "ADOPT", "lr": 2.1e-3, "options": {"betas": [0.95, 0.9999]}}
+
+_FOMOE_STEP = {"params": 32, "exp_avg": 32, "exp_avg_sq": 32}
 
 # DES-LOC's billion-scale run (section 5 of the paper): four workers, two million tokens a step, context 2048.
 _PAPER: dict[str, Any] = {"num_workers": 4, "batch_size": 256, "context": 2048, "checkpoint_every": 0, "eval_every": 0}
@@ -62,6 +65,37 @@ PRESETS: dict[str, dict[str, Any]] = {
     "noloco": _SMALL | {"method": {"name": "noloco", "sync_every": 16, "inner": _ADAMW}},
     "sparta": _SMALL | {"method": {"name": "sparta", "fraction": 0.01, "inner": _ADAMW}},
     "demo": _SMALL | {"method": {"name": "demo", "inner": {"name": "SGD", "lr": 2e-3}}},
+    "fomoe": _SMALL
+    | {
+        "model": "moe-nano",
+        "placement": {"overlap": 2},
+        "method": {"name": "fomoe", "sync_every": {"params": 16, "exp_avg": 16, "exp_avg_sq": 16}, "inner": _ADAMW},
+    },
+    # FoMoE's own shapes and batch (1024 sequences in all); 640 steps are its 54M run, and 20 rounds of the modelled ones.
+    "fomoe_54M": _PAPER
+    | {
+        "model": "fomoe-54M",
+        "steps": 640,
+        "placement": {"overlap": 2},
+        "method": {"name": "fomoe", "sync_every": _FOMOE_STEP, "inner": _ADAMW | {"lr": 0.01}},
+        "schedule": {"kind": "constant", "warmup": 160},
+    },
+    "fomoe_1.8B": _PAPER
+    | {
+        "model": "fomoe-1.8B",
+        "steps": 640,
+        "placement": {"overlap": 2, "kind": "random"},
+        "method": {"name": "fomoe", "sync_every": {"params": 32}, "inner": _ADAMW, "outer": _NESTEROV},
+    },
+    "fomoe_104B": _PAPER
+    | {
+        "model": "fomoe-104B",
+        "num_workers": 8,
+        "batch_size": 128,
+        "steps": 128,
+        "placement": {"overlap": 1},
+        "method": {"name": "fomoe", "sync_every": {"params": 32}, "inner": _ADAMW, "outer": _NESTEROV},
+    },
     "des_loc_1.7B": _PAPER
     | {
         "model": "1.7B",

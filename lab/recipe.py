@@ -15,9 +15,12 @@ from pydantic_core import to_jsonable_python
 from lab.codecs import codec
 from lab.config import checked, config
 from lab.errors import RecipeError, one_of
-from lab.methods import DESLOC, name_of
+from lab.experts.placement import Experts, Placement
+from lab.methods import DESLOC, FoMoE, name_of
 from lab.methods import method as parse_method
-from lab.models.gpt import GPT, size
+from lab.models import gpt, moe
+from lab.models.gpt import GPT
+from lab.models.moe import MoE
 from lab.optim import Schedule
 from lab.presets import PRESETS
 from lab.scenarios import Scenario
@@ -25,14 +28,20 @@ from lab.scenarios import Scenario
 Count = Annotated[int, Field(ge=1)]
 
 
+SIZES: dict[str, GPT | MoE] = {**gpt.SIZES, **moe.SIZES}
+
+
 def _model(value: Any) -> Any:
-    """A named size, or a size with changes: ``{"size": "micro", "dropout": 0.1}``."""
+    """A named size, or a size with changes: ``{"size": "micro", "dropout": 0.1}``. A model with experts has num_experts."""
     if isinstance(value, str):
-        return size(value)
+        value = {"size": value}
     if isinstance(value, dict):
         changes = dict(value)
-        base = size(changes.pop("size")) if "size" in changes else GPT()
-        return checked(GPT, vars(base) | changes, "model") if changes else base
+        name = changes.pop("size", None)
+        if name is not None and name not in SIZES:
+            raise RecipeError(one_of("model", name, SIZES))
+        base = SIZES[name] if name is not None else MoE() if "num_experts" in changes else GPT()
+        return checked(type(base), vars(base) | changes, "model") if changes else base
     return value
 
 
@@ -43,7 +52,9 @@ class Recipe:
     method
         a name from ``lab list``, or ``{"name": …, option: value}``.
     model
-        a named size, or the fields of `lab.models.gpt.GPT`.
+        a named size, or the fields of `lab.models.gpt.GPT` or `lab.models.moe.MoE`.
+    placement
+        which worker holds which expert of a `MoE`.
     corpus, tokenizer, split
         see `lab.data`: where the text comes from, how it becomes tokens, which worker sees what.
     batch_size, context
@@ -52,6 +63,8 @@ class Recipe:
         local steps of every worker.
     codecs
         what travels instead of a state, e.g. ``{"params": "int8"}``.
+    routing_every
+        local steps between two looks at the routers of a `MoE` (0: none).
     eval_every, eval_windows
         how often the averaged model is scored (0: never but at the end), and on how many validation windows.
     checkpoint_every
@@ -59,7 +72,8 @@ class Recipe:
     """
 
     method: Annotated[SkipValidation[Any], BeforeValidator(parse_method)] = Field(default_factory=DESLOC)
-    model: Annotated[GPT, BeforeValidator(_model)] = Field(default_factory=lambda: size("nano"))
+    model: Annotated[GPT | MoE, BeforeValidator(_model)] = Field(default_factory=lambda: SIZES["nano"])
+    placement: Placement = Field(default_factory=Placement)
     corpus: str = "stdlib"
     tokenizer: str = "bytes"
     split: str = "iid"
@@ -71,6 +85,7 @@ class Recipe:
     schedule: Schedule = Field(default_factory=Schedule)
     codecs: dict[str, str] = Field(default_factory=dict)
     scenario: Scenario = Field(default_factory=Scenario)
+    routing_every: Annotated[int, Field(ge=0)] = 16
     eval_every: Annotated[int, Field(ge=0)] = 50
     eval_windows: Count = 64
     checkpoint_every: Annotated[int, Field(ge=0)] = 100
@@ -78,6 +93,19 @@ class Recipe:
 
     def __post_init__(self) -> None:
         self.scenario.check(self.num_workers)
+        if not isinstance(self.model, MoE):
+            if self.placement.overlap is not None:
+                raise RecipeError(
+                    "placement.overlap is for models with experts: choose one, for example model=moe-nano"
+                )
+        else:
+            self.placement.check(self.model.num_experts, self.num_workers)
+            experts = self.experts
+            if experts is not None and experts.movable and not isinstance(self.method, FoMoE):
+                raise RecipeError(
+                    f"placement.kind = 'random' moves experts between workers, which {name_of(self.method)} does not do: "
+                    "use method fomoe, or placement.kind=fixed"
+                )
         for state, spec in self.codecs.items():
             codec(spec)
             states = ("params", "grads", *self.method.inner.state_names)
@@ -114,6 +142,13 @@ class Recipe:
         raw: dict[str, Any] = to_jsonable_python(replace(self))
         raw["method"] = {"name": name_of(self.method)} | raw["method"]
         return raw
+
+    @property
+    def experts(self) -> Experts | None:
+        """Where the experts of the model lie, at the start of a run; None for a model without."""
+        if not isinstance(self.model, MoE):
+            return None
+        return Experts(self.placement, self.model.num_layers, self.model.num_experts, self.num_workers, self.seed)
 
     @property
     def id(self) -> str:

@@ -21,9 +21,24 @@ from lab.columns import Columns
 from lab.comm import Communicator
 from lab.data import Batches, Corpus, load_corpus, load_tokenizer, split_windows, validation_batches
 from lab.errors import LabError, RecipeError
-from lab.events import VERSION, Checkpointed, Ended, Evaluated, Event, Sent, Started, Stepped, Warned, WorkersChanged
+from lab.events import (
+    VERSION,
+    Checkpointed,
+    Ended,
+    Evaluated,
+    Event,
+    Placed,
+    Sent,
+    Started,
+    Stepped,
+    Warned,
+    WorkersChanged,
+)
+from lab.experts.placement import Experts, resident
+from lab.experts.routing import PROBE_WINDOWS, Watch
 from lab.fleet import Fleet, Stack, num_cores
 from lab.methods import State
+from lab.models.gpt import GPT
 from lab.optim import states
 from lab.recipe import Recipe
 from lab.seeds import derive
@@ -34,14 +49,22 @@ class Diverged(LabError):
     """A loss or a parameter stopped being a number."""
 
 
-def build_fleet(recipe: Recipe, vocab_size: int, device: str = "cpu") -> Fleet:
-    """The fleet of a recipe: every worker a GPT that starts from the same values."""
+def build_fleet(recipe: Recipe, vocab_size: int, device: str = "cpu", experts: Experts | None = None) -> Fleet:
+    """The fleet of a recipe: every worker starts from the same values, with the experts that it holds."""
+    model, dtype = recipe.model, getattr(torch, recipe.dtype)
+    made: dict[str, nn.Module] = {}  # a dry fleet needs each kind of worker once
 
     def build(worker: int | None) -> nn.Module:
-        return recipe.model.build(vocab_size, recipe.context, recipe.seed)
+        held = resident(experts.table, worker) if experts is not None and worker is not None else None
+        kind = "" if held is None or len(held[0]) == len(experts.table[0]) else repr(held)  # type: ignore[union-attr]
+        if device != "meta" or kind not in made:
+            options = (vocab_size, recipe.context, recipe.seed)
+            made[kind] = model.build(*options) if isinstance(model, GPT) else model.build(*options, held)
+        return made[kind] if device == "meta" else made.pop(kind)
 
+    movable = experts is not None and experts.movable
     with torch.device(device):
-        return Fleet(build, recipe.num_workers, device=device, dtype=getattr(torch, recipe.dtype))
+        return Fleet(build, recipe.num_workers, device=device, dtype=dtype, movable=movable)
 
 
 class Trainer:
@@ -74,12 +97,18 @@ class Trainer:
             )
         if not dry:
             _check_memory(recipe, vocab_size)
-        self.fleet = build_fleet(recipe, vocab_size, "meta" if dry else "cpu")
+        self.experts = recipe.experts
+        self.fleet = build_fleet(recipe, vocab_size, "meta" if dry else "cpu", self.experts)
         codecs = {state: codec(spec) for state, spec in recipe.codecs.items()}
         if not dry and any(c.sparse for c in codecs.values()):
             dry_run(recipe)  # whether they fit is known when the method first sends: better now than in mid-run
         self.comm = Communicator(self.fleet, codecs)
-        self.state = State.of(self.fleet, lambda t: recipe.schedule.at(t, recipe.steps))
+        self.watch: Watch | None = None
+        if not dry and self.experts is not None and recipe.routing_every:
+            ids = torch.cat([ids for ids, _ in self.validation])[:PROBE_WINDOWS]
+            self.watch = Watch(self.fleet, ids, self.experts)
+            self.comm.observer = self.watch.before_average
+        self.state = State.of(self.fleet, lambda t: recipe.schedule.at(t, recipe.steps), self.experts)
         recipe.method.init(self.state)
         self.up_tW = recipe.scenario.trace(recipe.num_workers, recipe.steps, recipe.seed)
         joins_late = bool((~self.up_tW[0] & self.up_tW.any(0)).any())
@@ -90,6 +119,7 @@ class Trainer:
             )
         self.last_up = [True] * recipe.num_workers  # who holds the present state: all of them at the start
         self.t = 0  # finished local steps
+        self._lost: set[str] = set()  # tensors that no worker which is up holds, as last reported
 
     # the loop
 
@@ -131,6 +161,8 @@ class Trainer:
         recipe, method = self.recipe, self.recipe.method
         if self.t == 0:
             yield self._started()
+            if self.experts is not None:
+                yield Placed(1, self.experts.table, 0)
         for note in notes:
             yield Warned(self.t, note)
         warned_order = False
@@ -140,9 +172,14 @@ class Trainer:
             changed = self._workers(t)
             if changed is not None:
                 yield changed
+                yield from self._nobody_holds(t)
+            draw = self.experts.draw if self.experts is not None else 0
             loss_W = method.step(self.state, self._grad, self.comm, t)
             self.t = t
             seconds = time.perf_counter() - before
+            if self.experts is not None and self.experts.draw != draw:
+                yield Placed(t, self.experts.table, self.experts.moved)
+                yield from self._nobody_holds(t)
             losses = [x if up else None for x, up in zip(loss_W.tolist(), self.fleet.up, strict=True)]
             if not self.dry:
                 yield Stepped(t, losses, self.state.schedule(t), seconds)
@@ -156,6 +193,8 @@ class Trainer:
                     warned_order = True
                 if t == recipe.steps or (recipe.eval_every and t % recipe.eval_every == 0):
                     yield self._evaluate(t)
+                if self.watch is not None and t % recipe.routing_every == 0:
+                    yield self.watch.look(t, self.fleet.whole_model(self._agreed()))
                 if (
                     folder is not None
                     and recipe.checkpoint_every
@@ -167,6 +206,8 @@ class Trainer:
         if folder is not None and recipe.checkpoint_every:
             self._check_params(self.t, folder)
             yield folder.save(self.t, *self.snapshot())
+        if self.watch is not None and self.watch.steps:
+            yield self.watch.saturated(self.t)
         yield Ended(self.t, "done", "")
 
     def _grad(self, s: State) -> Tensor:
@@ -188,7 +229,7 @@ class Trainer:
         if returned:
             names = ["params"] if self.recipe.scenario.catch_up == "params" else list(self.state.local)
             for name in names:
-                known = self.comm.agreed(self.state.local[name], among=self.last_up)
+                known = self.comm.agreed(self.state.local[name], self.last_up, self.state.shared.get(name))
                 self.comm.broadcast_(known, self.state.local[name], name, to=returned)
             for name, stack in self.state.shared.items():  # kept once in this process; they receive it all the same
                 self.comm.broadcast_(stack, stack, name, to=returned)
@@ -199,12 +240,27 @@ class Trainer:
             return None
         return WorkersChanged(t, [w for w, up in enumerate(now) if up], returned, left)
 
+    def _nobody_holds(self, t: int) -> Iterator[Warned]:
+        """A word about tensors whose holders are all down while others go on."""
+        up, blocks = self.fleet.up, self.fleet.layout.blocks
+        names = [name for b in blocks if any(up) and not any(up[w] for w in b.holders) for name in b.names]
+        news, self._lost = set(names) - self._lost, set(names)
+        if news:
+            yield Warned(
+                t,
+                f"no worker that is up holds {len(names)} tensors ({names[0]}, …): the run goes on with their last agreed copy",
+            )
+
     # looking
+
+    def _agreed(self) -> Stack:
+        """What the model is at this moment: the mean over those who hold its present state."""
+        return self.comm.agreed(self.state.local["params"], self.last_up, self.state.shared.get("params"))
 
     @torch.no_grad()
     def _evaluate(self, t: int) -> Evaluated:
         params = self.state.local["params"]
-        agreed = self.comm.agreed(params, among=self.last_up)
+        agreed = self._agreed()
         square, count = 0.0, 0
         for i, (mine, mean) in enumerate(zip(params.blocks, agreed.blocks, strict=True)):
             rows = params.rows(i, self.last_up)
@@ -274,23 +330,36 @@ class Trainer:
         for place, stacks in self._stacks().items():
             for i, block in enumerate(stacks.blocks):
                 tensors[f"{place}/{i}"] = block
-        return tensors, {"last_up": self.last_up, "up": self.fleet.up}
+        extra: dict[str, Any] = {"last_up": self.last_up, "up": self.fleet.up}
+        if self.experts is not None and self.experts.movable:
+            units = [(i, b) for i, b in enumerate(self.fleet.layout.blocks) if b.unit is not None]
+            extra |= {"draw": self.experts.draw, "labels": [[i, b.holders, b.since] for i, b in units]}
+        if self.watch is not None:
+            watched, extra["watch"] = self.watch.snapshot()
+            tensors |= watched
+        return tensors, extra
 
     def _stacks(self) -> dict[str, Stack]:
         """Stacks that do not belong to an optimizer."""
-        owned = {id(b) for o in self.state.optimizers.values() for state in o.state.values() for b in state.values()}
-        found = {f"local/{k}": v for k, v in self.state.local.items()}
-        found |= {f"shared/{k}": v for k, v in self.state.shared.items()}
-        found |= {f"residual/{k}": v for k, v in self.comm.residuals.items()}
-        return {k: v for k, v in found.items() if id(v.blocks[0]) not in owned}
+        s = self.state
+        inner = states(s.optimizers["inner"], s.local["params"])
+        outer = states(s.optimizers["outer"], s.shared["params"]) if "outer" in s.optimizers else {}
+        found = {f"local/{k}": v for k, v in s.local.items() if k not in inner}
+        found |= {f"shared/{k}": v for k, v in s.shared.items() if k not in outer}
+        return found | {f"residual/{k}": v for k, v in self.comm.residuals.items()}
 
     @torch.no_grad()
     def restore(self, checkpoint: Checkpoint) -> None:
         """Put everything back as it was after the checkpoint's step."""
-        tensors = checkpoint.tensors
+        tensors, extra = checkpoint.tensors, checkpoint.extra
         layout = self.fleet.layout
+        if "labels" in extra and self.experts is not None:
+            self.experts.take_(extra["draw"])
+            self.fleet.relabel_({i: (tuple(holders), tuple(since)) for i, holders, since in extra["labels"]})
         for key, value in tensors.items():
             kind, name, *rest = key.split("/")
+            if kind == "watch":
+                continue
             if kind == "optimizer":
                 optimizer = self.state.optimizers[name]
                 leaf = optimizer.param_groups[0]["params"][int(rest[0])]
@@ -303,14 +372,14 @@ class Trainer:
                 if name not in place:  # made by a later step: there is nothing yet to copy into
                     place[name] = Stack(layout, [tensors[f"{kind}/{name}/{i}"] for i in range(len(layout.blocks))])
                 place[name].blocks[int(rest[0])].copy_(value)
-        for (
-            name,
-            optimizer,
-        ) in self.state.optimizers.items():  # "inner", "outer", or "outer.3" over the shared "params.3"
+        # "inner", "outer", or "outer.3" over the shared "params.3"
+        for name, optimizer in self.state.optimizers.items():
             place, of = (self.state.local if name == "inner" else self.state.shared), name[len("outer") :]
             place.update({k + of: stack for k, stack in states(optimizer, place["params" + of]).items()})
+        if self.watch is not None:
+            self.watch.restore(tensors, extra["watch"])
         self.t = checkpoint.step
-        self.last_up, self.fleet.up = checkpoint.extra["last_up"], checkpoint.extra["up"]
+        self.last_up, self.fleet.up = extra["last_up"], extra["up"]
 
 
 def train(
@@ -345,13 +414,13 @@ def _check_memory(recipe: Recipe, vocab_size: int) -> None:
 
     with torch.device("meta"):
         module = recipe.model.build(vocab_size, recipe.context)
-    params = sum(p.numel() for p in module.parameters())
+    unit = getattr(module, "tensor_unit", lambda name: None)
+    copies = recipe.placement.overlap or recipe.num_workers
+    held = sum(p.numel() * (copies if unit(n) else recipe.num_workers) for n, p in module.named_parameters())
     element = getattr(torch, recipe.dtype).itemsize
-    stacks = recipe.num_workers * params * (2 + len(recipe.method.inner.state_names)) * element
-    # What backward needs of a token: 9 rows of width dim and 2 of mlp_dim a layer, and its logits twice.
-    m = recipe.model
-    a_token = m.num_layers * (9 * m.dim + 2 * (m.mlp_dim or 4 * m.dim)) + 2 * (m.vocab_size or vocab_size)
+    stacks = held * (2 + len(recipe.method.inner.state_names)) * element
     at_once = min(recipe.num_workers, num_cores())
+    a_token = recipe.model.floats_per_token(vocab_size)
     activations = at_once * recipe.batch_size * recipe.context * a_token * element
     free = psutil.virtual_memory().available
     if stacks + activations > free:

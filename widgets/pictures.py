@@ -1,43 +1,66 @@
-"""Pictures: what is to be seen, once, in three forms that agree — plotly (at rest), SVG (everywhere), text.
+"""Pictures: what is to be seen, once, in four forms that agree — canvas (while a run goes on), plotly (at rest), SVG
+(everywhere), text.
 
 A picture answers one question, which stands above it. Colours are told apart by colour-blind readers and on light and dark
-ground; every series also has its own dash or marker.
+ground; every series also has its own dash or marker. Scales and ticks come from `widgets.axes`, so no form has its own idea
+of them.
 """
 
 from __future__ import annotations
 
 import html
 import math
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import plotly.io
 
+from widgets.axes import INK, Axis, Box, head, layout_of, rounded
+
 # After Okabe and Ito's palette, lightened where it would vanish on dark ground.
 COLOURS = ("#3b8ede", "#e69f00", "#1aa37a", "#e0653a", "#cc79a7", "#7a6fd0", "#8a8f98")
-_DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
-_SVG_DASHES = ("", "7 4", "2 3", "7 3 2 3", "11 4", "11 3 2 3")
-_INK, _GRID = "#7d8590", "rgba(128,128,128,0.25)"
 MAX_POINTS = 400  # a line
 FEW_POINTS = 12  # up to so many, each is marked
+WIDTH = 760  # of a picture that stands alone, in pixels
+NARROW = 640  # below this width, legends stand above the curves instead of beside them
+_DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
+_SVG_DASHES = ("", "7 4", "2 3", "7 3 2 3", "11 4", "11 3 2 3")
 
 
 class Picture:
-    """What all pictures can do: show themselves in a notebook, and be saved."""
+    """What all pictures can do: show themselves in a notebook, be saved, and say what a canvas has to draw."""
 
     title: str
 
-    def plotly(self) -> dict[str, Any]:
+    def plotly(self, width: int = WIDTH) -> dict[str, Any]:
+        """A plotly figure as plain JSON, laid out for this width; its margins leave room for all that stands in them."""
         raise NotImplementedError
 
-    def svg(self) -> str:
+    def svg(self, width: int = WIDTH, height: int | None = None) -> str:
         raise NotImplementedError
 
     def text(self) -> str:
+        """Title and latest values: what a terminal shows and a screen reader says."""
         raise NotImplementedError
+
+    def spec(self) -> dict[str, Any]:
+        """What `view.js` draws, as plain JSON; ``kind`` says how."""
+        raise NotImplementedError
+
+    def height(self, width: int) -> int:
+        """Pixels that it needs when it is so wide."""
+        return 360 if width >= NARROW else 232
+
+    @property
+    def wide(self) -> bool:
+        """Whether it wants a whole row where several pictures stand together."""
+        return True
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
         return bundle(self)
@@ -55,15 +78,27 @@ class Picture:
 
 @dataclass(frozen=True)
 class Series:
+    """A line; where ``y`` is not a number it has a gap.
+
+    ``faint`` is a thin line behind the others and not in the legend. Under the pointer it speaks only if it has a name of
+    its own; with the name of another line it is that line's background and takes its colour.
+    """
+
     name: str
-    x: Sequence[float]
-    y: Sequence[float]
-    faint: bool = False  # a thin line behind the others, not in the legend
+    x: Sequence[float] | np.ndarray
+    y: Sequence[float] | np.ndarray
+    faint: bool = False
+    colour: int | None = None  # number into the palette; by default one after another
+
+    @cached_property
+    def points(self) -> tuple[list[float], list[float | None]]:
+        """What is drawn of it."""
+        return thin(self.x, self.y, digits=4 if self.faint else 5)
 
 
 @dataclass(frozen=True)
 class Lines(Picture):
-    """Curves over one axis. ``floor`` draws a labelled horizontal line."""
+    """Curves over one axis. ``floor`` draws a labelled horizontal line; ``hover`` says what a point means."""
 
     title: str
     x: str
@@ -72,89 +107,134 @@ class Lines(Picture):
     log_x: bool = False
     log_y: bool = False
     floor: tuple[float, str] | None = None
+    hover: str = "{name}: {y} at {x}"
 
-    def plotly(self) -> dict[str, Any]:
-        names = list(dict.fromkeys(s.name for s in self.series if not s.faint))
+    @property
+    def names(self) -> list[str]:
+        """The legend."""
+        return list(dict.fromkeys(s.name for s in self.series if not s.faint))
+
+    @property
+    def wide(self) -> bool:
+        return sum(len(name) + 6 for name in self.names) > 60
+
+    def axes(self) -> tuple[Axis, Axis]:
+        points = [(x, y) for s in self.series for x, y in zip(*s.points, strict=True) if y is not None]
+        floor = [self.floor[0]] if self.floor else []
+        return (
+            Axis.over(self.x, [x for x, _ in points], self.log_x),
+            Axis.over(self.y, [y for _, y in points] + floor, self.log_y, pad=0.06),
+        )
+
+    def plotly(self, width: int = WIDTH) -> dict[str, Any]:
+        x_axis, y_axis = self.axes()
         data = []
         for s in self.series:
-            k = names.index(s.name) if s.name in names else len(names)
-            x, y = thin(s.x, s.y)
-            data.append(
-                {
-                    "type": "scatter",
-                    "mode": "lines+markers" if len(x) <= FEW_POINTS and not s.faint else "lines",
-                    "name": s.name,
-                    "x": x,
-                    "y": y,
-                    "showlegend": not s.faint,
-                    "opacity": 0.55 if s.faint else 1.0,
-                    "line": {
-                        "color": COLOURS[k % len(COLOURS)],
-                        "dash": "solid" if s.faint else _DASHES[k % len(_DASHES)],
-                        "width": 1 if s.faint else 2.2,
-                    },
-                    "hoverinfo": "skip" if s.faint else "all",
-                }
-            )
-        layout = _layout(self.title, self.x, self.y)
-        layout["xaxis"]["type"] = "log" if self.log_x else "linear"
-        layout["yaxis"]["type"] = "log" if self.log_y else "linear"
+            x, y = s.points
+            says = self.hover.replace("{name}", s.name).replace("{x}", "%{x}").replace("{y}", "%{y}")
+            line: dict[str, Any] = {"color": self._colour(s), "width": 1 if s.faint else 2.2}
+            trace: dict[str, Any] = {
+                "type": "scatter",
+                "mode": "lines",
+                "name": s.name,
+                "y": y,
+                "showlegend": not s.faint,
+            }
+            if s.faint:
+                trace["opacity"] = 0.55
+            else:
+                line["dash"] = _DASHES[self.names.index(s.name) % len(_DASHES)]
+                trace["mode"] = "lines+markers" if len(x) <= FEW_POINTS else "lines"
+            trace["line"] = line
+            trace |= _evenly(x)
+            data.append(trace | ({"hovertemplate": plotly_text(says)} if self._speaks(s) else {"hoverinfo": "skip"}))
+        layout = layout_of(self.title, x_axis.plotly(), y_axis.plotly(), self.height(width))
+        if width < NARROW:
+            layout["legend"] = {"orientation": "h", "x": 0, "y": 1, "xanchor": "left", "yanchor": "bottom"}
+            layout["margin"]["t"] = 36 + 18 * len(_legend_rows(self.names, width - 66))
+        else:
+            layout["margin"]["r"] = 170
         if self.floor is not None:
             value, label = self.floor
-            line = {"color": _INK, "dash": "dot", "width": 1.5}
+            line = {"color": INK, "dash": "dot", "width": 1.5}
             layout["shapes"] = [
                 {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": value, "y1": value, "line": line}
             ]
-            y_label = math.log10(value) if self.log_y else value
-            layout["annotations"] = [
-                {
-                    "xref": "paper",
-                    "x": 1,
-                    "y": y_label,
-                    "text": label,
-                    "showarrow": False,
-                    "yshift": 9,
-                    "xanchor": "right",
-                }
-            ]
+            at = {"xref": "paper", "x": 1, "xanchor": "right", "y": math.log10(value) if self.log_y else value}
+            layout["annotations"] = [at | {"text": label, "showarrow": False, "yshift": 9}]
         return {"data": data, "layout": layout}
 
-    def svg(self, width: int = 760, height: int = 360) -> str:
-        box = _Box(width, height, legend=True)
-        lines = [(s, *_finite(s, self.log_x, self.log_y)) for s in self.series]
-        lines = [(s, x, y) for s, x, y in lines if len(x)]
-        box.scale_x([v for _, x, _ in lines for v in (min(x), max(x))], self.log_x)
-        floor = [self.floor[0]] if self.floor else []
-        box.scale_y([v for _, _, y in lines for v in (min(y), max(y))] + floor, self.log_y)
-        out = box.frame(self.title, self.x, self.y)
-        names = list(dict.fromkeys(s.name for s in self.series if not s.faint))
-        for s, x, y in lines:
-            k = names.index(s.name) if s.name in names else len(names)
-            path = "M" + "L".join(f"{box.px(a):.1f},{box.py(b):.1f}" for a, b in zip(x, y, strict=True))
-            dash = "" if s.faint else _SVG_DASHES[k % len(_SVG_DASHES)]
-            style = f'stroke-width="{1 if s.faint else 2}" opacity="{0.55 if s.faint else 1}" stroke-dasharray="{dash}"'
-            out.append(f'<path d="{path}" fill="none" stroke="{COLOURS[k % len(COLOURS)]}" {style}/>')
-            if len(x) <= FEW_POINTS and not s.faint:
-                dots = (f'<circle cx="{box.px(a):.1f}" cy="{box.py(b):.1f}" r="3"/>' for a, b in zip(x, y, strict=True))
-                out.append(f'<g fill="{COLOURS[k % len(COLOURS)]}">{"".join(dots)}</g>')
+    def svg(self, width: int = WIDTH, height: int | None = None) -> str:
+        x_axis, y_axis = self.axes()
+        beside = width >= NARROW
+        rows = [] if beside else _legend_rows(self.names, width - 66)
+        box = Box(
+            width, height or self.height(width), x_axis, y_axis, right=170 if beside else 18, above=17 * len(rows)
+        )
+        out, lines, marks = box.frame(self.title), [], []
+        for s in self.series:
+            points = [
+                (box.px(a), box.py(b)) if b is not None and x_axis.holds(a) and y_axis.holds(b) else None
+                for a, b in zip(*s.points, strict=True)
+            ]
+            colour = self._colour(s)
+            dash = " ".join(str(10 * int(d)) for d in self._dash(s).split())
+            look = 'stroke-width="10" opacity="0.55"' if s.faint else f'stroke-width="20" stroke-dasharray="{dash}"'
+            if path := _runs(points):
+                lines.append(f'<path d="{path}" stroke="{colour}" {look}/>')
+            if len(points) <= FEW_POINTS and not s.faint:
+                dots = "".join(f'<circle cx="{p[0]:.1f}" cy="{p[1]:.1f}" r="3"/>' for p in points if p)
+                marks.append(f'<g fill="{colour}">{dots}</g>')
+        out += ['<g transform="scale(.1)" fill="none" stroke-linecap="round">', *lines, "</g>", *marks]
         if self.floor:
             y0 = box.py(self.floor[0])
             out.append(
                 f'<path d="M{box.left},{y0:.1f}H{box.right}" stroke="#555" stroke-dasharray="2 4"/>'
                 f'<text x="{box.right - 4}" y="{y0 - 5:.1f}" text-anchor="end" font-size="11">{html.escape(self.floor[1])}</text>'
             )
-        for k, name in enumerate(names):
-            y0 = box.top + 10 + 20 * k
+        places = [(box.right + 14.0, box.top + 10 + 20 * k, name) for k, name in enumerate(self.names)]
+        if not beside:
+            places = [(box.left + dx, 41 + 17 * r, name) for r, row in enumerate(rows) for dx, name in row]
+        for x0, y0, name in places:
+            s = next(s for s in self.series if s.name == name and not s.faint)
             out.append(
-                f'<path d="M{box.right + 14},{y0}h26" stroke="{COLOURS[k % len(COLOURS)]}" stroke-width="2" '
-                f'stroke-dasharray="{_SVG_DASHES[k % len(_SVG_DASHES)]}"/>'
-                f'<text x="{box.right + 46}" y="{y0 + 4}" font-size="12">{html.escape(name)}</text>'
+                f'<path d="M{x0},{y0}h18" stroke="{self._colour(s)}" stroke-width="2" stroke-dasharray="{self._dash(s)}"/>'
+                f'<text x="{x0 + 24}" y="{y0 + 4}" font-size="12">{html.escape(name)}</text>'
             )
         return box.close(out)
 
     def text(self) -> str:
-        ends = [f"{s.name}: {s.y[-1]:.4g} at {s.x[-1]:.4g}" for s in self.series if len(s.y) and not s.faint]
-        return f"{self.title}\n{self.y} against {self.x}; last values: " + "; ".join(ends)
+        ends = [_last(s) for s in self.series if not s.faint]
+        return f"{self.title}\n{self.y} against {self.x}; last values: " + "; ".join(e for e in ends if e)
+
+    def spec(self) -> dict[str, Any]:
+        x_axis, y_axis = self.axes()
+        lines = []
+        for s in self.series:
+            x, y = s.points
+            dash = [int(d) for d in self._dash(s).split()]
+            look = {"colour": self._colour(s), "dash": dash, "faint": s.faint, "speaks": self._speaks(s)}
+            lines.append({"name": s.name, "x": x, "y": y, "marked": len(x) <= FEW_POINTS and not s.faint} | look)
+        return {
+            "kind": "lines",
+            "title": self.title,
+            "text": self.text(),
+            "x": x_axis.spec(),
+            "y": y_axis.spec(),
+            "series": lines,
+            "floor": self.floor,
+            "hover": self.hover,
+        }
+
+    def _colour(self, s: Series) -> str:
+        by_name = self.names.index(s.name) if s.name in self.names else -1
+        return COLOURS[(by_name if s.colour is None else s.colour) % len(COLOURS)]
+
+    def _dash(self, s: Series) -> str:
+        return "" if s.faint else _SVG_DASHES[self.names.index(s.name) % len(_SVG_DASHES)]
+
+    def _speaks(self, s: Series) -> bool:
+        return not s.faint or s.name not in self.names
 
 
 @dataclass(frozen=True)
@@ -167,7 +247,13 @@ class Bars(Picture):
     values: Sequence[float]
     labels: Sequence[str]
 
-    def plotly(self) -> dict[str, Any]:
+    def height(self, width: int) -> int:
+        return 110 + 40 * len(self.names)
+
+    def axis(self) -> Axis:
+        return Axis(self.x, 0.0, max(self.values, default=1.0) or 1.0)
+
+    def plotly(self, width: int = WIDTH) -> dict[str, Any]:
         bar = {
             "type": "bar",
             "orientation": "h",
@@ -179,20 +265,15 @@ class Bars(Picture):
             "marker": {"color": [COLOURS[k % len(COLOURS)] for k in range(len(self.names))]},
             "hovertemplate": "%{y}: %{text}<extra></extra>",
         }
-        layout = _layout(self.title, self.x, "")
-        layout["yaxis"]["autorange"] = "reversed"
-        layout["yaxis"]["showgrid"] = False
+        y_axis = {"autorange": "reversed", "type": "category", "showgrid": False}
+        layout = layout_of(self.title, self.axis().plotly(), y_axis, self.height(width) + 30)
         layout["showlegend"] = False
-        layout["margin"]["r"] = 170
-        layout["height"] = 140 + 44 * len(self.names)
+        layout["margin"] |= {"l": _beside(self.names), "r": 170}
         return {"data": [bar], "layout": layout}
 
-    def svg(self, width: int = 760, height: int | None = None) -> str:
-        height = height or 110 + 40 * len(self.names)
-        box = _Box(width, height, legend=True, names=max((len(n) for n in self.names), default=0))
-        box.scale_x([0.0, max(self.values, default=1.0)], False, pad=0)
-        box.scale_y([0, 1], False, pad=0)
-        out = box.frame(self.title, self.x, "", y_ticks=False)
+    def svg(self, width: int = WIDTH, height: int | None = None) -> str:
+        box = Box(width, height or self.height(width), self.axis(), None, left=_beside(self.names), right=170)
+        out = box.frame(self.title)
         each = (box.bottom - box.top) / max(1, len(self.names))
         for k, (name, value, label) in enumerate(zip(self.names, self.values, self.labels, strict=True)):
             y0 = box.top + each * (k + 0.18)
@@ -208,6 +289,16 @@ class Bars(Picture):
     def text(self) -> str:
         return f"{self.title}\n" + "; ".join(f"{n}: {v}" for n, v in zip(self.names, self.labels, strict=True))
 
+    def spec(self) -> dict[str, Any]:
+        bars = zip(self.names, self.values, self.labels, range(len(self.names)), strict=False)
+        return {
+            "kind": "bars",
+            "title": self.title,
+            "text": self.text(),
+            "x": self.axis().spec(),
+            "bars": [{"name": n, "value": v, "label": s, "colour": COLOURS[k % len(COLOURS)]} for n, v, s, k in bars],
+        }
+
 
 @dataclass(frozen=True)
 class Calendar(Picture):
@@ -219,7 +310,13 @@ class Calendar(Picture):
     last: int
     colours: Sequence[int] = ()  # of each row, as a number into the palette; by default one after another
 
-    def plotly(self) -> dict[str, Any]:
+    def height(self, width: int) -> int:
+        return 100 + 30 * len(self.rows)
+
+    def axis(self) -> Axis:
+        return Axis(self.x, -0.01 * self.last, 1.01 * self.last)
+
+    def plotly(self, width: int = WIDTH) -> dict[str, Any]:
         data = [
             {
                 "type": "scatter",
@@ -237,19 +334,16 @@ class Calendar(Picture):
             }
             for k, (name, steps) in enumerate(self.rows)
         ]
-        layout = _layout(self.title, self.x, "")
-        layout["yaxis"] |= {"autorange": "reversed", "type": "category"}
-        layout["xaxis"]["range"] = [0, self.last * 1.02]
+        y_axis = {"autorange": "reversed", "type": "category"}
+        layout = layout_of(self.title, self.axis().plotly(), y_axis, self.height(width) + 30)
         layout["showlegend"] = False
-        layout["height"] = 130 + 34 * len(self.rows)
+        layout["margin"]["l"] = _beside([name for name, _ in self.rows])
         return {"data": data, "layout": layout}
 
-    def svg(self, width: int = 760, height: int | None = None) -> str:
-        height = height or 100 + 30 * len(self.rows)
-        box = _Box(width, height, legend=False, names=max((len(n) for n, _ in self.rows), default=0))
-        box.scale_x([0, self.last], False, pad=0.01)
-        box.scale_y([0, 1], False, pad=0)
-        out = box.frame(self.title, self.x, "", y_ticks=False)
+    def svg(self, width: int = WIDTH, height: int | None = None) -> str:
+        names = [name for name, _ in self.rows]
+        box = Box(width, height or self.height(width), self.axis(), None, left=_beside(names))
+        out = box.frame(self.title)
         each = (box.bottom - box.top) / max(1, len(self.rows))
         for k, (name, steps) in enumerate(self.rows):
             y0 = box.top + each * k
@@ -263,8 +357,46 @@ class Calendar(Picture):
     def text(self) -> str:
         return f"{self.title}\n" + "; ".join(f"{name}: {len(steps)} times" for name, steps in self.rows)
 
+    def spec(self) -> dict[str, Any]:
+        rows = [{"name": n, "at": list(steps), "colour": self._colour(k)} for k, (n, steps) in enumerate(self.rows)]
+        return {"kind": "calendar", "title": self.title, "text": self.text(), "x": self.axis().spec(), "rows": rows}
+
     def _colour(self, row: int) -> str:
         return COLOURS[(self.colours[row] if self.colours else row) % len(COLOURS)]
+
+
+@dataclass(frozen=True)
+class Note(Picture):
+    """Words where a picture would stand: nothing to be seen yet, or what went wrong."""
+
+    title: str
+    words: str
+
+    def height(self, width: int) -> int:
+        return 60 + 18 * len(self._lines(width))
+
+    def plotly(self, width: int = WIDTH) -> dict[str, Any]:
+        layout = layout_of(self.title, {"visible": False}, {"visible": False}, self.height(width) + 40)
+        words = {"text": "<br>".join(map(html.escape, self._lines(width))), "showarrow": False, "align": "left"}
+        at = {"xref": "paper", "yref": "paper", "x": 0, "y": 1, "xanchor": "left", "yanchor": "top"}
+        layout["annotations"] = [words | at]
+        layout["margin"]["l"] = 12
+        return {"data": [], "layout": layout}
+
+    def svg(self, width: int = WIDTH, height: int | None = None) -> str:
+        out = head(width, height or self.height(width), self.title)
+        for k, line in enumerate(self._lines(width)):
+            out.append(f'<text x="14" y="{50 + 18 * k}" font-size="12" fill="#555">{html.escape(line)}</text>')
+        return "".join(out) + "</svg>"
+
+    def text(self) -> str:
+        return f"{self.title}\n{self.words}"
+
+    def spec(self) -> dict[str, Any]:
+        return {"kind": "note", "title": self.title, "text": self.text(), "words": self.words}
+
+    def _lines(self, width: int) -> list[str]:
+        return [part for line in self.words.splitlines() for part in textwrap.wrap(line, width // 7) or [""]]
 
 
 def bundle(picture: Picture) -> dict[str, Any]:
@@ -276,129 +408,68 @@ def bundle(picture: Picture) -> dict[str, Any]:
     }
 
 
-def thin(x: Sequence[float], y: Sequence[float], most: int = MAX_POINTS) -> tuple[list[float], list[float]]:
-    """At most ``most`` points of a line, keeping the extremes of every stretch; not-a-number becomes a gap (None)."""
+def thin(
+    x: Sequence[float] | np.ndarray, y: Sequence[float] | np.ndarray, most: int = MAX_POINTS, digits: int = 5
+) -> tuple[list[float], list[float | None]]:
+    """At most ``most`` points of a line, keeping the extremes of every stretch; not-a-number becomes a gap (None).
+
+    Values keep so many significant digits.
+    """
     xs, ys = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
     if len(xs) > most:
         keep = {0, len(xs) - 1}
-        for part in np.array_split(np.arange(len(xs)), most // 2):
+        for part in np.array_split(np.arange(len(xs)), most // 2 - 1):
             if np.isfinite(ys[part]).any():
                 keep |= {int(part[np.nanargmin(ys[part])]), int(part[np.nanargmax(ys[part])])}
         index = sorted(keep)
         xs, ys = xs[index], ys[index]
-    short = [float(f"{v:.6g}") for v in xs]
-    return short, [float(f"{v:.6g}") if math.isfinite(v) else None for v in ys]  # type: ignore[misc]
+    return [rounded(v) for v in xs], [rounded(v, digits) if math.isfinite(v) else None for v in ys]
 
 
-def _finite(s: Series, log_x: bool, log_y: bool) -> tuple[list[float], list[float]]:
-    x, y = thin(s.x, s.y)
-    pairs = [
-        (a, b) for a, b in zip(x, y, strict=True) if b is not None and (a > 0 or not log_x) and (b > 0 or not log_y)
-    ]
-    return [a for a, _ in pairs], [b for _, b in pairs]
+def plotly_text(words: str) -> str:
+    """A hover text without the box that repeats the name of the trace."""
+    return words.replace("\n", "<br>") + "<extra></extra>"
 
 
-def _layout(title: str, x: str, y: str) -> dict[str, Any]:
-    axis = {"gridcolor": _GRID, "zerolinecolor": _GRID, "linecolor": _GRID, "automargin": True}
-    return {
-        "title": {"text": title, "x": 0, "xanchor": "left", "font": {"size": 15}},
-        "xaxis": axis | {"title": {"text": x}},
-        "yaxis": axis | {"title": {"text": y}},
-        "height": 380,
-        "margin": {"l": 60, "r": 20, "t": 50, "b": 50},
-        "paper_bgcolor": "rgba(0,0,0,0)",
-        "plot_bgcolor": "rgba(0,0,0,0)",
-        "font": {"color": _INK, "size": 12},
-        "legend": {"x": 1.02, "y": 1, "xanchor": "left"},
-        "hovermode": "closest",
-    }
+def _evenly(x: list[float]) -> dict[str, Any]:
+    """Places of points for plotly; two numbers say it where they lie evenly."""
+    gaps = {b - a for a, b in pairwise(x)}
+    return {"x0": x[0], "dx": gaps.pop()} if len(gaps) == 1 else {"x": x}
 
 
-class _Box:
-    """Margins, scales and ticks of one SVG."""
-
-    def __init__(self, width: int, height: int, *, legend: bool, names: int = 0):
-        self.width, self.height = width, height
-        self.left, self.right = max(64, 14 + 7 * names), width - (170 if legend else 24)
-        self.top, self.bottom = 40, height - 48
-
-    def scale_x(self, values: Sequence[float], log: bool, pad: float = 0.02) -> None:
-        self.x0, self.x1, self.log_x = *_range(values, log, pad), log
-
-    def scale_y(self, values: Sequence[float], log: bool, pad: float = 0.06) -> None:
-        self.y0, self.y1, self.log_y = *_range(values, log, pad), log
-
-    def px(self, v: float) -> float:
-        v = math.log10(v) if self.log_x else v
-        return self.left + (self.right - self.left) * (v - self.x0) / (self.x1 - self.x0)
-
-    def py(self, v: float) -> float:
-        v = math.log10(v) if self.log_y else v
-        return self.bottom - (self.bottom - self.top) * (v - self.y0) / (self.y1 - self.y0)
-
-    def frame(self, title: str, x: str, y: str, y_ticks: bool = True) -> list[str]:
-        out = [
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {self.width} {self.height}" width="{self.width}" '
-            f'height="{self.height}" font-family="system-ui, sans-serif" role="img">'
-            f"<title>{html.escape(title)}</title>"
-            f'<rect width="100%" height="100%" fill="#fff"/>'
-            f'<text x="{14}" y="22" font-size="14" font-weight="600">{html.escape(title)}</text>'
-        ]
-        for v in _ticks(self.x0, self.x1, self.log_x):
-            p = self.px(v)
-            out.append(
-                f'<path d="M{p:.1f},{self.top}V{self.bottom}" stroke="#e3e3e3"/>'
-                f'<text x="{p:.1f}" y="{self.bottom + 16}" text-anchor="middle" font-size="11" fill="#555">{_short(v)}</text>'
-            )
-        for v in _ticks(self.y0, self.y1, self.log_y) if y_ticks else ():
-            p = self.py(v)
-            out.append(
-                f'<path d="M{self.left},{p:.1f}H{self.right}" stroke="#e3e3e3"/>'
-                f'<text x="{self.left - 6}" y="{p + 4:.1f}" text-anchor="end" font-size="11" fill="#555">{_short(v)}</text>'
-            )
-        middle = (self.left + self.right) / 2
-        out.append(
-            f'<text x="{middle}" y="{self.height - 10}" text-anchor="middle" font-size="12" fill="#333">{html.escape(x)}</text>'
-        )
-        if y:
-            cy = (self.top + self.bottom) / 2
-            out.append(
-                f'<text transform="translate(16 {cy}) rotate(-90)" text-anchor="middle" font-size="12" fill="#333">'
-                f"{html.escape(y)}</text>"
-            )
-        return out
-
-    def close(self, out: list[str]) -> str:
-        return "".join(out) + "</svg>"
+def _last(s: Series) -> str:
+    """The last value of a line that is a number, in words."""
+    known = [(x, y) for x, y in zip(*s.points, strict=True) if y is not None]
+    return f"{s.name}: {known[-1][1]:.4g} at {known[-1][0]:.4g}" if known else ""
 
 
-def _range(values: Sequence[float], log: bool, pad: float) -> tuple[float, float]:
-    finite = [math.log10(v) if log else v for v in values if math.isfinite(v) and (v > 0 or not log)] or [0.0, 1.0]
-    low, high = min(finite), max(finite)
-    if low == high:
-        low, high = low - 0.5, high + 0.5
-    return low - pad * (high - low), high + pad * (high - low)
+def _runs(points: Sequence[tuple[float, float] | None]) -> str:
+    """A line with its gaps as an SVG path, in whole tenths of a pixel and from point to point, which is short."""
+    path, before = "", None
+    for p in points:
+        here = None if p is None else (round(10 * p[0]), round(10 * p[1]))
+        if here is not None and before is not None:
+            path += f" {here[0] - before[0]}{here[1] - before[1]:+}"
+        elif here is not None:
+            path += f"M{here[0]} {here[1]}l0 0"  # a point between two gaps shows as a dot
+        before = here
+    return path.replace("+", " ")
 
 
-def _ticks(low: float, high: float, log: bool) -> list[float]:
-    if log:
-        whole = [10.0**k for k in range(math.ceil(low), math.floor(high) + 1)]
-        if len(whole) >= 2:
-            return whole[:: max(1, len(whole) // 7)]
-        return [
-            m * 10.0**k
-            for k in range(math.floor(low), math.ceil(high) + 1)
-            for m in (1, 2, 5)
-            if low <= math.log10(m * 10.0**k) <= high
-        ]
-    raw = (high - low) / 6
-    size = 10.0 ** math.floor(math.log10(raw))
-    step = next(m * size for m in (1, 2, 2.5, 5, 10) if m * size >= raw)
-    return [step * k for k in range(math.ceil(low / step), math.floor(high / step) + 1)]
+def _beside(names: Sequence[str]) -> int:
+    """Pixels for names at the left."""
+    return max(64, 14 + 7 * max((len(n) for n in names), default=0))
 
 
-def _short(v: float) -> str:
-    for limit, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(v) >= limit:
-            return f"{v / limit:.4g}{unit}"
-    return f"{v:.4g}"
+def _legend_rows(names: Sequence[str], width: int) -> list[list[tuple[float, str]]]:
+    """A legend above the curves: names with their distance from the left, broken into rows."""
+    rows: list[list[tuple[float, str]]] = [[]]
+    at = 0.0
+    for name in names:
+        needs = 36 + 7.2 * len(name)
+        if at and at + needs > width:
+            rows.append([])
+            at = 0.0
+        rows[-1].append((at, name))
+        at += needs
+    return rows

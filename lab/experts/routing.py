@@ -7,9 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor, nn
 
+from lab.events import Routed, Saturated
+from lab.experts.placement import Experts
+from lab.fleet import Block, Fleet, Stack
+
+PROBE_WINDOWS = 8  # validation windows on which the agreed model's choices are followed
 DEAD = 0.01  # an expert is dead below this share of a uniform load
 
 
@@ -29,3 +37,106 @@ def balance(load_E: Sequence[int | None]) -> Balance:
     if not mean:
         return Balance(float("nan"), float("nan"), len(load))
     return Balance(float(load.std() / mean), float(load.max() / mean), int((load < DEAD * mean).sum()))
+
+
+class Watch:
+    """Follows the routers of a run: the workers' in their last batch, the agreed model's on a fixed probe batch.
+
+    Reads only. What it remembers (the agreed model's choices at every look, two bytes each) goes into checkpoints.
+    """
+
+    def __init__(self, fleet: Fleet, probe: Tensor, experts: Experts):
+        self.fleet, self.probe = fleet, probe  # probe: [windows, T] token ids
+        self.num_layers, self.num_experts = len(experts.table), len(experts.table[0])
+        self.steps: list[int] = []
+        self.choices: list[Tensor] = []  # of each look, [L, N, k] int16
+        self.divergence_LE: list[list[float | None]] = [[None] * self.num_experts for _ in range(self.num_layers)]
+
+    @torch.no_grad()
+    def before_average(self, state: str, stack: Stack) -> None:
+        """How far the copies of each expert have come apart: ‖copy − mean‖ / ‖mean‖, mean over the holders that are up."""
+        if state != "params":
+            return
+        for i, (block, copies) in enumerate(zip(stack.layout.blocks, stack.blocks, strict=True)):
+            rows = stack.rows(i, self.fleet.up)
+            if block.group != "experts" or len(rows) < 2:
+                continue
+            copies, (column, cells) = copies[rows], _cells(block)
+            mean = copies.mean(0, keepdim=True)
+            apart = _sums(copies - mean, column, len(cells)).sqrt()  # [rows, cells]
+            size = _sums(mean, column, len(cells)).sqrt()  # [1, cells]
+            for (layer, expert), value in zip(cells, (apart / size).mean(0).tolist(), strict=True):
+                self.divergence_LE[layer][expert] = value
+
+    @torch.no_grad()
+    def look(self, t: int, agreed: nn.Module) -> Routed:
+        """After local step ``t``. ``agreed``: the whole model, in eval mode."""
+        agreed(self.probe)
+        chosen = torch.stack([r.selected for r in agreed.routing()]).to(torch.int16)  # type: ignore[operator]
+        churn_L: list[float | None] = [None] * self.num_layers
+        if self.choices:
+            both = self._common(self.choices[-1], chosen)  # [L, N]
+            churn_L = (1 - both / (2 * chosen.shape[-1] - both)).mean(1).tolist()
+        self.steps.append(t)
+        self.choices.append(chosen)
+        load: list[list[list[int | None]] | None] = []
+        ghosts: list[list[float] | None] = []
+        entropy: list[list[float] | None] = []
+        for worker, module in enumerate(self.fleet.modules):
+            layers = module.routing() if self.fleet.up[worker] else []  # type: ignore[operator]
+            load.append([self._load(r) for r in layers] or None)
+            ghosts.append([_ghost_fraction(r) for r in layers] or None)
+            entropy.append([_entropy(r.mean_gate) for r in layers] or None)
+        agreed_load = [torch.bincount(c.flatten().long(), minlength=self.num_experts).tolist() for c in chosen]
+        return Routed(t, load, ghosts, entropy, agreed_load, churn_L, [list(row) for row in self.divergence_LE])
+
+    def saturated(self, t: int) -> Saturated:
+        """At the end: how much of the final choices each look had already."""
+        last = self.choices[-1]
+        overlap = [(self._common(c, last) / last.shape[-1]).mean(1).tolist() for c in self.choices]
+        return Saturated(t, list(self.steps), overlap)
+
+    def snapshot(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        tensors = {"watch/choices": torch.stack(self.choices)} if self.choices else {}
+        return tensors, {"steps": self.steps, "divergence": self.divergence_LE}
+
+    def restore(self, tensors: dict[str, Tensor], extra: dict[str, Any]) -> None:
+        self.steps, self.divergence_LE = list(extra["steps"]), extra["divergence"]
+        self.choices = list(tensors["watch/choices"]) if "watch/choices" in tensors else []
+
+    def _common(self, a: Tensor, b: Tensor) -> Tensor:
+        """Choices that two looks share, by layer and token, ``[L, N]``."""
+        return (a[..., :, None] == b[..., None, :]).sum((-1, -2)).double()
+
+    def _load(self, routing: Any) -> list[int | None]:
+        slots = torch.bincount(routing.selected.flatten(), minlength=self.num_experts).tolist()
+        known = set(routing.known)
+        return [n if e in known else None for e, n in enumerate(slots)]
+
+
+def _ghost_fraction(routing: Any) -> float:
+    """Share of slots whose expert is not resident."""
+    present = torch.isin(routing.selected, torch.tensor(routing.resident))
+    return 1.0 - float(present.double().mean())
+
+
+def _entropy(gate_E: Tensor) -> float:
+    """Of the mean gate as a distribution over the experts that the router knows; 1 = uniform."""
+    p = gate_E.double() / gate_E.double().sum()
+    return float(-(p * p.clamp_min(1e-300).log()).sum() / np.log(len(p))) if len(p) > 1 else 1.0
+
+
+def _cells(block: Block) -> tuple[Tensor, list[tuple[int, int]]]:
+    """Which (layer, expert) each column of a block of experts belongs to: an index ``[P]`` into the list."""
+    names: dict[tuple[int, int], int] = {}
+    parts = []
+    for name, shape in zip(block.names, block.shapes, strict=True):
+        path = name.split(".")  # blocks.3.moe.experts.17.up
+        cell = names.setdefault((int(path[1]), int(path[4])), len(names))
+        parts.append(torch.full((shape.numel(),), cell))
+    return torch.cat(parts), list(names)
+
+
+def _sums(x: Tensor, column: Tensor, num_cells: int) -> Tensor:
+    """Squares of ``x [rows, P]`` summed within each cell, ``[rows, cells]``, in float64."""
+    return torch.zeros(len(x), num_cells, dtype=torch.float64).index_add_(1, column, x.double().square())

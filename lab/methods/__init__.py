@@ -10,6 +10,7 @@ from lab.methods.ddp import DDP
 from lab.methods.demo import DeMo
 from lab.methods.des_loc import DESLOC
 from lab.methods.diloco import DiLoCo
+from lab.methods.fomoe import FoMoE
 from lab.methods.local_adam import LocalAdam
 from lab.methods.local_sgd import LocalSGD
 from lab.methods.lordo import LoRDO
@@ -33,6 +34,7 @@ METHODS: dict[str, type[Method]] = {
     "noloco": NoLoCo,
     "sparta": SPARTA,
     "demo": DeMo,
+    "fomoe": FoMoE,
 }
 
 
@@ -69,6 +71,7 @@ __all__ = [
     "SPARTA",
     "DeMo",
     "DiLoCo",
+    "FoMoE",
     "Grad",
     "LoRDO",
     "LocalAdam",

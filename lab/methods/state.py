@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lab.comm import Communicator
+from lab.experts.placement import Experts
 from lab.fleet import Fleet, Stack
 
 
@@ -26,10 +27,13 @@ class State:
     local: dict[str, Stack] = field(default_factory=dict)
     shared: dict[str, Stack] = field(default_factory=dict)
     optimizers: dict[str, torch.optim.Optimizer] = field(default_factory=dict)
+    experts: Experts | None = None  # which worker holds which expert, if the model has experts
 
     @classmethod
-    def of(cls, fleet: Fleet, schedule: Callable[[int], float] = lambda t: 1.0) -> State:
-        return cls(fleet, schedule, local={"params": fleet.params})
+    def of(
+        cls, fleet: Fleet, schedule: Callable[[int], float] = lambda t: 1.0, experts: Experts | None = None
+    ) -> State:
+        return cls(fleet, schedule, local={"params": fleet.params}, experts=experts)
 
     @property
     def grads(self) -> Stack:

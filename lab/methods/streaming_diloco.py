@@ -90,8 +90,8 @@ class StreamingDiLoCo:
     def _arrive_(self, s: State, p: int, moved: Stack) -> None:
         """The outer step of one fragment; every worker that is up mixes the result into what it has by now."""
         shared, optimizer = s.shared[f"params.{p}"], s.optimizers[f"outer.{p}"]
-        for leaf, m in zip(optimizer.param_groups[0]["params"], moved.blocks, strict=True):
-            leaf.grad = m.neg()
+        for i, (leaf, m) in enumerate(zip(optimizer.param_groups[0]["params"], moved.blocks, strict=True)):
+            leaf.grad = m.neg() if shared.rows(i, s.fleet.up) else None  # nobody is up: it stays as it was agreed
         optimizer.step()
         for m in moved.blocks:
             m.zero_()  # nothing is on its way any more

@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from lab.config import config
-from lab.errors import RecipeError, one_of
+from lab.errors import RecipeError
 from lab.seeds import generator
 
 Count = Annotated[int, Field(ge=1)]
@@ -45,6 +45,12 @@ class GPT:
             module.init_(generator(seed, "init"))
         return module
 
+    def floats_per_token(self, vocab_size: int) -> int:
+        """What backward needs of a token: 9 rows of width dim and 2 of mlp_dim a layer, and its logits twice."""
+        return self.num_layers * (9 * self.dim + 2 * (self.mlp_dim or 4 * self.dim)) + 2 * (
+            self.vocab_size or vocab_size
+        )
+
 
 # Named sizes. The first three are for laptops (parameters with a vocabulary of 256); the others are the papers' shapes with
 # the vocabulary of about 50k that they use. 135M and 1.7B have gated or grouped blocks there; mlp_dim makes up the count.
@@ -61,12 +67,6 @@ SIZES: dict[str, GPT] = {
     "7B": GPT(dim=4096, num_layers=32, num_heads=32, vocab_size=50_368),
     "13B": GPT(dim=5120, num_layers=40, num_heads=40, vocab_size=50_368),
 }
-
-
-def size(name: str) -> GPT:
-    if name not in SIZES:
-        raise RecipeError(one_of("model", name, SIZES))
-    return SIZES[name]
 
 
 class Linear(nn.Linear):

@@ -1,0 +1,807 @@
+"""Views: what the canvas draws, plotly, SVG and text say the same; a view never ends a run; at rest it is one output."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import queue
+import re
+import shutil
+import subprocess
+import threading
+import xml.etree.ElementTree as ET
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import numpy as np
+import plotly.graph_objects as go
+import pytest
+from test_widgets import PICTURES
+
+import widgets.view
+from lab.events import VERSION, Ended, Event, Placed, Routed, Saturated, Started, Stepped, from_json, to_json
+from lab.experts.routing import balance
+from lab.recipe import Recipe
+from widgets import Board, Grid, Lines, Matrix, RoutingStability, Series, View
+from widgets.boards import BOARD
+from widgets.matrices import MAX_COLUMNS
+from widgets.pictures import MAX_POINTS, Note, Picture, bundle
+
+# --- a stream of events ----------------------------------------------------------------------------------------------
+
+
+def routing(
+    layers: int = 4,
+    experts: int = 8,
+    workers: int = 4,
+    holders: int = 2,
+    looks: int = 64,
+    every: int = 10,
+    *,
+    mode: str = "B",
+    down: tuple[int, ...] = (),
+    moves: bool = False,
+    seed: int = 0,
+) -> Iterator[Event]:
+    """A made-up run of a mixture of experts that settles: gates sharpen, churn and drift fall, one expert dies.
+
+    In mode A a router knows only the experts of its worker; in mode B it knows all, and may choose one that is not there.
+    Workers in ``down`` miss the third and fourth look. ``moves`` deals the experts anew in mid-run.
+    """
+    rng = np.random.default_rng(seed)
+    recipe = Recipe.of(
+        "diloco", [f"steps={max(1, looks * every)}", f"num_workers={workers}", "schedule.warmup=0"]
+    ).to_dict()
+    yield Started(VERSION, recipe, 10, [10] * workers, 4096, None, 1.0, {"threads": 2})
+    place = _deal(rng, layers, experts, workers, holders, mixed=False)
+    yield Placed(0, place, 0)
+    logits = rng.normal(0, 0.9, (layers, experts))
+    goal = logits * 0.25 + rng.normal(0, 0.15, logits.shape)
+    goal[-1, min(5, experts - 1)] = -7
+    slots, steps = 2 * 2048, []
+    for look in range(looks):
+        step = (look + 1) * every
+        if look:
+            yield Stepped(step - 1, [2.0] * workers, 1.0, 0.01)
+        if moves and look == looks // 2:
+            place = _deal(rng, layers, experts, workers, holders, mixed=True)
+            yield Placed(step, place, layers * experts)
+        logits += 0.12 * (goal - logits) + rng.normal(0, 0.05, logits.shape)
+        share = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+        absent = 1 - holders / workers
+        load_WLE: list[list[list[int | None]] | None] = []
+        ghosts_WL: list[list[float] | None] = []
+        entropy_WL: list[list[float] | None] = []
+        for w in range(workers):
+            if w in down and look in (2, 3):
+                load_WLE.append(None), ghosts_WL.append(None), entropy_WL.append(None)
+                continue
+            has = np.array([[w in place[k][e] for e in range(experts)] for k in range(layers)])
+            mine = np.where(has | (mode == "B"), share, 0)
+            mine = mine / mine.sum(1, keepdims=True)
+            load = np.stack([rng.multinomial(slots, row) for row in mine])
+            known = has | (mode == "B")
+            load_WLE.append(
+                [[int(v) if k else None for v, k in zip(*row, strict=True)] for row in zip(load, known, strict=True)]
+            )
+            noise = rng.normal(0, 0.02, layers) + 0.15 * np.exp(-look / 9)
+            ghosts_WL.append((np.clip(absent + noise, 0, 1) if mode == "B" else np.zeros(layers)).round(4).tolist())
+            even = -(share * np.log(share)).sum(1) / np.log(experts)
+            entropy_WL.append((even - 0.06 * look / looks + rng.normal(0, 0.006, layers)).clip(0, 1).tolist())
+        agreed = np.stack([rng.multinomial(slots, row) for row in share])
+        fall = 0.62 * np.exp(-look / 14) + 0.04
+        churn = (fall * (1 + 0.25 * np.arange(layers) / layers) + rng.normal(0, 0.015, layers)).clip(0, 1)
+        drift = (0.05 + 0.3 * np.exp(-look / 20)) * np.exp(rng.normal(0, 0.15, (layers, experts)))
+        yield Routed(
+            step,
+            load_WLE,
+            ghosts_WL,
+            entropy_WL,
+            agreed.tolist(),
+            [None] * layers if look == 0 else churn.tolist(),
+            [[None if holders == 1 or look == 0 else float(v) for v in row] for row in drift],
+        )
+        steps.append(step)
+    if steps:
+        overlap = [
+            [1 - 0.6 * np.exp(-3 * k / looks) * (1 - k / looks) ** 0.5 for _ in range(layers)] for k in range(looks)
+        ]
+        overlap = [[float(min(1, v + 0.03 * i * (1 - v))) for i, v in enumerate(row)] for row in overlap]
+        yield Saturated(steps[-1], steps, [*overlap[:-1], [1.0] * layers])
+    yield Ended(looks * every, "done", "")
+
+
+def _deal(
+    rng: np.random.Generator, layers: int, experts: int, workers: int, holders: int, *, mixed: bool
+) -> list[list[list[int]]]:
+    """Every expert on so many workers, in turn; ``mixed`` deals each layer in an order of its own."""
+    orders = [rng.permutation(experts) if mixed else np.arange(experts) for _ in range(layers)]
+    return [[sorted((int(o[e]) + j) % workers for j in range(holders)) for e in range(experts)] for o in orders]
+
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "four layers": {},
+    "mode A": {"mode": "A"},
+    "one layer, 128 experts": {"layers": 1, "experts": 128, "workers": 8, "looks": 12},
+    "24 layers": {"layers": 24, "experts": 16, "workers": 8, "holders": 4, "looks": 9, "moves": True},
+    "workers down": {"down": (1, 3), "looks": 8},
+    "all workers down": {"down": (0, 1, 2, 3), "looks": 8, "mode": "A"},
+    "one holder": {"holders": 1, "looks": 6},
+    "full replicas": {"holders": 4, "looks": 6},
+    "moving": {"moves": True, "looks": 10},
+    "one look": {"looks": 1},
+    "no looks yet": {"looks": 0},
+    "512 layers": {"layers": 512, "experts": 4, "looks": 3},
+}
+
+
+def only(picture_type: type, title: str, view: View) -> Any:
+    """The one picture of a view whose title begins so."""
+    (found,) = (p for p in view.pictures() if p.title.startswith(title) and isinstance(p, picture_type))
+    return found
+
+
+def titles(view: View) -> list[str]:
+    return [p.title for p in view.pictures()]
+
+
+# --- four forms, one picture -----------------------------------------------------------------------------------------
+
+TABLES: dict[str, Picture] = {
+    "table": Grid("Who?", "worker", ["E0", "E1"], ["w0", "w1", "w2"], [[1, 0, 0.5], [0, 1, 1]]),
+    "512 rows": Grid("Who?", "worker", [f"layer {k}" for k in range(512)], ["w0", "w1"], np.eye(2)[[0, 1] * 256]),
+    "700 columns": Matrix("When?", "step", ["a"], list(range(700)), [list(range(700))], "unit"),
+    "gaps": Matrix("Gaps?", "step", ["a", "b"], [1, 2], [[None, 1.0], [float("nan"), 2.0]], "unit"),
+    "nothing": Matrix("Nothing?", "step", [], [], [], "unit"),
+    "bands": Matrix(
+        "Bands?", "step", list("abc"), [1], [[0.0], [1.0], [9.0]], "unit", high=1, bands=[("x", 1), ("y", 2)]
+    ),
+    "words": Note("What <happened>?", "A long story. " * 30),
+}
+ALL = PICTURES | TABLES | {name: RoutingStability.of(routing(**shape)).board() for name, shape in SHAPES.items()}
+
+
+def panels(picture: Picture) -> list[Picture]:
+    return list(picture.pictures) if isinstance(picture, Board) else [picture]
+
+
+@pytest.mark.parametrize("picture", ALL.values(), ids=ALL.keys())
+def test_every_form_is_well_formed(picture):
+    """Plotly's own validation takes the figure, the SVG is XML, all bear the titles, and all of it is strict JSON."""
+    forms = bundle(picture)
+    figure = dict(forms["application/vnd.plotly.v1+json"])
+    figure.pop("config")
+    drawn = go.Figure(figure)
+    words = [e.text for e in ET.fromstring(forms["image/svg+xml"]).iter() if e.text]
+    spec = picture.spec()
+    json.dumps([forms, spec], allow_nan=False)
+    said = [spec["title"], *(panel["title"] for panel in spec.get("panels", []))]
+    assert said[0] == picture.title == drawn.layout.title.text
+    for title in [picture.title, *(p.title for p in panels(picture))]:
+        assert title in words
+        assert title in said
+        assert title in forms["text/plain"]
+
+
+@pytest.mark.parametrize("picture", ALL.values(), ids=ALL.keys())
+def test_forms_agree(picture):
+    """Canvas, plotly and SVG have the same scales, ticks, legends, lines and cells."""
+    for p in panels(picture):
+        spec, figure = p.spec(), p.plotly(306)
+        words = [e.text for e in ET.fromstring(p.svg(306)).iter() if e.text]
+        if spec["kind"] == "lines":
+            for axis in ("x", "y"):
+                assert figure["layout"][f"{axis}axis"]["range"] == [spec[axis]["low"], spec[axis]["high"]]
+                assert figure["layout"][f"{axis}axis"]["title"]["text"] == spec[axis]["label"]
+                assert {label for _, label in spec[axis]["ticks"]} <= set(words)
+            assert [t["y"] for t in figure["data"]] == [s["y"] for s in spec["series"]]
+            assert [t["name"] for t in figure["data"] if t["showlegend"]] == [
+                s["name"] for s in spec["series"] if not s["faint"]
+            ]
+            drawn = [s for s in spec["series"] if any(y is not None and y > 0 for y in s["y"]) or not spec["y"]["log"]]
+            drawn = [s for s in drawn if any(y is not None for y in s["y"])]
+            assert p.svg(306).count("l0 0") >= len(drawn)
+            assert all(len(s["x"]) == len(s["y"]) <= MAX_POINTS for s in spec["series"])
+        if spec["kind"] == "cells":
+            (trace,) = figure["data"]
+            assert (trace["z"], trace["y"], trace["x"]) == (spec["values"], spec["rows"], spec["columns"])
+            assert (trace["zmin"], trace["zmax"]) == (spec["scale"]["low"], spec["scale"]["high"])
+            assert [c for _, c in trace["colorscale"]] == spec["colours"]
+            known = sum(v is not None for row in spec["values"] for v in row)
+            strokes = "".join(re.findall(r'<path stroke="[^"]+" d="([^"]+)"/>', p.svg(306)))
+            assert round(sum(float(n) for n in re.findall(r"h([\d.]+)", strokes)), 6) == pytest.approx(known, rel=0.2)
+            assert {name for _, name in [*spec["row_ticks"], *spec["column_ticks"]]} <= set(words)
+            assert figure["layout"]["yaxis"]["ticktext"] == [name for _, name in spec["row_ticks"]]
+
+
+def test_cells_of_the_svg_are_exactly_the_values():
+    """Without gaps between them, every known value is a stroke of its length in its row, in the colour of its level."""
+    rng = np.random.default_rng(0)
+    values = rng.integers(0, 5, (6, 40)).astype(float)
+    values[2, 7:9] = np.nan
+    matrix = Matrix(
+        "?",
+        "x",
+        list("abcdef"),
+        list(range(40)),
+        values,
+        "u",
+        low=0,
+        high=4,
+        colours=tuple(f"#00{k}" for k in range(5)),
+    )
+    painted = np.full(values.shape, np.nan)
+    for colour, path in re.findall(r'<path stroke="#00(\d)" d="([^"]+)"/>', matrix.svg()):
+        for x, y, n in re.findall(r"M(\d+) (\d+)h(\d+)", path):
+            painted[int(y), int(x) : int(x) + int(n)] = int(colour)
+    np.testing.assert_array_equal(painted, values)
+
+
+def test_what_is_too_much_is_averaged_and_says_so():
+    rows = TABLES["512 rows"].spec()
+    assert len(rows["rows"]) == 128
+    assert rows["rows"][1] == "layer 4–layer 7"
+    assert {v for row in rows["values"] for v in row} == {50}
+    assert "mean of 4 rows" in rows["x"]
+    columns = TABLES["700 columns"].spec()
+    assert len(columns["columns"]) == 175 <= MAX_COLUMNS
+    assert columns["values"][0][:2] == [1.5, 5.5]
+    assert columns["columns"][-1] == "699"
+    assert "mean of 4 columns" in columns["x"]
+
+
+def test_values_beyond_the_scale_are_marked():
+    """The colour bar says that its end means more, and the hover keeps the value."""
+    spec = TABLES["bands"].spec()
+    assert spec["scale"]["ticks"][-1][1] == "≥ 1"
+    assert spec["values"][2] == [9]
+    assert spec["row_ticks"] == [[0, "x"], [1.5, "y"]]
+    assert spec["edges"] == [1]
+
+
+def test_lines_have_gaps_in_every_form():
+    """What is not known is not bridged; a point between two gaps shows."""
+    lines = Lines("Gaps?", "x", "y", [Series("a", range(7), [1, 2, np.nan, 3, np.nan, 4, 5])])
+    (series,) = lines.spec()["series"]
+    assert series["y"] == lines.plotly()["data"][0]["y"] == [1, 2, None, 3, None, 4, 5]
+    assert lines.svg().count("l0 0") == 3
+
+
+def test_a_board_gives_every_picture_a_place_of_its_own():
+    """No two overlap, all lie inside, a wide one takes a row, and plotly's plots are where the SVG's are."""
+    board = RoutingStability.of(routing()).board()
+    places = board.places(BOARD)
+    assert [p for p, *_ in places] == list(board.pictures)
+    taken = np.zeros((board.height(BOARD), BOARD), dtype=int)
+    for picture, left, top, width, height in places:
+        taken[top : top + height, left : left + width] += 1
+        assert picture.wide == (width == BOARD)
+    assert taken.max() == 1
+    layout = board.plotly()["layout"]
+    for k, (picture, left, top, width, height) in enumerate(places):
+        x, y = (layout[f"{axis}axis{k + 1 if k else ''}"]["domain"] for axis in "xy")
+        assert left / BOARD < x[0] < x[1] < (left + width) / BOARD
+        assert 1 - (top + height) / layout["height"] < y[0] < y[1] < 1 - top / layout["height"]
+        if isinstance(picture, Lines):
+            assert layout[f"legend{k + 1 if k else ''}"]["y"] >= y[1]  # above the data, not on it
+    spec = board.spec()
+    assert [panel["per_row"] for panel in spec["panels"]] == [1, 3, 3, 3, 3, 3, 3, 2, 2]
+
+
+@pytest.mark.parametrize("num", range(1, 9))
+def test_rows_of_a_board_are_even(num):
+    board = Board("?", [Lines(f"{k}?", "x", "y", []) for k in range(num)])
+    sizes = [len(row) for row in board.rows()]
+    assert sum(sizes) == num
+    assert max(sizes) <= 3
+    assert max(sizes) - min(sizes) <= 1
+
+
+# --- routing ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
+def test_live_and_afterwards_are_the_same(shape, monkeypatch):
+    """Fed event by event, or replayed from lines of JSON."""
+    monkeypatch.setattr(widgets.view, "surroundings", lambda: "batch")
+    monkeypatch.setattr(widgets.view, "display", lambda *a, **k: None)
+    live = RoutingStability()
+    for event in routing(**shape):
+        live(event)
+    stored = RoutingStability.of(from_json(to_json(event)) for event in routing(**shape))
+    assert live.board().spec() == stored.board().spec()
+
+
+def test_the_heat_map_is_the_load_in_even_shares():
+    looks = [e for e in routing() if isinstance(e, Routed)]
+    matrix = only(Matrix, "Does every expert", RoutingStability.of(routing()))
+    load = np.array(looks[-1].agreed_load_LE, dtype=float)
+    np.testing.assert_allclose(matrix.values[:, -1], (load / load.mean(1, keepdims=True)).ravel())
+    assert matrix.rows[9] == "L1 E1"
+    assert list(matrix.columns) == [e.step for e in looks]
+
+
+def test_the_workers_load_leaves_out_what_is_not_known():
+    """The sum over workers that are up; None for an expert that no router knows."""
+    event = next(e for e in routing(layers=1, experts=2, workers=2, looks=1) if isinstance(e, Routed))
+    event = replace(event, load_WLE=[[[3, None]], None], agreed_load_LE=[[1, 1]])
+    view = RoutingStability(source="workers").replay([event])
+    assert np.asarray(only(Matrix, "Does every", view).values).ravel().tolist() == pytest.approx(
+        [1, np.nan], nan_ok=True
+    )
+    assert view.board().spec()["panels"][0]["values"] == [[1], [None]]
+    nobody = replace(event, load_WLE=[None, None])
+    assert np.isnan(only(Matrix, "Does every", RoutingStability(source="workers").replay([nobody])).values).all()
+
+
+def test_too_many_layers_show_the_worst_one_by_name():
+    events = list(routing(layers=24, experts=16, workers=8, looks=4))
+    cv = np.mean([[balance(row).cv for row in e.agreed_load_LE] for e in events if isinstance(e, Routed)], axis=0)
+    matrix = only(Matrix, "Does every", RoutingStability.of(events))
+    assert f"Layer {cv.argmax()}, the least balanced of 24" in matrix.title
+    assert len(matrix.rows) == 16
+    chosen = RoutingStability(layer=3).replay(events)
+    assert only(Matrix, "Does every", chosen).title.endswith("Layer 3")
+    entropy = only(Lines, "How varied", chosen)
+    assert [s.name for s in entropy.series] == ["lowest layer", "highest layer", "mean (thin: extremes)"]
+
+
+def test_options_are_checked():
+    with pytest.raises(ValueError, match="agreed"):
+        RoutingStability(source="agred")
+    with pytest.raises(ValueError, match="layers 0 to 3"):
+        RoutingStability(layer=4).replay(routing(looks=2)).pictures()
+
+
+@pytest.mark.parametrize(("workers", "holders"), [(4, 2), (8, 2), (4, 1), (2, 2)])
+def test_ghosts_are_held_against_their_ideal(workers, holders):
+    """1 − O_e/M from the table of holders; nothing to be shown where every worker has every expert, or in mode A."""
+    view = RoutingStability.of(routing(workers=workers, holders=holders, looks=5))
+    if holders < workers:
+        ideal = next(s for s in only(Lines, "How often", view).series if s.name.startswith("ideal"))
+        assert list(ideal.y) == [1 - holders / workers] * 5
+    else:
+        measured = [e for e in routing(workers=workers, holders=holders, looks=5) if isinstance(e, Routed)]
+        quiet = [replace(e, ghost_fraction_WL=[[0.0] * 4] * workers) for e in measured]
+        assert not any("absent" in t for t in titles(RoutingStability.of(quiet)))
+    routers_know_their_own = RoutingStability.of(routing(workers=workers, holders=holders, looks=5, mode="A"))
+    if holders < workers:
+        assert not any("absent" in t for t in titles(routers_know_their_own))
+
+
+def test_numbers_that_are_missing_are_gaps_or_leave_the_picture_out():
+    """The first churn, entropy while everybody is down, divergence with one holder."""
+    view = RoutingStability.of(routing(**SHAPES["all workers down"]))
+    churn, entropy = only(Lines, "How many choices", view), only(Lines, "How varied", view)
+    assert np.isnan(churn.series[-1].y[0])
+    assert np.isfinite(churn.series[-1].y[1:]).all()
+    assert np.isnan(entropy.series[-1].y).tolist() == [False, False, True, True, False, False, False, False]
+    assert not any("copies" in t for t in titles(RoutingStability.of(routing(holders=1, looks=4))))
+
+
+def test_balance_and_dead_experts():
+    event = next(e for e in routing(layers=2, experts=4, looks=1) if isinstance(e, Routed))
+    view = RoutingStability.of([replace(event, agreed_load_LE=[[100, 100, 100, 100], [0, 0, 400, 400]])])
+    lines = {s.name: s.y[0] for s in only(Lines, "How uneven", view).series}
+    assert lines == {"layer 0": 1, "layer 1": 2, "busiest ÷ mean": 1.5, "CV": 0.5}
+    assert only(Lines, "How many experts", view).series[0].y[0] == 2
+    assert only(Lines, "How many experts", view).axes()[1].ticks() == [2]
+
+
+def test_who_holds_what():
+    """One table where all layers agree, bands of layers where they do not, shares where those would be too many."""
+    same = only(Grid, "Who", RoutingStability.of(routing(looks=1)))
+    assert np.asarray(same.held).sum(1).tolist() == [2] * 8
+    assert same.text().endswith("w3: E2–E3, E6–E7")
+    mixed = only(Grid, "Who", RoutingStability.of(routing(moves=True, looks=2)))
+    assert len(mixed.rows) == 32
+    assert len(mixed.bands) == 4
+    assert "32 copies moved" in mixed.x
+    many = only(Grid, "Who", RoutingStability.of(routing(**SHAPES["24 layers"])))
+    assert len(many.rows) == 16
+    assert "share of 24 layers" in many.x
+    np.testing.assert_allclose(np.asarray(many.held).sum(1), 4)
+
+
+def test_a_second_run_begins_anew():
+    view = RoutingStability.of([*routing(looks=5), *routing(looks=3, moves=True)])
+    assert len(view.looks) == 3
+    assert view.moved == 32
+    assert RoutingStability.of([*routing(looks=5), *routing(looks=0)]).looks == []
+
+
+def test_a_run_without_experts_says_so():
+    started, ended = [e for e in routing(looks=0) if isinstance(e, Started | Ended)]
+    (note,) = RoutingStability.of([started, Stepped(1, [2.0], 1.0, 0.1), ended]).pictures()
+    assert "No look" in note.text()
+
+
+# --- where a view shows itself ---------------------------------------------------------------------------------------
+
+
+class Place:
+    """What a notebook was asked to show."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, where: str):
+        self.shown: list[tuple[str, dict[str, Any]]] = []
+        self.changed: list[tuple[str, dict[str, Any]]] = []
+        monkeypatch.setattr(widgets.view, "surroundings", lambda: where)
+        monkeypatch.setattr(widgets.view, "display", self._to(self.shown))
+        monkeypatch.setattr(widgets.view, "update_display", self._to(self.changed))
+
+    def _to(self, outputs: list[tuple[str, dict[str, Any]]]) -> Callable[..., None]:
+        return lambda data, *, raw, display_id: outputs.append((display_id, data))
+
+
+RESTING = {"application/vnd.plotly.v1+json", "image/svg+xml", "text/plain"}
+
+
+def test_live_is_a_widget_that_becomes_one_picture(monkeypatch):
+    place, view = Place(monkeypatch, "live"), RoutingStability()
+    for event in routing(looks=6):
+        assert place.changed == []
+        view(event)
+    ((shown_id, widget),) = place.shown
+    ((changed_id, picture),) = place.changed
+    assert shown_id == changed_id
+    assert "application/vnd.jupyter.widget-view+json" in widget
+    assert set(picture) == RESTING
+    assert view._screen.canvas.board["panels"] == view.board().spec()["panels"]
+    view.rest()
+    view.show()
+    assert len(place.changed) == 1
+    assert set(place.shown[1][1]) == RESTING
+    for event in routing(looks=2):  # the same view again: a new place
+        view(event)
+    assert len(place.shown) == 3
+    assert place.changed[1][0] == place.shown[2][0] != shown_id
+
+
+def test_rest_in_mid_run_is_for_good(monkeypatch):
+    """Later events are taken in, so that the view can be shown again, but they draw nothing."""
+    place, view = Place(monkeypatch, "live"), RoutingStability()
+    for event in routing(looks=6):
+        view(event)
+        if isinstance(event, Routed) and event.step == 30:
+            view.rest()
+    assert len(place.shown) == len(place.changed) == 1
+    assert "at 30" in place.changed[0][1]["text/plain"]
+    assert "at 60" in view.board().text()
+
+
+def test_batch_is_one_output_at_the_end(monkeypatch):
+    """No widget at all; less than 100 kB for 4 layers of 8 experts and 64 looks."""
+    place, view = Place(monkeypatch, "batch"), RoutingStability()
+    for event in routing():
+        assert place.shown == []
+        view(event)
+    ((_, picture),) = place.shown
+    assert set(picture) == RESTING
+    assert len(json.dumps(picture)) < 100_000
+    assert view._screen.canvas is None
+
+
+def test_a_terminal_gets_words(monkeypatch, capsys):
+    place, view = Place(monkeypatch, "terminal"), RoutingStability()
+    for event in routing(looks=3):
+        view(event)
+    assert place.shown == []
+    assert capsys.readouterr().out.startswith("Does routing stay stable?")
+
+
+def test_here_is_a_terminal():
+    assert widgets.view.surroundings() == "terminal"
+
+
+def test_a_thread_shows_nothing_by_itself(monkeypatch):
+    """It has no cell. The view appears where it is shown, and changes there."""
+    place, view = Place(monkeypatch, "live"), RoutingStability()
+    events = list(routing(looks=3))
+
+    def feed(part: list[Event]) -> None:
+        thread = threading.Thread(target=lambda: [view(event) for event in part])
+        thread.start()
+        thread.join()
+
+    feed(events[:3])
+    assert place.shown == []
+    view.show()
+    feed(events[3:])
+    assert len(place.shown) == len(place.changed) == 1
+
+
+def test_drawing_is_rare_and_only_when_something_changed(monkeypatch):
+    """At most 8 times a second, in at most a twentieth of the time, and never for events that are not read."""
+    Place(monkeypatch, "live")
+    now, cost = [0.0], 0.0
+    drawn: list[float] = []
+
+    class Slow(RoutingStability):
+        def pictures(self) -> list[Picture]:
+            drawn.append(now[0])
+            now[0] += cost
+            return RoutingStability.pictures(self)
+
+    view = Slow()
+    view._screen = widgets.view.Screen("live", clock=lambda: now[0])
+    stream = [e for e in routing(looks=40) if isinstance(e, Started | Routed)]
+    for event in stream[:40]:
+        view(event)
+        now[0] += 0.03125
+    assert len(drawn) == 10  # the first at once, then one in four
+    assert min(np.diff(drawn)) == 0.125
+    now[0], seen = 100.0, len(drawn)
+    view(Stepped(1, [2.0], 1.0, 0.1))  # what changed last is drawn with the next event, whatever it is
+    assert len(drawn) == seen + 1
+    now[0] = 200.0
+    view(Stepped(2, [2.0], 1.0, 0.1))
+    assert len(drawn) == seen + 1
+    cost, drawn[:] = 0.1, []
+    for event in stream[:5]:
+        view(event)
+        now[0] += 1.0
+    assert np.diff(drawn).min() > 2.0
+
+
+@pytest.mark.parametrize("where", ["live", "batch", "terminal"])
+@pytest.mark.parametrize("method", ["fold", "pictures", "nothing can be shown"])
+def test_a_view_that_raises_is_dropped_and_the_run_goes_on(where, method, monkeypatch, capsys):
+    """It says so once, in its place, with the error and where it came from; and takes in nothing more."""
+    place, taken = Place(monkeypatch, where), [0]
+
+    class Bad(RoutingStability):
+        def fold(self, event: Event) -> None:
+            taken[0] += 1
+            if isinstance(event, Routed) and method != "pictures":
+                raise IndexError("an expert too many")
+            RoutingStability.fold(self, event)
+
+        def pictures(self) -> list[Picture]:
+            if self.looks:
+                raise IndexError("an expert too many")
+            return RoutingStability.pictures(self)
+
+    def broken(*args: Any, **options: Any) -> None:
+        raise RuntimeError("no comm")
+
+    if method == "nothing can be shown":
+        monkeypatch.setattr(widgets.view, "bundle", broken)
+    view = Bad()
+    for event in routing(looks=4):
+        view(event)
+    said = [data["text/plain"] for _, data in [*place.changed, *place.shown] if set(data) == RESTING]
+    said += [out] if (out := capsys.readouterr().out) else []
+    if method == "nothing can be shown":
+        assert said == []
+    else:
+        (words,) = said
+        assert "Bad was dropped; the run goes on" in words
+        assert "IndexError: an expert too many" in words
+        assert "test_views.py, line" in words
+    assert taken[0] < 9
+
+
+def test_the_example_in_the_documentation_works(monkeypatch):
+    """The view of a few lines that the module shows is a view."""
+    place = Place(monkeypatch, "batch")
+    source = widgets.view.__doc__.split("::\n\n", 1)[1].split("    train(recipe")[0]
+    names: dict[str, Any] = {}
+    imports = "from lab.columns import Columns\nfrom lab.events import *\nfrom widgets import *\nfrom widgets.pictures import Picture\n"
+    exec(imports + re.sub(r"^    ", "", source, flags=re.MULTILINE), names)
+    view = names["Losses"]()
+    for event in routing(looks=9):
+        view(event)
+    assert len(place.shown) == 1
+    assert view.pictures()[0].series[0].y[-1] == 2.0
+
+
+@pytest.mark.slow
+@pytest.mark.processes
+def test_an_executed_notebook_holds_one_picture_that_needs_no_network(tmp_path):
+    """Executed by nbclient, a view is one output without a widget, and the page made of it loads nothing from elsewhere."""
+    from nbclient import NotebookClient
+
+    from widgets.pages import page
+
+    nb = nbformat.v4.new_notebook()
+    nb.cells = [
+        nbformat.v4.new_code_cell(
+            "import sys; sys.path.insert(0, 'tests')\nfrom test_views import RoutingStability, routing, threading"
+        ),
+        nbformat.v4.new_code_cell("view = RoutingStability()\nfor event in routing(): view(event)"),
+        nbformat.v4.new_code_cell("RoutingStability.of(routing(looks=5))"),
+        nbformat.v4.new_code_cell(
+            "late = RoutingStability()\nrun = threading.Thread(target=lambda: [late(e) for e in routing(looks=4)])\n"
+            "run.start()\nrun.join()"
+        ),
+    ]
+    NotebookClient(
+        nb, kernel_name="python3", resources={"metadata": {"path": str(Path(__file__).parents[1])}}
+    ).execute()
+    for cell in nb.cells[1:]:
+        (output,) = cell.outputs
+        assert set(output["data"]) == RESTING
+    assert not nb.metadata.get("widgets")
+    file = tmp_path / "executed.ipynb"
+    nbformat.write(nb, file)
+    assert file.stat().st_size < 350_000
+    page(file, tmp_path / "executed.html")
+    text = (tmp_path / "executed.html").read_text()
+    assert text.count("Plotly.newPlot(") >= 3
+    assert re.findall(r'<(?:script|link|img)[^>]+(?:src|href)="(https?://[^"]+)"', text) == []
+
+
+# --- the canvas ------------------------------------------------------------------------------------------------------
+
+MODULE = Path(widgets.view.__file__).with_name("view.js")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+PAGE = """
+<!doctype html><meta charset="utf-8"><body style="margin:0; width:1000px; STYLE"><script type="module">
+class Model {
+  constructor(state) { this.state = state; this.handlers = {}; }
+  get(key) { return this.state[key]; }
+  on(event, f) { (this.handlers[event] ||= []).push(f); }
+  off(event, f) { this.handlers[event] = (this.handlers[event] || []).filter((g) => g !== f); }
+  put(key, value) { this.state[key] = value; (this.handlers["change:" + key] || []).forEach((f) => f()); }
+}
+const frames = () => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done, 30))));
+const boards = BOARDS;
+const out = {};
+try {
+  const { default: widget } = await import("/view.js");
+  const el = document.body.appendChild(document.createElement("div"));
+  const model = new Model({ board: {} });
+  const done = widget.render({ model, el });
+  const canvases = () => [...el.querySelectorAll("canvas")];
+  const pixels = (c) => c.getContext("2d").getImageData(0, 0, c.width, c.height).data;
+  const count = (c, [r, g, b]) => {
+    const d = pixels(c);
+    let n = 0;
+    for (let i = 0; i < d.length; i += 4) if (d[i] === r && d[i + 1] === g && d[i + 2] === b && d[i + 3] === 255) n++;
+    return n;
+  };
+  const inked = (c) => pixels(c).filter((v, i) => i % 4 === 3 && v).length;
+  const point = async (k, x, y) => {
+    const box = canvases()[k].getBoundingClientRect();
+    canvases()[k].dispatchEvent(new PointerEvent("pointermove", { clientX: box.left + x, clientY: box.top + y }));
+    await frames();
+    const readouts = [...el.querySelectorAll(".isthmus-readout")].filter((r) => !r.hidden);
+    return readouts.map((r) => r.textContent);
+  };
+  await frames();
+  out.empty = [el.textContent, canvases().length];
+  for (const [name, board] of Object.entries(boards)) {
+    model.put("board", board);
+    await frames();
+    out[name] = canvases().map((c) => ({ label: c.ariaLabel, role: c.getAttribute("role"), ink: inked(c), width: c.clientWidth }));
+  }
+  model.put("board", boards.plain);
+  await frames();
+  out.red = count(canvases()[0], [255, 0, 0]);
+  out.green = count(canvases()[0], [0, 255, 0]);
+  out.ground = el.querySelector("h3") && getComputedStyle(el.querySelector(".isthmus-board")).color;
+  out.cell = await point(0, 400, 60);
+  canvases()[0].dispatchEvent(new PointerEvent("pointerleave"));
+  out.line = await point(1, 80, 100);
+  out.outside = (canvases()[1].dispatchEvent(new PointerEvent("pointerleave")), await frames(), await point(0, 2, 2));
+  el.style.width = "420px";
+  await frames();
+  out.narrow = canvases().map((c) => c.clientWidth);
+  done();
+  model.put("board", boards.plain);
+  await frames();
+  out.after = [el.children.length, Object.values(model.handlers).flat().length];
+} catch (error) {
+  out.error = String(error.stack || error);
+}
+await fetch("/result", { method: "POST", body: JSON.stringify(out) });
+</script></body>
+"""
+
+
+def in_a_browser(boards: dict[str, Board], folder: Path, style: str = "") -> dict[str, Any]:
+    """What a blank page with a fake model sees of the module, drawing one board after another.
+
+    The page is served from here and posts its result back.
+    """
+    specs = json.dumps({name: board.spec() for name, board in boards.items()})
+    answers = {
+        "/": ("text/html", PAGE.replace("STYLE", style).replace("BOARDS", specs.replace("</", "<\\/")).encode()),
+        "/view.js": ("text/javascript", MODULE.read_bytes()),
+    }
+    results: queue.Queue[bytes] = queue.Queue()
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            kind, body = answers.get(self.path, ("text/plain", b""))
+            self.send_response(200)
+            self.send_header("Content-Type", kind)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def do_POST(self) -> None:
+            results.put(self.rfile.read(int(self.headers["Content-Length"])))
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    command = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--remote-debugging-port=0"]
+    command += [
+        f"--user-data-dir={folder / 'profile'}",
+        "--window-size=1000,900",
+        f"http://127.0.0.1:{server.server_port}/",
+    ]
+    browser = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        out: dict[str, Any] = json.loads(results.get(timeout=60))
+    finally:
+        browser.terminate()
+        browser.wait(20)
+        server.shutdown()
+        server.server_close()
+    assert "error" not in out, out["error"]
+    return out
+
+
+PLAIN = Board(
+    "Plain",
+    [
+        Matrix(
+            "Two?",
+            "step",
+            ["a", "b"],
+            [1, 2],
+            [[0, 1], [1, None]],
+            "u",
+            colours=("#ff0000", "#00ff00"),
+            hover="{row}/{column}: {value}\nwords",
+        ),
+        Lines("One?", "x", "y", [Series("up", range(11), range(11))], hover="{name} {y} at {x}"),
+    ],
+)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium or Chrome on the PATH")
+@pytest.mark.processes
+def test_the_module_draws_in_a_browser(tmp_path):
+    """Every kind of picture gets ink and a label; cells have their colours; the pointer finds points; all is cleaned up."""
+    others = Board("Others", [*PICTURES.values(), *TABLES.values()])
+    boards = {"plain": PLAIN, "routing": RoutingStability.of(routing()).board(), "others": others}
+    out = in_a_browser(boards, tmp_path)
+    assert out["empty"][1] == 0
+    assert "Waiting for the first event" in out["empty"][0]
+    for name, board in boards.items():
+        assert [panel["label"] for panel in out[name]] == [p.text() for p in board.pictures]
+        assert {panel["role"] for panel in out[name]} == {"img"}
+        assert min(panel["ink"] for panel in out[name]) > 100
+    wide, *thirds = [panel["width"] for panel in out["routing"]]
+    assert wide > 950
+    assert max(thirds[:6]) < 330 < min(thirds[6:])
+    assert out["green"] == pytest.approx(2 * out["red"], rel=0.1)  # two cells of four, one, and one that is not known
+    assert out["red"] > 10_000
+    assert out["cell"] == ["a/1: 0\nwords"]
+    (line,) = out["line"]
+    assert re.fullmatch(r"up [01] at [01]", line)
+    assert out["outside"] == []
+    assert max(out["narrow"]) <= 420
+    assert out["after"] == [0, 0]
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium or Chrome on the PATH")
+@pytest.mark.processes
+def test_the_module_takes_the_colours_of_the_theme(tmp_path):
+    out = in_a_browser({"plain": PLAIN}, tmp_path, style="--jp-content-font-color1: rgb(1, 2, 3)")
+    assert out["ground"] == "rgb(1, 2, 3)"
+
+
+def test_the_module_is_small_and_loads_nothing():
+    source = MODULE.read_text()
+    assert len(source.encode()) < 50_000
+    assert not re.search(r"\bimport\b|https?://|\beval\b|innerHTML", re.sub(r"//.*", "", source))

@@ -1,0 +1,452 @@
+// Draws a board of pictures on canvases, one canvas a picture.
+//
+// What is drawn was decided in Python: series, scales, ticks, colours, words. Here it gets pixels, the theme's colours and a
+// readout of the nearest point or cell. The board is the model's only state, so a page that is loaded again is complete.
+
+const FONT = "system-ui, -apple-system, 'Segoe UI', sans-serif";
+const THREE = 840; // from this width on, pictures may stand three in a row,
+const TWO = 560; // and from this one on two
+const NARROW = 640; // below it, the legend stands above the curves
+
+const REST =
+  "The run has ended, but this page does not know which cell to change (was it loaded again meanwhile?). " +
+  "Show the view in a new cell, and the notebook keeps its picture.";
+
+const STYLE = `
+.isthmus-board { position: relative; display: grid; grid-template-columns: repeat(6, minmax(0, 1fr)); gap: 0 16px; padding: 4px 0; font-family: ${FONT}; }
+.isthmus-board h3 { grid-column: 1 / -1; margin: 2px 0 4px 14px; font-size: 16px; font-weight: 600; line-height: 1.3; }
+.isthmus-board p { grid-column: 1 / -1; margin: 0 0 6px 14px; font-size: 12px; }
+.isthmus-panel { position: relative; min-width: 0; }
+.isthmus-panel canvas { display: block; width: 100%; }
+.isthmus-readout { position: absolute; z-index: 3; pointer-events: none; width: max-content; max-width: 340px; padding: 5px 9px; border-radius: 4px;
+  font-size: 12px; line-height: 1.4; white-space: pre-line; box-shadow: 0 1px 5px rgba(0, 0, 0, 0.3); }
+`;
+
+/** The colours of the notebook's theme; without Jupyter, of the page. */
+function theme(el) {
+  const css = getComputedStyle(el);
+  const of = (name, fallback) => css.getPropertyValue(name).trim() || fallback;
+  const ink = of("--jp-content-font-color1", css.color);
+  const ground = of("--jp-layout-color0", of("--vscode-editor-background", "#fff"));
+  return { ink, ground, soft: of("--jp-content-font-color2", ink), grid: "rgba(128, 128, 128, 0.25)" };
+}
+
+function short(v) {
+  if (v === 0 || !Number.isFinite(v)) return String(v);
+  for (const [limit, unit] of [[1e12, "T"], [1e9, "G"], [1e6, "M"], [1e4, "k"]])
+    if (Math.abs(v) >= limit) return Number((v / limit).toPrecision(4)) + unit;
+  return String(Number(v.toPrecision(4)));
+}
+
+const say = (pattern, words) => pattern.replace(/\{(\w+)\}/g, (whole, key) => (key in words ? words[key] : whole));
+
+/** 0 at the low end of an axis, 1 at its high end, null where a logarithm has no place for it. */
+function at(axis, v) {
+  if (v === null || (axis.log && v <= 0)) return null;
+  return ((axis.log ? Math.log10(v) : v) - axis.low) / (axis.high - axis.low);
+}
+
+/** Words broken into lines that fit. */
+function wrap(g, words, width) {
+  const lines = [];
+  for (const paragraph of words.split("\n")) {
+    let line = "";
+    for (const word of paragraph.split(" ")) {
+      const longer = line ? line + " " + word : word;
+      if (line && g.measureText(longer).width > width) {
+        lines.push(line);
+        line = word;
+      } else line = longer;
+    }
+    lines.push(line);
+  }
+  return lines;
+}
+
+/** Title, and the box that is left for the picture. */
+function titled(p, left, right, below = 44) {
+  const { g, width, height, colours } = p;
+  g.textAlign = "left";
+  g.textBaseline = "alphabetic";
+  g.fillStyle = colours.ink;
+  g.font = `600 14px ${FONT}`;
+  const lines = wrap(g, p.spec.title, width - 28);
+  lines.forEach((line, k) => g.fillText(line, 14, 22 + 17 * k));
+  g.font = `11px ${FONT}`;
+  return { left, right: Math.max(left + 20, width - right), top: 21 + 17 * lines.length, bottom: height - below };
+}
+
+function labels(p, box, x, y) {
+  const { g, height, colours } = p;
+  g.fillStyle = colours.ink;
+  g.font = `12px ${FONT}`;
+  g.textAlign = "center";
+  if (x) g.fillText(x, (box.left + box.right) / 2, height - 9);
+  if (y) upwards(g, y, 13, (box.top + box.bottom) / 2);
+  g.font = `11px ${FONT}`;
+  g.fillStyle = colours.soft;
+}
+
+function upwards(g, words, x, y) {
+  g.save();
+  g.translate(x, y);
+  g.rotate(-Math.PI / 2);
+  g.textAlign = "center";
+  g.fillText(words, 0, 0);
+  g.restore();
+}
+
+/** Grid lines and numbers of the horizontal axis; numbers that would touch are left out. */
+function ticksBelow(p, box, axis) {
+  const { g, colours } = p;
+  let free = -Infinity;
+  g.textAlign = "center";
+  g.strokeStyle = colours.grid;
+  g.fillStyle = colours.soft;
+  g.lineWidth = 1;
+  for (const [where, label] of axis.ticks) {
+    const x = box.left + (box.right - box.left) * where;
+    line(g, [[x, box.top], [x, box.bottom]]);
+    const half = g.measureText(label).width / 2;
+    if (x - half < free) continue;
+    g.fillText(label, x, box.bottom + 16);
+    free = x + half + 6;
+  }
+}
+
+function line(g, points) {
+  g.beginPath();
+  points.forEach(([x, y], k) => (k ? g.lineTo(x, y) : g.moveTo(x, y)));
+  g.stroke();
+}
+
+// Each of these draws one kind of picture and returns what the pointer finds: (x, y) → {x, y, words, ring?} or null.
+
+const KINDS = {
+  lines(p) {
+    const { g, spec, width, colours } = p;
+    const named = spec.series.filter((s, k) => !s.faint && spec.series.findIndex((o) => !o.faint && o.name === s.name) === k);
+    const beside = width >= NARROW;
+    const box = titled(p, 62, beside ? 170 : 18);
+    g.font = `12px ${FONT}`;
+    let [x0, y0] = beside ? [box.right + 14, box.top + 10] : [box.left, box.top + 3];
+    for (const s of named) {
+      const needs = g.measureText(s.name).width + 36;
+      if (!beside && x0 > box.left && x0 + needs > width) [x0, y0] = [box.left, y0 + 17];
+      stroke(g, s);
+      line(g, [[x0, y0], [x0 + 18, y0]]);
+      g.setLineDash([]);
+      g.fillStyle = colours.ink;
+      g.fillText(s.name, x0 + 24, y0 + 4);
+      if (beside) y0 += 20;
+      else x0 += needs;
+    }
+    if (!beside && named.length) box.top = y0 + 13;
+    labels(p, box, spec.x.label, spec.y.label);
+    ticksBelow(p, box, spec.x);
+    g.textAlign = "right";
+    for (const [where, label] of spec.y.ticks) {
+      const y = box.bottom - (box.bottom - box.top) * where;
+      line(g, [[box.left, y], [box.right, y]]);
+      g.fillText(label, box.left - 6, y + 4);
+    }
+    const place = (s) =>
+      s.x.map((v, k) => {
+        const [fx, fy] = [at(spec.x, v), at(spec.y, s.y[k])];
+        if (fx === null || fy === null) return null;
+        return [box.left + (box.right - box.left) * fx, box.bottom - (box.bottom - box.top) * fy];
+      });
+    const placed = spec.series.map(place);
+    spec.series.forEach((s, k) => {
+      stroke(g, s);
+      g.beginPath();
+      placed[k].forEach((q, i) => {
+        if (!q) return;
+        if (i && placed[k][i - 1]) g.lineTo(...q);
+        else {
+          g.moveTo(...q);
+          g.lineTo(q[0] + 0.01, q[1]); // a point between two gaps shows as a dot
+        }
+      });
+      g.stroke();
+      g.setLineDash([]);
+      g.globalAlpha = 1;
+      if (s.marked) for (const q of placed[k]) if (q) dot(g, q, 3, s.colour);
+    });
+    if (spec.floor) {
+      const y = box.bottom - (box.bottom - box.top) * at(spec.y, spec.floor[0]);
+      g.strokeStyle = g.fillStyle = colours.soft;
+      g.lineWidth = 1;
+      g.setLineDash([2, 4]);
+      line(g, [[box.left, y], [box.right, y]]);
+      g.setLineDash([]);
+      g.textAlign = "right";
+      g.fillText(spec.floor[1], box.right - 4, y - 5);
+    }
+    return (x, y) => {
+      let best = null;
+      let near = Infinity;
+      spec.series.forEach((s, k) => {
+        if (!s.speaks) return;
+        placed[k].forEach((q, i) => {
+          if (!q) return;
+          const far = Math.hypot(q[0] - x, q[1] - y) + (s.faint ? 4 : 0);
+          if (far < near) [near, best] = [far, [s, i, q]];
+        });
+      });
+      if (!best) return null;
+      const [s, i, q] = best;
+      const words = { name: s.name, x: short(s.x[i]), y: short(s.y[i]) };
+      return { x: q[0], y: q[1], words: say(spec.hover, words), mark: () => dot(g, q, 5, s.colour, colours.ground) };
+    };
+  },
+
+  bars(p) {
+    const { g, spec, colours } = p;
+    g.font = `12px ${FONT}`;
+    const names = Math.max(50, ...spec.bars.map((b) => g.measureText(b.name).width));
+    const box = titled(p, names + 20, 150);
+    labels(p, box, spec.x.label);
+    ticksBelow(p, box, spec.x);
+    const each = (box.bottom - box.top) / Math.max(1, spec.bars.length);
+    g.font = `12px ${FONT}`;
+    spec.bars.forEach((b, k) => {
+      const y = box.top + each * (k + 0.18);
+      const end = box.left + (box.right - box.left) * at(spec.x, b.value);
+      g.fillStyle = b.colour;
+      g.fillRect(box.left, y, end - box.left, each * 0.64);
+      g.fillStyle = colours.ink;
+      g.textAlign = "right";
+      g.fillText(b.name, box.left - 6, y + each * 0.4);
+      g.textAlign = "left";
+      g.fillText(b.label, end + 6, y + each * 0.4);
+    });
+    return (x, y) => {
+      const b = spec.bars[Math.floor((y - box.top) / each)];
+      return b && y >= box.top ? { x, y, words: `${b.name}: ${b.label}` } : null;
+    };
+  },
+
+  calendar(p) {
+    const { g, spec, colours } = p;
+    g.font = `12px ${FONT}`;
+    const names = Math.max(50, ...spec.rows.map((r) => g.measureText(r.name).width));
+    const box = titled(p, names + 20, 24);
+    labels(p, box, spec.x.label);
+    ticksBelow(p, box, spec.x);
+    const each = (box.bottom - box.top) / Math.max(1, spec.rows.length);
+    const across = (v) => box.left + (box.right - box.left) * at(spec.x, v);
+    g.font = `12px ${FONT}`;
+    g.textAlign = "right";
+    spec.rows.forEach((row, k) => {
+      const y = box.top + each * k;
+      g.strokeStyle = row.colour;
+      g.lineWidth = 1.6;
+      g.beginPath();
+      for (const v of row.at) {
+        g.moveTo(across(v), y + each * 0.2);
+        g.lineTo(across(v), y + each * 0.8);
+      }
+      g.stroke();
+      g.fillStyle = colours.ink;
+      g.fillText(row.name, box.left - 6, y + each * 0.6);
+    });
+    return (x, y) => {
+      const row = spec.rows[Math.floor((y - box.top) / each)];
+      if (!row || !row.at.length || y < box.top) return null;
+      const v = row.at.reduce((a, b) => (Math.abs(across(b) - x) < Math.abs(across(a) - x) ? b : a));
+      return { x: across(v), y, words: `${row.name}, step ${v}` };
+    };
+  },
+
+  cells(p) {
+    const { g, spec, colours } = p;
+    const [R, C] = [spec.rows.length, spec.columns.length];
+    g.font = `11px ${FONT}`;
+    const names = Math.max(12, ...spec.row_ticks.map(([, name]) => g.measureText(name).width));
+    const box = titled(p, names + 24, spec.bar ? 76 : 24);
+    labels(p, box, spec.x);
+    const [broad, tall] = [(box.right - box.left) / Math.max(1, C), (box.bottom - box.top) / Math.max(1, R)];
+    const gap = Math.min(spec.gap, broad / 2, tall / 2);
+    const last = spec.colours.length - 1;
+    if (!spec.gap) {
+      g.strokeStyle = colours.grid;
+      g.lineWidth = 1;
+      g.strokeRect(box.left, box.top, box.right - box.left, box.bottom - box.top);
+    }
+    const edge = (from, size, k) => (spec.gap ? from + size * k : Math.round(from + size * k)); // whole pixels: no seams
+    spec.values.forEach((row, r) =>
+      row.forEach((v, c) => {
+        if (v === null) return;
+        const level = Math.round(Math.min(1, Math.max(0, at(spec.scale, v))) * last);
+        g.fillStyle = spec.colours[level];
+        const [x, y] = [edge(box.left, broad, c), edge(box.top, tall, r)];
+        g.fillRect(x + gap / 2, y + gap / 2, edge(box.left, broad, c + 1) - x - gap, edge(box.top, tall, r + 1) - y - gap);
+      }),
+    );
+    g.strokeStyle = colours.ground;
+    g.lineWidth = 1.5;
+    for (const e of spec.edges) line(g, [[box.left, box.top + tall * e], [box.right, box.top + tall * e]]);
+    g.fillStyle = colours.soft;
+    g.textAlign = "right";
+    for (const [k, name] of spec.row_ticks) g.fillText(name, box.left - 6, box.top + tall * (k + 0.5) + 4);
+    g.textAlign = "center";
+    let free = -Infinity;
+    for (const [k, name] of spec.column_ticks) {
+      const [x, half] = [box.left + broad * (k + 0.5), g.measureText(name).width / 2];
+      if (x - half < free) continue;
+      g.fillText(name, x, box.bottom + 16);
+      free = x + half + 6;
+    }
+    if (spec.bar) {
+      const [x, each] = [box.right + 12, (box.bottom - box.top) / (last + 1)];
+      spec.colours.forEach((colour, k) => {
+        g.fillStyle = colour;
+        g.fillRect(x, box.bottom - each * (k + 1), 11, each + 0.5);
+      });
+      g.fillStyle = colours.soft;
+      g.textAlign = "left";
+      for (const [where, label] of spec.scale.ticks) g.fillText(label, x + 15, box.bottom - (box.bottom - box.top) * where + 4);
+      g.fillStyle = colours.ink;
+      g.font = `12px ${FONT}`;
+      upwards(g, spec.scale.label, x + 50, (box.top + box.bottom) / 2);
+    }
+    return (x, y) => {
+      const [r, c] = [Math.floor((y - box.top) / tall), Math.floor((x - box.left) / broad)];
+      if (r < 0 || r >= R || c < 0 || c >= C) return null;
+      const v = spec.values[r][c];
+      const words = { row: spec.rows[r], column: spec.columns[c], value: v === null ? "not known" : short(v) };
+      const mark = () => {
+        g.strokeStyle = colours.ink;
+        g.lineWidth = 1.5;
+        g.strokeRect(box.left + broad * c, box.top + tall * r, broad, tall);
+      };
+      return { x: box.left + broad * (c + 0.5), y: box.top + tall * (r + 0.5), words: say(spec.hover, words), mark };
+    };
+  },
+
+  note(p) {
+    const { g, spec, width, colours } = p;
+    const box = titled(p, 14, 14);
+    g.font = `12px ${FONT}`;
+    g.fillStyle = colours.soft;
+    wrap(g, spec.words, width - 28).forEach((words, k) => g.fillText(words, 14, box.top + 12 + 18 * k));
+    return () => null;
+  },
+};
+
+function stroke(g, s) {
+  g.strokeStyle = s.colour;
+  g.lineWidth = s.faint ? 1 : 2.2;
+  g.globalAlpha = s.faint ? 0.55 : 1;
+  g.lineJoin = g.lineCap = "round";
+  g.setLineDash(s.dash);
+}
+
+function dot(g, [x, y], radius, colour, ring) {
+  g.fillStyle = colour;
+  g.beginPath();
+  g.arc(x, y, radius, 0, 2 * Math.PI);
+  g.fill();
+  if (!ring) return;
+  g.strokeStyle = ring;
+  g.lineWidth = 2;
+  g.stroke();
+}
+
+/** One picture: a canvas, and a readout that follows the pointer. */
+class Panel {
+  constructor(parent, changed) {
+    this.el = parent.appendChild(document.createElement("div"));
+    this.el.className = "isthmus-panel";
+    this.canvas = this.el.appendChild(document.createElement("canvas"));
+    this.canvas.setAttribute("role", "img");
+    this.readout = this.el.appendChild(document.createElement("div"));
+    this.readout.className = "isthmus-readout";
+    this.readout.hidden = true;
+    this.pointer = null;
+    this.canvas.addEventListener("pointermove", (e) => {
+      this.pointer = [e.offsetX, e.offsetY];
+      changed();
+    });
+    this.canvas.addEventListener("pointerleave", () => {
+      this.pointer = null;
+      changed();
+    });
+  }
+
+  draw(spec, most) {
+    const colours = theme(this.el);
+    this.el.style.gridColumn = `span ${6 / Math.min(spec.per_row, most)}`;
+    this.canvas.style.height = `${spec.height}px`;
+    this.canvas.setAttribute("aria-label", spec.text);
+    const [width, height, dots] = [this.el.clientWidth, spec.height, window.devicePixelRatio || 1];
+    if (!width) return; // hidden: the observer calls again when it is seen
+    if (this.canvas.width !== Math.round(width * dots) || this.canvas.height !== Math.round(height * dots)) {
+      this.canvas.width = Math.round(width * dots);
+      this.canvas.height = Math.round(height * dots);
+    }
+    const g = this.canvas.getContext("2d");
+    g.setTransform(dots, 0, 0, dots, 0, 0);
+    g.clearRect(0, 0, width, height);
+    const find = KINDS[spec.kind]({ g, spec, width, height, colours });
+    const found = this.pointer && find(...this.pointer);
+    this.readout.hidden = !found;
+    if (!found) return;
+    found.mark?.();
+    this.readout.textContent = found.words;
+    this.readout.style.background = colours.ink;
+    this.readout.style.color = colours.ground;
+    const [w, h] = [this.readout.offsetWidth, this.readout.offsetHeight];
+    const [first, last] = [-this.el.offsetLeft, this.el.parentElement.clientWidth - this.el.offsetLeft - w]; // of the board
+    const left = found.x + 14 > last ? found.x - 14 - w : found.x + 14;
+    const top = found.y - h - 8 < 0 ? found.y + 14 : found.y - h - 8;
+    this.readout.style.left = `${Math.max(first, Math.min(last, left))}px`;
+    this.readout.style.top = `${top}px`;
+  }
+}
+
+function render({ model, el }) {
+  const root = el.appendChild(document.createElement("div"));
+  root.className = "isthmus-board";
+  root.appendChild(document.createElement("style")).textContent = STYLE;
+  const title = root.appendChild(document.createElement("h3"));
+  const hint = root.appendChild(document.createElement("p"));
+  hint.textContent = REST;
+  hint.hidden = true;
+  const panels = [];
+  let [frame, timer] = [0, 0];
+
+  const draw = () => {
+    frame = 0;
+    const board = model.get("board");
+    const specs = board.panels || [];
+    const most = root.clientWidth >= THREE ? 3 : root.clientWidth >= TWO ? 2 : 1;
+    root.style.color = theme(root).ink;
+    title.textContent = board.title || "Waiting for the first event …";
+    if (board.at_rest) timer ||= setTimeout(() => (hint.hidden = false), 3000); // usually replaced before that
+    while (panels.length > specs.length) panels.pop().el.remove();
+    while (panels.length < specs.length) panels.push(new Panel(root, request));
+    specs.forEach((spec, k) => panels[k].draw(spec, most));
+  };
+  const request = () => {
+    frame ||= requestAnimationFrame(draw);
+  };
+
+  model.on("change:board", request);
+  const sized = new ResizeObserver(request);
+  sized.observe(root);
+  const themed = new MutationObserver(request); // JupyterLab switches its theme by attributes of the body
+  themed.observe(document.body, { attributes: true });
+  request();
+  return () => {
+    cancelAnimationFrame(frame);
+    clearTimeout(timer);
+    model.off("change:board", request);
+    sized.disconnect();
+    themed.disconnect();
+    root.remove();
+  };
+}
+
+export default { render };
