@@ -116,9 +116,9 @@ class Communicator:
                 agreed.append(known if base is None else torch.zeros_like(base))
                 continue
             weights_H = _normalised(weights_W, block, rows, copies)
-            if copies.is_meta and codec is None:  # a dry run: shapes are enough
-                payload, mean = copies[0].nbytes, copies[:1]
-                agreed.append(mean)
+            if copies.is_meta:  # a dry run: shapes are enough, and those of one row
+                payload = sum(x.nbytes for x in ((copies[0],) if codec is None else codec.encode(copies[0])))
+                agreed.append(copies[:1])
             elif codec is None:
                 some = copies if len(rows) == len(copies) else copies[rows]
                 payload = some[0].nbytes

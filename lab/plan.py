@@ -96,7 +96,8 @@ class Plan:
         on_ring = self.ddp_wire_bytes / self.wire_bytes if self.wire_bytes else 1.0
         if self.payload_bytes and abs(on_ring * self.payload_bytes / self.ddp_bytes - 1) > 0.005:
             lines.append(
-                f"  on the wire of a ring a small group sends less of what it averages: {on_ring:.2f}× fewer than DDP"
+                f"  on the wire of a ring {on_ring:.2f}× fewer than DDP: small groups send less, payloads that cannot be summed "
+                "on the way more"
             )
         if len({human(b) for b in self.payload_bytes_W}) > 1:
             lines.append(

@@ -154,4 +154,15 @@ PRESETS: dict[str, dict[str, Any]] = {
         "codecs": {"params": "e3m0"},
         "schedule": {"kind": "cosine", "warmup": 1000, "final": 0.1},
     },
+    "noloco_125M": {  # the paper's schedule and rates for its 100M model; workers and batch by us
+        "num_workers": 16,
+        "batch_size": 32,
+        "context": 1024,
+        "checkpoint_every": 0,
+        "eval_every": 0,
+        "model": "125M",
+        "steps": 25_000,
+        "method": {"name": "noloco", "inner": _ADAMW | {"lr": 6e-4}},
+        "schedule": {"kind": "cosine", "warmup": 1000, "final": 0.1},
+    },
 }

@@ -66,7 +66,7 @@ class StreamingDiLoCo:
 
     def init(self, s: State) -> None:
         s.optimizers["inner"] = self.inner.over(s.local["params"], s.grads)
-        for p, names in enumerate(self.fragments(s)):
+        for p, names in enumerate(fragments(s.local["params"].names(), self.num_fragments, self.pattern)):
             s.shared[f"params.{p}"] = shared = part(s.local["params"], names).first()
             s.optimizers[f"outer.{p}"] = self.outer.over(shared)
             if self.overlap:
@@ -76,9 +76,10 @@ class StreamingDiLoCo:
         loss_W = grad(s)
         clip_(s.grads, self.max_norm)
         self.inner.step_(s, t)
-        for p, names in enumerate(self.fragments(s)):
+        for p in range(self.num_fragments):
             if self._due(p, t):
-                moved = comm.mean(part(s.local["params"], names), "params", minus=s.shared[f"params.{p}"])  # −Δ_p
+                shared = s.shared[f"params.{p}"]
+                moved = comm.mean(part(s.local["params"], shared.names()), "params", minus=shared)  # −Δ_p
                 if self.overlap and any(s.fleet.up):
                     for pending, m in zip(s.shared[f"pending.{p}"].blocks, moved.blocks, strict=True):
                         pending.copy_(m)
@@ -102,10 +103,6 @@ class StreamingDiLoCo:
 
     def _due(self, p: int, t: int) -> bool:
         return t >= 1 and (t - p * self.sync_every // self.num_fragments) % self.sync_every == 0
-
-    def fragments(self, s: State) -> list[list[str]]:
-        """Names of the tensors of each fragment."""
-        return fragments(s.local["params"].names(), self.num_fragments, self.pattern)
 
 
 def fragments(names: Iterable[str], num: int, pattern: str = "strided") -> list[list[str]]:
