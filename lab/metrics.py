@@ -145,6 +145,7 @@ class Watch:
 
     A pseudo-gradient is where a worker was after the last average less where it is now. ``momentum`` is a local state or,
     if there is none of that name, a shared one (the outer momentum). Costs a copy of the parameters and O(N²·P) per average.
+    Methods that never average all parameters at once (in fragments, in pairs, some numbers) are not seen.
     """
 
     def __init__(self, s: State, comm: Communicator, momentum: str = "exp_avg"):

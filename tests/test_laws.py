@@ -588,7 +588,11 @@ def test_resume_is_never_stopped(method: Method, tmp_path: Path) -> None:
     stop_and_go(recipe(method, steps=5), tmp_path)
 
 
-@pytest.mark.parametrize("name", ["ddp", "diloco", "des_loc", "des_loc outer", "local_sgd reset"])
+WITH_MEMORY = ["ddp", "diloco", "des_loc", "des_loc outer", "local_sgd reset", "mt_dao two momenta", "photon FedMom"]
+WITH_MEMORY += ["lordo error feedback", "streaming_diloco three", "noloco pull", "sparta outer", "demo"]
+
+
+@pytest.mark.parametrize("name", WITH_MEMORY)
 def test_resume_with_codecs_and_outages(name: str, tmp_path: Path) -> None:
     """The same with error feedback (which owes something at every moment), workers down, and a warm-up."""
     method = LISTED[name]

@@ -215,6 +215,8 @@ def test_mistakes_are_explained() -> None:
         MTDAO({"exp_avg": 2})
     with pytest.raises(RecipeError, match=r"warm\.inner must have the states"):
         MTDAO({"params": 2}, TWO, Warm(3))
+    with pytest.raises(RecipeError, match=r"unknown option 'method\.warm\.step': use .*method\.warm\.steps"):
+        recipe({"name": "mt_dao", "warm": {"step": 3}})  # type: ignore[arg-type]
 
 
 # --- the paper's formulas --------------------------------------------------------------------------------------------

@@ -34,7 +34,7 @@ class DeMo:
     inner
         SGD, as there, on the sign of the average.
     sign
-        off: θ = θ − lr·DCT⁻¹(Q) / lr, the mean step itself. (On in the paper's runs.)
+        off: θ = θ − DCT⁻¹(Q), the mean step itself (for tests; always on in the authors' code).
 
     The authors' code divides each coefficient by the number of workers that sent it, we by the number of all workers: one
     that a worker did not send counts as zero.
@@ -73,11 +73,11 @@ class DeMo:
         found: dict[int, dict[str, Tensor]] = {}
         for name in m.names():
             waves = to_tiles(m[name], self.chunk)  # [H, tiles, coefficients]
-            k = min(self.topk, waves.shape[-1])
-            index = waves.abs().topk(k, sorted=False).indices
-            q = torch.zeros_like(waves).scatter_(-1, index, waves.gather(-1, index))
-            m[name].sub_(from_tiles(q, m[name].shape, self.chunk))
-            found.setdefault(waves.shape[-1], {})[name] = q
+            if not waves.is_meta:
+                index = waves.abs().topk(min(self.topk, waves.shape[-1]), sorted=False).indices
+                waves = torch.zeros_like(waves).scatter_(-1, index, waves.gather(-1, index))
+                m[name].sub_(from_tiles(waves, m[name].shape, self.chunk))
+            found.setdefault(waves.shape[-1], {})[name] = waves
         out = []
         for tiles in found.values():
             layout = layout_like(m, tiles, lambda n, tiles=tiles: tiles[n].shape[1:])  # type: ignore[misc]
@@ -87,6 +87,8 @@ class DeMo:
     @torch.no_grad()
     def _write_(self, grads: Stack, agreed: Stack, lr: float) -> None:
         """The gradient that SGD is to follow: the sign of the agreed step."""
+        if grads.blocks[0].is_meta:
+            return
         for name in agreed.names():
             step = from_tiles(agreed[name], (len(agreed[name]), *grads[name].shape[1:]), self.chunk)
             grads[name].copy_(step.sign() if self.sign else step / lr if lr else torch.zeros_like(step))
@@ -135,6 +137,8 @@ def _sides(shape: torch.Size | tuple[int, ...], chunk: int) -> tuple[int, int, i
 def to_tiles(x: Tensor, chunk: int) -> Tensor:
     """Cosine coefficients of the tiles, ``[H, tiles, a·b]`` from ``[H, *shape]``."""
     rows, columns, a, b = _sides(x.shape, chunk)
+    if x.is_meta:
+        return x.reshape(len(x), -1, a * b)
     tiles = x.reshape(len(x), rows // a, a, columns // b, b).transpose(2, 3)  # [H, rows/a, columns/b, a, b]
     waves = dct(a, x.dtype, x.device) @ tiles @ dct(b, x.dtype, x.device).T
     return waves.reshape(len(x), -1, a * b)

@@ -50,7 +50,7 @@ class MTDAO:
 
     sync_every
         as in DES-LOC; states are ``exp_avg`` for N = 1, ``exp_avg_1`` … ``exp_avg_N`` else, and ``exp_avg_sq``. Default 32
-        for all, the paper's choice (a third of that of DDP's bytes ÷ 32: 10.67 times fewer).
+        for all, the paper's choice: with one momentum 32 / 3 = 10.67 times fewer bytes than DDP.
     inner
         QHADOPT (the paper's runs), QHAdam or QHM (its theory). Default β = (0.999, 0.999), ω = 0.98 from the run
         configurations; their N = 2 is betas (0.9, 0.999, 0.999), weights (0.05, 0.9).

@@ -74,6 +74,8 @@ class NoLoCo:
 
     @torch.no_grad()
     def _pull_(self, s: State, delta: Stack, slow: Stack, among: list[bool]) -> None:
+        if slow.blocks[0].is_meta:
+            return
         for i, (x, f, m) in enumerate(zip(*(s.local[k].blocks for k in ("params", "slow", "velocity")), strict=True)):
             rows = s.local["slow"].rows(i, among)
             d, mean = ((y if len(y) == 1 else y[rows]) for y in (delta.blocks[i], slow.blocks[i]))
