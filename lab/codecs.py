@@ -83,6 +83,7 @@ class E3M0:
     error_feedback = False
 
     def encode(self, x: Tensor) -> tuple[Tensor, ...]:
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
         padded = torch.nn.functional.pad(x, (0, -len(x) % self.chunk)).view(-1, self.chunk)
         scale = padded.abs().amax(1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
         size = padded.abs() / scale

@@ -107,7 +107,8 @@ class Strongest:
     def encode(self, x: Tensor) -> tuple[Tensor, ...]:
         tiles = x.view(-1, self.tile)
         index = tiles.abs().topk(self.k, sorted=False).indices
-        return index.to(torch.uint8 if self.tile <= 256 else torch.int16), tiles.gather(1, index)
+        least = torch.uint8 if self.tile <= 2**8 else torch.int16 if self.tile <= 2**15 else torch.int32
+        return index.to(least), tiles.gather(1, index)
 
     def decode(self, sent: tuple[Tensor, ...], like: Tensor) -> Tensor:
         index, value = sent

@@ -25,8 +25,9 @@ def first_basis(like: Tensor, rank: int) -> Tensor:
 
 def top_basis(x: Tensor, rank: int) -> Tensor:
     """The r directions in which a matrix is largest: its first left singular vectors, ``[…, p, r]``. O(p²·q)."""
-    U: Tensor = torch.linalg.svd(wide(x), full_matrices=False).U
-    return U[..., :rank]
+    wider = torch.promote_types(x.dtype, torch.float32)  # there is no decomposition of narrower floats
+    U: Tensor = torch.linalg.svd(wide(x).to(wider), full_matrices=False).U
+    return U[..., :rank].to(x.dtype)
 
 
 def low_rank_adam_(
