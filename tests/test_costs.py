@@ -125,7 +125,7 @@ def test_share_of_operations_that_skip_token_can_save() -> None:
 
 @pytest.mark.parametrize("skip_token", [False, True])
 @pytest.mark.parametrize("num_shared_experts", [0, 2])
-@pytest.mark.parametrize("name", ["moe-nano", "moe-micro", "fomoe-54M", "fomoe-153M"])
+@pytest.mark.parametrize("name", ["moe-nano", "moe-micro", "fomoe-54M", "fomoe-153M", "fomoe-1.8B"])
 def test_closed_form_counts_the_module(name: str, num_shared_experts: int, skip_token: bool) -> None:
     model = replace(SIZES[name], num_shared_experts=num_shared_experts, skip_token=skip_token)
     c = Costs(model, M=1, O_e=1, vocab_size=300)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -12,8 +11,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toys import F64, TEXT, batch, close, drawn, fill_, flat, story
 from torch import Tensor, nn
+from toys import F64, TEXT, batch, close, fill_, story
 
 from lab.comm import Communicator
 from lab.errors import RecipeError
@@ -187,9 +186,11 @@ class Federation:
     def run(self, steps: int) -> Federation:
         for _ in range(steps):
             self.t = self.comm.t = self.t + 1
-            loss_of: Callable[[Any, int], Tensor] = lambda module, w: module.loss(*batch(w, self.t))  # noqa: E731
-            self.method.step(self.state, lambda s: s.fleet.backward(loss_of), self.comm, self.t)
+            self.method.step(self.state, self.grad, self.comm, self.t)
         return self
+
+    def grad(self, s: State) -> Tensor:
+        return s.fleet.backward(lambda module, w: module.loss(*batch(w, self.t)))  # type: ignore[operator]
 
     def of(self, worker: int, state: str = "params") -> dict[str, Tensor]:
         stack = self.state.local[state]
@@ -616,7 +617,10 @@ def test_saturation_is_the_share_of_final_choices() -> None:
     from lab.experts.routing import Watch
 
     watch = Watch.__new__(Watch)
-    watch.steps, watch.choices = [1, 2, 3], [torch.tensor(c) for c in ([[[0, 1], [2, 3]]], [[[1, 0], [2, 0]]], [[[1, 2], [2, 0]]])]
+    watch.steps, watch.choices = (
+        [1, 2, 3],
+        [torch.tensor(c) for c in ([[[0, 1], [2, 3]]], [[[1, 0], [2, 0]]], [[[1, 2], [2, 0]]])],
+    )
     saturated = watch.saturated(3)
     assert isinstance(saturated, Saturated)
     assert saturated.overlap_RL == [[0.5], [0.75], [1.0]]

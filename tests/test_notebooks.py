@@ -15,6 +15,7 @@ from lab.cli import main
 NOTEBOOKS = sorted(Path("notebooks").glob("[0-9]*.ipynb"))
 TINY = {
     "00_start_here": ["steps=12", "sync_every=2", 'corpus="grammar?tokens=40000"'],
+    "02_fomoe": ["steps=16", "period=4", 'seeds="0"', "timing_rounds=2", 'corpus="grammar?tokens=40000"'],
     "01_des_loc": ["steps=16", "base=2", 'long="4,8"', 'seeds="0"', "toy_steps=384", 'corpus="grammar?tokens=40000"'],
 }
 
