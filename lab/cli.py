@@ -251,7 +251,7 @@ def list_(runs: str) -> None:
 
     click.echo("methods")
     for name, cls in METHODS.items():
-        click.echo(f"  {name:<12} {first_line(cls)}")
+        click.echo(f"  {name:<16} {first_line(cls)}")
     click.echo("presets      " + ", ".join(PRESETS))
     click.echo("models       " + ", ".join(SIZES))
     click.echo("optimizers   " + ", ".join(ELEMENTWISE))

@@ -70,6 +70,37 @@ class Int8:
 
 
 @config
+class E3M0:
+    """Four bits per element, sign and exponent: x ≈ ± max|x| · 2^(c − 7) for c = 1 … 7, or 0; a scale per ``chunk`` elements.
+
+    Rounded to nearest: an element errs by at most a third of itself, those below max|x| / 128 become 0. Two to a byte. The
+    format is Streaming DiLoCo's, whose scale is not given.
+    """
+
+    chunk: int = 256
+    reducible = False
+    sparse = False
+    error_feedback = False
+
+    def encode(self, x: Tensor) -> tuple[Tensor, ...]:
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
+        padded = torch.nn.functional.pad(x, (0, -len(x) % self.chunk)).view(-1, self.chunk)
+        scale = padded.abs().amax(1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
+        size = padded.abs() / scale
+        code = (size * (4 / 3)).log2().floor().add(7).clamp(1, 7)  # 2^k stands for [¾·2^k, ³⁄₂·2^k)
+        code = torch.where(size < 2.0**-7, 0, code).to(torch.uint8) + 8 * (padded < 0).to(torch.uint8)
+        code = torch.nn.functional.pad(code.view(-1)[: len(x)], (0, len(x) % 2))
+        return code[::2] + 16 * code[1::2], scale.squeeze(1).to(torch.float32)
+
+    def decode(self, sent: tuple[Tensor, ...], like: Tensor) -> Tensor:
+        pairs, scale = sent
+        code = torch.stack([pairs % 16, pairs // 16], 1).view(-1)[: len(like)]
+        size = torch.where(code % 8 > 0, torch.exp2((code % 8).to(like.dtype) - 7), 0.0)
+        signed = torch.where(code >= 8, -size, size)
+        return signed * scale.to(like.dtype).repeat_interleave(self.chunk)[: len(like)]
+
+
+@config
 class TopK:
     """The ``fraction`` of elements largest in magnitude, as (index, value) pairs; at least one.
 
@@ -96,7 +127,7 @@ class TopK:
 
 
 def codec(spec: str) -> Codec:
-    """``"bfloat16"``, ``"float16"``, ``"int8"``, ``"topk:0.01"`` or ``"topk:0.01:forget"`` (no error feedback).
+    """``"bfloat16"``, ``"float16"``, ``"int8"``, ``"e3m0"``, ``"topk:0.01"`` or ``"topk:0.01:forget"`` (no error feedback).
 
     Raises
     ------
@@ -106,11 +137,11 @@ def codec(spec: str) -> Codec:
     head, *rest = spec.split(":")
     if head in ("bfloat16", "float16") and not rest:
         return Cast(head)
-    if head == "int8" and not rest:
-        return Int8()
+    if head in ("int8", "e3m0") and not rest:
+        return Int8() if head == "int8" else E3M0()
     if head == "topk" and len(rest) in (1, 2) and rest[1:] in ([], ["forget"]):
         try:
             return TopK(float(rest[0]), error_feedback=len(rest) == 1)
         except ValueError:
             pass
-    raise RecipeError(one_of("codec", spec, ["bfloat16", "float16", "int8", "topk:0.01", "topk:0.01:forget"]))
+    raise RecipeError(one_of("codec", spec, ["bfloat16", "float16", "int8", "e3m0", "topk:0.01", "topk:0.01:forget"]))

@@ -84,33 +84,41 @@ class Communicator:
         minus: Stack | None = None,
         otherwise: Stack | None = None,
         weights_W: Sequence[float] | None = None,
+        among: Sequence[bool] | None = None,
+        codec: Codec | None = None,
     ) -> Stack:
         """Every up holder hands over its copy of ``stack`` (less the agreed ``minus``); all learn the mean, ``[1, P]``.
 
-        With ``weights_W`` (one per worker) the mean is weighted. A block with no holder up keeps what is known: difference
-        zero, its values in ``otherwise``, or else the mean of the last copies; nothing is counted for it.
+        With ``weights_W`` (one per worker) the mean is weighted; with ``among`` only marked workers take part;
+        ``codec`` is one that belongs to the method itself. A block with no holder up keeps what is known: difference zero,
+        its values in ``otherwise``, or else the mean of the last copies; nothing is counted for it.
         """
-        codec = self.codecs.get(state)
+        codec = codec or self.codecs.get(state)
         if codec is not None and codec.sparse and minus is None and state != "grads":
             raise RecipeError(
                 f"codecs.{state} = a topk codec sends only part of a tensor, but this method averages whole {state}: "
                 "use bfloat16 or int8, or a method that sends differences (ddp, diloco)"
+            )
+        if codec is not None and codec.error_feedback and stack.layout is not self.fleet.layout:
+            raise RecipeError(
+                f"codecs.{state} remembers what it did not send, but this method sends {state} in parts: "
+                "use topk:…:forget, e3m0, int8 or bfloat16"
             )
         if self.observer is not None:
             self.observer(state, stack)
         agreed: list[Tensor] = []
         sent: dict[tuple[int, ...], dict[str, int]] = {}
         for i, (block, copies) in enumerate(zip(stack.layout.blocks, stack.blocks, strict=True)):
-            rows = stack.rows(i, self.fleet.up)
+            rows = stack.rows(i, self.fleet.up if among is None else among)
             base = None if minus is None else minus.blocks[i]
             if not rows:
                 known = copies.mean(0, keepdim=True) if otherwise is None else otherwise.blocks[i]
                 agreed.append(known if base is None else torch.zeros_like(base))
                 continue
             weights_H = _normalised(weights_W, block, rows, copies)
-            if copies.is_meta and codec is None:  # a dry run: shapes are enough
-                payload, mean = copies[0].nbytes, copies[:1]
-                agreed.append(mean)
+            if copies.is_meta:  # a dry run: shapes are enough, and those of one row
+                payload = sum(x.nbytes for x in ((copies[0],) if codec is None else codec.encode(copies[0])))
+                agreed.append(copies[:1])
             elif codec is None:
                 some = copies if len(rows) == len(copies) else copies[rows]
                 payload = some[0].nbytes

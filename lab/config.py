@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import UnionType
 from typing import Annotated, Any, TypeVar, dataclass_transform, get_args
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
@@ -64,5 +65,7 @@ def _siblings(cls: Any, path: list[str], where: str) -> list[str]:
             continue
         hint = getattr(cls, "__pydantic_fields__", {}).get(step)
         cls = hint.annotation if hint is not None else None
+        if isinstance(cls, UnionType):  # an optional part
+            cls = next((c for c in get_args(cls) if hasattr(c, "__dataclass_fields__")), None)
     prefix = ".".join(([where] if where else []) + path[:-1])
     return [f"{prefix}.{name}" if prefix else name for name in getattr(cls, "__dataclass_fields__", {})]

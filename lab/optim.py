@@ -19,6 +19,7 @@ from torch import Tensor
 from lab.config import Fraction, Positive, config
 from lab.errors import RecipeError, one_of
 from lab.fleet import Stack
+from lab.optimizers import QHADOPT, QHM, FedAdam, FedMom, FedYogi, QHAdam
 
 if TYPE_CHECKING:
     from lab.methods.state import State
@@ -110,6 +111,12 @@ ELEMENTWISE: dict[str, type[torch.optim.Optimizer]] = {
     "ADOPT": ADOPT,
     "SGDM": SGDM,
     "PlainAdam": PlainAdam,
+    "QHADOPT": QHADOPT,
+    "QHAdam": QHAdam,
+    "QHM": QHM,
+    "FedMom": FedMom,
+    "FedAdam": FedAdam,
+    "FedYogi": FedYogi,
 }
 _HAS_FUSED = ("AdamW", "Adam", "SGD", "Adagrad")
 
@@ -278,7 +285,7 @@ def forget_(optimizer: torch.optim.Optimizer, params: Stack, cells: Iterable[tup
 
 
 # Optimizers for which state tensors of zero are those of a fresh start. (ADOPT starts from v = g², SGD with dampening from g.)
-ZERO_AT_START = ("AdamW", "Adam", "RAdam", "Adamax", "Adadelta", "RMSprop", "SGD", "SGDM", "PlainAdam")
+ZERO_AT_START = ("AdamW", "Adam", "RAdam", "Adamax", "Adadelta", "RMSprop", "SGD", "SGDM", "PlainAdam", "QHAdam", "QHM")
 
 
 @functools.cache

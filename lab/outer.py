@@ -6,6 +6,8 @@ the new shared parameters.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from lab.comm import Communicator
@@ -20,11 +22,12 @@ def init_outer(s: State, outer: Optimizer) -> None:
 
 
 @torch.no_grad()
-def outer_step_(s: State, comm: Communicator) -> None:
+def outer_step_(s: State, comm: Communicator, weights_W: Sequence[float] | None = None) -> None:
     """Average the pseudo-gradients, step the outer optimizer, and let every worker that is up continue from the result."""
     if not any(s.fleet.up):
         return
-    moved = comm.mean(s.local["params"], "params", minus=s.shared["params"])  # E[local − shared] = −Δ
+    # E[local − shared] = −Δ
+    moved = comm.mean(s.local["params"], "params", minus=s.shared["params"], weights_W=weights_W)
     optimizer = s.optimizers["outer"]
     for i, (leaf, m) in enumerate(zip(optimizer.param_groups[0]["params"], moved.blocks, strict=True)):
         leaf.grad = (

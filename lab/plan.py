@@ -96,7 +96,8 @@ class Plan:
         on_ring = self.ddp_wire_bytes / self.wire_bytes if self.wire_bytes else 1.0
         if self.payload_bytes and abs(on_ring * self.payload_bytes / self.ddp_bytes - 1) > 0.005:
             lines.append(
-                f"  on the wire of a ring a small group sends less of what it averages: {on_ring:.2f}× fewer than DDP"
+                f"  on the wire of a ring {on_ring:.2f}× fewer than DDP: small groups send less, payloads that cannot be summed "
+                "on the way more"
             )
         if len({human(b) for b in self.payload_bytes_W}) > 1:
             lines.append(
@@ -130,8 +131,11 @@ def plan(
     ledger = Ledger(event for event in trainer.events() if isinstance(event, Sent))
     fleet = trainer.fleet
     params_W = [fleet.num_params(w) for w in range(recipe.num_workers)]
-    element = fleet.params.blocks[0].element_size()
-    num_stacks = 1 + len(trainer.state.local) + len(trainer.state.shared)  # gradients; parameters and states
+    stacks = [fleet.grads, *trainer.state.local.values(), *trainer.state.shared.values()]
+    held_W = [0] * recipe.num_workers
+    for block, x in ((block, x) for s in stacks for block, x in zip(s.layout.blocks, s.blocks, strict=True)):
+        for w in block.holders:
+            held_W[w] += x[0].nbytes
     payload_W = [ledger.total_bytes(w) for w in range(recipe.num_workers)]
     busiest = payload_W.index(max(payload_W))
     inner = recipe.method.inner
@@ -147,7 +151,7 @@ def plan(
         ledger=ledger.records,
         num_params=sum(b.numel for b in fleet.layout.blocks),
         params_per_worker=params_W,
-        state_bytes_per_worker=max(params_W) * element * num_stacks,
+        state_bytes_per_worker=max(held_W),
         states=_states(ledger.records, busiest),
         payload_bytes_W=payload_W,
         wire_bytes=_on_ring(ledger.records, recipe),

@@ -15,6 +15,9 @@ _SMALL: dict[str, Any] = {
     "eval_every": 32,
 }
 _ADAMW = {"name": "AdamW", "lr": 3e-3, "options": {"betas": [0.9, 0.95], "weight_decay": 0.0}}
+_QHADOPT = {"name": "QHADOPT", "lr": 4e-3, "options": {"betas": [0.99, 0.999], "weights": [0.9]}}
+_FAST = {"name": "QHADOPT", "lr": 4e-3, "options": {"betas": [0.95, 0.999], "weights": [1.0]}}
+_QHADAM = {"name": "QHAdam", "lr": 8e-3, "options": {"betas": [0.9, 0.95], "weights": [0.97]}}
 _NESTEROV = {"name": "SGD", "lr": 0.7, "options": {"momentum": 0.9, "nesterov": True}}
 _ADOPT = {"name": "ADOPT", "lr": 2.1e-3, "options": {"betas": [0.95, 0.9999]}}
 
@@ -37,6 +40,31 @@ PRESETS: dict[str, dict[str, Any]] = {
             "inner": _ADAMW,
         }
     },
+    "mt_dao": _SMALL
+    | {
+        "method": {
+            "name": "mt_dao",
+            "sync_every": {"params": 16, "exp_avg": 16, "exp_avg_sq": 16},
+            "inner": _QHADOPT,
+            "warm": {"steps": 128, "inner": _FAST},
+        }
+    },
+    "lordo": _SMALL | {"method": {"name": "lordo", "sync_every": 16, "rank": 8, "inner": _QHADAM}},
+    "photon": _SMALL
+    | {
+        "method": {"name": "photon", "sync_every": 16, "inner": _ADAMW, "inner_states": "kept"},
+        "num_workers": 8,
+        "scenario": {"sample": 4, "sample_every": 16, "catch_up": "params"},
+        "schedule": {"kind": "cosine", "warmup": 20, "final": 0.1},
+    },
+    "streaming_diloco": _SMALL
+    | {
+        "method": {"name": "streaming_diloco", "sync_every": 16, "num_fragments": 2, "inner": _ADAMW},
+        "codecs": {"params": "e3m0"},
+    },
+    "noloco": _SMALL | {"method": {"name": "noloco", "sync_every": 16, "inner": _ADAMW}},
+    "sparta": _SMALL | {"method": {"name": "sparta", "fraction": 0.01, "inner": _ADAMW}},
+    "demo": _SMALL | {"method": {"name": "demo", "inner": {"name": "SGD", "lr": 2e-3}}},
     "fomoe": _SMALL
     | {
         "model": "moe-nano",
@@ -80,5 +108,61 @@ PRESETS: dict[str, dict[str, Any]] = {
         "model": "13B",
         "steps": 1536,
         "method": {"name": "des_loc", "sync_every": _DES_LOC_PERIODS, "inner": _ADOPT},
+    },
+    "mt_dao_16M": {  # the authors' run configuration: 64 sequences over 4 workers
+        "num_workers": 4,
+        "batch_size": 16,
+        "context": 2048,
+        "checkpoint_every": 0,
+        "eval_every": 0,
+        "model": "16M",
+        "steps": 6144,
+        "method": {
+            "name": "mt_dao",
+            "inner": {"name": "QHADOPT", "lr": 1e-3, "options": {"betas": [0.999, 0.999], "weights": [0.98]}},
+            "warm": {"steps": 2048, "inner": _FAST | {"lr": 1e-3}},
+        },
+        "schedule": {"kind": "wsd", "warmup": 512},
+    },
+    "lordo_720M": _PAPER  # ranks and rates of the authors' launch files; batch and context are DES-LOC's
+    | {"model": "720M", "steps": 12_288, "method": {"name": "lordo", "rank": 256, "inner": _QHADAM}},
+    "photon_125M": {  # the authors' federated example: 5120 steps of 256 sequences, stretched to clients of 32
+        "num_workers": 8,
+        "batch_size": 32,
+        "context": 2048,
+        "checkpoint_every": 0,
+        "eval_every": 0,
+        "model": "125M",
+        "steps": 40_960,
+        "method": {
+            "name": "photon",
+            "sync_every": 128,
+            "inner": {"name": "AdamW", "lr": 6e-4, "options": {"betas": [0.9, 0.95], "weight_decay": 0.0}},
+            "inner_states": "kept",
+        },
+        "schedule": {"kind": "cosine", "warmup": 800, "final": 0.1},
+    },
+    "streaming_diloco_1B": {  # 24 layers in eight fragments of three, H = 100, two workers; shape and batch by us
+        "num_workers": 2,
+        "batch_size": 256,
+        "context": 1024,
+        "checkpoint_every": 0,
+        "eval_every": 0,
+        "model": "1.3B",
+        "steps": 20_000,
+        "method": {"name": "streaming_diloco", "sync_every": 100, "num_fragments": 8, "inner": _ADAMW | {"lr": 2e-4}},
+        "codecs": {"params": "e3m0"},
+        "schedule": {"kind": "cosine", "warmup": 1000, "final": 0.1},
+    },
+    "noloco_125M": {  # the paper's schedule and rates for its 100M model; workers and batch by us
+        "num_workers": 16,
+        "batch_size": 32,
+        "context": 1024,
+        "checkpoint_every": 0,
+        "eval_every": 0,
+        "model": "125M",
+        "steps": 25_000,
+        "method": {"name": "noloco", "inner": _ADAMW | {"lr": 6e-4}},
+        "schedule": {"kind": "cosine", "warmup": 1000, "final": 0.1},
     },
 }

@@ -112,7 +112,7 @@ class Trainer:
         recipe.method.init(self.state)
         self.up_tW = recipe.scenario.trace(recipe.num_workers, recipe.steps, recipe.seed)
         joins_late = bool((~self.up_tW[0] & self.up_tW.any(0)).any())
-        if joins_late and recipe.method.inner.name == "ADOPT" and recipe.scenario.catch_up == "params":
+        if joins_late and recipe.method.inner.name.endswith("ADOPT") and recipe.scenario.catch_up == "params":
             raise RecipeError(
                 "scenario.catch_up = 'params' does not go with ADOPT where a worker joins after the first step: it would "
                 "divide by a second moment of zero; use 'all'"
@@ -341,12 +341,20 @@ class Trainer:
 
     def _stacks(self) -> dict[str, Stack]:
         """Stacks that do not belong to an optimizer."""
-        s = self.state
-        inner = states(s.optimizers["inner"], s.local["params"])
-        outer = states(s.optimizers["outer"], s.shared["params"]) if "outer" in s.optimizers else {}
-        found = {f"local/{k}": v for k, v in s.local.items() if k not in inner}
-        found |= {f"shared/{k}": v for k, v in s.shared.items() if k not in outer}
+        inner, outer = self._owned()
+        found = {f"local/{k}": v for k, v in self.state.local.items() if k not in inner}
+        found |= {f"shared/{k}": v for k, v in self.state.shared.items() if k not in outer}
         return found | {f"residual/{k}": v for k, v in self.comm.residuals.items()}
+
+    def _owned(self) -> tuple[dict[str, Stack], dict[str, Stack]]:
+        """States of optimizers, local and shared. ``outer.3`` moves the shared ``params.3`` and owns ``momentum_buffer.3``."""
+        inner: dict[str, Stack] = {}
+        outer: dict[str, Stack] = {}
+        for name, optimizer in self.state.optimizers.items():
+            mine, place = (inner, self.state.local) if name == "inner" else (outer, self.state.shared)
+            part = name[len("outer") :]
+            mine.update({k + part: v for k, v in states(optimizer, place["params" + part]).items()})
+        return inner, outer
 
     @torch.no_grad()
     def restore(self, checkpoint: Checkpoint) -> None:
@@ -372,9 +380,9 @@ class Trainer:
                 if name not in place:  # made by a later step: there is nothing yet to copy into
                     place[name] = Stack(layout, [tensors[f"{kind}/{name}/{i}"] for i in range(len(layout.blocks))])
                 place[name].blocks[int(rest[0])].copy_(value)
-        self.state.local.update(states(self.state.optimizers["inner"], self.state.local["params"]))
-        if "outer" in self.state.optimizers:
-            self.state.shared.update(states(self.state.optimizers["outer"], self.state.shared["params"]))
+        inner, outer = self._owned()
+        self.state.local.update(inner)
+        self.state.shared.update(outer)
         if self.watch is not None:
             self.watch.restore(tensors, extra["watch"])
         self.t = checkpoint.step

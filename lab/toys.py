@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,13 +11,14 @@ from torch import Tensor, nn
 from lab.comm import Communicator
 from lab.fleet import Fleet
 from lab.methods import State, method
+from lab.metrics import Alignment, Watch, basis_similarity, numerical_rank, spectrum
 from lab.seeds import generator
 
 
 class _Point(nn.Module):
-    def __init__(self, start: tuple[float, float]):
+    def __init__(self, start: Any):
         super().__init__()
-        self.x = nn.Parameter(torch.tensor(start, dtype=torch.float64))
+        self.x = nn.Parameter(torch.as_tensor(start, dtype=torch.float64).clone())
 
 
 def rosenbrock(
@@ -66,3 +68,102 @@ def rosenbrock(
             distance.append(float((s.local["params"]["x"].mean(0) - 1).norm()))
     fleet.close()
     return at, distance
+
+
+def quadratic(
+    spec: Any,
+    *,
+    num_workers: int = 4,
+    dim: int = 200,
+    steps: int = 2560,
+    noise: float = 1.0,
+    momentum: str = "exp_avg",
+    seed: int = 0,
+) -> tuple[list[float], list[Alignment]]:
+    """How well workers agree on where to go: f = ½ Σ c_i·x_i² with curvatures from 0.01 to 1 and noisy gradients.
+
+    Start at x_i = 1. MT-DAO's diagnosis: with slow momenta the workers' pseudo-gradients point the same way.
+
+    Parameters
+    ----------
+    noise
+        standard deviation of each gradient coordinate, drawn afresh for every worker and step.
+    momentum
+        the local state whose mean counts as the global momentum.
+
+    Returns
+    -------
+    the workers' mean loss at every average of the parameters, and the cosines there.
+    """
+    m = method(spec)
+    fleet = Fleet(lambda worker: _Point([1.0] * dim), num_workers, dtype=torch.float64)
+    s, comm = State.of(fleet), Communicator(fleet)
+    m.init(s)
+    g = generator(seed, "quadratic")
+    curvature = torch.logspace(-2, 0, dim, dtype=torch.float64)
+
+    def grad(s: State) -> Tensor:
+        x = s.local["params"]["x"]
+        s.grads["x"].copy_(curvature * x)
+        s.grads["x"].add_(torch.randn(num_workers, dim, generator=g, dtype=torch.float64), alpha=noise)
+        return 0.5 * (curvature * x * x).sum(1)
+
+    losses, watch = [], Watch(s, comm, momentum)
+    for t in range(1, steps + 1):
+        comm.t = t
+        loss_W = m.step(s, grad, comm, t)
+        if watch.after():
+            losses.append(float(loss_W.mean()))
+    fleet.close()
+    return losses, watch.seen
+
+
+@dataclass(frozen=True)
+class Basis:
+    """After one round of `matrix_regression`."""
+
+    error: float  # ‖θ − θ*‖ / ‖θ*‖
+    rank: int  # numerical rank of the round's pseudo-gradient
+    similarity: float  # of the bases before and after the round: 1 if they span the same space
+
+
+def matrix_regression(
+    spec: Any,
+    *,
+    num_workers: int = 4,
+    shape: tuple[int, int] = (48, 32),
+    rounds: int = 60,
+    batch_size: int = 8,
+    seed: int = 0,
+) -> list[Basis]:
+    """LoRDO on one matrix: find θ* (drawn at random, so of full rank) from y = x·θ* on small batches, from θ = 0.
+
+    Without a full-rank term the pseudo-gradient never leaves the span of the first basis.
+    """
+    m = method(spec)
+    fleet = Fleet(lambda worker: _Point(torch.zeros(shape)), num_workers, dtype=torch.float64)
+    s, comm = State.of(fleet), Communicator(fleet)
+    m.init(s)
+    g = generator(seed, "matrix")
+    target = torch.randn(shape, generator=g, dtype=torch.float64)
+
+    def grad(s: State) -> Tensor:
+        x = torch.randn(num_workers, batch_size, shape[0], generator=g, dtype=torch.float64)
+        missed = x @ (s.local["params"]["x"] - target)  # [W, batch, shape[1]]
+        s.grads["x"].copy_(x.mT @ missed / batch_size)
+        return 0.5 * missed.square().sum(2).mean(1)
+
+    seen: list[Basis] = []
+    every = m.sync_every  # type: ignore[attr-defined]
+    for t in range(1, rounds * every + 1):
+        if t % every == 1:
+            theta, basis = s.local["params"]["x"].mean(0), s.local["projector"]["x"][0].clone()
+        comm.t = t
+        m.step(s, grad, comm, t)
+        if t % every == 0:
+            now = s.local["params"]["x"].mean(0)
+            rank = numerical_rank(spectrum(now - theta))
+            similarity = basis_similarity(s.local["projector"]["x"][0], basis)
+            seen.append(Basis(float((now - target).norm() / target.norm()), rank, similarity))
+    fleet.close()
+    return seen

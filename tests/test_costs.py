@@ -258,7 +258,7 @@ def test_formulas_are_means_over_all_placements(O_e: int) -> None:
 
 def test_first_prediction_broadcasts_fall_with_the_overlap() -> None:
     """Received per hosted expert: proportional to 1 − O_e/M. Of a site in all that is largest at O_e = M/2."""
-    model, M = SIZES["fomoe-54M"], 8
+    model, M = replace(SIZES["fomoe-54M"], num_experts=8), 8
     still = [Costs(model, M, O_e) for O_e in range(1, M + 1)]
     moving = [replace(c, T=1) for c in still]
     received = [a.B_sparse - b.B_sparse for a, b in zip(moving, still, strict=True)]

@@ -14,7 +14,26 @@ from lab.comm import Communicator
 from lab.data import Corpus, load_corpus
 from lab.events import Event, Sent, Started, Stepped, Warned
 from lab.fleet import Fleet, Stack
-from lab.methods import DDP, DESLOC, METHODS, DiLoCo, FoMoE, LocalAdam, LocalSGD, Method, State
+from lab.methods import (
+    DDP,
+    DESLOC,
+    METHODS,
+    MTDAO,
+    SPARTA,
+    DeMo,
+    DiLoCo,
+    FoMoE,
+    LocalAdam,
+    LocalSGD,
+    LoRDO,
+    Method,
+    NoLoCo,
+    Photon,
+    State,
+    StreamingDiLoCo,
+)
+from lab.methods.lordo import QHAdam
+from lab.methods.mt_dao import QHADOPT, Warm
 from lab.models.gpt import GPT
 from lab.optim import Nesterov, Optimizer
 from lab.recipe import Recipe
@@ -155,6 +174,10 @@ ADOPT = Optimizer("ADOPT", 1e-2, {"betas": (0.9, 0.99)})
 SGDM = Optimizer("SGDM", 3e-2)
 SGD = Optimizer("SGD", 3e-2)
 RMSPROP = Optimizer("RMSprop", 1e-2)
+QHADAM = Optimizer("QHAdam", 1e-2, {"betas": (0.9, 0.99), "weights": (0.7,)})
+QHM = Optimizer("QHM", 3e-2, {"betas": (0.9,), "weights": (0.7,)})
+TWO = QHADOPT(1e-2, (0.5, 0.9, 0.99), (0.3, 0.6))
+TWO_PERIODS = {"params": 2, "exp_avg_1": 2, "exp_avg_2": 3, "exp_avg_sq": 4}
 
 LISTED: dict[str, Method] = {name: shortened(cls()) for name, cls in METHODS.items()} | {
     "ddp SGD unclipped": DDP(inner=SGD, max_norm=None),
@@ -174,6 +197,24 @@ LISTED: dict[str, Method] = {name: shortened(cls()) for name, cls in METHODS.ite
     "fomoe outer": FoMoE(sync_every={"params": 2}, outer=Nesterov()),
     "fomoe des_loc ADOPT": FoMoE(sync_every={"params": 2, "exp_avg": 3, "exp_avg_sq": 4}, inner=ADOPT),
     "des_loc outer coin": DESLOC(sync_every={"params": 2, "exp_avg": 2}, outer=Nesterov(), coin_seed=1),
+    "mt_dao two momenta": MTDAO(TWO_PERIODS, TWO, Warm(3, QHADOPT(3e-2, (0.8, 0.8, 0.9), (1.0, 0.0)))),
+    "mt_dao QHAdam": MTDAO({"params": 2, "exp_avg": 3}, QHADAM),
+    "lordo error feedback": LoRDO(2, 1, QHAdam(3e-2, weight=0.9), error_feedback=True),
+    "lordo gradient": LoRDO(3, 2, projector="gradient", full_rank=("out",), rotate=False),
+    "lordo own gradient": LoRDO(2, 1, projector="own_gradient", error_feedback=True),
+    "photon kept Nesterov": Photon(2, inner_states="kept", outer=Nesterov(0.7, 0.9)),
+    "photon FedMom": Photon(3, SGDM, outer=Optimizer("FedMom", 0.8)),
+    "photon FedAdam": Photon(2, SGD, outer=Optimizer("FedAdam", 0.01)),
+    "photon FedYogi": Photon(3, ADOPT, inner_states="kept", outer=Optimizer("FedYogi", 0.01)),
+    "streaming_diloco one": StreamingDiLoCo(2, 1, overlap=0, mix=0.0),
+    "streaming_diloco three": StreamingDiLoCo(4, 3, "contiguous", overlap=2, mix=0.25, inner=SGDM),
+    "noloco pull": NoLoCo(2, SGDM, lr=0.5, momentum=0.3, pull=0.9, pair_seed=4),
+    "noloco all": NoLoCo(2, pull=0.0, group_size=9),
+    "sparta a third": SPARTA(2, 0.3, SGDM),
+    "sparta outer": SPARTA(1, 0.1, outer=Nesterov(), outer_every=3),
+    "demo one wave": DeMo(decay=0.9, topk=1, chunk=2, max_norm=0.5),
+    "demo no sign": DeMo(SGD, 0.8, 2, 3, sign=False),
+    "mt_dao QHM": MTDAO({"params": 3, "exp_avg": 2}, QHM),
 }
 
 

@@ -7,12 +7,19 @@ from typing import Any
 from lab.config import checked
 from lab.errors import RecipeError, one_of
 from lab.methods.ddp import DDP
+from lab.methods.demo import DeMo
 from lab.methods.des_loc import DESLOC
 from lab.methods.diloco import DiLoCo
 from lab.methods.fomoe import FoMoE
 from lab.methods.local_adam import LocalAdam
 from lab.methods.local_sgd import LocalSGD
+from lab.methods.lordo import LoRDO
+from lab.methods.mt_dao import MTDAO
+from lab.methods.noloco import NoLoCo
+from lab.methods.photon import Photon
+from lab.methods.sparta import SPARTA
 from lab.methods.state import Grad, Method, State
+from lab.methods.streaming_diloco import StreamingDiLoCo
 
 METHODS: dict[str, type[Method]] = {
     "ddp": DDP,
@@ -20,6 +27,13 @@ METHODS: dict[str, type[Method]] = {
     "local_adam": LocalAdam,
     "diloco": DiLoCo,
     "des_loc": DESLOC,
+    "mt_dao": MTDAO,
+    "lordo": LoRDO,
+    "photon": Photon,
+    "streaming_diloco": StreamingDiLoCo,
+    "noloco": NoLoCo,
+    "sparta": SPARTA,
+    "demo": DeMo,
     "fomoe": FoMoE,
 }
 
@@ -53,13 +67,20 @@ __all__ = [
     "DDP",
     "DESLOC",
     "METHODS",
+    "MTDAO",
+    "SPARTA",
+    "DeMo",
     "DiLoCo",
     "FoMoE",
     "Grad",
+    "LoRDO",
     "LocalAdam",
     "LocalSGD",
     "Method",
+    "NoLoCo",
+    "Photon",
     "State",
+    "StreamingDiLoCo",
     "method",
     "name_of",
 ]

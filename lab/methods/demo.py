@@ -1,0 +1,153 @@
+"""DeMo (Peng, Quesnelle, Kingma 2024, arXiv 2411.19870): every step sends the few strongest waves of each momentum."""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from lab.comm import Communicator
+from lab.config import Fraction, Period, Positive, config
+from lab.fleet import Stack, clip_
+from lab.methods.state import Grad, State
+from lab.optim import Optimizer
+from lab.parts import held, layout_like
+
+
+@config
+class DeMo:
+    """Momenta stay at the workers and differ; what moves fast in them is taken out, averaged, and all step along its sign.
+
+    m = β·m + lr·g;  q = the ``topk`` largest coefficients of each tile of DCT(m);  m = m − DCT⁻¹(q);  Q = mean of q over the
+    workers;  θ = θ − lr·sign(DCT⁻¹(Q)).
+
+    Sends: ``momentum``, in every step, as positions within tiles (one or two bytes each) and values. State: ``momentum``
+    is local and not averaged (error feedback by itself: what was not sent stays in it); parameters are equal everywhere
+    as long as all workers are up, because all take the same steps.
+
+    A tensor is cut into tiles of up to ``chunk`` × ``chunk`` (sides that divide its own), a vector into pieces of up to
+    ``chunk``. Defaults from the authors' code: β = 0.999, 32 coefficients, tiles of 64.
+
+    inner
+        SGD, as there, on the sign of the average.
+    sign
+        off: θ = θ − DCT⁻¹(Q), the mean step itself (for tests; always on in the authors' code).
+
+    The authors' code divides each coefficient by the number of workers that sent it, we by the number of all workers: one
+    that a worker did not send counts as zero.
+    """
+
+    inner: Optimizer = Field(default_factory=lambda: Optimizer("SGD", 1e-3))
+    decay: Fraction = 0.999
+    topk: Period = 32
+    chunk: Period = 64
+    sign: bool = True
+    max_norm: Positive | None = None
+
+    def init(self, s: State) -> None:
+        params = s.local["params"]
+        s.optimizers["inner"] = self.inner.over(params, s.grads)
+        s.local["momentum"] = Stack(params.layout, [torch.zeros_like(b) for b in params.blocks])
+
+    def step(self, s: State, grad: Grad, comm: Communicator, t: int) -> Tensor:
+        loss_W = grad(s)
+        clip_(s.grads, self.max_norm)
+        lr, m = self.inner.lr * s.schedule(t), s.local["momentum"]
+        with held([m], s.fleet.up):
+            for mine, g in zip(m.blocks, s.grads.blocks, strict=True):
+                mine.mul_(self.decay).add_(g, alpha=lr)
+            strongest = self._take_(m)
+        for stack in strongest:
+            per_tile = next(iter(stack.layout.blocks)).shapes[0][-1]
+            agreed = comm.mean(stack, "momentum", codec=Strongest(per_tile, min(self.topk, per_tile)))
+            self._write_(s.grads, agreed, lr)
+        self.inner.step_(s, t)
+        return loss_W
+
+    @torch.no_grad()
+    def _take_(self, m: Stack) -> list[Stack]:
+        """Move the strongest coefficients out of every momentum; those with tiles of one size form one stack."""
+        found: dict[int, dict[str, Tensor]] = {}
+        for name in m.names():
+            waves = to_tiles(m[name], self.chunk)  # [H, tiles, coefficients]
+            if not waves.is_meta:
+                index = waves.abs().topk(min(self.topk, waves.shape[-1]), sorted=False).indices
+                waves = torch.zeros_like(waves).scatter_(-1, index, waves.gather(-1, index))
+                m[name].sub_(from_tiles(waves, m[name].shape, self.chunk))
+            found.setdefault(waves.shape[-1], {})[name] = waves
+        out = []
+        for tiles in found.values():
+            layout = layout_like(m, tiles, lambda n, tiles=tiles: tiles[n].shape[1:])  # type: ignore[misc]
+            out.append(Stack(layout, [torch.cat([tiles[n].flatten(1) for n in b.names], 1) for b in layout.blocks]))
+        return out
+
+    @torch.no_grad()
+    def _write_(self, grads: Stack, agreed: Stack, lr: float) -> None:
+        """The gradient that SGD is to follow: the sign of the agreed step."""
+        if grads.blocks[0].is_meta:
+            return
+        for name in agreed.names():
+            step = from_tiles(agreed[name], (len(agreed[name]), *grads[name].shape[1:]), self.chunk)
+            grads[name].copy_(step.sign() if self.sign else step / lr if lr else torch.zeros_like(step))
+
+
+class Strongest:
+    """The k largest numbers of every tile, as (position in the tile, value) pairs. The momentum remembers the rest itself."""
+
+    reducible = False
+    sparse = False  # in the sense of codecs that must not be used on whole states: all that is handed over is sent
+    error_feedback = False
+
+    def __init__(self, tile: int, k: int):
+        self.tile, self.k = tile, k
+
+    def encode(self, x: Tensor) -> tuple[Tensor, ...]:
+        tiles = x.view(-1, self.tile)
+        index = tiles.abs().topk(self.k, sorted=False).indices
+        least = torch.uint8 if self.tile <= 2**8 else torch.int16 if self.tile <= 2**15 else torch.int32
+        return index.to(least), tiles.gather(1, index)
+
+    def decode(self, sent: tuple[Tensor, ...], like: Tensor) -> Tensor:
+        index, value = sent
+        return torch.zeros_like(like).view(-1, self.tile).scatter_(1, index.long(), value).view(-1)
+
+
+@functools.cache
+def dct(n: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The orthonormal cosine transform of n numbers, ``[n, n]``: row k holds √(2/n)·cos(π·k·(2i + 1) / 2n), row 0 √(1/n)."""
+    k, i = torch.meshgrid(*[torch.arange(n, dtype=torch.float64, device=device)] * 2, indexing="ij")
+    out = torch.cos(math.pi * k * (2 * i + 1) / (2 * n)) * math.sqrt(2 / n)
+    out[0] = math.sqrt(1 / n)
+    return out.to(dtype)
+
+
+def side(n: int, chunk: int) -> int:
+    """The largest divisor of n that is at most ``chunk``."""
+    return max(d for d in range(1, min(n, chunk) + 1) if n % d == 0)
+
+
+def _sides(shape: torch.Size | tuple[int, ...], chunk: int) -> tuple[int, int, int, int]:
+    """Rows and columns of a tensor ``[H, …]`` seen as a matrix (a vector is one row), and of its tiles."""
+    rows, columns = (shape[1], math.prod(shape[2:])) if len(shape) > 2 else (1, math.prod(shape[1:]))
+    return rows, columns, side(rows, chunk), side(columns, chunk)
+
+
+def to_tiles(x: Tensor, chunk: int) -> Tensor:
+    """Cosine coefficients of the tiles, ``[H, tiles, a·b]`` from ``[H, *shape]``."""
+    rows, columns, a, b = _sides(x.shape, chunk)
+    if x.is_meta:
+        return x.reshape(len(x), -1, a * b)
+    tiles = x.reshape(len(x), rows // a, a, columns // b, b).transpose(2, 3)  # [H, rows/a, columns/b, a, b]
+    waves = dct(a, x.dtype, x.device) @ tiles @ dct(b, x.dtype, x.device).T
+    return waves.reshape(len(x), -1, a * b)
+
+
+def from_tiles(waves: Tensor, shape: torch.Size | tuple[int, ...], chunk: int) -> Tensor:
+    """The tensor ``[H, *shape]`` with these coefficients."""
+    rows, columns, a, b = _sides(shape, chunk)
+    tiles = waves.reshape(len(waves), rows // a, columns // b, a, b)
+    x = dct(a, waves.dtype, waves.device).T @ tiles @ dct(b, waves.dtype, waves.device)
+    return x.transpose(2, 3).reshape(shape)

@@ -1,0 +1,161 @@
+"""LoRDO (arXiv 2602.04396, ICML 2026): low-rank moments in a basis that all workers read off their mean pseudo-gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from lab.comm import Communicator
+from lab.config import Period, Positive, config
+from lab.errors import RecipeError, one_of
+from lab.fleet import Stack, clip_
+from lab.methods.state import Grad, State
+from lab.optim import Optimizer
+from lab.optimizers.low_rank import first_basis, low_rank_adam_, rotate_, top_basis, wide
+from lab.parts import held, layout_like, part
+
+
+def QHAdam(lr: float, betas: tuple[float, float] = (0.9, 0.95), weight: float = 0.97, eps: float = 1e-8) -> Optimizer:
+    """Quasi-hyperbolic Adam with one momentum: decays β1, β2 and the weight ω of the momentum."""
+    return Optimizer("QHAdam", lr, {"betas": betas, "weights": [weight], "eps": eps})
+
+
+@config
+class LoRDO:
+    """Every matrix θ (p × q, p ≤ q) keeps Adam's moments in r directions Q (p × r); every K steps the workers agree again.
+
+    A step goes along (1 − ω)·G / mean(√v + ε) + ω·Q·(u / (√v + ε)): without the first, full-rank term the pseudo-gradient
+    lies in the span of Q and the basis read off it stays the same for ever.
+
+    Sends, every ``sync_every`` local steps: ``params``, ``exp_avg`` and ``exp_avg_sq`` (r × q for projected matrices),
+    and ``residual`` with error feedback. The basis needs no traffic: all compute it from the mean pseudo-gradient. With
+    ``projector="gradient"`` the mean of the last gradients (of projected matrices) is sent as well.
+
+    State: local moments, ``projector`` (p × r) and ``residual``; shared ``params`` of projected matrices as they were at
+    the last sync. Per projected matrix the optimizer keeps 2·r·q + p·r numbers instead of 2·p·q. Embeddings, norms and
+    heads, and whatever is not a matrix, are trained by QHAdam with full moments.
+
+    rank
+        r, at most the shorter side. The authors' ranks are powers of two down from the width; 1/8 of it at 720M.
+    inner
+        QHAdam with one momentum. β (0.9, 0.95), ε 1e-8 are the defaults of the authors' class, lr 0.008 and ω 0.97 from
+        their launch files; those switch to β = (0.999, 0.999) after 2048 steps of low-rank DDP.
+    projector
+        whose largest directions become the basis: the ``pseudo_gradient`` (the paper's choice), the mean ``gradient`` of
+        the last step, or a worker's ``own_gradient``. With own bases the moments of different workers cannot be averaged
+        and stay local (our reading), and a worker that comes back goes on with a mean of bases until the next sync.
+    error_feedback
+        add what the projection left out to the next gradient. On in the authors' runs; off here, since with a basis that
+        turns slowly the residual grows and is let go at once (it diverged in small problems).
+    rotate
+        write the moments in the new basis.
+    full_rank
+        tensors with one of these in their name are not projected.
+
+    The source leaves open whether the residual is averaged (their code synchronises three states: it is, here) and whether
+    v is averaged before it is rotated (it is, here).
+    """
+
+    sync_every: Period = 32
+    rank: Period = 16
+    inner: Optimizer = Field(default_factory=lambda: QHAdam(8e-3))
+    projector: Literal["pseudo_gradient", "gradient", "own_gradient"] = "pseudo_gradient"
+    error_feedback: bool = False
+    rotate: bool = True
+    full_rank: tuple[str, ...] = ("embedding", "norm", "head")
+    max_norm: Positive | None = 1.0
+
+    def __post_init__(self) -> None:
+        if self.inner.name != "QHAdam" or self.inner.state_names != ("exp_avg", "exp_avg_sq"):
+            raise RecipeError(one_of("inner optimizer of lordo", self.inner.name, ["QHAdam"]) + " with one momentum")
+        if self.inner.options.get("weight_decay"):
+            raise RecipeError("lordo has no weight decay: leave method.inner.options.weight_decay out")
+
+    def init(self, s: State) -> None:
+        params = s.local["params"]
+        matrix = [n for n in params.names() if params[n].dim() == 3 and not any(word in n for word in self.full_rank)]
+        if not matrix:
+            raise RecipeError("lordo has nothing to project: no matrix is left beside method.full_rank")
+        basis = {n: first_basis(params[n], self.rank) for n in matrix}  # [H, p, r]
+
+        def moment(name: str) -> torch.Size:
+            x = params[name]
+            return (basis[name].mT @ wide(x)).shape[1:] if name in basis else x.shape[1:]  # [r, q]
+
+        def zeros(names: Iterable[str], shape: Callable[[str], Sequence[int]]) -> Stack:
+            return Stack.zeros(layout_like(params, names, shape), s.fleet.device, s.fleet.dtype)
+
+        s.optimizers["inner"] = self.inner.over(params, s.grads)  # holds the options; the moments have their own shapes
+        s.local["exp_avg"], s.local["exp_avg_sq"] = zeros(params.names(), moment), zeros(params.names(), moment)
+        s.local["projector"] = zeros(matrix, lambda n: basis[n].shape[1:])
+        for name in matrix:
+            s.local["projector"][name].copy_(basis[name])
+        if self.error_feedback:
+            s.local["residual"] = zeros(matrix, lambda n: params[n].shape[1:])
+        if self.projector == "pseudo_gradient":
+            s.shared["params"] = part(params, matrix).first()
+
+    def step(self, s: State, grad: Grad, comm: Communicator, t: int) -> Tensor:
+        loss_W = grad(s)
+        clip_(s.grads, self.max_norm)
+        self._local_step_(s, t)
+        if t % self.sync_every == 0 and any(s.fleet.up):
+            matrix = s.local["projector"].names()
+            agreed = comm.mean(s.local["params"], "params")
+            s.local["params"].copy_(agreed, s.fleet.up)
+            if self.projector == "pseudo_gradient":
+                before, s.shared["params"] = s.shared["params"], part(agreed, matrix)
+                towards = _less(s.shared["params"], before)  # Δ = E[θ_t] − θ_{t−K}; its sign does not matter
+            elif self.projector == "gradient":
+                towards = comm.mean(part(s.grads, matrix), "gradient")
+            else:
+                towards = part(s.grads, matrix)
+            if self.projector != "own_gradient":
+                for name in ("exp_avg", "exp_avg_sq", *(["residual"] if self.error_feedback else [])):
+                    comm.mean_(s.local[name], name)
+            self._turn_(s, towards, t)
+        return loss_W
+
+    @torch.no_grad()
+    def _local_step_(self, s: State, t: int) -> None:
+        params, Q, E = s.local["params"], s.local["projector"], s.local.get("residual")
+        if params.blocks[0].is_meta:
+            return
+        options = s.optimizers["inner"].defaults
+        with held(s.local.values(), s.fleet.up):
+            for name in params.names():
+                low = name in Q.layout.place
+                low_rank_adam_(
+                    params[name],
+                    s.grads[name],
+                    s.local["exp_avg"][name],
+                    s.local["exp_avg_sq"][name],
+                    Q[name] if low else None,
+                    E[name] if low and E is not None else None,
+                    lr=self.inner.lr * s.schedule(t),
+                    betas=options["betas"],
+                    weight=options["weights"][0],
+                    eps=options["eps"],
+                    k=t,
+                )
+
+    @torch.no_grad()
+    def _turn_(self, s: State, towards: Stack, t: int) -> None:
+        """The new basis at every worker that is up, and its moments written in it."""
+        if towards.blocks[0].is_meta:
+            return
+        u, v, Q = s.local["exp_avg"], s.local["exp_avg_sq"], s.local["projector"]
+        with held((u, v, Q), s.fleet.up):
+            for name in Q.names():
+                new = top_basis(towards[name], Q[name].shape[-1])  # [1 or H, p, r]
+                if self.rotate:
+                    rotate_(u[name], v[name], Q[name], new, s.optimizers["inner"].defaults["betas"], t)
+                Q[name].copy_(new)
+
+
+def _less(a: Stack, b: Stack) -> Stack:
+    return Stack(a.layout, [x - y for x, y in zip(a.blocks, b.blocks, strict=True)])

@@ -1,0 +1,79 @@
+"""SPARTA (Beton et al. 2025, openreview stFPf3gzq1): a small random part of the parameters is averaged in every step."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from lab.comm import Communicator
+from lab.config import Period, Positive, config
+from lab.fleet import Layout, Stack, clip_
+from lab.methods.state import Grad, State
+from lab.optim import AdamW, Optimizer
+from lab.outer import init_outer, outer_step_
+from lab.seeds import generator
+
+
+@config
+class SPARTA:
+    """In every ``sync_every``-th local step a fraction of all numbers, drawn afresh, becomes its mean over the workers.
+
+    Sends: the drawn numbers of ``params``; which ones they are follows from the seed and the step, so that no positions
+    travel. With ``outer``, in every ``outer_every``-th step also the whole of ``params`` (as pseudo-gradients), as in
+    DiLoCo, which the paper combines it with. State: inner states local; with ``outer`` shared parameters and momentum.
+
+    fraction
+        0.005 in the authors' code, 0.0005 to 0.005 in the paper. At least one number of each block is drawn, and exactly
+        round(fraction · size) of it, where the code tosses a coin per number. 1 averages everything.
+    draw_seed
+        decides the positions, together with the step.
+
+    The paper sends while training goes on, up to 10 steps late; here what is drawn is averaged at once.
+    """
+
+    sync_every: Period = 1
+    fraction: Annotated[float, Field(gt=0, le=1)] = 0.005
+    inner: Optimizer = Field(default_factory=lambda: AdamW(lr=3e-3))
+    outer: Optimizer | None = None
+    outer_every: Period = 1000
+    max_norm: Positive | None = 1.0
+    draw_seed: int = 0
+
+    def init(self, s: State) -> None:
+        s.optimizers["inner"] = self.inner.over(s.local["params"], s.grads)
+        if self.outer is not None:
+            init_outer(s, self.outer)
+
+    def step(self, s: State, grad: Grad, comm: Communicator, t: int) -> Tensor:
+        loss_W = grad(s)
+        clip_(s.grads, self.max_norm)
+        self.inner.step_(s, t)
+        if t % self.sync_every == 0:
+            self._average_some_(s, comm, t)
+        if self.outer is not None and t % self.outer_every == 0:
+            outer_step_(s, comm)
+        return loss_W
+
+    @torch.no_grad()
+    def _average_some_(self, s: State, comm: Communicator, t: int) -> None:
+        params, blocks = s.local["params"], s.local["params"].layout.blocks
+        num = [max(1, round(self.fraction * b.numel)) for b in blocks]
+        shapes = {str(i): torch.Size([k]) for i, k in enumerate(num)}  # the numbers drawn of block i are one tensor
+        layout = Layout.of({str(i): b.holders for i, b in enumerate(blocks)}, shapes, lambda i: blocks[int(i)].group)
+        if params.blocks[0].is_meta:  # a dry run: how many there are is enough
+            comm.mean_(Stack(layout, [x[:, :k] for x, k in zip(params.blocks, num, strict=True)]), "params")
+            return
+        drawn = [positions(b.numel, k, self.draw_seed, t, i) for i, (b, k) in enumerate(zip(blocks, num, strict=True))]
+        some = Stack(layout, [x[:, index] for x, index in zip(params.blocks, drawn, strict=True)])
+        comm.mean_(some, "params")
+        for x, index, values in zip(params.blocks, drawn, some.blocks, strict=True):
+            x[:, index] = values
+
+
+def positions(size: int, num: int, seed: int, t: int, block: int) -> Tensor:
+    """Which ``num`` of ``size`` numbers are averaged in step ``t``: the same at every worker. O(size)."""
+    order = torch.randperm(size, generator=generator(seed, "positions", t, block), device="cpu")
+    return order[:num].sort().values

@@ -1,0 +1,7 @@
+"""Optimizers that the papers brought and torch lacks: plain ``torch.optim.Optimizer`` classes, usable without the lab."""
+
+from lab.optimizers.low_rank import LowRankAdam
+from lab.optimizers.quasi_hyperbolic import QHADOPT, QHM, QHAdam
+from lab.optimizers.server import FedAdam, FedMom, FedYogi
+
+__all__ = ["QHADOPT", "QHM", "FedAdam", "FedMom", "FedYogi", "LowRankAdam", "QHAdam"]
