@@ -240,10 +240,10 @@ def list_(runs: str) -> None:
     """Methods, presets, models, corpora, networks, devices, and the runs that there are."""
     from lab.data import CORPORA
     from lab.methods import METHODS
-    from lab.recipe import SIZES
     from lab.network import DEVICES, NETWORKS
     from lab.optim import ELEMENTWISE
     from lab.presets import PRESETS
+    from lab.recipe import SIZES
     from lab.store import RunFolder
 
     def first_line(cls: type) -> str:

@@ -97,6 +97,8 @@ class Optimizer:
         ``warmup``: local steps in which the learning rate of rows that came from elsewhere rises to that of the others.
         """
         params = s.local["params"]
+        if params.blocks[0].is_meta and s.optimizers["inner"].state:
+            return  # a dry run has learnt which states there are
         warming = params.layout.warming(t, warmup) if warmup else []
         step_(s.optimizers["inner"], self.lr * s.schedule(t), params, s.fleet.up, warming)
         s.local.update(states(s.optimizers["inner"], params))  # they appear with the first step
@@ -125,8 +127,9 @@ def step_(
     Rows in ``warming`` (block, row, factor) move by that part of their step: the same as a smaller learning rate, to
     which the step of every optimizer here is proportional.
     """
-    if params.blocks[0].is_meta and optimizer.state:
-        return  # a dry run needs the optimizer only to learn which states there are
+    if params.blocks[0].is_meta:
+        optimizer.step()
+        return
     for group in optimizer.param_groups:
         group["lr"] = lr
     keep: list[tuple[Tensor, list[int], Tensor]] = []
@@ -231,7 +234,17 @@ def _make(spec: Optimizer, leaves: list[torch.nn.Parameter]) -> torch.optim.Opti
     options = dict(spec.options)
     if spec.name in _HAS_FUSED and not leaves[0].is_meta and not options.get("foreach"):
         options.setdefault("fused", True)  # one pass over memory instead of several
-    return _eager(spec.name)(leaves, lr=spec.lr, **options)
+    made = _eager(spec.name)(leaves, lr=spec.lr, **options)
+    if leaves[0].is_meta:
+        made.step = functools.partial(_dry_step, made, _state_names(spec))  # type: ignore[method-assign]
+    return made
+
+
+def _dry_step(optimizer: torch.optim.Optimizer, names: Sequence[str]) -> None:
+    """A step in a dry run: only that there are states matters (and torch's own would import a compiler for ``meta``)."""
+    for leaf in optimizer.param_groups[0]["params"]:
+        if leaf not in optimizer.state:
+            optimizer.state[leaf] = {name: torch.empty_like(leaf) for name in names}
 
 
 def _state_names(spec: Optimizer) -> tuple[str, ...]:

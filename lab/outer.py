@@ -30,9 +30,9 @@ def outer_step_(s: State, comm: Communicator, weights_W: Sequence[float] | None 
     moved = comm.mean(s.local["params"], "params", minus=s.shared["params"], weights_W=weights_W)
     optimizer = s.optimizers["outer"]
     for i, (leaf, m) in enumerate(zip(optimizer.param_groups[0]["params"], moved.blocks, strict=True)):
-        leaf.grad = (
-            m.neg_() if s.local["params"].rows(i, s.fleet.up) else None
-        )  # nobody is up: it stays as it was agreed
+        if not m.is_meta:
+            nobody = not s.local["params"].rows(i, s.fleet.up)
+            leaf.grad = None if nobody else m.neg_()  # held by nobody who is up: it stays as it was agreed
     optimizer.step()
     s.shared.update(states(optimizer, s.shared["params"]))
     s.local["params"].copy_(s.shared["params"], s.fleet.up)

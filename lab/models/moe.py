@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -121,33 +121,33 @@ class MoE:
         return [tuple(sorted(ids)) for ids in resident]
 
     def floats_per_token(self, vocab_size: int) -> int:
-        """What backward needs of a token: 11 rows of width dim, 2 of each chosen or shared expert a layer, logits twice."""
-        active = self.top_k + self.num_shared_experts
-        return self.num_layers * (11 * self.dim + 2 * active * self.width) + 2 * (self.vocab_size or vocab_size)
+        """What backward needs of a token: a layer's 11 rows of width dim and its experts' inner rows; its logits twice."""
+        inner = (self.top_k + 2 * self.num_shared_experts) * self.width
+        return self.num_layers * (11 * self.dim + inner) + 2 * (self.vocab_size or vocab_size)
 
 
-# Two for laptops, and the paper's five (its tokenizer has 200,019 tokens).
-SIZES: dict[str, MoE] = {
-    "moe-nano": MoE(),
-    "moe-micro": MoE(dim=128, num_layers=4, num_heads=4),
-} | {
-    f"fomoe-{label}": MoE(
+def _paper(dim: int, num_layers: int, num_experts: int) -> MoE:
+    """A row of the paper's table: heads of 64, experts of 128, a quarter of them active, a vocabulary of 200,019."""
+    return MoE(
         dim=dim,
         num_layers=num_layers,
-        num_heads=num_heads,
+        num_heads=dim // 64,
         num_experts=num_experts,
         expert_dim=128,
         top_k=num_experts // 4,
         depth_base=4,
         vocab_size=200_019,
     )
-    for label, dim, num_layers, num_heads, num_experts in [
-        ("54M", 256, 4, 4, 8),
-        ("153M", 512, 16, 8, 16),
-        ("1.8B", 1024, 128, 16, 32),
-        ("13B", 2048, 256, 32, 64),
-        ("104B", 4096, 512, 64, 128),
-    ]
+
+
+SIZES: dict[str, MoE] = {
+    "moe-nano": MoE(),  # 116k parameters with a vocabulary of 256
+    "moe-micro": MoE(dim=128, num_layers=4, num_heads=4),  # 0.8M
+    "fomoe-54M": _paper(256, 4, 8),
+    "fomoe-153M": _paper(512, 16, 16),
+    "fomoe-1.8B": _paper(1024, 128, 32),
+    "fomoe-13B": _paper(2048, 256, 64),
+    "fomoe-104B": _paper(4096, 512, 128),
 }
 
 
@@ -225,8 +225,8 @@ class Mix(torch.autograd.Function):
     """Router, experts, weighted sum and balance loss in one, the gradient by hand.
 
     Slots are sorted by expert once, so each expert is two matrix products on rows that lie together. The gate scales hidden
-    activations, which are narrower than rows of y. Kept for backward: pre-activations and activations, as by a dense MLP of
-    the same active width; rows are gathered anew.
+    activations, which are narrower than rows of y. For backward only x and pre-activations are kept, less than by a dense MLP
+    of the same active width; rows are gathered anew.
 
     Takes x ``[N, D]``, router ``[E, D]``, positions of the resident experts in it, their ups ``[H, D]``, their downs
     ``[D, H]``. Gives y ``[N, D]``, balance loss ``[]`` and, without gradient, logits ``[N, E]`` and positions ``[N, k]``.
@@ -253,15 +253,14 @@ class Mix(torch.autograd.Function):
         cuts = [[counts[i] for i in chunk] for chunk in chunks]
         sizes = [sum(cut) for cut in cuts]
         before = x.new_empty(len(slots), ups[0].shape[0] if ups else 0)  # S H: up · x
-        hidden = torch.empty_like(before)  # S H: gate · SiLU(up · x)
         rows = x.new_empty(len(slots), x.shape[1])  # S D: x, then what the experts make of it
-        each = (t.split(sizes) for t in (token, gate, before, hidden, rows))
-        for chunk, cut, tok, g, b, h, r in zip(chunks, cuts, *each, strict=True):
+        each = (t.split(sizes) for t in (token, gate, before, rows))
+        for chunk, cut, tok, g, b, r in zip(chunks, cuts, *each, strict=True):
             torch.index_select(x, 0, tok, out=r)
             r_cut = r.split(cut)
             for i, r_i, b_i in zip(chunk, r_cut, b.split(cut), strict=True):
                 torch.mm(r_i, ups[i].t(), out=b_i)
-            torch.mul(F.silu(b), g, out=h)
+            h = F.silu(b).mul_(g)
             for i, r_i, h_i in zip(chunk, r_cut, h.split(cut), strict=True):
                 torch.mm(h_i, downs[i].t(), out=r_i)
         y = torch.zeros_like(x).index_add_(0, token, rows)
@@ -270,7 +269,7 @@ class Mix(torch.autograd.Function):
         if training and c.balance:
             share, price = shares_of(logits, p, load, c)
             balance = c.balance * torch.mv(share, price).mean()
-        ctx.save_for_backward(x, router, p, gates, chosen, slots, token, gate, before, hidden, share, price, *experts)
+        ctx.save_for_backward(x, router, p, gates, chosen, slots, token, gate, before, share, price, *experts)
         ctx.c, ctx.plan = c, (chunks, cuts, sizes)
         ctx.mark_non_differentiable(logits, chosen)
         return y, balance, logits, chosen
@@ -278,7 +277,7 @@ class Mix(torch.autograd.Function):
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, dy: Tensor, dbalance: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        x, router, p, gates, chosen, slots, token, gate, before, hidden, share, price, *experts = ctx.saved_tensors
+        x, router, p, gates, chosen, slots, token, gate, before, share, price, *experts = ctx.saved_tensors
         c, (chunks, cuts, sizes) = ctx.c, ctx.plan
         ups, downs = experts[: len(experts) // 2], experts[len(experts) // 2 :]
         dups: list[Tensor] = []
@@ -286,15 +285,15 @@ class Mix(torch.autograd.Function):
         q = gate.new_empty(len(slots))  # S: gate · ∂L/∂gate, which is all that the gradient of the logits needs
         rows = x.new_empty(len(slots), x.shape[1])  # S D: ∂L/∂y, then x, then ∂L/∂x
         scratch = x.new_empty(max(sizes, default=0), before.shape[1])
-        each = (t.split(sizes) for t in (token, gate, before, hidden, rows, q))
-        for chunk, cut, tok, g, b, h, r, q_r in zip(chunks, cuts, *each, strict=True):
-            dh = scratch[: len(tok)]
+        each = (t.split(sizes) for t in (token, gate, before, rows, q))
+        for chunk, cut, tok, g, b, r, q_r in zip(chunks, cuts, *each, strict=True):
+            h, dh = F.silu(b).mul_(g), scratch[: len(tok)]
             r_cut, dh_cut = r.split(cut), dh.split(cut)
             torch.index_select(dy, 0, tok, out=r)
             for i, r_i, h_i, dh_i in zip(chunk, r_cut, h.split(cut), dh_cut, strict=True):
                 torch.mm(r_i, downs[i], out=dh_i)
                 ddowns.append(torch.mm(r_i.t(), h_i))
-            torch.sum(h * dh, 1, out=q_r)
+            torch.sum(h.mul_(dh), 1, out=q_r)
             torch.ops.aten.silu_backward.grad_input(dh.mul_(g), b, grad_input=dh)
             torch.index_select(x, 0, tok, out=r)
             for i, r_i, dh_i in zip(chunk, r_cut, dh_cut, strict=True):
@@ -330,6 +329,10 @@ class Routing:
 class Expert(nn.Module):
     """``down · SiLU(up · x)``; with ``router``, also its own column of the router."""
 
+    up: nn.Parameter
+    down: nn.Parameter
+    router: nn.Parameter
+
     def __init__(self, dim: int, width: int, router: bool = False):
         super().__init__()
         self.register_parameter("up", nn.Parameter(torch.empty(width, dim)))
@@ -344,6 +347,8 @@ class Expert(nn.Module):
 class MoELayer(nn.Module):
     """``forward(x [B, T, D]) -> (y [B, T, D], balance loss)``. A token all of whose experts are ghosts gets exactly 0."""
 
+    router: nn.Parameter
+
     def __init__(self, c: MoE, resident: tuple[int, ...]):
         super().__init__()
         self.c, self.resident = c, resident
@@ -357,7 +362,7 @@ class MoELayer(nn.Module):
         self.last: tuple[Tensor, Tensor] | None = None
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        c, experts = self.c, self.experts.values()
+        c, experts = self.c, cast(list[Expert], list(self.experts.values()))
         router = self.router if c.skip_token else torch.stack([e.router for e in experts])  # E D
         weights = [e.up for e in experts] + [e.down for e in experts]
         y, balance, logits, chosen = Mix.apply(x.view(-1, c.dim), router, c, self.held, self.training, *weights)
@@ -426,19 +431,22 @@ class MoEModule(nn.Module):
         self.cos.copy_(angle.cos())
         self.sin.copy_(angle.sin())
 
-        def draw_(p: Tensor, name: str, std: float) -> None:
-            nn.init.normal_(p, std=std, generator=generator(seed, "init", name))
-
         for name, p in self.named_parameters():
-            if name.endswith("moe.router"):
-                for e, column in enumerate(p):
-                    draw_(column, f"{name.removesuffix('router')}experts.{e}.router", 0.1 / math.sqrt(p.shape[1]))
-            elif name.endswith(".router"):
-                draw_(p, name, 0.1 / math.sqrt(len(p)))
-            elif p.dim() == 1:
+            std = (
+                0.02
+                if name == "embedding"
+                else 0.1 / math.sqrt(p.shape[-1])
+                if "router" in name
+                else p.shape[-1] ** -0.5
+            )
+            if "norm" in name:
                 nn.init.ones_(p)
+            elif name.endswith("moe.router"):
+                for e, column in enumerate(p):
+                    part = name.replace("router", f"experts.{e}.router")
+                    nn.init.normal_(column, std=std, generator=generator(seed, "init", part))
             else:
-                draw_(p, name, 0.02 if name == "embedding" else 1 / math.sqrt(p.shape[1]))
+                nn.init.normal_(p, std=std, generator=generator(seed, "init", name))
 
     def run(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Logits ``[B, T, V]`` and the balance loss of all layers (0 in eval mode)."""
@@ -461,7 +469,8 @@ class MoEModule(nn.Module):
 
     def routing(self) -> list[Routing]:
         """Of the last forward pass, one per layer; empty before the first."""
-        return [r for block in self.blocks if (r := block.moe.routing()) is not None]  # type: ignore[operator,union-attr]
+        layers = [cast(MoEBlock, block).moe.routing() for block in self.blocks]
+        return [layer for layer in layers if layer is not None]
 
     @staticmethod
     def tensor_group(name: str) -> str:
