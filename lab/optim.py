@@ -236,7 +236,7 @@ def _make(spec: Optimizer, leaves: list[torch.nn.Parameter]) -> torch.optim.Opti
         options.setdefault("fused", True)  # one pass over memory instead of several
     made = _eager(spec.name)(leaves, lr=spec.lr, **options)
     if leaves[0].is_meta:
-        made.step = functools.partial(_dry_step, made, _state_names(spec))  # type: ignore[method-assign]
+        made.step = functools.partial(_dry_step, made, _state_names(spec))  # type: ignore[assignment]
     return made
 
 

@@ -327,18 +327,18 @@ class Routing:
 
 
 class Expert(nn.Module):
-    """``down · SiLU(up · x)``; with ``router``, also its own column of the router."""
+    """``down · SiLU(up · x)``; with a partitioned router, also its own column of that."""
 
     up: nn.Parameter
     down: nn.Parameter
     router: nn.Parameter
 
-    def __init__(self, dim: int, width: int, router: bool = False):
+    def __init__(self, up: Tensor, down: Tensor, router: Tensor | None = None):
         super().__init__()
-        self.register_parameter("up", nn.Parameter(torch.empty(width, dim)))
-        self.register_parameter("down", nn.Parameter(torch.empty(dim, width)))
-        if router:
-            self.register_parameter("router", nn.Parameter(torch.empty(dim)))
+        self.register_parameter("up", nn.Parameter(up))
+        self.register_parameter("down", nn.Parameter(down))
+        if router is not None:
+            self.register_parameter("router", nn.Parameter(router))
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(F.silu(F.linear(x, self.up)), self.down)
@@ -356,9 +356,14 @@ class MoELayer(nn.Module):
         self.held = resident if c.skip_token else tuple(range(len(resident)))  # positions in what the router knows
         if c.skip_token:
             self.register_parameter("router", nn.Parameter(torch.empty(c.num_experts, c.dim)))
-        self.experts = nn.ModuleDict({str(e): Expert(c.dim, c.width, not c.skip_token) for e in resident})
+        # Allocated together: the largest model has 65,536 experts, and one call for each tensor takes seconds.
+        E, D, H = len(resident), c.dim, c.width
+        parts = [torch.empty(E, H, D), torch.empty(E, D, H)] + ([] if c.skip_token else [torch.empty(E, D)])
+        rows = zip(resident, *(t.unbind(0) for t in parts), strict=True)
+        self.experts = nn.ModuleDict({str(e): Expert(*tensors) for e, *tensors in rows})
         if c.num_shared_experts:
-            self.shared = Expert(c.dim, c.num_shared_experts * c.width)
+            S = c.num_shared_experts * H
+            self.shared = Expert(torch.empty(S, D), torch.empty(D, S))
         self.last: tuple[Tensor, Tensor] | None = None
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
