@@ -6,7 +6,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -19,12 +19,19 @@ from lab.models.moe import SIZES, MoE, MoELayer
 from lab.seeds import generator
 
 # tokens, and the layer
-SHAPES = {
+SHAPES: dict[str, tuple[int, dict[str, Any]]] = {
     "d=256, 8 experts of 128, k=2, 4096 tokens": (4096, {"dim": 256, "num_heads": 4, "expert_dim": 128}),
     "d=128, 8 experts of 64, k=2, 2048 tokens": (2048, {"dim": 128}),
     "d=64, 8 experts of 32, k=2, 512 tokens": (512, {"dim": 64}),
 }
-NARROW_AND_DEEP = {"dim": 128, "num_layers": 4, "num_heads": 4, "num_experts": 16, "expert_dim": 256, "top_k": 4}
+EXPERTS_FIRST: dict[str, Any] = {  # experts are most of the work
+    "dim": 128,
+    "num_layers": 4,
+    "num_heads": 4,
+    "num_experts": 16,
+    "expert_dim": 256,
+    "top_k": 4,
+}
 
 
 def passes(module: nn.Module, tokens: int, dim: int) -> Callable[[], None]:
@@ -37,17 +44,17 @@ def passes(module: nn.Module, tokens: int, dim: int) -> Callable[[], None]:
     dy = torch.randn(1, tokens, dim, generator=g)
 
     def once() -> None:
-        y, *balance = module(x) if isinstance(module, MoELayer) else (module(x),)
-        torch.autograd.backward([y, *balance], [dy, *map(torch.ones_like, balance)])
+        y = module(x)[0] if isinstance(module, MoELayer) else module(x)
+        y.backward(dy)
         x.grad = None
 
     return once
 
 
 def dispatch(tokens: int, shape: dict[str, Any], threads: int, rounds: int) -> list[list[float]]:
-    """Seconds of a pass, round by round: routed experts (in training, balance loss included), dense MLP."""
+    """Seconds of a pass, round by round: routed experts (from router to sum, no balance loss), dense MLP."""
     torch.set_num_threads(threads)
-    c = MoE(**shape)
+    c = MoE(**shape, balance=0)
     active = c.top_k * c.width
     dense = nn.Sequential(Linear(c.dim, active), nn.SiLU(), Linear(active, c.dim))
     return alternate(
@@ -78,21 +85,25 @@ def step(rounds: int) -> list[list[float]]:
 def ghosts(rounds: int) -> dict[str, float]:
     """Seconds of a step by number of ghosts."""
     torch.set_num_threads(1)
-    c = MoE(**NARROW_AND_DEEP, skip_token=True)
+    c = MoE(**EXPERTS_FIRST, skip_token=True)
     return {str(g): s for g, s in step_seconds_by_ghosts(c, [0, 4, 8, 12, 16], rounds=rounds).items()}
 
 
-def alternate(candidates: list[Callable[[], None]], rounds: int, times: int) -> list[list[float]]:
-    """Candidates take turns inside one process, so that a busy moment slows all of them."""
+def alternate(candidates: Sequence[Callable[[], Any]], rounds: int, times: int) -> list[list[float]]:
+    """Candidates take turns inside one process, so that a busy moment slows all of them.
+
+    With one thread its own seconds count, not those in which the machine served others.
+    """
+    clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
     seen = []
     for k in range(rounds + 3):  # three rounds to warm up
         took = [0.0] * len(candidates)
         order = range(len(candidates)) if k % 2 else reversed(range(len(candidates)))
         for i in order:
-            began = time.perf_counter()
+            began = clock()
             for _ in range(times):
                 candidates[i]()
-            took[i] = (time.perf_counter() - began) / times
+            took[i] = (clock() - began) / times
         seen.append(took)
     return seen[3:]
 

@@ -177,9 +177,8 @@ def shares_of(logits: Tensor, p: Tensor, load: Tensor, c: MoE) -> tuple[Tensor, 
     if c.balance_kind == "entropy":
         share = logits.softmax(-1)
         return share, share.mean(0).clamp_min(tiny).log()
-    return p / p.sum(-1, keepdim=True).clamp_min(tiny), load.to(p.dtype) * (
-        len(load) / (len(p) * min(c.top_k, len(load)))
-    )
+    num_choices = len(p) * min(c.top_k, len(load))
+    return p / p.sum(-1, keepdim=True).clamp_min(tiny), load.to(p.dtype) * (len(load) / num_choices)
 
 
 def mix_naive(
@@ -243,7 +242,7 @@ class Mix(torch.autograd.Function):
         load = torch.bincount(chosen.view(-1), minlength=len(router))  # E
         counts = load.tolist()
         if len(held) < len(router):  # here ghosts drop out
-            of_expert = slots.split(counts)
+            of_expert = slots.split_with_sizes(counts)
             slots = torch.cat([slots[:0], *(of_expert[i] for i in held)])
             counts = [counts[i] for i in held]
         token = slots // chosen.shape[1]  # S
@@ -254,14 +253,14 @@ class Mix(torch.autograd.Function):
         sizes = [sum(cut) for cut in cuts]
         before = x.new_empty(len(slots), ups[0].shape[0] if ups else 0)  # S H: up · x
         rows = x.new_empty(len(slots), x.shape[1])  # S D: x, then what the experts make of it
-        each = (t.split(sizes) for t in (token, gate, before, rows))
+        each = (t.split_with_sizes(sizes) for t in (token, gate, before, rows))
         for chunk, cut, tok, g, b, r in zip(chunks, cuts, *each, strict=True):
             torch.index_select(x, 0, tok, out=r)
-            r_cut = r.split(cut)
-            for i, r_i, b_i in zip(chunk, r_cut, b.split(cut), strict=True):
+            r_cut = r.split_with_sizes(cut)
+            for i, r_i, b_i in zip(chunk, r_cut, b.split_with_sizes(cut), strict=True):
                 torch.mm(r_i, ups[i].t(), out=b_i)
             h = F.silu(b).mul_(g)
-            for i, r_i, h_i in zip(chunk, r_cut, h.split(cut), strict=True):
+            for i, r_i, h_i in zip(chunk, r_cut, h.split_with_sizes(cut), strict=True):
                 torch.mm(h_i, downs[i].t(), out=r_i)
         y = torch.zeros_like(x).index_add_(0, token, rows)
 
@@ -285,12 +284,12 @@ class Mix(torch.autograd.Function):
         q = gate.new_empty(len(slots))  # S: gate · ∂L/∂gate, which is all that the gradient of the logits needs
         rows = x.new_empty(len(slots), x.shape[1])  # S D: ∂L/∂y, then x, then ∂L/∂x
         scratch = x.new_empty(max(sizes, default=0), before.shape[1])
-        each = (t.split(sizes) for t in (token, gate, before, rows, q))
+        each = (t.split_with_sizes(sizes) for t in (token, gate, before, rows, q))
         for chunk, cut, tok, g, b, r, q_r in zip(chunks, cuts, *each, strict=True):
             h, dh = F.silu(b).mul_(g), scratch[: len(tok)]
-            r_cut, dh_cut = r.split(cut), dh.split(cut)
+            r_cut, dh_cut = r.split_with_sizes(cut), dh.split_with_sizes(cut)
             torch.index_select(dy, 0, tok, out=r)
-            for i, r_i, h_i, dh_i in zip(chunk, r_cut, h.split(cut), dh_cut, strict=True):
+            for i, r_i, h_i, dh_i in zip(chunk, r_cut, h.split_with_sizes(cut), dh_cut, strict=True):
                 torch.mm(r_i, downs[i], out=dh_i)
                 ddowns.append(torch.mm(r_i.t(), h_i))
             torch.sum(h.mul_(dh), 1, out=q_r)
