@@ -28,7 +28,7 @@ PAPERS = {
     "mt_dao": "mt_dao_16M -o steps=1024",
     "lordo": "lordo_720M -o steps=1024",
     "photon": "photon_125M -o steps=1280",
-    "streaming_diloco": "streaming_diloco_1B -o steps=1100",
+    "streaming_diloco": "streaming_diloco_1B -o steps=400 -o schedule.warmup=0",
     "noloco": "noloco_125M -o steps=1100",
     "fomoe": "fomoe_54M",
 }
