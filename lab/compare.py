@@ -8,6 +8,7 @@ from typing import TypeVar
 import numpy as np
 
 from lab.columns import Columns
+from lab.recipe import Recipe
 
 K = TypeVar("K")
 
@@ -50,3 +51,12 @@ def best_rate(losses: Mapping[float, float]) -> tuple[float, bool]:
         raise ValueError("no learning rate gave a loss")
     rate = min(finite, key=lambda r: finite[r])
     return rate, min(losses) < rate < max(losses)
+
+
+def with_rate(recipe: Recipe, factor: float) -> Recipe:
+    """The recipe with its inner learning rate, that of a warm phase too, times ``factor``."""
+    method = recipe.to_dict()["method"]
+    for part in (method, method.get("warm")):
+        if part:
+            part["inner"]["lr"] *= factor
+    return recipe.but(method=method)

@@ -9,7 +9,7 @@ import pytest
 
 from lab.claims import spread
 from lab.columns import Columns
-from lab.compare import best_rate, front, loss_within, steps_to
+from lab.compare import best_rate, front, loss_within, steps_to, with_rate
 from lab.events import Evaluated, Started, Stepped
 from lab.recipe import Recipe
 from widgets.figures import axis
@@ -74,3 +74,13 @@ def test_tokens_are_those_of_workers_that_were_up() -> None:
 def test_spread_in_words() -> None:
     assert spread([2.0, 2.5]) == "2.250 (2.000 … 2.500)"
     assert spread([0.124], 2, signed=True) == "+0.12"
+    assert spread([math.inf, 2.0], 1) == "∞ (2.0 … ∞)"
+
+
+def test_with_rate() -> None:
+    """Both rates of MT-DAO; nothing else."""
+    recipe = Recipe.of("mt_dao")
+    twice = with_rate(recipe, 2)
+    assert (twice.method.inner.lr, twice.method.warm.inner.lr) == (8e-3, 8e-3)
+    assert with_rate(twice, 0.5) == recipe
+    assert with_rate(Recipe.of("diloco"), 0.5).method.inner.lr == 1.5e-3
