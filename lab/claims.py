@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -77,6 +78,13 @@ class Claims:
             "text/html": self.to_html(),
             MIME: {"notebook": self.notebook, "rows": [asdict(c) for c in self.rows]},
         }
+
+
+def spread(values: Sequence[float], digits: int = 3, signed: bool = False) -> str:
+    """Mean and range over seeds in words: ``2.513 (2.498 … 2.530)``; of one value, that value alone; ∞ where it is."""
+    form = f"{'+' if signed else ''}.{digits}f"
+    mean = f"{sum(values) / len(values):{form}}"
+    return (mean if len(values) == 1 else f"{mean} ({min(values):{form}} … {max(values):{form}})").replace("inf", "∞")
 
 
 def claims_in(notebook: dict[str, Any]) -> Claims | None:

@@ -167,3 +167,63 @@ def matrix_regression(
             seen.append(Basis(float((now - target).norm() / target.norm()), rank, similarity))
     fleet.close()
     return seen
+
+
+def gossip(
+    *,
+    pull: float = 0.7,
+    lr: float = 0.0,
+    num_workers: int = 16,
+    dim: int = 100,
+    rounds: int = 60,
+    sync_every: int = 10,
+    noise: float = 1.0,
+    seed: int = 0,
+) -> list[float]:
+    """Do workers that talk in random pairs agree? NoLoCo on f = ½·‖x‖² with noisy gradients, from a random point each.
+
+    Parameters
+    ----------
+    pull
+        NoLoCo's γ; its η = 0.7 and μ = 0.5 stay.
+    lr
+        of the inner SGD; 0 shows gossip alone.
+
+    Returns
+    -------
+    mean square distance of the workers' slow weights from their mean, at the start and after every round.
+    """
+    m = method(
+        {
+            "name": "noloco",
+            "sync_every": sync_every,
+            "pull": pull,
+            "inner": {"name": "SGD", "lr": lr or 1e-300},  # a rate must be positive
+            "max_norm": None,
+            "pair_seed": seed,
+        }
+    )
+    g = generator(seed, "gossip")
+    starts = torch.randn(num_workers, dim, generator=g, dtype=torch.float64)
+    fleet = Fleet(lambda worker: _Point(starts[worker or 0]), num_workers, dtype=torch.float64)
+    s, comm = State.of(fleet), Communicator(fleet)
+    s.local["params"]["x"].copy_(starts)
+    m.init(s)
+
+    def grad(s: State) -> Tensor:
+        x = s.local["params"]["x"]
+        s.grads["x"].copy_(x).add_(torch.randn(num_workers, dim, generator=g, dtype=torch.float64), alpha=noise)
+        return 0.5 * x.square().sum(1)
+
+    def apart() -> float:
+        x = s.local["slow"]["x"]
+        return float((x - x.mean(0)).square().mean())
+
+    seen = [apart()]
+    for t in range(1, rounds * sync_every + 1):
+        comm.t = t
+        m.step(s, grad, comm, t)
+        if t % sync_every == 0:
+            seen.append(apart())
+    fleet.close()
+    return seen

@@ -16,6 +16,7 @@ from lab.methods import DiLoCo, NoLoCo
 from lab.methods.noloco import groups
 from lab.network import Network
 from lab.optim import AdamW, Optimizer
+from lab.toys import gossip
 
 
 def test_noloco_by_hand() -> None:
@@ -126,3 +127,11 @@ def test_among_takes_part_in_a_mean() -> None:
     comm = Communicator(bench.fleet)
     assert all((b == 3.5).all() for b in comm.mean(bench.fleet.params, "params", among=[True, False, True]).blocks)
     assert {r.workers for r in comm.ledger} == {(0, 2)}
+
+
+def test_gossip_agrees_up_to_a_floor() -> None:
+    """Without training the distance shrinks at least tenfold in 10 rounds; with it a larger rate leaves a higher floor."""
+    still = gossip(lr=0.0, rounds=20)
+    assert still[20] < 0.1 * still[10] < 0.01 * still[0]
+    low, high = (sum(gossip(lr=lr, rounds=30)[20:]) for lr in (0.01, 0.04))
+    assert 0 < 2 * low < high

@@ -108,3 +108,10 @@ def test_thinning_keeps_ends_and_extremes():
     assert max(thinned) == 7
     assert min(thinned) == -3
     assert x[thinned.index(7)] == 31_415
+
+
+def test_points_above_each_other_stay_there():
+    """Two seeds that cost the same: plotly takes a step of 0 for 1, so every place is written out."""
+    (trace,) = Lines("Spread?", "x", "y", [Series("a", [3.0, 3.0], [1.0, 2.0])]).plotly()["data"]
+    assert trace["x"] == [3.0, 3.0]
+    assert "dx" not in trace

@@ -28,7 +28,10 @@ def axis(run: Columns, x: str, network: Network | None = None, compute_seconds: 
         return run.payload_bytes
     if x == "tokens":
         assert run.started is not None
-        return np.asarray(run.step, dtype=float) * run.started.tokens_per_step
+        of_one = run.started.tokens_per_step / run.num_workers
+        return np.cumsum(
+            [of_one * sum(x is not None for x in row) for row in run.loss_W], dtype=float
+        )  # those that were up
     if x == "seconds" and network is not None:
         return run.price(network, compute_seconds).at_step[run.step]
     raise ValueError(f"axis {x!r}: use one of {', '.join(AXES)}; 'seconds' needs a network")

@@ -432,9 +432,9 @@ def plotly_text(words: str) -> str:
 
 
 def _evenly(x: list[float]) -> dict[str, Any]:
-    """Places of points for plotly; two numbers say it where they lie evenly."""
+    """Places of points for plotly; two numbers say it where they lie evenly (a step of 0 would be taken for 1)."""
     gaps = {b - a for a, b in pairwise(x)}
-    return {"x0": x[0], "dx": gaps.pop()} if len(gaps) == 1 else {"x": x}
+    return {"x0": x[0], "dx": gaps.pop()} if len(gaps) == 1 and 0 not in gaps else {"x": x}
 
 
 def _last(s: Series) -> str:

@@ -28,6 +28,8 @@ class SPARTA:
     fraction
         0.005 in the authors' code, 0.0005 to 0.005 in the paper. At least one number of each block is drawn, and exactly
         round(fraction · size) of it, where the code tosses a coin per number. 1 averages everything.
+    outer_every
+        local steps between two steps of ``outer``; a run that is shorter has none. Ours.
     draw_seed
         decides the positions, together with the step.
 

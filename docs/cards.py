@@ -1,0 +1,163 @@
+"""The computed parts of the method cards: what a dry run says a method sends, and the defaults of its options.
+
+``python -m docs.cards`` rewrites, in every ``docs/methods/*.md``, what stands between ``<!-- computed -->`` and
+``<!-- end -->``, and the default column of the options. A test runs the same code and compares.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from lab.events import Sent
+from lab.methods import METHODS
+from lab.optim import Optimizer
+from lab.plan import Plan, human, plan
+from lab.recipe import Recipe
+
+FOLDER = Path(__file__).parent / "methods"
+
+# The smallest recipe of each paper. Long ones are cut to some rounds: bytes per step and ratios stay the same.
+PAPERS = {
+    "des_loc": "des_loc_13B",
+    "mt_dao": "mt_dao_16M -o steps=1024",
+    "lordo": "lordo_720M -o steps=1024",
+    "photon": "photon_125M -o steps=1280",
+    "streaming_diloco": "streaming_diloco_1B -o steps=400 -o schedule.warmup=0",
+    "noloco": "noloco_125M -o steps=1100",
+    "fomoe": "fomoe_54M",
+}
+
+
+@functools.cache
+def planned(command: str) -> Plan:
+    """What ``lab plan <command>`` computes."""
+    preset, *overrides = command.split(" -o ")
+    return plan(Recipe.of(preset, overrides))
+
+
+def traffic(command: str) -> str:
+    """One recipe: a table of what the worker that sends most hands over, and what that amounts to."""
+    p = planned(command)
+    r, worker = p.recipe, p.payload_bytes_W.index(p.payload_bytes)
+    mine = [x for x in p.ledger if worker in x.workers]
+    lines = [
+        f"`lab plan {command}`: {r.num_workers} workers, {r.steps:,} local steps, {p.num_params:,} parameters.",
+        "",
+        "| state | operation | how often | payload each | in all these steps |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for state, op in dict.fromkeys((x.state, x.op) for x in mine):
+        payload = by_step([x for x in mine if (x.state, x.op) == (state, op)])
+        total = sum(payload.values())
+        each = human(total / len(payload)) + (" (mean)" if len(set(payload.values())) > 1 else "")
+        lines.append(f"| `{state}` | {op} | {how_often(sorted(payload), r.steps)} | {each} | {human(total)} |")
+    than = [less(p.ddp_bytes, p.payload_bytes, "DDP")]
+    if p.ledger[0].step > 1 and r.method.inner.state_names:  # who sends in every step is not compared with rounds
+        than.append(less(p.local_adam_bytes, p.payload_bytes, "Local Adam"))
+    lines += [
+        "",
+        f"- payload: {', '.join(than)}",
+        f"- on the wires of a ring: {less(p.ddp_wire_bytes, p.wire_bytes, 'DDP')}",
+        f"- most in one step: {human(max(by_step(mine).values()))}",
+        f"- kept by a worker: {kept(p):.2f} numbers per parameter that it holds",
+    ]
+    return "\n".join(lines)
+
+
+def by_step(mine: list[Sent]) -> dict[int, int]:
+    """Payload of one worker in each step in which it sends or receives something."""
+    steps: dict[int, int] = {}
+    for x in mine:
+        steps[x.step] = steps.get(x.step, 0) + x.bytes_each
+    return steps
+
+
+def how_often(at: list[int], steps: int) -> str:
+    """In words, the steps in which something is sent."""
+    gap = at[0]
+    if at == list(range(gap, steps + 1, gap)):
+        return "in every step" if gap == 1 else f"every {gap} steps"
+    return f"{len(at):,} times" if len(at) > 1 else "once"
+
+
+def kept(p: Plan) -> float:
+    """Parameters, gradients, optimizer states and agreed state of a worker, in numbers per parameter that it holds."""
+    return p.state_bytes_per_worker / 4 / max(p.params_per_worker)
+
+
+def less(theirs: float, mine: float, than: str) -> str:
+    if theirs == mine:
+        return f"as many bytes as {than}"
+    return (
+        f"{theirs / mine:.2f}× fewer bytes than {than}" if theirs > mine else f"{mine / theirs:.2f}× more than {than}"
+    )
+
+
+def sends(name: str) -> str:
+    """The computed block of a card."""
+    commands = [name] + ([PAPERS[name]] if name in PAPERS else [])
+    return "\n\n".join(traffic(command) for command in commands)
+
+
+def index() -> str:
+    """The computed table of ``docs/methods/README.md``."""
+    lines = [
+        "| card | in one line | fewer bytes than DDP | on a ring | most in one step | numbers kept |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, cls in METHODS.items():
+        p = planned(name)
+        says = (sys.modules[cls.__module__].__doc__ or "").strip().splitlines()[0]
+        most = max(max(by_step([x for x in p.ledger if w in x.workers]).values()) for w in range(p.recipe.num_workers))
+        numbers = f"{p.ddp_bytes / p.payload_bytes:.2f}× | {p.ddp_wire_bytes / p.wire_bytes:.2f}× | {human(most)}"
+        lines.append(f"| [{name}]({name}.md) | {says} | {numbers} | {kept(p):.2f} |")
+    return "\n".join(lines)
+
+
+def defaults(name: str) -> dict[str, str]:
+    """Every option of a method and its default, as one would write it."""
+    method = METHODS[name]()
+    return {f.name: written(getattr(method, f.name)) for f in dataclasses.fields(method)}  # type: ignore[arg-type]
+
+
+def written(value: Any) -> str:
+    if isinstance(value, Optimizer):
+        options = "".join(f", {key} {_json(v)}" for key, v in value.options.items())
+        return f"`{value.name}`, lr {value.lr:g}{options}"
+    if isinstance(value, str):
+        return f"`{value}`"
+    if isinstance(value, dict):
+        return ", ".join(f"`{key}` {v}" for key, v in value.items())
+    return _json(value)
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value).replace("null", "none").replace("true", "on").replace("false", "off")
+
+
+def renewed(page: Path) -> str:
+    """The text of a page with its computed parts made anew."""
+    name, text = page.stem, page.read_text()
+    block = index() if name == "README" else sends(name)
+    text, found = re.subn(
+        r"(<!-- computed[^>]*-->).*?(<!-- end -->)", lambda m: f"{m[1]}\n\n{block}\n\n{m[2]}", text, flags=re.S
+    )
+    if found != 1:
+        raise ValueError(f"{page} needs one block between <!-- computed --> and <!-- end -->")
+    for option, value in defaults(name).items() if name != "README" else ():
+        text = re.sub(rf"^(\| `{option}` \| )[^|]*( \|)", lambda m, v=value: m[1] + v + m[2], text, flags=re.M)  # type: ignore[misc]
+    return text
+
+
+if __name__ == "__main__":
+    for page in sorted(FOLDER.glob("*.md")):
+        text = renewed(page)
+        if text != page.read_text():
+            page.write_text(text)
+            print(f"renewed {page}")

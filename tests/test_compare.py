@@ -1,0 +1,86 @@
+"""Equal steps, bytes, seconds: by hand on runs that were made up."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from lab.claims import spread
+from lab.columns import Columns
+from lab.compare import best_rate, front, loss_within, steps_to, with_rate
+from lab.events import Evaluated, Started, Stepped
+from lab.recipe import Recipe
+from widgets.figures import axis
+
+
+def run(looks: dict[int, float], down: int = 0) -> Columns:
+    """A run of two workers and 40 steps that was looked at; the second is down for the first ``down`` steps."""
+    recipe = Recipe.of("diloco", ["steps=40", "num_workers=2"])
+    columns = Columns()
+    columns.add(Started(1, recipe.to_dict(), 10, [10, 10], 64, None, 1.0, {}))
+    for t in range(1, 41):
+        columns.add(Stepped(t, [1.0, None if t <= down else 1.0], 1.0, 0.1))
+        if t in looks:
+            columns.add(Evaluated(t, looks[t], 0.0))
+    return columns
+
+
+def test_steps_to_a_loss() -> None:
+    """From 4 at step 10 to 3 at step 20: 3.5 lies at 15. What is there at the first look counts as of that look."""
+    it = run({10: 4.0, 20: 3.0, 40: 3.2})
+    assert steps_to(it, 3.5) == 15
+    assert steps_to(it, 4.5) == 10
+    assert steps_to(it, 3.0) == 20
+    assert steps_to(it, 2.9) == math.inf
+
+
+def test_loss_within_a_budget() -> None:
+    """7 bytes a step: 140 are spent after step 20; before the first look nothing is known."""
+    it, spent = run({10: 4.0, 20: 3.0}), 7.0 * np.arange(1, 41)
+    assert loss_within(it, spent, 140) == 3.0
+    assert loss_within(it, spent, 139) == 4.0
+    assert math.isnan(loss_within(it, spent, 69))
+
+
+def test_front() -> None:
+    """Cheap and bad, dear and good stay; what is dearer and no better goes; equals both stay."""
+    points = {
+        "good": (9, 1.0),
+        "cheap": (1, 3.0),
+        "twin": (1, 3.0),
+        "beaten": (9, 1.5),
+        "dear": (10, 1.0),
+        "mid": (5, 2.0),
+    }
+    assert front(points) == ["cheap", "twin", "mid", "good"]
+    assert front({}) == []
+
+
+def test_best_rate() -> None:
+    assert best_rate({0.1: 3.0, 0.2: 2.0, 0.4: 2.5}) == (0.2, True)
+    assert best_rate({0.1: 3.0, 0.2: 2.0, 0.4: math.nan}) == (0.2, True)
+    assert best_rate({0.1: 3.0, 0.2: 2.0}) == (0.2, False)
+    with pytest.raises(ValueError, match="no learning rate"):
+        best_rate({0.1: math.nan})
+
+
+def test_tokens_are_those_of_workers_that_were_up() -> None:
+    """64 tokens a step by two workers; one of them misses ten steps."""
+    assert axis(run({}, down=10), "tokens").tolist()[::39] == [32, 10 * 32 + 30 * 64]
+
+
+def test_spread_in_words() -> None:
+    assert spread([2.0, 2.5]) == "2.250 (2.000 … 2.500)"
+    assert spread([0.124], 2, signed=True) == "+0.12"
+    assert spread([math.inf, 2.0], 1) == "∞ (2.0 … ∞)"
+
+
+def test_with_rate() -> None:
+    """Both rates of MT-DAO; nothing else."""
+    recipe = Recipe.of("mt_dao")
+    twice = with_rate(recipe, 2)
+    assert (twice.method.inner.lr, twice.method.warm.inner.lr) == (8e-3, 8e-3)
+    assert with_rate(twice, 0.5) == recipe
+    assert with_rate(Recipe.of("diloco"), 0.5).method.inner.lr == 1.5e-3
