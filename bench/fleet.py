@@ -16,7 +16,7 @@ import torch
 from bench.common import SHAPES, child, ratio, take_turns
 from lab.fleet import num_cores
 from lab.methods import State
-from lab.models.gpt import size
+from lab.models.gpt import SIZES
 from lab.optim import AdamW
 from lab.recipe import Recipe
 from lab.run import Trainer, build_fleet
@@ -26,7 +26,7 @@ from lab.store import RunFolder
 def one_model(shape: dict[str, Any]) -> Iterator[int]:
     """One module, joined batch, all cores inside each operation, fused AdamW. Yields the tokens of each step."""
     torch.set_num_threads(num_cores())
-    module = size(shape["model"]).build(256, shape["context"])
+    module = SIZES[shape["model"]].build(256, shape["context"])
     optimizer = torch.optim.AdamW(module.parameters(), lr=1e-3, fused=True)
     rows = shape["num_workers"] * shape["batch_size"]
     ids = torch.randint(0, 256, (rows, shape["context"] + 1), generator=torch.Generator().manual_seed(0))

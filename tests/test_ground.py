@@ -124,6 +124,14 @@ def test_the_core_stays_small():
     assert sum(lines_of_code(f) for f in files if f.exists()) < 2000
 
 
+def test_every_bench_still_finds_what_it_measures():
+    names = [f"bench.{f.stem}" for f in (ROOT / "bench").glob("[a-z]*.py")]
+    done = subprocess.run(
+        [sys.executable, "-c", f"import {', '.join(names)}"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_no_pickle_is_ever_loaded():
     for file in [*(ROOT / "lab").rglob("*.py"), *(ROOT / "widgets").rglob("*.py")]:
         text = file.read_text()
