@@ -94,12 +94,18 @@ class Recipe:
     def __post_init__(self) -> None:
         self.scenario.check(self.num_workers)
         if not isinstance(self.model, MoE):
-            if self.placement.overlap is not None:
+            if self.placement.overlap is not None or self.placement.kind == "random":
+                given = f"overlap = {self.placement.overlap}" if self.placement.overlap else "kind = 'random'"
                 raise RecipeError(
-                    "placement.overlap is for models with experts: choose one, for example model=moe-nano"
+                    f"placement.{given} is for models with experts: choose one, for example model=moe-nano, or set placement={{}}"
                 )
         else:
             self.placement.check(self.model.num_experts, self.num_workers)
+            if self.placement.kind == "random" and self.placement.overlap is None:
+                raise RecipeError(
+                    "placement.kind = 'random' moves nothing while every worker holds every expert: set placement.overlap, "
+                    f"for example to {max(1, self.num_workers // 2)}"
+                )
             experts = self.experts
             if experts is not None and experts.movable and not isinstance(self.method, FoMoE):
                 raise RecipeError(

@@ -243,12 +243,14 @@ class Trainer:
     def _nobody_holds(self, t: int) -> Iterator[Warned]:
         """A word about tensors whose holders are all down while others go on."""
         up, blocks = self.fleet.up, self.fleet.layout.blocks
-        names = [name for b in blocks if any(up) and not any(up[w] for w in b.holders) for name in b.names]
+        lost = [b for b in blocks if any(up) and not any(up[w] for w in b.holders)]
+        names = list(dict.fromkeys(name.rpartition(".")[0] or name for b in lost for name in b.names))
         news, self._lost = set(names) - self._lost, set(names)
         if news:
             yield Warned(
                 t,
-                f"no worker that is up holds {len(names)} tensors ({names[0]}, …): the run goes on with their last agreed copy",
+                f"from step {t} on nobody who is up holds {len(names)} parts of the model ({names[0]}, …; workers down: "
+                f"{', '.join(str(w) for w, u in enumerate(up) if not u)}): the run goes on with their last agreed copy",
             )
 
     # looking

@@ -109,7 +109,11 @@ def test_residents_and_movers_by_hand() -> None:
         ({"placement": {"overlap": 5}}, "at most num_workers = 4"),
         ({"placement": {"overlap": 0}}, "placement.overlap = 0"),
         ({"placement": {"overlap": 1}, "num_workers": 3}, "use an overlap of 3"),
-        ({"placement": {"overlap": 2}, "model": "nano"}, "is for models with experts"),
+        ({"placement": {"overlap": 2}, "model": "nano"}, "placement.overlap = 2 is for models with experts"),
+        ({"placement": {"kind": "random"}, "model": "nano"}, "placement.kind = 'random' is for models with experts"),
+        ({"placement": {"kind": "random"}}, "set placement.overlap, for example to 2"),
+        ({"placement": {"overlap": 2, "every": 3}}, "set placement.kind=random"),
+        ({"placement": {"overlap": 2, "warmup": 3}}, "set placement.kind=random"),
         ({"placement": {"overlap": 2, "kind": "random"}, "method": "diloco"}, "use method fomoe"),
         ({"model": {"num_experts": 4, "top_k": 5}}, "top_k = 5"),
         ({"model": "moe-nana"}, "did you mean 'moe-nano'?"),
@@ -525,7 +529,7 @@ def test_an_expert_that_nobody_up_holds_is_named_and_the_run_goes_on() -> None:
     events = list(Trainer(recipe(2, "fixed", scenario=down)).events())
     (warned,) = (e for e in events if isinstance(e, Warned))
     assert warned.step == 5
-    assert "experts" in warned.message
+    assert "holds 4 parts of the model (blocks.0.moe.experts.0, …; workers down: 0, 2)" in warned.message
     assert "last agreed copy" in warned.message
     assert events[-1].kind == "ended"
     assert events[-1].status == "done"  # type: ignore[union-attr]

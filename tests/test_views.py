@@ -25,7 +25,7 @@ import widgets.view
 from lab.events import VERSION, Ended, Event, Placed, Routed, Saturated, Started, Stepped, from_json, to_json
 from lab.experts.routing import balance
 from lab.recipe import Recipe
-from widgets import Board, Grid, Lines, Matrix, RoutingStability, Series, View
+from widgets import Board, Grid, Lines, Matrix, RoutingStability, Series, View, holdings
 from widgets.boards import BOARD
 from widgets.matrices import MAX_COLUMNS
 from widgets.pictures import MAX_POINTS, Note, Picture, bundle
@@ -805,3 +805,15 @@ def test_the_module_is_small_and_loads_nothing():
     source = MODULE.read_text()
     assert len(source.encode()) < 50_000
     assert not re.search(r"\bimport\b|https?://|\beval\b|innerHTML", re.sub(r"//.*", "", source))
+
+
+def test_ranges_of_experts_end_with_their_layer() -> None:
+    """L0 E1 and L1 E0 are neighbours in the picture, not in the model."""
+    table = [[[0], [0, 1]], [[0, 1], [1]]]
+    assert "w0: L0 E0–L0 E1, L1 E0; w1: L0 E1, L1 E0–L1 E1" in holdings("Who?", table).text()
+
+
+def test_a_view_saves_itself(tmp_path: Path) -> None:
+    view = RoutingStability.of(routing())
+    view.save(tmp_path / "a.svg")
+    assert (tmp_path / "a.svg").read_text() == view.board().svg()

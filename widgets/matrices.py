@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, pairwise
@@ -285,7 +285,8 @@ class Grid(Picture):
 
     def text(self) -> str:
         held = np.asarray(self.held, dtype=float).reshape(len(self.rows), len(self.columns))
-        whole = [_ranges(self.rows, np.flatnonzero(held[:, k] == 1)) for k in range(len(self.columns))]
+        begins = set(np.cumsum([size for _, size in self.bands]).tolist())
+        whole = [_ranges(self.rows, np.flatnonzero(held[:, k] == 1), begins) for k in range(len(self.columns))]
         lines = [f"{name}: {rows or 'nothing whole'}" for name, rows in zip(self.columns, whole, strict=True)]
         more = [f"and {len(lines) - 16} more"] if len(lines) > 16 else []
         return f"{self.title}\n" + "; ".join(lines[:16] + more)
@@ -348,11 +349,11 @@ def _column_ticks(columns: Sequence[str]) -> list[tuple[int, str]]:
     return [(k, columns[k]) for k in range(0, len(columns), math.ceil(len(columns) / most) or 1)]
 
 
-def _ranges(names: Sequence[str], index: np.ndarray) -> str:
-    """Names at these places, neighbours written as first–last."""
+def _ranges(names: Sequence[str], index: np.ndarray, begins: Collection[int] = ()) -> str:
+    """Names at these places, neighbours written as first–last; a run ends where a new band begins."""
     runs: list[list[int]] = []
     for k in index:
-        if runs and runs[-1][-1] == k - 1:
+        if runs and runs[-1][-1] == k - 1 and k not in begins:
             runs[-1].append(int(k))
         else:
             runs.append([int(k)])

@@ -55,7 +55,10 @@ class RoutingStability(View):
 
     def __post_init__(self) -> None:
         if self.source not in ("agreed", "workers"):
-            raise ValueError(f"source {self.source!r}: use 'agreed' or 'workers'")
+            raise ValueError(
+                f"source = {str(self.source)[:40]!r} is not allowed: use 'agreed' or 'workers' "
+                "(a stored run is shown by RoutingStability.of(find_run(id).events()))"
+            )
 
     def fold(self, event: Event) -> None:
         match event:
@@ -77,7 +80,7 @@ class RoutingStability(View):
             return [Note("Does every expert get its share of the tokens?", words), *self._held()]
         out: list[Picture | None] = [
             self._load(),
-            self._lines("How varied are the choices?", "entropy ÷ its maximum", ENTROPY, "entropy_L"),
+            self._lines("How varied are the gates?", "entropy ÷ its maximum", ENTROPY, "entropy_L"),
             self._lines("How many choices changed?", "1 − Jaccard index", CHURN, "churn_L"),
             self._balance(),
             self._dead(),

@@ -92,6 +92,10 @@ class View:
         """All pictures as one, to be saved or shown elsewhere."""
         return Board(self.title, [self._dropped] if self._dropped else self.pictures())
 
+    def save(self, path: str | Path) -> None:
+        """Write a ``.svg``, or a ``.html`` that is interactive and needs no network."""
+        self.board().save(path)
+
     def __call__(self, event: Event) -> None:
         self.add(event)
 

@@ -47,6 +47,10 @@ class Placement:
 
     def check(self, num_experts: int, num_workers: int) -> None:
         """Raises RecipeError where no biregular table exists."""
+        if self.kind == "fixed" and (self.every != 1 or self.warmup is not None):
+            raise RecipeError(
+                "placement.every and placement.warmup are for experts that move: set placement.kind=random, or leave them out"
+            )
         if self.overlap is None:
             return
         if self.overlap > num_workers:

@@ -31,7 +31,7 @@ class DDP:
         if self.max_norm is not None and len(holders) > 1:
             raise RecipeError(
                 "ddp cannot clip by norm where workers hold different tensors: each would scale what they share differently; "
-                "set method.max_norm to null"
+                "set method.max_norm=null"
             )
         s.optimizers["inner"] = self.inner.over(s.local["params"], s.grads)
 
