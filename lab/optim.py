@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -90,6 +90,25 @@ class Optimizer:
     def state_names(self) -> tuple[str, ...]:
         """Names of the state tensors that have the shape of the parameters, as torch calls them."""
         return _state_names(self)
+
+    def check_periods(self, sync_every: Mapping[str, int]) -> None:
+        """Raises RecipeError for a period of a state that there is not, or none for the parameters."""
+        allowed = ("params", *self.state_names)
+        for name in sync_every:
+            if name not in allowed:
+                raise RecipeError(one_of(f"state of {self.name} in sync_every", name, allowed))
+        if "params" not in sync_every:
+            raise RecipeError(
+                "sync_every has no 'params': workers that never average parameters do not train one model"
+            )
+
+    def check_reset(self) -> None:
+        """Raises RecipeError if states of zero (`reset_`) are not those of a fresh start."""
+        if self.name not in ZERO_AT_START or self.options.get("dampening"):
+            raise RecipeError(
+                f"inner_states = 'reset' is not available with {self.name} {self.options}, whose states do not "
+                f"start at zero: use 'kept', or one of {', '.join(ZERO_AT_START)} without dampening"
+            )
 
     def step_(self, s: State, t: int, warmup: int = 0) -> None:
         """One local step of the inner optimizer at every worker that is up; workers that are down do not move.

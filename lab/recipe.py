@@ -106,8 +106,7 @@ class Recipe:
                     "placement.kind = 'random' moves nothing while every worker holds every expert: set placement.overlap, "
                     f"for example to {max(1, self.num_workers // 2)}"
                 )
-            experts = self.experts
-            if experts is not None and experts.movable and not isinstance(self.method, FoMoE):
+            if self.placement.moves(self.num_workers) and not isinstance(self.method, FoMoE):
                 raise RecipeError(
                     f"placement.kind = 'random' moves experts between workers, which {name_of(self.method)} does not do: "
                     "use method fomoe, or placement.kind=fixed"

@@ -65,10 +65,14 @@ class Placement:
                 "or other model.num_experts"
             )
 
+    def moves(self, num_workers: int) -> bool:
+        """Whether experts ever change workers."""
+        return self.kind == "random" and self.overlap not in (None, num_workers)
+
     def table(self, num_layers: int, num_experts: int, num_workers: int, seed: int, draw: int = 0) -> Table:
         """The ``draw``-th table of a run; the same for the same seed. Fixed placements have only the 0-th."""
         overlap = num_workers if self.overlap is None else self.overlap
-        if self.kind == "fixed" or overlap == num_workers:
+        if not self.moves(num_workers):
             draw = 0
         apart = self.layers == "apart" or (self.layers is None and self.kind == "random")
         maps: list[list[list[int]]] = []
@@ -140,8 +144,7 @@ class Experts:
 
     @property
     def movable(self) -> bool:
-        num_workers = self._shape[2]
-        return self.placement.kind == "random" and self.placement.overlap not in (None, num_workers)
+        return self.placement.moves(self._shape[2])
 
     @property
     def holders(self) -> dict[str, list[int]]:
@@ -159,9 +162,8 @@ class Experts:
         """Take the ``draw``-th table."""
         if draw == self.draw:
             return False
-        before = self.placement.table(*self._shape, self.draw)
-        self.draw, self.table = draw, self.placement.table(*self._shape, draw)
-        self.moved = moved(before, self.table)
+        before, self.table = self.table, self.placement.table(*self._shape, draw)
+        self.draw, self.moved = draw, moved(before, self.table)
         return True
 
     def warmup(self, round_steps: int) -> int:

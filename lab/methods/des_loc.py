@@ -11,7 +11,6 @@ from torch import Tensor
 
 from lab.comm import Communicator
 from lab.config import Period, Positive, config
-from lab.errors import RecipeError, one_of
 from lab.fleet import clip_
 from lab.methods.state import Grad, State
 from lab.optim import AdamW, Optimizer
@@ -49,14 +48,7 @@ class DESLOC:
     coin_seed: int | None = None
 
     def __post_init__(self) -> None:
-        allowed = ("params", *self.inner.state_names)
-        for name in self.sync_every:
-            if name not in allowed:
-                raise RecipeError(one_of(f"state of {self.inner.name} in sync_every", name, allowed))
-        if "params" not in self.sync_every:
-            raise RecipeError(
-                "sync_every has no 'params': workers that never average parameters do not train one model"
-            )
+        self.inner.check_periods(self.sync_every)
 
     def init(self, s: State) -> None:
         s.optimizers["inner"] = self.inner.over(s.local["params"], s.grads)

@@ -9,10 +9,9 @@ from torch import Tensor
 
 from lab.comm import Communicator
 from lab.config import Period, Positive, config
-from lab.errors import RecipeError
 from lab.fleet import clip_
 from lab.methods.state import Grad, State
-from lab.optim import ZERO_AT_START, AdamW, Optimizer, reset_
+from lab.optim import AdamW, Optimizer, reset_
 
 
 @config
@@ -32,12 +31,8 @@ class LocalSGD:
     max_norm: Positive | None = 1.0
 
     def __post_init__(self) -> None:
-        fresh_is_zero = self.inner.name in ZERO_AT_START and not self.inner.options.get("dampening")
-        if self.inner_states == "reset" and not fresh_is_zero:
-            raise RecipeError(
-                f"inner_states = 'reset' is not available with {self.inner.name} {self.inner.options}, whose states do not "
-                f"start at zero: use 'kept', or one of {', '.join(ZERO_AT_START)} without dampening"
-            )
+        if self.inner_states == "reset":
+            self.inner.check_reset()
 
     def init(self, s: State) -> None:
         s.optimizers["inner"] = self.inner.over(s.local["params"], s.grads)

@@ -76,14 +76,7 @@ class MTDAO:
                     "warm.inner must have the states of inner: the same optimizer with as many momenta "
                     f"({self.inner.name} with {', '.join(self.inner.state_names)}); give the spare ones the weight 0"
                 )
-        allowed = ("params", *self.inner.state_names)
-        for name in self.sync_every:
-            if name not in allowed:
-                raise RecipeError(one_of(f"state of {self.inner.name} in sync_every", name, allowed))
-        if "params" not in self.sync_every:
-            raise RecipeError(
-                "sync_every has no 'params': workers that never average parameters do not train one model"
-            )
+        self.inner.check_periods(self.sync_every)
 
     def init(self, s: State) -> None:
         s.optimizers["inner"] = self.inner.over(s.local["params"], s.grads)
