@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 
 from lab.comm import Communicator
+from lab.fleet import Stack
 from lab.methods.state import State
 from lab.optim import Optimizer, states
 
@@ -29,10 +30,14 @@ def outer_step_(s: State, comm: Communicator, weights_W: Sequence[float] | None 
     # E[local − shared] = −Δ
     moved = comm.mean(s.local["params"], "params", minus=s.shared["params"], weights_W=weights_W)
     optimizer = s.optimizers["outer"]
-    for i, (leaf, m) in enumerate(zip(optimizer.param_groups[0]["params"], moved.blocks, strict=True)):
-        if not m.is_meta:
-            nobody = not s.local["params"].rows(i, s.fleet.up)
-            leaf.grad = None if nobody else m.neg_()  # held by nobody who is up: it stays as it was agreed
-    optimizer.step()
+    descend_(optimizer, moved, s.fleet.up)
     s.shared.update(states(optimizer, s.shared["params"]))
     s.local["params"].copy_(s.shared["params"], s.fleet.up)
+
+
+def descend_(optimizer: torch.optim.Optimizer, moved: Stack, up: Sequence[bool]) -> None:
+    """One step of an outer optimizer; ``moved`` is E[local − shared] and is used up. What nobody who is up holds stays."""
+    for i, (leaf, m) in enumerate(zip(optimizer.param_groups[0]["params"], moved.blocks, strict=True)):
+        if not m.is_meta:
+            leaf.grad = m.neg_() if moved.rows(i, up) else None
+    optimizer.step()

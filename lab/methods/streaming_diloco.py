@@ -16,6 +16,7 @@ from lab.errors import RecipeError
 from lab.fleet import Stack, clip_
 from lab.methods.state import Grad, State
 from lab.optim import AdamW, Nesterov, Optimizer, states
+from lab.outer import descend_
 from lab.parts import part, put_
 
 
@@ -91,9 +92,7 @@ class StreamingDiLoCo:
     def _arrive_(self, s: State, p: int, moved: Stack) -> None:
         """The outer step of one fragment; every worker that is up mixes the result into what it has by now."""
         shared, optimizer = s.shared[f"params.{p}"], s.optimizers[f"outer.{p}"]
-        for i, (leaf, m) in enumerate(zip(optimizer.param_groups[0]["params"], moved.blocks, strict=True)):
-            leaf.grad = m.neg() if shared.rows(i, s.fleet.up) else None  # nobody is up: it stays as it was agreed
-        optimizer.step()
+        descend_(optimizer, moved, s.fleet.up)
         for m in moved.blocks:
             m.zero_()  # nothing is on its way any more
         s.shared.update({f"{name}.{p}": stack for name, stack in states(optimizer, shared).items()})
