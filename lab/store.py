@@ -17,7 +17,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -133,9 +133,7 @@ class RunFolder:
         meta = {"step": step, "events_bytes": self._file.tell(), "extra": extra}
         data = save(tensors, metadata={"isthmus": json.dumps(meta)})
         file = self.checkpoint_file(step)
-        write_atomically(file, data)
-        digest = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
-        write_atomically(file.with_suffix(".json"), json.dumps(digest).encode())
+        write_with_digest(file, data)
         for old in sorted((self.path / "checkpoints").glob("step-*.safetensors"))[:-KEEP]:
             old.with_suffix(".json").unlink(missing_ok=True)
             old.unlink()
@@ -147,7 +145,7 @@ class RunFolder:
 
         damaged = []
         for file in sorted((self.path / "checkpoints").glob("step-*.safetensors"), reverse=True):
-            problem = _problem(file)
+            problem = damage(file)
             if problem:
                 damaged.append(f"checkpoint {file.name} is damaged ({problem}): going back to the one before it")
                 continue
@@ -160,11 +158,11 @@ class RunFolder:
     def last_step_saved(self) -> int | None:
         """Step of the newest whole checkpoint."""
         files = sorted((self.path / "checkpoints").glob("step-*.safetensors"), reverse=True)
-        return next((int(f.stem.split("-")[1]) for f in files if not _problem(f)), None)
+        return next((int(f.stem.split("-")[1]) for f in files if not damage(f)), None)
 
 
-def _problem(file: Path) -> str | None:
-    """Why a checkpoint cannot be trusted, None if it can."""
+def damage(file: Path) -> str | None:
+    """Why a file with a digest beside it cannot be trusted, None if it can."""
     try:
         digest = json.loads(file.with_suffix(".json").read_text())
         want_bytes, want = digest["bytes"], digest["sha256"]
@@ -175,6 +173,13 @@ def _problem(file: Path) -> str | None:
     with open(file, "rb") as f:
         got = hashlib.file_digest(f, "sha256").hexdigest()
     return None if got == want else "its content does not match its SHA-256"
+
+
+def write_with_digest(file: Path, data: bytes, about: Mapping[str, Any] | None = None) -> None:
+    """A file, then a ``.json`` beside it with its size, its SHA-256 and what else there is to say, each atomically."""
+    write_atomically(file, data)
+    digest = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+    write_atomically(file.with_suffix(".json"), json.dumps(dict(about or {}) | digest).encode())
 
 
 def write_atomically(path: Path, data: bytes) -> None:

@@ -117,7 +117,7 @@ def _options(kind: Any, source: str, query: str) -> Any:
     return kind(**values)
 
 
-def _fraction(salt: str, key: str) -> float:
+def fraction(salt: str, key: str) -> float:
     """A fixed number in [0, 1) for ``key``."""
     return int.from_bytes(hashlib.sha256(f"{salt}\0{key}".encode(errors="surrogatepass")).digest()[:8], "big") / 2**64
 
@@ -141,7 +141,7 @@ def hold_out(documents: Iterable[Document], by: str = "text") -> Iterator[Docume
     for doc in chain(head, stream):
         if last is not None:
             yield last
-        last = doc._replace(held_out=_fraction("validation", getattr(doc, by)) < HELD_OUT)
+        last = doc._replace(held_out=fraction("validation", getattr(doc, by)) < HELD_OUT)
         found |= last.held_out
     if last is not None:
         yield last if found else last._replace(held_out=True)
@@ -177,7 +177,7 @@ def _stdlib(options: Stdlib) -> Source:
         domain = parts[0] if parts else "modules"
         files += [(domain, "/".join((*parts, n)), *stamp(f"{folder}/{n}")) for n in names if n.endswith(".py")]
     if sum(file[3] for file in files) > options.max_bytes:
-        files.sort(key=lambda file: _fraction("sample", file[1]))
+        files.sort(key=lambda file: fraction("sample", file[1]))
         total = 0
         files = [file for file in files if (total := total + file[3]) <= options.max_bytes]
     if not files:
@@ -226,7 +226,7 @@ def _hub(target: str, options: Hub) -> Source:
 
 def _hub_rows(target: str, options: Hub, split: str) -> Iterator[Document]:
     try:
-        rows = _hub_load(target, options, split)
+        rows = hub_load(target, options, split)
         columns = rows.column_names or list(next(iter(rows), {}))
         for column in filter(None, (options.column, options.domain)):
             if column not in columns:
@@ -250,7 +250,7 @@ def _hub_rows(target: str, options: Hub, split: str) -> Iterator[Document]:
         ) from error
 
 
-def _hub_load(target: str, options: Hub, split: str) -> Any:
+def hub_load(target: str, options: Hub, split: str) -> Any:
     """A ``datasets.Dataset``, or an ``IterableDataset`` where streaming, of one split."""
     import datasets
 

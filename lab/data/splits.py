@@ -44,7 +44,34 @@ def window_domains(tokens: Tokens, context: int) -> np.ndarray:
 
 
 def split_windows(tokens: Tokens, num_workers: int, context: int, how: str = "iid", seed: int = 0) -> list[np.ndarray]:
-    """Deal all windows to ``num_workers`` workers: sorted int64 arrays of window indices, disjoint, none empty.
+    """Deal all windows to ``num_workers`` workers, see `deal`: sorted int64 arrays of window indices.
+
+    Raises RecipeError as `deal` does, and where the context is too long.
+    """
+    return deal(
+        window_domains(tokens, context),
+        num_workers,
+        how,
+        seed,
+        salt=(context,),
+        items=f"windows of {context} tokens",
+        remedy="use fewer workers or a smaller context",
+    )
+
+
+def deal(
+    domains: np.ndarray,
+    num_workers: int,
+    how: str = "iid",
+    seed: int = 0,
+    *,
+    salt: Sequence[int] = (),
+    items: str = "examples",
+    remedy: str = "use fewer workers",
+) -> list[np.ndarray]:
+    """Deal items, of which the domain of each is known (int [items]), to workers.
+
+    Returns sorted int64 arrays of indices, disjoint, none empty, and together all items.
 
     * ``iid``: at random, equal sizes (the first workers get one more where it does not divide).
     * ``domain``: whole domains, the largest first, each to the worker with least so far. The seed plays no part.
@@ -52,21 +79,20 @@ def split_windows(tokens: Tokens, num_workers: int, context: int, how: str = "ii
       arXiv:1909.06335); small alpha gives workers different domains, large alpha tends to ``iid``.
     * ``size:<exponent>``: at random, worker w gets a share that goes as ``(w + 1) ** -exponent``; 0 gives equal sizes.
 
-    Raises RecipeError where a worker would get nothing, where the context is too long, and for an unknown ``how``.
+    ``salt`` makes draws of one seed differ; ``items`` and ``remedy`` are words for the errors.
+    Raises RecipeError where a worker would get nothing, and for an unknown ``how``.
     """
     kind, parameter = _parse(how)
     if num_workers < 1:
         raise RecipeError(f"the number of workers must be at least 1, not {num_workers}")
-    count = count_windows(tokens, context)
+    count = len(domains)
     if num_workers > count:
         raise RecipeError(
-            f"worker {count} would get no data: this text has {count} windows of {context} tokens for {num_workers} workers: "
-            "use fewer workers or a smaller context"
+            f"worker {count} would get no data: there are {count} {items} for {num_workers} workers: {remedy}"
         )
-    rng = generator(seed, f"split {kind}", num_workers, context)
+    rng = generator(seed, f"split {kind}", num_workers, *salt)
     shards: list[list[np.ndarray]] = [[] for _ in range(num_workers)]
     if kind in ("domain", "dirichlet"):
-        domains = window_domains(tokens, context)
         by_domain = np.split(np.argsort(domains, kind="stable"), np.cumsum(np.bincount(domains))[:-1])
         if kind == "domain":
             load = np.zeros(num_workers, dtype=np.int64)
@@ -84,13 +110,13 @@ def split_windows(tokens: Tokens, num_workers: int, context: int, how: str = "ii
         for shard, part in zip(shards, _divide(rng.permutation(count), shares / shares.sum()), strict=True):
             shard.append(part)
     result = [np.sort(np.concatenate(parts)) if parts else np.empty(0, np.int64) for parts in shards]
-    for worker, windows in enumerate(result):
-        if not len(windows):
+    for worker, mine in enumerate(result):
+        if not len(mine):
             raise RecipeError(
-                f"worker {worker} would get no data: split {how!r} deals {count} windows of {context} tokens to "
-                f"{num_workers} workers: use fewer workers, a smaller context or another split"
+                f"worker {worker} would get no data: split {how!r} deals {count} {items} to {num_workers} workers: "
+                f"{remedy}, or another split"
             )
-    return [windows.astype(np.int64) for windows in result]
+    return [mine.astype(np.int64) for mine in result]
 
 
 def _parse(how: str) -> tuple[str, float]:
@@ -133,33 +159,26 @@ def _tensors(rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @dataclass(frozen=True)
-class Batches:
-    """Stateless batches: batch (worker, t) is a pure function of (seed, worker, t), so resume needs no cursor.
+class Order:
+    """Which items of its shard a worker takes in each batch, as a pure function of (seed, worker, t).
 
     A worker goes through its shard without replacement, epoch after epoch, in a fresh order each time. A batch at the
-    end of an epoch takes its rest from the next one. ``get`` may be called from several threads.
+    end of an epoch takes its rest from the next one. May be asked from several threads.
     """
 
-    tokens: Tokens
     shards: Sequence[np.ndarray]
     batch_size: int
-    context: int
     seed: int
-    # worker -> (epoch, its windows in order): only a cache, each pair replaced whole, so threads may race on it
+    # worker -> (epoch, its items in order): only a cache, each pair replaced whole, so threads may race on it
     _epochs: dict[int, tuple[int, np.ndarray]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        """Raises RecipeError for a batch size below 1, an empty shard, or a context longer than the text."""
+        """Raises RecipeError for a batch size below 1 or an empty shard."""
         if self.batch_size < 1:
             raise RecipeError(f"the batch size must be at least 1, not {self.batch_size}")
-        count_windows(self.tokens, self.context)
         for worker, shard in enumerate(self.shards):
             if not len(shard):
                 raise RecipeError(f"worker {worker} has no data: use fewer workers or another split")
-
-    @cached_property
-    def _rows(self) -> np.ndarray:
-        return _windows(self.tokens, self.context)
 
     def _epoch(self, worker: int, epoch: int) -> np.ndarray:
         cached = self._epochs.get(worker)
@@ -168,8 +187,8 @@ class Batches:
             self._epochs[worker] = cached
         return cached[1]
 
-    def windows(self, worker: int, t: int) -> np.ndarray:
-        """Window indices of batch ``t`` (from 1) of ``worker``, int64 [batch_size]."""
+    def items(self, worker: int, t: int) -> np.ndarray:
+        """Indices of the items in batch ``t`` (from 1) of ``worker``, int64 [batch_size]."""
         if t < 1 or not 0 <= worker < len(self.shards):
             raise IndexError(f"worker {worker} of {len(self.shards)}, batch {t}: workers count from 0, batches from 1")
         size = len(self.shards[worker])
@@ -181,9 +200,36 @@ class Batches:
             start, need = start + len(parts[-1]), need - len(parts[-1])
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
+
+@dataclass(frozen=True)
+class Batches:
+    """Stateless batches of windows: batch (worker, t) follows from (seed, worker, t) alone, so resume needs no cursor.
+
+    See `Order` for which windows a worker takes. ``get`` may be called from several threads.
+    """
+
+    tokens: Tokens
+    shards: Sequence[np.ndarray]
+    batch_size: int
+    context: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        """Raises RecipeError for a batch size below 1, an empty shard, or a context longer than the text."""
+        count_windows(self.tokens, self.context)
+        _ = self._order
+
+    @cached_property
+    def _order(self) -> Order:
+        return Order(self.shards, self.batch_size, self.seed)
+
+    @cached_property
+    def _rows(self) -> np.ndarray:
+        return _windows(self.tokens, self.context)
+
     def get(self, worker: int, t: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Inputs and targets of batch ``t`` (from 1) of ``worker``: int64 [batch_size, context] each."""
-        return _tensors(self._rows[self.windows(worker, t)])
+        return _tensors(self._rows[self._order.items(worker, t)])
 
 
 def validation_windows(tokens: Tokens, context: int, num_windows: int) -> np.ndarray:

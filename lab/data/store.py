@@ -97,7 +97,7 @@ def load_corpus(spec: str, *, tokenizer: str = "bytes", cache: Path | None = Non
     Raises RecipeError, one line, for anything wrong with the arguments, the text or the network.
     """
     source = open_source(spec)
-    root = Path(cache) if cache is not None else _default_cache()
+    root = Path(cache) if cache is not None else cache_folder("corpora")
     name = json.dumps([FORMAT, source.identity, tokenizer_identity(tokenizer)])
     memo = root / "memo" / hashlib.sha256(name.encode(errors="surrogatepass")).hexdigest()
     with contextlib.suppress(OSError):
@@ -123,13 +123,14 @@ def load_corpus(spec: str, *, tokenizer: str = "bytes", cache: Path | None = Non
     return corpus
 
 
-def _default_cache() -> Path:
+def cache_folder(kind: str) -> Path:
+    """Where things of one kind are kept: below $ISTHMUS_CACHE, or else below the user's cache folder."""
     root = os.environ.get("ISTHMUS_CACHE")
     if not root:
         import platformdirs
 
         root = platformdirs.user_cache_dir("isthmus")
-    return Path(root) / "corpora"
+    return Path(root) / kind
 
 
 def _open(entry: Path, spec: str, tokenizer: str) -> Corpus | None:

@@ -1,0 +1,124 @@
+"""The model to start from: pre-trained once by the lab itself on the source text of the standard library, then cached.
+
+A base model is a safetensors file of named parameters, and a small JSON beside it: recipe, loss, seconds, and the digest
+that is checked before the values are used.
+"""
+
+from __future__ import annotations
+
+import platform
+import time
+from pathlib import Path
+
+from torch import Tensor
+
+from lab.data.store import cache_folder
+from lab.errors import LabError, RecipeError
+
+
+def pretrained(
+    size: str = "micro",
+    *,
+    steps: int = 600,
+    context: int = 256,
+    batch_size: int = 16,
+    corpus: str = "stdlib",
+    tokenizer: str = "bytes",
+    seed: int = 0,
+    cache: Path | None = None,
+    progress: bool = True,
+) -> Path:
+    """The file of a base model, trained now where the cache does not have it (with a line of progress on stderr).
+
+    Two workers train by `ddp`, so the default takes two cores for about two minutes. ``size`` is a named size of
+    `lab.recipe.SIZES`; ``context`` should be that of the task; ``cache`` a folder instead of the user's own.
+
+    Raises
+    ------
+    RecipeError
+        for an argument that is not allowed, and for a cache that cannot be written.
+    """
+    from safetensors.torch import save
+    from tqdm import tqdm
+
+    from lab.events import Evaluated, Stepped
+    from lab.recipe import Recipe
+    from lab.run import Trainer
+    from lab.store import damage, write_with_digest
+
+    recipe = Recipe.of(
+        {
+            "method": {
+                "name": "ddp",
+                "inner": {"name": "AdamW", "lr": 3e-3, "options": {"betas": [0.9, 0.95], "weight_decay": 0.0}},
+            },
+            "model": size,
+            "corpus": corpus,
+            "tokenizer": tokenizer,
+            "num_workers": 2,
+            "steps": steps,
+            "batch_size": batch_size,
+            "context": context,
+            "seed": seed,
+            "schedule": {"kind": "cosine", "warmup": min(50, steps // 10)},
+            "eval_every": 0,
+            "eval_windows": 128,
+            "checkpoint_every": 0,
+        }
+    )
+    root = Path(cache) if cache is not None else cache_folder("models")
+    file = root / f"{size}-{recipe.id}.safetensors"
+    if file.exists() and not damage(file):
+        return file
+    started = time.perf_counter()
+    trainer = Trainer(recipe, progress=progress)
+    loss = float("nan")
+    with tqdm(desc=f"pre-training {size}, once", total=steps, unit=" steps", disable=not progress) as bar:
+        for event in trainer.events():
+            if isinstance(event, Stepped):
+                bar.update()
+                bar.set_postfix_str(f"{sum(x for x in event.loss_W if x is not None) / 2:.2f} nats per token")
+            elif isinstance(event, Evaluated):
+                loss = event.loss
+    agreed = trainer.comm.agreed(trainer.state.local["params"])
+    model = trainer.fleet.whole_model(agreed)
+    assert trainer.corpus is not None
+    about = {
+        "recipe": recipe.to_dict(),
+        "validation_loss": loss,  # nats per token
+        "bytes_per_token": trainer.corpus.bytes_per_token,
+        "text": trainer.corpus.fingerprint,
+        "python": platform.python_version(),
+        "seconds": time.perf_counter() - started,
+    }
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        write_with_digest(file, save({name: p.contiguous() for name, p in model.named_parameters()}), about)
+    except OSError as error:
+        raise RecipeError(
+            f"cannot write the base model to {str(error.filename or root)!r} ({error.strerror or error}): "
+            "ISTHMUS_CACHE names another folder"
+        ) from error
+    return file
+
+
+def load_values(path: str | Path) -> dict[str, Tensor]:
+    """The parameters of a base model by name.
+
+    Raises
+    ------
+    LabError
+        if the file is missing, or is not what was written.
+    """
+    from safetensors.torch import load_file
+
+    from lab.store import damage
+
+    file = Path(path)
+    problem = damage(file) if file.exists() else "it does not exist"
+    if problem:
+        raise LabError(
+            f"base model {str(file)!r} cannot be used ({problem}): remove it and call lab.tasks.base.pretrained, "
+            "which trains it again"
+        )
+    return load_file(file)

@@ -1,0 +1,72 @@
+"""What a model with ``forward(ids [B, T]) -> logits [B, T, V]`` is worth on a task. Nothing here trains or draws.
+
+Legend: B examples, T positions, V vocabulary, L labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@torch.no_grad()
+def nats_of_rows(model: nn.Module, ids: Tensor, targets: Tensor) -> Tensor:
+    """Negative log likelihood of the targets of each row that are not -100, summed: float64 [B]."""
+    mask = targets >= 0
+    loss = F.cross_entropy(model(ids)[mask].double(), targets[mask], reduction="none")
+    return torch.zeros(len(ids), dtype=torch.float64).index_add_(0, mask.nonzero()[:, 0], loss)
+
+
+def nats(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[float, int]:
+    """Negative log likelihood of all targets together, and how many there are."""
+    total, count = 0.0, 0
+    for ids, targets in batches:
+        total += float(nats_of_rows(model, ids, targets).sum())
+        count += int((targets >= 0).sum())
+    return total, count
+
+
+@torch.no_grad()
+def likeliest(model: nn.Module, ids: Tensor, at: Tensor, labels: Tensor) -> list[int]:
+    """Which of the tokens ``labels`` [L] is the likeliest after position ``at`` [B] of each row."""
+    logits = model(ids)[torch.arange(len(ids)), at]  # B V
+    return logits[:, labels].argmax(1).tolist()  # type: ignore[no-any-return]
+
+
+@torch.no_grad()
+def generate(model: nn.Module, prompts: Sequence[Tensor], max_tokens: int, end: int | None = None) -> list[Tensor]:
+    """Greedy continuations of prompts (int64 tensors, not empty, of any lengths): at most ``max_tokens``, without ``end``.
+
+    Nothing is remembered between tokens, so that any causal module will do: n tokens after a prompt of p cost n passes
+    over up to p + n positions. Rows are filled up on the right, which earlier positions do not see; one that is finished is
+    left out of the following passes.
+    """
+    start = torch.tensor([len(prompt) for prompt in prompts])
+    ids = torch.zeros(len(prompts), int(start.max()) + max_tokens, dtype=torch.int64)
+    for row, prompt in zip(ids, prompts, strict=True):
+        row[: len(prompt)] = prompt
+    size = start.clone()
+    going = torch.arange(len(prompts))
+    for _ in range(max_tokens):
+        here = size[going]
+        logits = model(ids[going, : int(here.max())])
+        token = logits[torch.arange(len(going)), here - 1].argmax(1)
+        goes_on = token != end if end is not None else torch.ones_like(token, dtype=torch.bool)
+        going, here, token = going[goes_on], here[goes_on], token[goes_on]
+        if not len(going):
+            break
+        ids[going, here] = token
+        size[going] += 1
+    return [row[a:b] for row, a, b in zip(ids, start.tolist(), size.tolist(), strict=True)]
+
+
+def rouge_l(written: Sequence[str], references: Sequence[str]) -> float:
+    """Mean F-measure of ROUGE-L (longest common subsequence of lower-case words, no stemming), by ``rouge-score``."""
+    from rouge_score.rouge_scorer import RougeScorer
+
+    scorer = RougeScorer(["rougeL"])
+    found = [float(scorer.score(r, w)["rougeL"].fmeasure) for w, r in zip(written, references, strict=True)]
+    return sum(found) / len(found)
