@@ -16,10 +16,11 @@ import torch
 from bench.common import SHAPES, child, ratio, take_turns
 from lab.fleet import num_cores
 from lab.methods import State
+from lab.models.build import build_fleet
 from lab.models.gpt import SIZES
 from lab.optim import AdamW
 from lab.recipe import Recipe
-from lab.run import Trainer, build_fleet
+from lab.run import Trainer
 from lab.store import RunFolder
 
 

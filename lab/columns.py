@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lab.comm import Ledger
 from lab.events import (
+    Covered,
     Ended,
     Evaluated,
     Event,
@@ -19,11 +20,14 @@ from lab.events import (
     Sent,
     Started,
     Stepped,
+    Truncated,
     Warned,
     WorkersChanged,
 )
-from lab.network import Bill, Network
 from lab.recipe import Recipe
+
+if TYPE_CHECKING:
+    from lab.network import Bill, Network
 
 
 @dataclass
@@ -45,6 +49,9 @@ class Columns:
     placed: list[Placed] = field(default_factory=list)
     routed: list[Routed] = field(default_factory=list)
     saturated: Saturated | None = None
+    scores: list[dict[str, float]] = field(default_factory=list)
+    covered: list[Covered] = field(default_factory=list)
+    truncated: list[Truncated] = field(default_factory=list)
 
     @classmethod
     def of(cls, events: Iterable[Event]) -> Columns:
@@ -66,6 +73,7 @@ class Columns:
                 self.eval_step.append(event.step)
                 self.eval_loss.append(event.loss)
                 self.drift.append(event.drift)
+                self.scores.append(event.scores)
             case Started():
                 self.started = event
             case Ended():
@@ -80,6 +88,10 @@ class Columns:
                 self.routed.append(event)
             case Saturated():
                 self.saturated = event
+            case Covered():
+                self.covered.append(event)
+            case Truncated():
+                self.truncated.append(event)
 
     @property
     def recipe(self) -> Recipe:

@@ -86,12 +86,14 @@ class Communicator:
         weights_W: Sequence[float] | None = None,
         among: Sequence[bool] | None = None,
         codec: Codec | None = None,
+        to_server: bool = False,
     ) -> Stack:
         """Every up holder hands over its copy of ``stack`` (less the agreed ``minus``); all learn the mean, ``[1, P]``.
 
         With ``weights_W`` (one per worker) the mean is weighted; with ``among`` only marked workers take part;
         ``codec`` is one that belongs to the method itself. A block with no holder up keeps what is known: difference zero,
-        its values in ``otherwise``, or else the mean of the last copies; nothing is counted for it.
+        its values in ``otherwise``, or else the mean of the last copies; nothing is counted for it. With ``to_server`` only
+        a server learns the mean; what it then hands out is sent, and counted, by itself.
         """
         codec = codec or self.codecs.get(state)
         if codec is not None and codec.sparse and minus is None and state != "grads":
@@ -135,7 +137,8 @@ class Communicator:
                     mean[0].add_(decoded, alpha=1 / len(rows) if weights_H is None else float(weights_H[k]))
                 agreed.append(mean)
             _count(sent, tuple(block.holders[r] for r in rows), block.group, payload)
-        op = "all_reduce" if codec is None or codec.reducible else "all_gather"
+        summed = codec is None or codec.reducible  # on the way
+        op = ("reduce" if summed else "gather") if to_server else ("all_reduce" if summed else "all_gather")
         self._write(op, state, sent)
         return Stack(stack.layout, agreed)
 
@@ -179,6 +182,8 @@ class Communicator:
     @torch.no_grad()
     def gather(self, stack: Stack, state: str) -> dict[int, dict[str, Tensor]]:
         """The copies of all holders that are up, by worker and name: for aggregations that are not means."""
+        if self.observer is not None:
+            self.observer(state, stack)
         out: dict[int, dict[str, Tensor]] = {w: {} for w, up in enumerate(self.fleet.up) if up}
         sent: dict[tuple[int, ...], dict[str, int]] = {}
         for i, block in enumerate(stack.layout.blocks):
@@ -191,6 +196,16 @@ class Communicator:
                     out[block.holders[row]][name] = stack[name][row]
         self._write("gather", state, sent)
         return out
+
+    def collect(self, tensors: Mapping[int, Mapping[str, Tensor]], state: str, of: Stack) -> None:
+        """Workers hand in tensors of their own making, by worker and name: parts of what they hold in ``of``."""
+        if self.observer is not None:
+            self.observer(state, of)
+        self._write_each("gather", tensors, state)
+
+    def hand_out(self, tensors: Mapping[int, Mapping[str, Tensor]], state: str) -> None:
+        """A server hands tensors of its own making to workers, by worker and name."""
+        self._write_each("broadcast", tensors, state)
 
     def agreed(self, stack: Stack, among: Sequence[bool] | None = None, otherwise: Stack | None = None) -> Stack:
         """The mean over the holders that are up (or marked in ``among``): for looking at it. Nothing is sent or counted.
@@ -218,6 +233,18 @@ class Communicator:
         if codec.error_feedback:
             owed.copy_(x - decoded)
         return decoded, sum(part.nbytes for part in encoded)
+
+    def _write_each(self, op: str, tensors: Mapping[int, Mapping[str, Tensor]], state: str) -> None:
+        """Workers whose tensors are equally large go into one record."""
+        alike: dict[tuple[tuple[str, int], ...], list[int]] = {}
+        for worker, named in tensors.items():
+            groups: dict[str, int] = {}
+            for name, x in named.items():
+                place = self.fleet.layout.place.get(name)
+                group = self.fleet.layout.blocks[place[0]].group if place is not None else "stack"
+                groups[group] = groups.get(group, 0) + x.nbytes
+            alike.setdefault(tuple(groups.items()), []).append(worker)
+        self._write(op, state, {tuple(sorted(who)): dict(groups) for groups, who in alike.items()})
 
     def _write(self, op: str, state: str, sent: Mapping[tuple[int, ...], dict[str, int]]) -> None:
         for workers, groups in sent.items():

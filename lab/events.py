@@ -8,7 +8,9 @@ The loop that makes them, in pseudo-code::
         Placed                  which worker holds which expert, at the start and whenever that changes
         Stepped                 one local step at every worker that is up
         Sent …                  what the communicator moved in this step
+        Covered                 whenever clients' adapters were aggregated: who covered which rank segment
         Evaluated               every eval_every steps: the averaged model on the validation windows
+        Truncated               with it, for a model with adapters: the same at every prefix
         Routed                  every routing_every steps: where the routers send their tokens
         Checkpointed            every checkpoint_every steps
         Warned                  when the reader should know something
@@ -22,7 +24,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, get_args
 
 
@@ -52,7 +54,8 @@ class Stepped:
 class Sent:
     """One collective: each of ``workers`` handed over (or, for a broadcast, received) this much payload.
 
-    ``op`` is ``all_reduce``, ``all_gather`` (payloads that cannot be summed on the way), ``broadcast`` or ``gather``.
+    ``op`` is ``all_reduce``, ``all_gather`` (payloads that cannot be summed on the way), ``broadcast``, ``reduce`` (a sum, to a
+    server) or ``gather``.
     ``payload_bytes`` is per worker, by group of tensors.
     """
 
@@ -83,6 +86,7 @@ class Evaluated:
     step: int
     loss: float  # nats per token of the averaged model on the validation windows
     drift: float  # root mean square distance of a worker's parameters from their mean
+    scores: dict[str, float] = field(default_factory=dict)  # of a task: accuracy, perplexity
 
 
 @dataclass(frozen=True)
@@ -133,6 +137,33 @@ class Saturated:
 
 
 @dataclass(frozen=True)
+class Covered:
+    """Which clients handed in which rank segments (r_{m−1}, r_m], M of them, in one aggregation."""
+
+    kind: ClassVar[str] = "covered"
+    step: int
+    bounds_M: list[int]  # r_m
+    contributors_M: list[list[int]]  # workers
+    mass_M: list[float]  # their part of the samples of all who took part
+    since_M: list[int]  # local steps since the segment was handed in last, before this time
+    bias: float  # ‖Σ p_k·B_k·A_k − B̄·Ā‖ / ‖Σ p_k·B_k·A_k‖ with zero-padded mean factors; 0 where nothing has moved
+
+
+@dataclass(frozen=True)
+class Truncated:
+    """The agreed adapters, cut to each of the ranks r_1 < … < r_M, on the validation examples."""
+
+    kind: ClassVar[str] = "truncated"
+    step: int
+    bounds_M: list[int]
+    loss_M: list[float]
+    scores_M: list[dict[str, float]]
+    aurac: dict[str, float]  # of the loss and of every score: area over the rank ÷ the range of ranks
+    energy_M: list[float]  # ‖B_S·A_S‖² of a segment over the sum of them all
+    spectrum_M: list[float]  # Σ σ_i² of the product over the segment's indices, over the sum of them all
+
+
+@dataclass(frozen=True)
 class Checkpointed:
     kind: ClassVar[str] = "checkpointed"
     step: int
@@ -155,7 +186,19 @@ class Ended:
 
 
 Event = (
-    Started | Stepped | Sent | Evaluated | WorkersChanged | Placed | Routed | Saturated | Checkpointed | Warned | Ended
+    Started
+    | Stepped
+    | Sent
+    | Evaluated
+    | WorkersChanged
+    | Placed
+    | Routed
+    | Saturated
+    | Covered
+    | Truncated
+    | Checkpointed
+    | Warned
+    | Ended
 )
 KINDS: dict[str, Any] = {cls.kind: cls for cls in get_args(Event)}
 VERSION = 1

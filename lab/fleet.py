@@ -245,8 +245,8 @@ class Fleet:
         self.params = Stack.zeros(layout, self.device, dtype)
         self.grads = Stack.zeros(layout, self.device, dtype)
         # What no optimizer moves: buffers, frozen parameters, tensors that nobody holds. One copy for all.
-        self._constants = {n: _as(v, dtype) for n, v in values.items() if n not in holders}
-        self._constants |= dict(whole.named_buffers(remove_duplicate=False))
+        self.constants = {n: _as(v, dtype) for n, v in values.items() if n not in holders}
+        self.constants |= dict(whole.named_buffers(remove_duplicate=False))
         if self.device.type != "meta":
             with torch.no_grad():
                 for name in order:
@@ -296,6 +296,20 @@ class Fleet:
             self._attach(
                 self.modules[w], partial(self.params.cell, worker=w), partial(self.grads.cell, worker=w), buffers
             )
+
+    def frozen(self, names: Iterable[str]) -> Stack:
+        """Frozen tensors as an agreed stack ``[1, P]`` of which every module has views: who changes it, changes all models."""
+        shapes = {n: self.constants[n].shape for n in names}
+        everybody = tuple(range(self.num_workers))
+        layout = Layout.of(dict.fromkeys(shapes, everybody), shapes, lambda name: "frozen")
+        stack = Stack(layout, [torch.empty(1, b.numel, device=self.device, dtype=self.dtype) for b in layout.blocks])
+        for name in shapes if self.device.type != "meta" else ():
+            stack[name].copy_(self.constants[name])
+            self.constants[name] = stack[name][0]
+        for w, module in enumerate(self.modules if shapes and self.device.type != "meta" else ()):
+            buffers = dict(module.named_buffers(remove_duplicate=False))
+            self._attach(module, partial(self.params.cell, worker=w), partial(self.grads.cell, worker=w), buffers)
+        return stack
 
     @property
     def layout(self) -> Layout:
@@ -368,14 +382,14 @@ class Fleet:
                 if id(p) not in made:
                     name = named[id(p)][0]
                     moves = name in self.layout.place
-                    made[id(p)] = nn.Parameter(value(name) if moves else self._constants[name], requires_grad=moves)
+                    made[id(p)] = nn.Parameter(value(name) if moves else self.constants[name], requires_grad=moves)
                     if moves and grad is not None:
                         made[id(p)].grad = grad(name)
                 part._parameters[leaf] = made[id(p)]
             for leaf, b in part._buffers.items():
                 if b is not None:  # a buffer is each worker's own and is never averaged
                     full = f"{path}.{leaf}" if path else leaf
-                    part._buffers[leaf] = buffers[full] if full in buffers else self._constants[full].clone()
+                    part._buffers[leaf] = buffers[full] if full in buffers else self.constants[full].clone()
 
     def close(self) -> None:
         if self._pool is not None:

@@ -14,8 +14,9 @@ server         S up, S down           2 · max(n · S / B_s, S / B) + 2 · l
 
 B is the slowest link among those that take part. A payload that cannot be summed on the way (``all_gather``) costs
 (n−1) · S per worker on ring and all_to_all, and n · S down per worker from a server. A broadcast to n receivers moves S to
-each: S / B pipelined along a ring or from any peer, n · S / B_s from a server. A gather moves n · S to one place. The forms
-are the standard ones (Photon's comparison of topologies, DES-LOC's time model); the number of latencies is ours.
+each: S / B pipelined along a ring or from any peer, n · S / B_s from a server. A gather moves n · S to one place, and so does
+a reduce to a server; without a server it is summed on the way, (n−1) · S. The forms are the standard ones (Photon's
+comparison of topologies, DES-LOC's time model); the number of latencies is ours.
 """
 
 from __future__ import annotations
@@ -104,8 +105,10 @@ class Network:
             return float(n * payload)
         if n == 1 and self.topology != "server":
             return 0.0
-        if op == "gather":
+        if op == "gather" or (op == "reduce" and self.topology == "server"):
             return float(n * payload)
+        if op == "reduce":
+            return float((n - 1) * payload)
         if self.topology == "server":
             return float(n * payload + n * payload * (1 if op == "all_reduce" else n))
         if op == "all_gather" or self.topology == "all_to_all":
@@ -123,8 +126,10 @@ class Network:
             return payload / slowest + self.latency_seconds
         if n == 1 and self.topology != "server":
             return 0.0
-        if op == "gather":
+        if op == "gather" or (op == "reduce" and self.topology == "server"):
             return max(n * payload / server, payload / slowest) + self.latency_seconds
+        if op == "reduce":
+            return payload / slowest + (n - 1) * self.latency_seconds
         if self.topology == "server":
             down = payload if op == "all_reduce" else n * payload
             up_seconds = max(n * payload / server, payload / slowest)

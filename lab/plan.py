@@ -9,7 +9,7 @@ from lab.comm import Ledger
 from lab.events import Sent
 from lab.experts.costs import Costs
 from lab.methods import name_of
-from lab.models.gpt import GPT
+from lab.models.moe import MoE
 from lab.network import NETWORKS, Network, step_seconds
 from lab.recipe import Recipe
 from lab.run import Trainer, dry_run
@@ -142,9 +142,12 @@ def plan(
     period = getattr(recipe.method, "sync_every", 1)
     period = period["params"] if isinstance(period, dict) else period
     everywhere = recipe.but(codecs={}, placement={})  # what is compared with keeps the whole model at every worker
+    if recipe.lora.ranks:  # and adapters of the largest rank
+        everywhere = everywhere.but(lora=vars(recipe.lora) | {"ranks": recipe.lora.bounds[-1:], "train": "both"})
     ddp = dry_run(everywhere.but(method={"name": "ddp", "inner": vars(inner)}))
     local_adam = everywhere.but(method={"name": "local_adam", "inner": vars(inner), "sync_every": period})
-    active = max(_active_params(recipe, p) for p in params_W)
+    frozen = sum(x.numel() for x in fleet.constants.values()) * 2 / 3  # forward, and backward to what is before them
+    active = max(_active_params(recipe, p) for p in params_W) + (frozen if recipe.lora.ranks else 0)
     seconds = step_seconds(active, recipe.batch_size * recipe.context, device) / devices_per_worker
     return Plan(
         recipe=recipe,
@@ -168,7 +171,7 @@ def plan(
 def _active_params(recipe: Recipe, held: int) -> float:
     """Of the parameters that a worker holds, those that a token meets: of a mixture, the experts that it chooses."""
     model = recipe.model
-    if isinstance(model, GPT):
+    if not isinstance(model, MoE) or recipe.lora.ranks:
         return held
     overlap = recipe.placement.overlap or recipe.num_workers
     costs = Costs(model=model, M=recipe.num_workers, O_e=overlap, vocab_size=256)

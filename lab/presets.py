@@ -21,6 +21,22 @@ _QHADAM = {"name": "QHAdam", "lr": 8e-3, "options": {"betas": [0.9, 0.95], "weig
 _NESTEROV = {"name": "SGD", "lr": 0.7, "options": {"momentum": 0.9, "nesterov": True}}
 _ADOPT = {"name": "ADOPT", "lr": 2.1e-3, "options": {"betas": [0.95, 0.9999]}}
 
+# Ten clients of rank 4 to 64, as FLoRA has them, adapt a small model that the lab has pre-trained.
+_CLIENTS: dict[str, Any] = {
+    "model": "micro",
+    "start": "pretrained",
+    "lora": {"ranks": [64, 32, 16, 16, 8, 8, 4, 4, 4, 4], "targets": ["attention.qkv"]},
+    "corpus": "task:packages",
+    "split": "dirichlet:1.0",
+    "num_workers": 10,
+    "batch_size": 4,
+    "context": 256,
+    "steps": 128,
+    "eval_every": 32,
+    "eval_windows": 128,
+}
+_EQUAL = _CLIENTS | {"lora": _CLIENTS["lora"] | {"ranks": [16]}}
+
 _FOMOE_STEP = {"params": 32, "exp_avg": 32, "exp_avg_sq": 32}
 
 # DES-LOC's billion-scale run (section 5 of the paper): four workers, two million tokens a step, context 2048.
@@ -72,6 +88,15 @@ PRESETS: dict[str, dict[str, Any]] = {
         "method": {"name": "fomoe", "sync_every": {"params": 16, "exp_avg": 16, "exp_avg_sq": 16}, "inner": _ADAMW},
     },
     # FoMoE's own shapes and batch (1024 sequences in all); 640 steps are its 54M run, and 20 rounds of the modelled ones.
+    "prelort": _CLIENTS | {"method": {"name": "prelort", "inner": _ADAMW}},
+    "fedit": _EQUAL | {"method": {"name": "fedit", "inner": _ADAMW}},
+    "zero_padding": _CLIENTS | {"method": {"name": "zero_padding", "inner": _ADAMW}},
+    "hetlora": _CLIENTS | {"method": {"name": "hetlora", "inner": _ADAMW}},
+    "flora": _CLIENTS | {"method": {"name": "flora", "inner": _ADAMW}},
+    "flexlora": _CLIENTS | {"method": {"name": "flexlora", "inner": _ADAMW}},
+    "ffa_lora": _CLIENTS | {"method": {"name": "ffa_lora", "inner": _ADAMW}, "lora": _CLIENTS["lora"] | {"train": "B"}},
+    "fedex_lora": _EQUAL | {"method": {"name": "fedex_lora", "inner": _ADAMW}},
+    "raflora": _CLIENTS | {"method": {"name": "raflora", "inner": _ADAMW}},
     "fomoe_54M": _PAPER
     | {
         "model": "fomoe-54M",

@@ -20,6 +20,8 @@ from lab.methods import DESLOC, FoMoE, name_of
 from lab.methods import method as parse_method
 from lab.models import gpt, moe
 from lab.models.gpt import GPT
+from lab.models.hf import HF
+from lab.models.lora import LoRA
 from lab.models.moe import MoE
 from lab.optim import Schedule
 from lab.presets import PRESETS
@@ -32,7 +34,14 @@ SIZES: dict[str, GPT | MoE] = {**gpt.SIZES, **moe.SIZES}
 
 
 def _model(value: Any) -> Any:
-    """A named size, or a size with changes: ``{"size": "micro", "dropout": 0.1}``. A model with experts has num_experts."""
+    """A named size, or a size with changes: ``{"size": "micro", "dropout": 0.1}``. A model with experts has num_experts.
+
+    ``hf:<name or folder>`` is a causal language model of Hugging Face's ``transformers``.
+    """
+    if isinstance(value, str) and value.startswith("hf:"):
+        return HF(value.removeprefix("hf:"))
+    if isinstance(value, dict) and "path" in value:
+        return checked(HF, value, "model")
     if isinstance(value, str):
         value = {"size": value}
     if isinstance(value, dict):
@@ -52,11 +61,17 @@ class Recipe:
     method
         a name from ``lab list``, or ``{"name": …, option: value}``.
     model
-        a named size, or the fields of `lab.models.gpt.GPT` or `lab.models.moe.MoE`.
+        a named size, the fields of `lab.models.gpt.GPT` or `lab.models.moe.MoE`, or ``hf:<name or folder>``.
+    start
+        where its first values come from: drawn from the seed (none), ``pretrained`` (a model that the lab trains once on the
+        standard library and keeps), or the path of a ``.safetensors`` file.
+    lora
+        low-rank adapters: then the model is frozen, and they are what is trained.
     placement
         which worker holds which expert of a `MoE`.
     corpus, tokenizer, split
-        see `lab.data`: where the text comes from, how it becomes tokens, which worker sees what.
+        see `lab.data`: where the text comes from, how it becomes tokens, which worker sees what. ``task:<name>`` is one of the
+        tasks of `lab.tasks` instead of running text.
     batch_size, context
         sequences per worker and local step; tokens per sequence.
     steps
@@ -72,7 +87,9 @@ class Recipe:
     """
 
     method: Annotated[SkipValidation[Any], BeforeValidator(parse_method)] = Field(default_factory=DESLOC)
-    model: Annotated[GPT | MoE, BeforeValidator(_model)] = Field(default_factory=lambda: SIZES["nano"])
+    model: Annotated[GPT | MoE | HF, BeforeValidator(_model)] = Field(default_factory=lambda: SIZES["nano"])
+    start: str = ""
+    lora: LoRA = Field(default_factory=LoRA)
     placement: Placement = Field(default_factory=Placement)
     corpus: str = "stdlib"
     tokenizer: str = "bytes"
@@ -93,6 +110,12 @@ class Recipe:
 
     def __post_init__(self) -> None:
         self.scenario.check(self.num_workers)
+        if self.lora.ranks:
+            self.lora.ranks_W(self.num_workers)
+            if self.placement.overlap is not None:
+                raise RecipeError(
+                    "placement.overlap spreads experts that are trained, but lora freezes them: leave out one"
+                )
         if not isinstance(self.model, MoE):
             if self.placement.overlap is not None or self.placement.kind == "random":
                 given = f"overlap = {self.placement.overlap}" if self.placement.overlap else "kind = 'random'"

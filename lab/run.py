@@ -16,10 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lab.adapters.factors import Adapters
+from lab.adapters.watch import AdapterWatch
 from lab.codecs import codec
 from lab.columns import Columns
 from lab.comm import Communicator
-from lab.data import Batches, Corpus, load_corpus, load_tokenizer, split_windows, validation_batches
+from lab.data import Corpus
 from lab.errors import LabError, RecipeError
 from lab.events import (
     VERSION,
@@ -34,37 +36,20 @@ from lab.events import (
     Warned,
     WorkersChanged,
 )
-from lab.experts.placement import Experts, resident
 from lab.experts.routing import PROBE_WINDOWS, Watch
-from lab.fleet import Fleet, Stack, num_cores
+from lab.fleet import Stack
 from lab.methods import State
-from lab.models.gpt import GPT
+from lab.methods.state import Loss
+from lab.models.build import build_fleet, check_memory
 from lab.optim import states
 from lab.recipe import Recipe
 from lab.seeds import derive
 from lab.store import Checkpoint, RunFolder
+from lab.tasks.text import Text, vocab_size_without_text
 
 
 class Diverged(LabError):
     """A loss or a parameter stopped being a number."""
-
-
-def build_fleet(recipe: Recipe, vocab_size: int, device: str = "cpu", experts: Experts | None = None) -> Fleet:
-    """The fleet of a recipe: every worker starts from the same values, with the experts that it holds."""
-    model, dtype = recipe.model, getattr(torch, recipe.dtype)
-    made: dict[str, nn.Module] = {}  # a dry fleet needs each kind of worker once
-
-    def build(worker: int | None) -> nn.Module:
-        held = resident(experts.table, worker) if experts is not None and worker is not None else None
-        kind = "" if held is None or len(held[0]) == len(experts.table[0]) else repr(held)  # type: ignore[union-attr]
-        if device != "meta" or kind not in made:
-            options = (vocab_size, recipe.context, recipe.seed)
-            made[kind] = model.build(*options) if isinstance(model, GPT) else model.build(*options, held)
-        return made[kind] if device == "meta" else made.pop(kind)
-
-    movable = experts is not None and experts.movable
-    with torch.device(device):
-        return Fleet(build, recipe.num_workers, device=device, dtype=dtype, movable=movable)
 
 
 class Trainer:
@@ -77,26 +62,11 @@ class Trainer:
     def __init__(self, recipe: Recipe, *, dry: bool = False, corpus: Corpus | None = None, progress: bool = False):
         self.recipe, self.dry = recipe, dry
         torch.set_num_threads(1)  # one intra-op thread a worker; more would fight over the cores
-        self.corpus: Corpus | None = None
-        if not dry:
-            self.corpus = corpus or load_corpus(recipe.corpus, tokenizer=recipe.tokenizer, progress=progress)
-            shards = split_windows(
-                self.corpus.train, recipe.num_workers, recipe.context, recipe.split, derive(recipe.seed, "split")
-            )
-            self.batches = Batches(
-                self.corpus.train, shards, recipe.batch_size, recipe.context, derive(recipe.seed, "batches")
-            )
-            self.validation = validation_batches(
-                self.corpus.validation, recipe.context, recipe.batch_size, recipe.eval_windows
-            )
-        vocab_size = self.corpus.vocab_size if self.corpus else _vocab_size_without_text(recipe)
-        if self.corpus and recipe.model.vocab_size and recipe.model.vocab_size < self.corpus.vocab_size:
-            raise RecipeError(
-                f"model.vocab_size = {recipe.model.vocab_size} is too small for the {self.corpus.vocab_size} tokens of "
-                f"{recipe.corpus}: leave it out to take the corpus's"
-            )
-        if not dry:
-            _check_memory(recipe, vocab_size)
+        self.text = None if dry else Text.of(recipe, corpus, progress)
+        vocab_size = self.text.vocab_size if self.text else vocab_size_without_text(recipe)
+        if self.text:
+            self.batches, self.validation = self.text.batches, self.text.validation
+            check_memory(recipe, vocab_size)
         self.experts = recipe.experts
         self.fleet = build_fleet(recipe, vocab_size, "meta" if dry else "cpu", self.experts)
         codecs = {state: codec(spec) for state, spec in recipe.codecs.items()}
@@ -104,11 +74,22 @@ class Trainer:
             dry_run(recipe)  # whether they fit is known when the method first sends: better now than in mid-run
         self.comm = Communicator(self.fleet, codecs)
         self.watch: Watch | None = None
-        if not dry and self.experts is not None and recipe.routing_every:
+        self.adapters: Adapters | None = None
+        self.adapter_watch: AdapterWatch | None = None
+        samples_W = self.text.samples_W if self.text else None
+        if recipe.lora.ranks:
+            self.adapters = Adapters.of(recipe.lora, recipe.num_workers, list(self.fleet.layout.place))
+            if not dry:
+                self.adapter_watch = AdapterWatch(self.fleet, self.adapters, samples_W)
+                self.comm.observer = self.adapter_watch.before_average
+        elif not dry and self.experts is not None and recipe.routing_every:
             ids = torch.cat([ids for ids, _ in self.validation])[:PROBE_WINDOWS]
             self.watch = Watch(self.fleet, ids, self.experts)
             self.comm.observer = self.watch.before_average
-        self.state = State.of(self.fleet, lambda t: recipe.schedule.at(t, recipe.steps), self.experts)
+        schedule = recipe.schedule
+        self.state = State.of(
+            self.fleet, lambda t: schedule.at(t, recipe.steps), self.experts, self.adapters, samples_W
+        )
         recipe.method.init(self.state)
         self.up_tW = recipe.scenario.trace(recipe.num_workers, recipe.steps, recipe.seed)
         joins_late = bool((~self.up_tW[0] & self.up_tW.any(0)).any())
@@ -184,6 +165,8 @@ class Trainer:
             if not self.dry:
                 yield Stepped(t, losses, self.state.schedule(t), seconds)
             yield from self.comm.ledger.new()
+            if self.adapter_watch is not None and self.adapter_watch.covered is not None:
+                yield self.adapter_watch.new(t)
             if not self.dry:
                 self._check_losses(t, losses, folder)
                 if self.fleet.in_order and not warned_order:
@@ -193,6 +176,9 @@ class Trainer:
                     warned_order = True
                 if t == recipe.steps or (recipe.eval_every and t % recipe.eval_every == 0):
                     yield self._evaluate(t)
+                    if self.adapter_watch is not None:
+                        scores = self.text.scores if self.text else lambda model: {}
+                        yield self.adapter_watch.truncated(t, self._agreed(), self.validation_loss, scores)
                 if self.watch is not None and t % recipe.routing_every == 0:
                     yield self.watch.look(t, self.fleet.whole_model(self._agreed()))
                 if (
@@ -210,11 +196,13 @@ class Trainer:
             yield self.watch.saturated(self.t)
         yield Ended(self.t, "done", "")
 
-    def _grad(self, s: State) -> Tensor:
+    def _grad(self, s: State, loss: Loss | None = None) -> Tensor:
         t = self.t + 1
 
         def loss_of(module: nn.Module, worker: int) -> Tensor:
             ids, targets = self.batches.get(worker, t)
+            if loss is not None:
+                return loss(module, worker, ids, targets)
             return module.loss(ids, targets)  # type: ignore[operator, no-any-return]
 
         return s.fleet.backward(loss_of, lambda worker: derive(self.recipe.seed, "forward", worker, t))
@@ -222,11 +210,13 @@ class Trainer:
     def _workers(self, t: int) -> WorkersChanged | None:
         """Who is up in step ``t``; those who come back first receive what they missed."""
         now: list[bool] = self.up_tW[t - 1].tolist()
+        self.state.returned = ()
         if now == self.fleet.up and t > 1:
             return None
         returned = [w for w, up in enumerate(now) if up and not self.last_up[w]]
         left = [w for w, up in enumerate(self.fleet.up) if up and not now[w]]
-        if returned:
+        self.state.returned = returned
+        if returned and not self.state.served:  # else the method does so
             names = ["params"] if self.recipe.scenario.catch_up == "params" else list(self.state.local)
             for name in names:
                 known = self.comm.agreed(self.state.local[name], self.last_up, self.state.shared.get(name))
@@ -256,7 +246,9 @@ class Trainer:
     # looking
 
     def _agreed(self) -> Stack:
-        """What the model is at this moment: the mean over those who hold its present state."""
+        """What the model is at this moment: the server's, or else the mean over those who hold its present state."""
+        if self.state.served:
+            return self.state.shared["params"]
         return self.comm.agreed(self.state.local["params"], self.last_up, self.state.shared.get("params"))
 
     @torch.no_grad()
@@ -272,11 +264,12 @@ class Trainer:
         loss = self.validation_loss(agreed)
         if not math.isfinite(loss):
             raise Diverged(f"the averaged model's validation loss is {loss} after step {t}")
-        return Evaluated(t, loss, math.sqrt(square / max(1, count)))
+        drift = math.sqrt(square / max(1, count))
+        return Evaluated(t, loss, drift, self.text.scores(self.fleet.whole_model(agreed)) if self.text else {})
 
-    def validation_loss(self, agreed: Stack) -> float:
-        """Nats per token of a model with these values on the validation windows."""
-        model = self.fleet.whole_model(agreed)
+    def validation_loss(self, agreed: Stack | nn.Module) -> float:
+        """Nats per token of a model, or of one with these values, on the validation windows."""
+        model = self.fleet.whole_model(agreed) if isinstance(agreed, Stack) else agreed
 
         def one(batch: tuple[Tensor, Tensor]) -> tuple[float, int]:
             with torch.no_grad():
@@ -286,15 +279,15 @@ class Trainer:
         return sum(s for s, _ in sums) / sum(n for _, n in sums)
 
     def _started(self) -> Started:
-        recipe, fleet, corpus = self.recipe, self.fleet, self.corpus
+        recipe, fleet, text = self.recipe, self.fleet, self.text
         return Started(
             version=VERSION,
             recipe=recipe.to_dict(),
             num_params=sum(b.numel for b in fleet.layout.blocks),
             params_per_worker=[fleet.num_params(w) for w in range(recipe.num_workers)],
             tokens_per_step=recipe.num_workers * recipe.batch_size * recipe.context,
-            floor_nats=corpus.floor_bits * math.log(2) if corpus and corpus.floor_bits is not None else None,
-            bytes_per_token=corpus.bytes_per_token if corpus else 1.0,
+            floor_nats=text.floor_nats if text else None,
+            bytes_per_token=text.bytes_per_token if text else 1.0,
             environment={
                 "python": platform.python_version(),
                 "torch": torch.__version__,
@@ -339,6 +332,10 @@ class Trainer:
         if self.watch is not None:
             watched, extra["watch"] = self.watch.snapshot()
             tensors |= watched
+        if self.adapter_watch is not None:
+            extra["last_covered"] = self.adapter_watch.last_M
+        if self.state.facts:
+            extra["facts"] = self.state.facts
         return tensors, extra
 
     def _stacks(self) -> dict[str, Stack]:
@@ -387,6 +384,9 @@ class Trainer:
         self.state.shared.update(outer)
         if self.watch is not None:
             self.watch.restore(tensors, extra["watch"])
+        if self.adapter_watch is not None:
+            self.adapter_watch.last_M = extra["last_covered"]
+        self.state.facts = extra.get("facts", self.state.facts)
         self.t = checkpoint.step
         self.last_up, self.fleet.up = extra["last_up"], extra["up"]
 
@@ -415,36 +415,6 @@ def train(
 def dry_run(recipe: Recipe) -> list[Sent]:
     """The ledger that this recipe will write, from the same ``step`` on tensors without storage."""
     return [event for event in Trainer(recipe, dry=True).events() if isinstance(event, Sent)]
-
-
-def _check_memory(recipe: Recipe, vocab_size: int) -> None:
-    """Refuse a recipe whose tensors cannot fit: stacks, and the activations of the workers that run at once."""
-    import psutil
-
-    with torch.device("meta"):
-        module = recipe.model.build(vocab_size, recipe.context)
-    unit = getattr(module, "tensor_unit", lambda name: None)
-    copies = recipe.placement.overlap or recipe.num_workers
-    held = sum(p.numel() * (copies if unit(n) else recipe.num_workers) for n, p in module.named_parameters())
-    element = getattr(torch, recipe.dtype).itemsize
-    stacks = held * (2 + len(recipe.method.inner.state_names)) * element
-    at_once = min(recipe.num_workers, num_cores())
-    a_token = recipe.model.floats_per_token(vocab_size)
-    activations = at_once * recipe.batch_size * recipe.context * a_token * element
-    free = psutil.virtual_memory().available
-    if stacks + activations > free:
-        raise RecipeError(
-            f"this needs about {(stacks + activations) / 1e9:,.1f} GB of memory ({stacks / 1e9:,.1f} for the states of "
-            f"{recipe.num_workers} workers, {activations / 1e9:,.1f} for the activations of {at_once}), and {free / 1e9:,.1f} GB "
-            "are free: use fewer workers, a smaller model, batch_size or context, or `lab plan` for a dry run"
-        )
-
-
-def _vocab_size_without_text(recipe: Recipe) -> int:
-    """For a dry run: what the tokenizer says, without reading any text."""
-    if recipe.model.vocab_size or recipe.tokenizer == "bytes":
-        return recipe.model.vocab_size or 256
-    return load_tokenizer(recipe.tokenizer).vocab_size
 
 
 def _last_good(folder: RunFolder | None) -> str:

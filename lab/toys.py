@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lab.comm import Communicator
 from lab.fleet import Fleet
-from lab.methods import State, method
+from lab.methods import Loss, State, method
 from lab.metrics import Alignment, Watch, basis_similarity, numerical_rank, spectrum
 from lab.seeds import generator
 
@@ -52,7 +52,7 @@ def rosenbrock(
     m.init(s)
     g = generator(seed, "rosenbrock")
 
-    def grad(s: State) -> Tensor:
+    def grad(s: State, loss: Loss | None = None) -> Tensor:
         x, y = s.local["params"]["x"].unbind(1)  # each [W]
         s.grads["x"][:, 0] = -2 * (1 - x) - 400 * x * (y - x * x)
         s.grads["x"][:, 1] = 200 * (y - x * x)
@@ -102,7 +102,7 @@ def quadratic(
     g = generator(seed, "quadratic")
     curvature = torch.logspace(-2, 0, dim, dtype=torch.float64)
 
-    def grad(s: State) -> Tensor:
+    def grad(s: State, loss: Loss | None = None) -> Tensor:
         x = s.local["params"]["x"]
         s.grads["x"].copy_(curvature * x)
         s.grads["x"].add_(torch.randn(num_workers, dim, generator=g, dtype=torch.float64), alpha=noise)
@@ -147,7 +147,7 @@ def matrix_regression(
     g = generator(seed, "matrix")
     target = torch.randn(shape, generator=g, dtype=torch.float64)
 
-    def grad(s: State) -> Tensor:
+    def grad(s: State, loss: Loss | None = None) -> Tensor:
         x = torch.randn(num_workers, batch_size, shape[0], generator=g, dtype=torch.float64)
         missed = x @ (s.local["params"]["x"] - target)  # [W, batch, shape[1]]
         s.grads["x"].copy_(x.mT @ missed / batch_size)
@@ -210,7 +210,7 @@ def gossip(
     s.local["params"]["x"].copy_(starts)
     m.init(s)
 
-    def grad(s: State) -> Tensor:
+    def grad(s: State, loss: Loss | None = None) -> Tensor:
         x = s.local["params"]["x"]
         s.grads["x"].copy_(x).add_(torch.randn(num_workers, dim, generator=g, dtype=torch.float64), alpha=noise)
         return 0.5 * x.square().sum(1)

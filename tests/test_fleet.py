@@ -13,9 +13,10 @@ from toys import F64, SGD, Bench, batch, build, close, corpus, drawn, fill_, fla
 from lab.events import Warned
 from lab.fleet import Fleet
 from lab.methods import DDP, DESLOC, LocalSGD
+from lab.models.build import build_fleet
 from lab.models.gpt import SIZES
 from lab.recipe import Recipe
-from lab.run import Trainer, build_fleet
+from lab.run import Trainer
 
 
 def toy_fleet(num_workers: int = 3, **more: Any) -> Fleet:

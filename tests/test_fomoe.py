@@ -467,7 +467,7 @@ def test_ledger_parameters_and_cost_model_agree_to_the_byte(
     trainer = Trainer(r)
     real = [e for e in trainer.events() if isinstance(e, Sent)]
     assert real == dry_run(r)
-    vocab = trainer.corpus.vocab_size  # type: ignore[union-attr]
+    vocab = trainer.text.vocab_size  # type: ignore[union-attr]
     T = 1 if kind == "random" and overlap < num_workers else None
     costs = Costs(model=model, M=num_workers, O_e=overlap, T=T, sync_every=method.sync_every, vocab_size=vocab)
     for module in trainer.fleet.modules:

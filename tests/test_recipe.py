@@ -126,6 +126,8 @@ CHANGES: dict[str, Any] = {
     "dtype": "float64",
     "placement": {"every": 2},
     "routing_every": 17,
+    "start": "pretrained",
+    "lora": {"ranks": [4]},
 }
 
 

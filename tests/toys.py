@@ -17,6 +17,7 @@ from lab.fleet import Fleet, Stack
 from lab.methods import (
     DDP,
     DESLOC,
+    FEDERATED,
     METHODS,
     MTDAO,
     SPARTA,
@@ -179,7 +180,8 @@ QHM = Optimizer("QHM", 3e-2, {"betas": (0.9,), "weights": (0.7,)})
 TWO = QHADOPT(1e-2, (0.5, 0.9, 0.99), (0.3, 0.6))
 TWO_PERIODS = {"params": 2, "exp_avg_1": 2, "exp_avg_2": 3, "exp_avg_sq": 4}
 
-LISTED: dict[str, Method] = {name: shortened(cls()) for name, cls in METHODS.items()} | {
+# Methods that aggregate adapters at a server stand in `test_federated`.
+LISTED: dict[str, Method] = {name: shortened(cls()) for name, cls in METHODS.items() if name not in FEDERATED} | {
     "ddp SGD unclipped": DDP(inner=SGD, max_norm=None),
     "ddp ADOPT": DDP(inner=ADOPT),
     "local_sgd SGD": LocalSGD(sync_every=2, inner=SGD),

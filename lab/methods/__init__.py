@@ -10,16 +10,25 @@ from lab.methods.ddp import DDP
 from lab.methods.demo import DeMo
 from lab.methods.des_loc import DESLOC
 from lab.methods.diloco import DiLoCo
+from lab.methods.fedex_lora import FedExLoRA
+from lab.methods.fedit import FedIT
+from lab.methods.ffa_lora import FFALoRA
+from lab.methods.flexlora import FlexLoRA
+from lab.methods.flora import FLoRA
 from lab.methods.fomoe import FoMoE
+from lab.methods.hetlora import HetLoRA
 from lab.methods.local_adam import LocalAdam
 from lab.methods.local_sgd import LocalSGD
 from lab.methods.lordo import LoRDO
 from lab.methods.mt_dao import MTDAO
 from lab.methods.noloco import NoLoCo
 from lab.methods.photon import Photon
+from lab.methods.prelort import PreLort
+from lab.methods.raflora import RaFLoRA
 from lab.methods.sparta import SPARTA
-from lab.methods.state import Grad, Method, State
+from lab.methods.state import Grad, Loss, Method, State
 from lab.methods.streaming_diloco import StreamingDiLoCo
+from lab.methods.zero_padding import ZeroPadding
 
 METHODS: dict[str, type[Method]] = {
     "ddp": DDP,
@@ -35,7 +44,17 @@ METHODS: dict[str, type[Method]] = {
     "sparta": SPARTA,
     "demo": DeMo,
     "fomoe": FoMoE,
+    "prelort": PreLort,
+    "fedit": FedIT,
+    "zero_padding": ZeroPadding,
+    "hetlora": HetLoRA,
+    "flora": FLoRA,
+    "flexlora": FlexLoRA,
+    "ffa_lora": FFALoRA,
+    "fedex_lora": FedExLoRA,
+    "raflora": RaFLoRA,
 }
+FEDERATED = ("prelort", "fedit", "zero_padding", "hetlora", "flora", "flexlora", "ffa_lora", "fedex_lora", "raflora")
 
 
 def method(spec: Any) -> Method:
@@ -66,21 +85,32 @@ def name_of(m: Method) -> str:
 __all__ = [
     "DDP",
     "DESLOC",
+    "FEDERATED",
     "METHODS",
     "MTDAO",
     "SPARTA",
     "DeMo",
     "DiLoCo",
+    "FFALoRA",
+    "FLoRA",
+    "FedExLoRA",
+    "FedIT",
+    "FlexLoRA",
     "FoMoE",
     "Grad",
+    "HetLoRA",
     "LoRDO",
     "LocalAdam",
     "LocalSGD",
+    "Loss",
     "Method",
     "NoLoCo",
     "Photon",
+    "PreLort",
+    "RaFLoRA",
     "State",
     "StreamingDiLoCo",
+    "ZeroPadding",
     "method",
     "name_of",
 ]

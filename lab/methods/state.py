@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lab.comm import Communicator
 from lab.experts.placement import Experts
 from lab.fleet import Fleet, Stack
+
+if TYPE_CHECKING:
+    from lab.adapters.factors import Adapters
 
 
 @dataclass
@@ -28,19 +31,37 @@ class State:
     shared: dict[str, Stack] = field(default_factory=dict)
     optimizers: dict[str, torch.optim.Optimizer] = field(default_factory=dict)
     experts: Experts | None = None  # which worker holds which expert, if the model has experts
+    adapters: Adapters | None = None  # which worker holds which rank segments, if the model has adapters
+    samples_W: Sequence[int] | None = None  # examples of every worker; None in a dry run
+    served: bool = (
+        False  # a server keeps the model: what it is, is shared["params"], and the method itself hands it out
+    )
+    returned: Sequence[int] = ()  # who is back in this step
+    facts: dict[str, Any] = field(default_factory=dict)  # small JSON values that the method has to remember
 
     @classmethod
     def of(
-        cls, fleet: Fleet, schedule: Callable[[int], float] = lambda t: 1.0, experts: Experts | None = None
+        cls,
+        fleet: Fleet,
+        schedule: Callable[[int], float] = lambda t: 1.0,
+        experts: Experts | None = None,
+        adapters: Adapters | None = None,
+        samples_W: Sequence[int] | None = None,
     ) -> State:
-        return cls(fleet, schedule, local={"params": fleet.params}, experts=experts)
+        return cls(fleet, schedule, {"params": fleet.params}, experts=experts, adapters=adapters, samples_W=samples_W)
 
     @property
     def grads(self) -> Stack:
         return self.fleet.grads
 
 
-Grad = Callable[[State], Tensor]
+Loss = Callable[[nn.Module, int, Tensor, Tensor], Tensor]  # of (module, worker, ids, targets)
+
+
+class Grad(Protocol):
+    """Fills the gradient of every worker that is up, of the model's own loss or of another one; returns losses ``[N]``."""
+
+    def __call__(self, s: State, loss: Loss | None = None) -> Tensor: ...
 
 
 class Method(Protocol):

@@ -153,7 +153,12 @@ class GPTModule(nn.Module):
         return F.linear(self.norm(x), self.embedding)
 
     def loss(self, ids: Tensor, targets: Tensor) -> Tensor:
-        return F.cross_entropy(self(ids).flatten(0, 1), targets.flatten())
+        return self.criterion(self(ids), targets)
+
+    @staticmethod
+    def criterion(logits: Tensor, targets: Tensor) -> Tensor:
+        """Mean cross entropy of logits ``[B, T, V]``; targets of −100 do not count."""
+        return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
     @staticmethod
     def tensor_group(name: str) -> str:

@@ -469,7 +469,12 @@ class MoEModule(nn.Module):
     def loss(self, ids: Tensor, targets: Tensor) -> Tensor:
         """The value is the cross entropy alone; the gradient, in training, that of cross entropy plus balance."""
         logits, balance = self.run(ids)
-        return F.cross_entropy(logits.flatten(0, 1), targets.flatten()) + (balance - balance.detach())
+        return self.criterion(logits, targets) + (balance - balance.detach())
+
+    @staticmethod
+    def criterion(logits: Tensor, targets: Tensor) -> Tensor:
+        """Mean cross entropy of logits ``[B, T, V]``; targets of −100 do not count."""
+        return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
     def routing(self) -> list[Routing]:
         """Of the last forward pass, one per layer; empty before the first."""

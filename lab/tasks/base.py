@@ -82,12 +82,11 @@ def pretrained(
                 loss = event.loss
     agreed = trainer.comm.agreed(trainer.state.local["params"])
     model = trainer.fleet.whole_model(agreed)
-    assert trainer.corpus is not None
+    assert trainer.text is not None
     about = {
         "recipe": recipe.to_dict(),
         "validation_loss": loss,  # nats per token
-        "bytes_per_token": trainer.corpus.bytes_per_token,
-        "text": trainer.corpus.fingerprint,
+        "bytes_per_token": trainer.text.bytes_per_token,
         "python": platform.python_version(),
         "seconds": time.perf_counter() - started,
     }

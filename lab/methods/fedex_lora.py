@@ -1,0 +1,71 @@
+"""FedEx-LoRA (Singhal et al. 2024, arXiv 2410.09432): the factors are averaged, and what that leaves out goes into W₀."""
+
+from __future__ import annotations
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from lab.adapters.factors import Adapters, mean, samples, stacked
+from lab.adapters.rounds import InnerStates, Weight, fetching, hand_in, need_equal_ranks, open_, pairs_of, start_
+from lab.comm import Communicator
+from lab.config import Period, Positive, config
+from lab.fleet import clip_
+from lab.methods.state import Grad, State
+from lab.optim import AdamW, Optimizer
+
+
+@config
+class FedExLoRA:
+    """Ā = Σ p_k·A_k, B̄ = Σ p_k·B_k, and W₀ ← W₀ + s·(Σ p_k·B_k·A_k − B̄·Ā), so that the product is averaged exactly.
+
+    Sends: ``params``, r·(d_in + d_out) per client and map up; down all clients' factors, from which the means and the
+    residual (of rank K·r) both follow: K times as much. A client that missed a round fetches the maps with their residuals
+    (``base``) and the adapter. State: ``base`` and the server's adapter in ``shared``; inner states local.
+
+    weight
+        p_k: ``uniform`` as in the source, or by ``samples``.
+    """
+
+    sync_every: Period = 16
+    inner: Optimizer = Field(default_factory=lambda: AdamW(lr=3e-3))
+    weight: Weight = "uniform"
+    inner_states: InnerStates = "reset"
+    max_norm: Positive | None = 1.0
+
+    def init(self, s: State) -> None:
+        adapters = open_(s, self.inner, self.inner_states)
+        need_equal_ranks(adapters, "fedex_lora")
+        s.shared["base"] = s.fleet.frozen([f"{t}.weight" for t in adapters.targets])
+
+    def step(self, s: State, grad: Grad, comm: Communicator, t: int) -> Tensor:
+        begins = (t - 1) % self.sync_every == 0
+        if s.returned:
+            comm.broadcast_(s.shared["base"], s.shared["base"], "base", to=s.returned)
+            comm.broadcast_(s.shared["params"], s.local["params"], "params", to=s.returned)
+        to = fetching(s, t, self.sync_every)
+        s.local["params"].copy_(s.shared["params"], [w in to for w in range(s.fleet.num_workers)])  # known already
+        start_(s, to, self.inner_states, at_round=begins)
+        loss_W = grad(s)
+        clip_(s.grads, self.max_norm)
+        self.inner.step_(s, t)
+        if t % self.sync_every == 0 and any(s.fleet.up):
+            self.aggregate_(s, comm)
+        return loss_W
+
+    @torch.no_grad()
+    def aggregate_(self, s: State, comm: Communicator) -> None:
+        handed, adapters = hand_in(s, comm), s.adapters
+        assert isinstance(adapters, Adapters)
+        p = samples(s.samples_W, list(handed), self.weight)
+        stack: dict[str, Tensor] = {}
+        for target in adapters.targets:
+            pairs = pairs_of(s, handed, target)
+            every, weights = [pairs[k] for k in pairs], [p[k] for k in pairs]
+            A, B = stacked(every, weights)
+            stack |= {f"{target}.lora_A": A, f"{target}.lora_B": B}
+            if not A.is_meta:
+                mean_A, mean_B = mean(every, weights)
+                s.shared["base"][f"{target}.weight"][0].add_(B @ A - mean_B @ mean_A, alpha=adapters.scale)
+                adapters.put_(s.shared["params"], target, mean_A, mean_B)
+        comm.hand_out(dict.fromkeys(handed, stack), "params")

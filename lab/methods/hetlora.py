@@ -1,0 +1,127 @@
+"""HetLoRA (Cho et al. 2024, arXiv 2401.06432): clients of different rank that prune their rank, weighted by what they found."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from lab.adapters.factors import Pair, cells, mean, padded, product_norm, shares
+from lab.adapters.rounds import InnerStates, fetching, open_, rescale_, start_
+from lab.comm import Communicator
+from lab.config import Fraction, Period, Positive, config
+from lab.fleet import clip_
+from lab.methods.state import Grad, State
+from lab.models.lora import adapters as adapters_of
+from lab.models.lora import cut_to
+from lab.optim import AdamW, Optimizer
+
+
+@config
+class HetLoRA:
+    """Clients train F_k + λ·‖B_k[:, γ·r_k:]‖·‖A_k[γ·r_k:]‖; if that tail shrank in a round, r_k ← ⌊γ·r_k⌋.
+
+    The server averages zero-padded factors with weights p_k = ‖B_k·A_k‖ / Σ ‖B_j·A_j‖ (Frobenius norms over all adapted
+    maps), and each client goes on from its prefix.
+
+    Sends: ``params``, Σ r_k·(d_in + d_out) each way with the ranks of that moment, so that a dry run, which cannot know who
+    prunes, counts the most that it can be. State: the server's adapter in ``shared``; inner states and ranks local. A rank
+    that was pruned is neither trained nor sent any more, but its memory is not given back.
+
+    gamma
+        γ, 0.99 in the source; 1: nobody prunes.
+    decay
+        λ of the regulariser (0.01 in third-party code; the source's value could not be read).
+
+    From second-hand descriptions. Norms of the tail are summed over the adapted maps (not given).
+    """
+
+    sync_every: Period = 16
+    inner: Optimizer = Field(default_factory=lambda: AdamW(lr=3e-3))
+    gamma: Annotated[Fraction, Field(gt=0)] = 0.99
+    decay: Annotated[float, Field(ge=0)] = 0.01
+    inner_states: InnerStates = "reset"
+    max_norm: Positive | None = 1.0
+
+    def init(self, s: State) -> None:
+        adapters = open_(s, self.inner, self.inner_states)
+        s.facts |= {"ranks": list(adapters.ranks_W), "tails": [0.0] * len(adapters.ranks_W)}
+
+    def step(self, s: State, grad: Grad, comm: Communicator, t: int) -> Tensor:
+        self.fetch_(s, comm, t)
+        loss_W = grad(s, self.loss(s))
+        clip_(s.grads, self.max_norm)
+        self.inner.step_(s, t)
+        if t % self.sync_every == 0 and any(s.fleet.up):
+            self.aggregate_(s, comm)
+        return loss_W
+
+    def fetch_(self, s: State, comm: Communicator, t: int) -> None:
+        """The server's adapter, cut to the rank that the client has by now."""
+        to = fetching(s, t, self.sync_every)
+        params, adapters, ranks = s.local["params"], s.adapters, s.facts["ranks"]
+        if adapters is None or not to:
+            return
+        server = [adapters.agreed(s.shared["params"], target) for target in adapters.targets]
+        comm.hand_out({w: self.named(s, [(A[: ranks[w]], B[:, : ranks[w]]) for A, B in server]) for w in to}, "params")
+        params.copy_(s.shared["params"], [w in to for w in range(s.fleet.num_workers)])
+        start_(s, to, self.inner_states, at_round=(t - 1) % self.sync_every == 0)
+        if s.fleet.device.type != "meta":
+            for w in to:
+                s.facts["tails"][w] = float(self.tail(s.fleet.modules[w], ranks[w]).detach())
+
+    def loss(self, s: State):  # type: ignore[no-untyped-def]
+        ranks = s.facts["ranks"]
+
+        def regularised(module: nn.Module, worker: int, ids: Tensor, targets: Tensor) -> Tensor:
+            with cut_to(module, ranks[worker]):
+                loss: Tensor = module.loss(ids, targets)  # type: ignore[operator]
+            return loss + self.decay * self.tail(module, ranks[worker]) if self.decay else loss
+
+        return regularised
+
+    def tail(self, module: nn.Module, rank: int) -> Tensor:
+        """Σ over the adapted maps of ‖B[:, γr:]‖·‖A[γr:]‖."""
+        keep = math.floor(self.gamma * rank)
+        factors = [a.factors(rank) for a in adapters_of(module).values()]
+        return torch.stack([_norm(B[:, keep:]) * _norm(A[keep:]) for A, B in factors]).sum()
+
+    @torch.no_grad()
+    def aggregate_(self, s: State, comm: Communicator) -> None:
+        params, adapters, ranks = s.local["params"], s.adapters, s.facts["ranks"]
+        up = [w for w, u in enumerate(s.fleet.up) if u]
+        assert adapters is not None
+        dry = s.fleet.device.type == "meta"
+        for w in up if not dry else ():
+            if float(self.tail(s.fleet.modules[w], ranks[w])) < s.facts["tails"][w]:
+                ranks[w] = max(1, math.floor(self.gamma * ranks[w]))
+        rescale_(s, up, up=True)
+        pairs: dict[int, list[Pair]] = {}
+        for w in up:
+            whole = [adapters.pair(cells(params, w), t, adapters.ranks_W[w]) for t in adapters.targets]
+            pairs[w] = [(A[: ranks[w]], B[:, : ranks[w]]) for A, B in whole]
+        comm.collect({w: self.named(s, pairs[w]) for w in up}, "params", of=params)
+        if dry:
+            return
+        p = shares({w: math.sqrt(sum(product_norm(pair) ** 2 for pair in pairs[w])) for w in up})
+        for i, target in enumerate(adapters.targets):
+            A, B = mean([padded(pairs[w][i], adapters.rank) for w in up], [p[w] for w in up])
+            adapters.put_(s.shared["params"], target, A, B)
+
+    def named(self, s: State, pairs: list[Pair]) -> dict[str, Tensor]:
+        """Factors by the names of their segments, of which the last may be cut."""
+        adapters, out = s.adapters, dict[str, Tensor]()
+        assert adapters is not None
+        for target, (A, B) in zip(adapters.targets, pairs, strict=True):
+            for m, (low, high) in enumerate(adapters.segments()):
+                if low < len(A):
+                    out |= {f"{target}.lora_A.{m}": A[low:high], f"{target}.lora_B.{m}": B[:, low:high]}
+        return out
+
+
+def _norm(x: Tensor) -> Tensor:
+    """Frobenius norm with a gradient of zero, not NaN, where ``x`` is zero."""
+    return x.square().sum().clamp(min=1e-24).sqrt() if x.numel() else x.sum()

@@ -1,0 +1,66 @@
+"""The fleet of a recipe, and whether it fits into memory."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from lab.errors import RecipeError
+from lab.experts.placement import Experts, resident
+from lab.fleet import Fleet, num_cores
+from lab.models.lora import adapt_
+from lab.models.moe import MoE
+from lab.models.start import start_values_
+from lab.recipe import Recipe
+
+
+def build_fleet(recipe: Recipe, vocab_size: int, device: str = "cpu", experts: Experts | None = None) -> Fleet:
+    """The fleet of a recipe: every worker starts from the same values, with the experts and rank segments that it holds."""
+    model, lora, dtype = recipe.model, recipe.lora, getattr(torch, recipe.dtype)
+    ranks_W = lora.ranks_W(recipe.num_workers) if lora.ranks else ()
+    made: dict[str, nn.Module] = {}  # a dry fleet needs each kind of worker once
+
+    def build(worker: int | None) -> nn.Module:
+        held = resident(experts.table, worker) if experts is not None and worker is not None else None
+        kind = "" if held is None or len(held[0]) == len(experts.table[0]) else repr(held)  # type: ignore[union-attr]
+        rank = (ranks_W[worker] if worker is not None else lora.bounds[-1]) if ranks_W else 0
+        kind += f" {rank}"
+        if device != "meta" or kind not in made:
+            options = (vocab_size, recipe.context, recipe.seed)
+            module = model.build(*options, held) if isinstance(model, MoE) else model.build(*options)
+            if worker is None and device != "meta" and recipe.start:
+                start_values_(module, recipe.start)
+            made[kind] = adapt_(module, lora, rank, recipe.seed) if ranks_W else module
+        return made[kind] if device == "meta" else made.pop(kind)
+
+    movable = experts is not None and experts.movable
+    with torch.device(device):
+        return Fleet(build, recipe.num_workers, device=device, dtype=dtype, movable=movable)
+
+
+def check_memory(recipe: Recipe, vocab_size: int) -> None:
+    """Refuse a recipe whose tensors cannot fit: stacks, and the activations of the workers that run at once."""
+    import psutil
+
+    with torch.device("meta"):
+        module = recipe.model.build(vocab_size, recipe.context)
+    unit = getattr(module, "tensor_unit", lambda name: None)
+    copies = recipe.placement.overlap or recipe.num_workers
+    frozen = 0
+    if recipe.lora.ranks:
+        module = adapt_(module, recipe.lora, recipe.lora.bounds[-1])
+        frozen = sum(p.numel() for p in module.parameters() if not p.requires_grad)
+    named = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
+    held = sum(p.numel() * (copies if unit(n) else recipe.num_workers) for n, p in named)
+    element = getattr(torch, recipe.dtype).itemsize
+    stacks = (held * (2 + len(recipe.method.inner.state_names)) + 2 * frozen) * element
+    at_once = min(recipe.num_workers, num_cores())
+    a_token = recipe.model.floats_per_token(vocab_size)
+    activations = at_once * recipe.batch_size * recipe.context * a_token * element
+    free = psutil.virtual_memory().available
+    if stacks + activations > free:
+        raise RecipeError(
+            f"this needs about {(stacks + activations) / 1e9:,.1f} GB of memory ({stacks / 1e9:,.1f} for the states of "
+            f"{recipe.num_workers} workers, {activations / 1e9:,.1f} for the activations of {at_once}), and {free / 1e9:,.1f} GB "
+            "are free: use fewer workers, a smaller model, batch_size or context, or `lab plan` for a dry run"
+        )
