@@ -234,6 +234,20 @@ def reproduce(notebooks: tuple[str, ...], parameters: tuple[str, ...], out: str,
     sys.exit(execute(list(notebooks), list(parameters), Path(out), again=again))
 
 
+@main.command()
+@click.argument("run")
+@click.argument("folder")
+@click.option("--rank", type=int, help="Cut the adapters to this rank (default: all of it).")
+@click.option("--merged", is_flag=True, help="Write the whole model with its adapters added, not the adapters.")
+@runs_option
+def export(run: str, folder: str, rank: int | None, merged: bool, runs: str) -> None:
+    """Write what RUN trained into FOLDER: adapters in peft's format, or the whole model as safetensors."""
+    from lab.models.export import export_run
+    from lab.store import find_run
+
+    click.echo(export_run(find_run(run, runs), Path(folder), rank=rank, whole=merged))
+
+
 @main.command(name="list")
 @runs_option
 def list_(runs: str) -> None:

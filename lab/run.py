@@ -178,9 +178,9 @@ class Trainer:
                     yield self._evaluate(t)
                     if self.adapter_watch is not None:
                         scores = self.text.scores if self.text else lambda model: {}
-                        yield self.adapter_watch.truncated(t, self._agreed(), self.validation_loss, scores)
+                        yield self.adapter_watch.truncated(t, self.agreed(), self.validation_loss, scores)
                 if self.watch is not None and t % recipe.routing_every == 0:
-                    yield self.watch.look(t, self.fleet.whole_model(self._agreed()))
+                    yield self.watch.look(t, self.fleet.whole_model(self.agreed()))
                 if (
                     folder is not None
                     and recipe.checkpoint_every
@@ -245,7 +245,7 @@ class Trainer:
 
     # looking
 
-    def _agreed(self) -> Stack:
+    def agreed(self) -> Stack:
         """What the model is at this moment: the server's, or else the mean over those who hold its present state."""
         if self.state.served:
             return self.state.shared["params"]
@@ -254,7 +254,7 @@ class Trainer:
     @torch.no_grad()
     def _evaluate(self, t: int) -> Evaluated:
         params = self.state.local["params"]
-        agreed = self._agreed()
+        agreed = self.agreed()
         square, count = 0.0, 0
         for i, (mine, mean) in enumerate(zip(params.blocks, agreed.blocks, strict=True)):
             rows = params.rows(i, self.last_up)

@@ -10,6 +10,7 @@ from lab.experts.placement import Experts, resident
 from lab.fleet import Fleet, num_cores
 from lab.models.lora import adapt_
 from lab.models.moe import MoE
+from lab.models.peft import load_adapter_
 from lab.models.start import start_values_
 from lab.recipe import Recipe
 
@@ -31,6 +32,8 @@ def build_fleet(recipe: Recipe, vocab_size: int, device: str = "cpu", experts: E
             if worker is None and device != "meta" and recipe.start:
                 start_values_(module, recipe.start)
             made[kind] = adapt_(module, lora, rank, recipe.seed) if ranks_W else module
+            if worker is None and device != "meta" and lora.values:
+                load_adapter_(module, lora.values)
         return made[kind] if device == "meta" else made.pop(kind)
 
     movable = experts is not None and experts.movable

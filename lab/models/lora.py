@@ -40,6 +40,8 @@ class LoRA:
         the largest rank, and back when it receives.
     train
         ``B`` freezes every A at its first value (FFA-LoRA): then only B is trained, sent and kept track of.
+    values
+        a folder with an adapter in `peft`'s format to begin with, or none.
     init
         of A: Kaiming-uniform with a = √5 (as `peft` does it), or Gaussian with variance 1/d_in. B starts at zero.
     """
@@ -50,6 +52,7 @@ class LoRA:
     alpha: Positive | None = None
     train: Literal["both", "B"] = "both"
     init: Literal["kaiming", "gaussian"] = "kaiming"
+    values: str = ""
 
     def ranks_W(self, num_workers: int) -> tuple[int, ...]:
         """The rank of every worker's adapter. Raises RecipeError where their number does not fit."""
