@@ -19,6 +19,7 @@ from lab.events import (
     Sent,
     Started,
     Stepped,
+    Turned,
     Warned,
     WorkersChanged,
 )
@@ -41,6 +42,7 @@ class Columns:
     drift: list[float] = field(default_factory=list)
     ledger: Ledger = field(default_factory=Ledger)
     changes: list[WorkersChanged] = field(default_factory=list)
+    turned: list[Turned] = field(default_factory=list)
     warnings: list[Warned] = field(default_factory=list)
     placed: list[Placed] = field(default_factory=list)
     routed: list[Routed] = field(default_factory=list)
@@ -72,6 +74,8 @@ class Columns:
                 self.ended = event
             case WorkersChanged():
                 self.changes.append(event)
+            case Turned():
+                self.turned.append(event)
             case Warned():
                 self.warnings.append(event)
             case Placed():

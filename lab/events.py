@@ -4,6 +4,7 @@ The loop that makes them, in pseudo-code::
 
     Started
     for step in 1 … steps:
+        Turned                  when somebody turned a knob by hand (`lab.knobs`)
         WorkersChanged          when somebody went down, came back or joined
         Placed                  which worker holds which expert, at the start and whenever that changes
         Stepped                 one local step at every worker that is up
@@ -95,6 +96,16 @@ class WorkersChanged:
 
 
 @dataclass(frozen=True)
+class Turned:
+    """A knob (`lab.knobs`) was turned by hand; ``step`` is the first local step in which it is effective."""
+
+    kind: ClassVar[str] = "turned"
+    step: int
+    knob: str
+    value: Any  # in full, as plain JSON
+
+
+@dataclass(frozen=True)
 class Placed:
     """Which workers hold which expert, from local step ``step`` on."""
 
@@ -155,7 +166,18 @@ class Ended:
 
 
 Event = (
-    Started | Stepped | Sent | Evaluated | WorkersChanged | Placed | Routed | Saturated | Checkpointed | Warned | Ended
+    Started
+    | Stepped
+    | Sent
+    | Evaluated
+    | Turned
+    | WorkersChanged
+    | Placed
+    | Routed
+    | Saturated
+    | Checkpointed
+    | Warned
+    | Ended
 )
 KINDS: dict[str, Any] = {cls.kind: cls for cls in get_args(Event)}
 VERSION = 1
