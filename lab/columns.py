@@ -98,7 +98,7 @@ class Columns:
     @property
     def loss(self) -> np.ndarray:
         """Mean training loss over the workers that were up, nats per token, ``[steps]``."""
-        rows = np.array([[np.nan if x is None else x for x in row] for row in self.loss_W], dtype=float)
+        rows = np.array(self.loss_W, dtype=float)  # None becomes NaN
         with np.errstate(all="ignore"):
             up = ~np.isnan(rows)
             return np.where(up, rows, 0).sum(1) / up.sum(1) if len(rows) else np.zeros(0)

@@ -18,6 +18,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from typing import Any, TextIO
 from torch import Tensor
 
 from lab.errors import LabError, RecipeError
-from lab.events import Checkpointed, Ended, Event, Turned, from_json, to_json
+from lab.events import Checkpointed, Ended, Event, Turned, from_json, read, to_json
 from lab.recipe import Recipe
 
 PLACES = ("", "live/")  # within a folder of runs: those of recipes alone, and those that a hand may have touched
@@ -63,13 +64,12 @@ class RunFolder:
     def events(self) -> Iterator[Event]:
         """All complete events; a torn last line (the writer was killed) is left out."""
         try:
-            file = open(self.path / "events.jsonl", encoding="utf-8")
+            file = open(self.path / "events.jsonl", "rb")
         except FileNotFoundError:
             return
         with file:
-            for line in file:
-                if line.endswith("\n"):
-                    yield from_json(line)
+            while lines := file.readlines(1 << 22):
+                yield from read(b"".join(lines if lines[-1].endswith(b"\n") else lines[:-1]))
 
     def turned(self, after: int) -> dict[int, dict[str, Any]]:
         """Knobs that were turned for steps later than ``after``, by step and name."""
@@ -89,7 +89,7 @@ class RunFolder:
                 lines = file.read().split(b"\n")
         except FileNotFoundError:
             return None
-        if len(lines) < 2 or lines[-1] or b'"kind": "ended"' not in lines[-2]:
+        if len(lines) < 2 or lines[-1] or not re.match(rb'{"kind": ?"ended"', lines[-2]):
             return None
         last = from_json(lines[-2].decode())
         return last if isinstance(last, Ended) else None
