@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic_core import to_jsonable_python
 
@@ -27,6 +27,9 @@ from lab.errors import RecipeError, one_of
 from lab.methods import FoMoE, Method, StreamingDiLoCo, name_of
 from lab.network import NETWORKS, Network
 from lab.recipe import Recipe
+
+if TYPE_CHECKING:
+    from lab.run import Trainer
 
 KNOBS = ("lr", "sync_every", "down", "network", "paused")
 
@@ -60,6 +63,20 @@ def settled(recipe: Recipe, knob: str, value: Any, present: Mapping[str, Any]) -
         case "paused":
             return bool(value)
     raise RecipeError(one_of("knob", knob, KNOBS))
+
+
+def turn(trainer: Trainer, knob: str, value: Any) -> bool:
+    """Turn a knob of a trainer before its next local step; False where it stands there already."""
+    recipe = trainer.recipe
+    value = settled(recipe, knob, value, trainer.knobs)
+    if value == trainer.knobs.get(knob, at_start(recipe, knob)):
+        return False
+    if knob == "sync_every":
+        trainer.method = with_periods(recipe.method, value)
+    if knob == "down" and trainer.t == 0:
+        recipe.check_late()
+    trainer.knobs[knob] = value
+    return True
 
 
 def periods(method: Method) -> int | dict[str, int] | None:

@@ -37,13 +37,14 @@ from lab.run import Trainer
 from lab.store import RunFolder, find_run
 
 RATE = 8.0  # batches a second that a view is given, at most
+IDLE = 1.0  # seconds between two calls of a view while nothing happens: it may have put off drawing the last batch
 LIVE = Path("runs/live")  # runs that a hand may touch; their numbers need not follow from their recipes alone
 
 
 class Watcher(Protocol):
-    """What can be fed with the events of a run: a view, or anything else."""
+    """What can be fed with the events of a run: a view, or anything else. Without events it may finish what it put off."""
 
-    def add(self, event: Event) -> object: ...
+    def add(self, *events: Event) -> object: ...
 
 
 class Run:
@@ -526,7 +527,7 @@ class Pump:
 
     def _loop(self) -> None:
         while True:
-            self._news.wait()
+            self._news.wait(IDLE if self._feeds else None)
             self.turn()
 
     def turn(self) -> None:
@@ -553,9 +554,8 @@ class Pump:
     def _give(self, feed: _Feed) -> bool:
         batch = feed.run.events[feed.seen :]
         try:
-            for event in batch:
-                feed.view.add(event)
-                feed.seen += 1
+            feed.view.add(*batch)
+            feed.seen += len(batch)
         except Exception as error:
             where = traceback.extract_tb(error.__traceback__)[-1]
             feed.run.problems.append(

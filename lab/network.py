@@ -20,7 +20,6 @@ are the standard ones (Photon's comparison of topologies, DES-LOC's time model);
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import groupby
@@ -78,14 +77,8 @@ class Network:
         wire_W = np.zeros(num_workers)
         by_state: dict[str, float] = {}
         communication, done = 0.0, 0
-
-        @functools.cache  # the same few transfers come again and again
-        def costs(op: str, payload: int, workers: tuple[int, ...]) -> tuple[float, float]:
-            return self.wire_bytes(op, payload, len(workers)), self.seconds(op, payload, workers)
-
         for step, records in groupby(sent, key=lambda r: r.step):
-            if step > done + 1:
-                at_step[done + 1 : step] = _alone(clock, pace, step - done - 1)
+            at_step[done + 1 : step] = _alone(clock, pace, step - done - 1)
             clock += pace * (step - done)
             done = step
             # What leaves in one step for the same workers in the same way is one transfer.
@@ -93,13 +86,12 @@ class Network:
             for r in records:
                 payload = r.bytes_each
                 together[r.op, r.workers] = together.get((r.op, r.workers), 0) + payload
-                by_state[r.state] = by_state.get(r.state, 0.0) + costs(r.op, payload, r.workers)[0]
+                by_state[r.state] = by_state.get(r.state, 0.0) + self.wire_bytes(r.op, payload, len(r.workers))
             computed = clock.max()
             for (op, workers), payload in together.items():
                 who = list(workers)
-                wire_bytes, seconds = costs(op, payload, workers)
-                wire_W[who] += wire_bytes / len(who)
-                clock[who] = clock[who].max() + (1 - self.overlap) * seconds
+                wire_W[who] += self.wire_bytes(op, payload, len(who)) / len(who)
+                clock[who] = clock[who].max() + (1 - self.overlap) * self.seconds(op, payload, workers)
             at_step[step] = clock.max()
             communication += float(at_step[step] - computed)  # groups without a common worker talk at the same time
         at_step[done + 1 :] = _alone(clock, pace, steps - done)

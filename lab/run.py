@@ -121,7 +121,7 @@ class Trainer:
         recipe.method.init(self.state)
         self.up_tW = recipe.scenario.trace(recipe.num_workers, recipe.steps, recipe.seed)
         if (~self.up_tW[0] & self.up_tW.any(0)).any():
-            self._check_late()
+            recipe.check_late()
         self.last_up = [True] * recipe.num_workers  # who holds the present state: all of them at the start
         self.t = 0  # finished local steps
         self._lost: set[str] = set()  # tensors that no worker which is up holds, as last reported
@@ -224,17 +224,9 @@ class Trainer:
 
     def turn(self, knob: str, value: Any) -> bool:
         """Turn a knob (`lab.knobs`) before the next local step; False where it stands there already."""
-        from lab.knobs import at_start, settled, with_periods  # a run that nobody touches does without
+        from lab.knobs import turn  # a run that nobody touches does without
 
-        value = settled(self.recipe, knob, value, self.knobs)
-        if value == self.knobs.get(knob, at_start(self.recipe, knob)):
-            return False
-        if knob == "sync_every":
-            self.method = with_periods(self.recipe.method, value)
-        if knob == "down" and self.t == 0:
-            self._check_late()
-        self.knobs[knob] = value
-        return True
+        return turn(self, knob, value)
 
     def _turned(self, t: int) -> Iterator[Turned]:
         for knob, value in itertools.chain(self._again.pop(t, {}).items(), self.between(t)):
@@ -283,14 +275,6 @@ class Trainer:
                 t,
                 f"from step {t} on nobody who is up holds {len(names)} parts of the model ({names[0]}, …; workers down: "
                 f"{', '.join(str(w) for w, u in enumerate(up) if not u)}): the run goes on with their last agreed copy",
-            )
-
-    def _check_late(self) -> None:
-        """Can a worker join after the first step?"""
-        if self.recipe.method.inner.name.endswith("ADOPT") and self.recipe.scenario.catch_up == "params":
-            raise RecipeError(
-                "scenario.catch_up = 'params' does not go with ADOPT where a worker joins after the first step: it would "
-                "divide by a second moment of zero; use 'all'"
             )
 
     # looking

@@ -7,7 +7,6 @@ place, so that a saved notebook holds no dead widget. Where a program executes t
 from __future__ import annotations
 
 import html
-import time
 import uuid
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,9 +15,9 @@ import ipywidgets
 from IPython.display import display, update_display
 
 from lab.errors import LabError, RecipeError
-from lab.events import Ended, Evaluated, Event, Sent, Started, Stepped, Turned, WorkersChanged
+from lab.events import Ended, Evaluated, Event, Sent, Started, Stepped, WorkersChanged
 from lab.knobs import periods, settled
-from lab.live import RATE, Run, Watcher
+from lab.live import Run, Watcher
 from lab.network import NETWORKS
 from lab.plan import human
 from widgets.training import progress
@@ -46,19 +45,20 @@ class Status:
         self.sent, self.loss, self.validation = 0, float("nan"), float("nan")
         self.last: Ended | None = None
 
-    def add(self, event: Event) -> None:
-        match event:
-            case Started():
-                self.sent, self.last = 0, None
-            case Sent():
-                self.sent += event.bytes_all
-            case Stepped():
-                up = [x for x in event.loss_W if x is not None]
-                self.loss = sum(up) / len(up) if up else self.loss
-            case Evaluated():
-                self.validation = event.loss
-            case Ended():
-                self.last = event
+    def add(self, *events: Event) -> None:
+        for event in events:
+            match event:
+                case Started():
+                    self.sent, self.last = 0, None
+                case Sent():
+                    self.sent += event.bytes_all
+                case Stepped():
+                    up = [x for x in event.loss_W if x is not None]
+                    self.loss = sum(up) / len(up) if up else self.loss
+                case Evaluated():
+                    self.validation = event.loss
+                case Ended():
+                    self.last = event
 
     def text(self) -> str:
         run = self.run
@@ -80,8 +80,8 @@ class Controls:
     Its callbacks may come from any thread: they only leave word with the run. What the run refuses is said in one line.
     """
 
-    def __init__(self, run: Run, clock: Callable[[], float] = time.monotonic):
-        self.run, self.clock, self.next = run, clock, 0.0
+    def __init__(self, run: Run):
+        self.run = run
         self.status = Status(run)
         self.line = ipywidgets.HTML(html.escape(self.status.text()))
         self.problem = ipywidgets.HTML()
@@ -176,16 +176,16 @@ class Controls:
             widget.value = change["old"]
             self._quiet = False
 
-    def add(self, event: Event) -> None:
-        """Take in one event; the line is written at most `RATE` times a second, and whenever something was done."""
-        self.status.add(event)
-        if isinstance(event, WorkersChanged):
-            for w, switch in enumerate(self.workers):
-                switch.description = f"worker {w} {'up' if w in event.up else 'down'}"
-        if self.clock() >= self.next or isinstance(event, Turned | Ended):
+    def add(self, *events: Event) -> None:
+        """Take in a batch: one line is written for all of it."""
+        self.status.add(*events)
+        for event in events:
+            if isinstance(event, WorkersChanged):
+                for w, switch in enumerate(self.workers):
+                    switch.description = f"worker {w} {'up' if w in event.up else 'down'}"
+        if events:
             self.line.value = html.escape(self.status.text())
-            self.next = self.clock() + 1 / RATE
-        if isinstance(event, Ended):
+        if self.status.last is not None:
             for button in self.buttons.values():
                 button.disabled = True
 
@@ -203,9 +203,9 @@ class _Panel:
         self.display_id = uuid.uuid4().hex
         display(self.controls.widget, display_id=self.display_id)
 
-    def add(self, event: Event) -> None:
-        self.controls.add(event)
-        if isinstance(event, Ended):
+    def add(self, *events: Event) -> None:
+        self.controls.add(*events)
+        if any(isinstance(event, Ended) for event in events):
             update_display({"text/plain": self.controls.status.text()}, raw=True, display_id=self.display_id)
             self.controls.close()
 
@@ -229,8 +229,9 @@ class _Line:
     def __init__(self, run: Run):
         self.show = progress(run.name, run.recipe)
 
-    def add(self, event: Event) -> None:
-        self.show(event)
+    def add(self, *events: Event) -> None:
+        for event in events:
+            self.show(event)
 
 
 def standard(run: Run) -> list[View]:
