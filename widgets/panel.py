@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import html
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import ipywidgets
@@ -96,7 +96,7 @@ class Controls:
             ),
             "stop": self._button("Stop", "stop", "End here and keep everything; starting again goes on", run.stop),
         }
-        rows: list[ipywidgets.Widget] = [ipywidgets.HTML(STYLE), _wrap(self.buttons.values()), self.line, self.problem]
+        rows: list[ipywidgets.Widget] = [ipywidgets.HTML(STYLE), bar(self.buttons.values()), self.line, self.problem]
         self.periods: dict[str, ipywidgets.BoundedIntText] = {}
         self.workers: list[ipywidgets.ToggleButton] = []
         if not run.is_replay:
@@ -134,7 +134,7 @@ class Controls:
                 "value",
             )
             self.periods[state] = field
-        rows: list[ipywidgets.Widget] = [_wrap([self.lr, self.network]), _wrap(self.periods.values())]
+        rows: list[ipywidgets.Widget] = [bar([self.lr, self.network]), bar(self.periods.values())]
         return [*rows, self._switches()]
 
     def _switches(self) -> ipywidgets.Widget:
@@ -143,7 +143,7 @@ class Controls:
             which = ipywidgets.BoundedIntText(0, min=0, max=count - 1, description="worker", layout={"width": "150px"})
             kill = self._button("Kill", "power-off", "Take this worker down", lambda: run.kill(which.value))
             revive = self._button("Revive", "plug", "Bring this worker back", lambda: run.revive(which.value))
-            return _wrap([which, kill, revive])
+            return bar([which, kill, revive])
         for w in range(count):
             switch = ipywidgets.ToggleButton(
                 True, description=f"worker {w} up", tooltip=f"Kill or revive worker {w}", layout={"width": "auto"}
@@ -155,7 +155,7 @@ class Controls:
                 "value",
             )
             self.workers.append(switch)
-        return _wrap(self.workers)
+        return bar(self.workers)
 
     def attempt(self, do: Callable[[], None]) -> bool:
         """Do it; what is refused is said in the panel."""
@@ -249,8 +249,9 @@ def _refusal(run: Run) -> str:
     return ""
 
 
-def _wrap(widgets: Any) -> ipywidgets.Box:
-    return ipywidgets.Box(list(widgets), layout={"flex_flow": "row wrap", "align_items": "center", "grid_gap": "4px"})
+def bar(widgets: Iterable[ipywidgets.Widget], align: str = "center") -> ipywidgets.Box:
+    """Side by side, in several rows where the page is narrow."""
+    return ipywidgets.Box(list(widgets), layout={"flex_flow": "row wrap", "align_items": align, "grid_gap": "4px"})
 
 
 def _within(widget: ipywidgets.Widget) -> list[ipywidgets.Widget]:
