@@ -59,7 +59,7 @@ def settled(recipe: Recipe, knob: str, value: Any, present: Mapping[str, Any]) -
         case "down":
             return _settled_workers(recipe, value)
         case "network":
-            return _settled_network(value)
+            return settled_network(value)
         case "paused":
             return bool(value)
     raise RecipeError(one_of("knob", knob, KNOBS))
@@ -121,7 +121,8 @@ def _settled_workers(recipe: Recipe, value: Iterable[int]) -> list[int]:
     return workers
 
 
-def _settled_network(value: str | Network | Mapping[str, Any] | None) -> dict[str, Any] | None:
+def settled_network(value: str | Network | Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """A network by name, as it is or by its fields, as its fields in plain JSON."""
     if value is None:
         return None
     if isinstance(value, str):

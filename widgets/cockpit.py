@@ -29,7 +29,7 @@ from lab.presets import PRESETS
 from lab.recipe import Recipe
 from lab.store import RunFolder
 from widgets.communication_budget import CommunicationBudget
-from widgets.panel import STYLE, Controls, bar
+from widgets.panel import STYLE, Controls, Relink, bar
 from widgets.training_losses import Losses
 from widgets.view import View, surroundings
 
@@ -166,7 +166,7 @@ class Seat:
         self.run = start(recipe, name, folder=folder, again=again, views=[self.cockpit.losses.lane(self.letter)])
         controls = Controls(self.run)
         self.controls.children = [controls.widget]
-        self.run.watch(*self.cockpit.others, controls, _Ending(self.cockpit))
+        self.run.watch(*self.cockpit.others, controls, Relink(self.cockpit.others), _Ending(self.cockpit))
         self.cockpit.show_pictures()
 
 
@@ -191,7 +191,7 @@ class Cockpit:
         self.losses = Losses()
         self.others: list[View] = []
         self.pictures = ipywidgets.Output()
-        self.display_id = uuid.uuid4().hex  # of the pictures that stay
+        self.display_id: str | None = None  # of the pictures that stay, once the cockpit is shown
         self.seats = [Seat(letter, recipe, self) for letter, recipe in zip("AB", recipes, strict=False)]
         self.row = bar([seat.widget for seat in self.seats], align="flex-start")
         self.large = ipywidgets.ToggleButton(
@@ -234,13 +234,17 @@ class Cockpit:
         with self.pictures:
             for view in (self.losses, *self.others):
                 view.show()
-        update_display({"text/plain": ""}, raw=True, display_id=self.display_id)
+        self._keep({"text/plain": ""})
+
+    def _keep(self, forms: dict[str, Any]) -> None:
+        if self.display_id is not None:
+            update_display(forms, raw=True, display_id=self.display_id)
 
     def settle(self) -> None:
         """When the last run is over, its pictures move to where a saved notebook keeps them."""
         if not any(seat.is_running for seat in self.seats):
             self.pictures.outputs = ()
-            update_display(self.losses.bundle(), raw=True, display_id=self.display_id)
+            self._keep(self.losses.bundle())
 
     def _ipython_display_(self) -> None:
         if surroundings() != "live":
@@ -248,6 +252,7 @@ class Cockpit:
                 print(plan(seat.recipe, {seat.network.value: NETWORKS[seat.network.value]}, device=DEVICE).to_text())
             return
         display(self.widget)
+        self.display_id = uuid.uuid4().hex
         display({"text/plain": ""}, raw=True, display_id=self.display_id)
 
 

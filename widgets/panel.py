@@ -15,12 +15,15 @@ import ipywidgets
 from IPython.display import display, update_display
 
 from lab.errors import LabError, RecipeError
-from lab.events import Ended, Evaluated, Event, Sent, Started, Stepped, WorkersChanged
-from lab.knobs import periods, settled
+from lab.events import Ended, Evaluated, Event, Sent, Started, Stepped, Turned, WorkersChanged
+from lab.knobs import periods, settled, settled_network
 from lab.live import Run, Watcher
 from lab.network import NETWORKS
 from lab.plan import human
+from widgets.communication_budget import CommunicationBudget
+from widgets.routing_stability import RoutingStability
 from widgets.training import progress
+from widgets.training_losses import Losses
 from widgets.view import View, surroundings
 
 STYLE = """<style>
@@ -212,15 +215,21 @@ class _Panel:
 
 def panel(run: Run, views: Sequence[Watcher] = ()) -> None:
     """Show a run's buttons and the pictures of these views (default: `standard`) in this cell."""
-    where = surroundings()
+    where, views = surroundings(), views or standard(run)
     if where == "live":
         run.watch(_Panel(run))
     elif where == "batch":
         run.watch(_Line(run))
-    for view in views or standard(run):
+    for view in views:
         if isinstance(view, View):
             view.show()
-        run.watch(view)
+    run.watch(*views, Relink(views))
+
+
+def standard(run: Run) -> list[Watcher]:
+    """The views that are shown where none are named."""
+    views: list[Watcher] = [Losses(), CommunicationBudget()]
+    return [*views, RoutingStability()] if run.recipe.experts is not None else views
 
 
 class _Line:
@@ -234,9 +243,19 @@ class _Line:
             self.show(event)
 
 
-def standard(run: Run) -> list[View]:
-    """The views that are shown where none are named."""
-    return []
+class Relink:
+    """Lets views that price on a network go over to the one that a knob was turned to."""
+
+    def __init__(self, views: Sequence[Watcher]):
+        self.views = [view for view in views if isinstance(view, View)]
+
+    def add(self, *events: Event) -> None:
+        turned = [e.value for e in events if isinstance(e, Turned) and e.knob == "network"]
+        name = next((n for n, net in NETWORKS.items() if turned and settled_network(net) == turned[-1]), None)
+        for view in self.views:
+            for control in view.controls():
+                if control.name == "network" and name in control.options:
+                    view.choose("network", name)
 
 
 def _refusal(run: Run) -> str:
