@@ -9,17 +9,18 @@ from typing import Any
 
 import ipywidgets
 import pytest
-from toys import recipe
+from toys import corpus, recipe
+from widgets.communication_budget import CommunicationBudget
 
 import lab.live
-from lab.events import Ended, Event, Sent, Started, Stepped, Turned, WorkersChanged
+from lab.events import Ended, Sent, Started, Stepped, Turned, WorkersChanged
 from lab.knobs import settled_network
 from lab.live import replay, start
 from lab.network import NETWORKS
 from lab.plan import plan
 from lab.recipe import Recipe
+from lab.run import Trainer
 from widgets.cockpit import Cockpit, Later, Seat, to_html
-from widgets.communication_budget import CommunicationBudget
 from widgets.panel import MOST_TOGGLES, Controls, Relink, Status
 
 PATIENCE = 60.0
@@ -145,6 +146,7 @@ def test_the_line_says_how_far_it_is() -> None:
 
 def test_views_go_over_to_another_link() -> None:
     budget = CommunicationBudget(network="1Gbit")
+    budget.add(*Trainer(recipe(), corpus=corpus()).events())
     Relink([budget]).add(Turned(3, "network", settled_network(NETWORKS["10Mbit"])))
     assert budget.network == "10Mbit"
     Relink([budget]).add(Turned(4, "network", {"bits_per_second": 5.0}), WorkersChanged(1, [], [], []))
