@@ -22,6 +22,7 @@ from lab.errors import LabError
 from lab.events import Ended, Event
 from lab.knobs import periods
 from lab.live import LIVE, Run, start
+from lab.methods import method as parse_method
 from lab.methods import name_of
 from lab.network import NETWORKS
 from lab.plan import Plan, human, plan
@@ -96,19 +97,22 @@ class Seat:
     @property
     def recipe(self) -> Recipe:
         """What is chosen. Raises RecipeError where it makes no sense."""
+        raw = self._with_method()
+        chosen = {state: field.value for state, field in self.periods.items()}
+        if chosen:
+            several = isinstance(raw["method"].get("sync_every"), Mapping)
+            raw["method"] = dict(raw["method"]) | {"sync_every": chosen if several else chosen["params"]}
+        raw |= {"num_workers": self.workers.value, "steps": self.steps.value, "corpus": self.corpus.value}
+        return Recipe.of(raw)
+
+    def _with_method(self) -> dict[str, Any]:
+        """What was given, with the method that is chosen and what its preset needs to go with it."""
         raw = self.given.to_dict()
         if self.method.value != name_of(self.given.method):
             preset = PRESETS[self.method.value]
-            raw |= {key: preset[key] for key in ("method", "model", "placement") if key in preset}
-            raw |= {"codecs": preset.get("codecs", {}), "scenario": preset.get("scenario", {})}
-            if "placement" not in preset:  # every worker holds everything
-                raw |= {"placement": {}}
-        method = dict(raw["method"])
-        chosen = {state: field.value for state, field in self.periods.items()}
-        if chosen:
-            method["sync_every"] = chosen if isinstance(method.get("sync_every"), Mapping) else chosen["params"]
-        raw |= {"num_workers": self.workers.value, "steps": self.steps.value, "corpus": self.corpus.value}
-        return Recipe.of(raw | {"method": method})
+            raw |= {"codecs": {}, "scenario": {}, "placement": {}}  # those are made for one method
+            raw |= {key: preset[key] for key in ("method", "model", "placement", "codecs", "scenario") if key in preset}
+        return raw
 
     def _other_method(self) -> None:
         self._show_periods()
@@ -117,7 +121,7 @@ class Seat:
     def _show_periods(self) -> None:
         """A field for each period of the method that is chosen."""
         self.periods = {}
-        now = periods(self.recipe.method)
+        now = periods(parse_method(self._with_method()["method"]))
         for state, period in (now if isinstance(now, dict) else {"params": now} if now else {}).items():
             field = _field(ipywidgets.BoundedIntText(period, min=1, max=1_000_000), f"{state} every")
             field.observe(lambda _: self.later.ask(), "value")
