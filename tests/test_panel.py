@@ -175,6 +175,7 @@ def test_choosing_makes_the_recipe() -> None:
     assert list(chosen.periods) == ["params"]
     chosen.periods["params"].value = 3
     assert (chosen.recipe.method.sync_every, chosen.recipe.num_workers, chosen.recipe.steps) == (3, 2, 8)
+    assert chosen.recipe.model == given.model
     chosen.method.value = "ddp"
     assert not chosen.periods
     chosen.method.value = "fomoe"

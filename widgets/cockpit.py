@@ -111,7 +111,8 @@ class Seat:
         if self.method.value != name_of(self.given.method):
             preset = PRESETS[self.method.value]
             raw |= {"codecs": {}, "scenario": {}, "placement": {}}  # those are made for one method
-            raw |= {key: preset[key] for key in ("method", "model", "placement", "codecs", "scenario") if key in preset}
+            brought = ("method", "codecs", "scenario", *(("model", "placement") if "placement" in preset else ()))
+            raw |= {key: preset[key] for key in brought if key in preset}
         return raw
 
     def _other_method(self) -> None:
