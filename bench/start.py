@@ -20,7 +20,7 @@ def first_step_seconds() -> float:
         try:
             while True:
                 for events in Path(runs).glob("*/events.jsonl"):
-                    if '"kind": "stepped"' in events.read_text():
+                    if '"kind":"stepped"' in events.read_text():
                         return time.perf_counter() - began
                 time.sleep(0.01)
         finally:

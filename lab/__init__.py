@@ -12,6 +12,9 @@ from typing import Any
 _WHERE = {
     "Recipe": "lab.recipe",
     "train": "lab.run",
+    "start": "lab.live",
+    "replay": "lab.live",
+    "cockpit": "widgets.cockpit",
     "dry_run": "lab.run",
     "Trainer": "lab.run",
     "Columns": "lab.columns",

@@ -10,7 +10,7 @@ from typing import Any, Literal
 MIME = "application/vnd.isthmus.claims+json"
 
 Verdict = Literal["exact", "holds", "not reproduced", "not tested here"]
-_SIGN = {"exact": "=", "holds": "✓", "not reproduced": "✗", "not tested here": "·"}
+SIGN = {"exact": "=", "holds": "✓", "not reproduced": "✗", "not tested here": "·"}
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,8 @@ class Claim:
     note: str = ""
 
     def __post_init__(self) -> None:
-        if self.verdict not in _SIGN:
-            raise ValueError(f"verdict {self.verdict!r}: use one of {', '.join(_SIGN)}")
+        if self.verdict not in SIGN:
+            raise ValueError(f"verdict {self.verdict!r}: use one of {', '.join(SIGN)}")
 
     @classmethod
     def judge(cls, paper: str, says: str, setting: str, measured: str, holds: bool, note: str = "") -> Claim:
@@ -53,7 +53,7 @@ class Claims:
     def to_text(self) -> str:
         lines = []
         for c in self.rows:
-            lines.append(f"{_SIGN[c.verdict]} {c.verdict:<16} {c.paper}: {c.says} [{c.setting}]")
+            lines.append(f"{SIGN[c.verdict]} {c.verdict:<16} {c.paper}: {c.says} [{c.setting}]")
             lines.append(f"{'':<19}measured: {c.measured}" + (f" – {c.note}" if c.note else ""))
         return "\n".join(lines)
 
@@ -65,7 +65,7 @@ class Claims:
             "<tr>"
             + "".join(
                 f'<td style="text-align:left;vertical-align:top">{html.escape(x)}</td>'
-                for x in (c.paper, c.says, c.setting, c.measured, f"{_SIGN[c.verdict]} {c.verdict}", c.note)
+                for x in (c.paper, c.says, c.setting, c.measured, f"{SIGN[c.verdict]} {c.verdict}", c.note)
             )
             + "</tr>"
             for c in self.rows

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
+    from lab.columns import Columns
     from lab.events import Event
     from lab.recipe import Recipe
     from lab.store import RunFolder
@@ -84,67 +85,110 @@ def resume(run: str, runs: str) -> None:
     _train(folder.recipe(), folder)
 
 
-def _train(recipe: Recipe, folder: RunFolder) -> None:
-    from tqdm.auto import tqdm
+class _Progress:
+    """What a run says while it goes on: a bar in a terminal, a line now and then elsewhere."""
 
-    from lab.events import Ended, Evaluated, Sent, Started, Stepped, Warned
-    from lab.plan import human
+    def __init__(self, recipe: Recipe, folder: RunFolder):
+        from tqdm.auto import tqdm
+
+        self.recipe, self.folder = recipe, folder
+        self.live = sys.stderr.isatty()
+        self.bar = tqdm(total=recipe.steps, unit="step", disable=not self.live, dynamic_ncols=True)
+        self.bytes, self.tokens = 0, 0
+        self.loss = self.validation = float("nan")
+        self.said = time.monotonic()
+
+    def __call__(self, event: Event) -> None:
+        from lab.events import Ended, Evaluated, Sent, Started, Stepped, Turned, Warned
+        from lab.plan import human
+
+        match event:
+            case Started():
+                self.tokens = event.tokens_per_step
+                self.bar.set_description(self.folder.path.name)
+                self.bar.write(
+                    f"{self.folder.path}: {event.num_params:,} parameters, {self.recipe.num_workers} workers × "
+                    f"{self.recipe.steps:,} steps, {event.tokens_per_step:,} tokens a step",
+                    file=sys.stderr,
+                )
+            case Sent():
+                self.bytes += event.bytes_all
+            case Stepped():
+                self.bar.update(event.step - self.bar.n)
+                up = [x for x in event.loss_W if x is not None]
+                if up:
+                    self.loss = sum(up) / len(up)
+                rate = self.tokens / event.seconds if event.seconds else 0
+                word = f"loss {self.loss:.3f}, {rate:,.0f} tokens/s, {human(self.bytes)} sent"
+                self.bar.set_postfix_str(word, False)
+                if not self.live and time.monotonic() - self.said > 10:
+                    click.echo(f"step {event.step:>6}  {word}")
+                    self.said = time.monotonic()
+            case Evaluated():
+                self.validation = event.loss
+                self.said = time.monotonic()
+                if not self.live:
+                    click.echo(f"step {event.step:>6}  validation {event.loss:.4f}  sent {human(self.bytes)}")
+            case Turned():
+                self.bar.write(f"from step {event.step} on: {event.knob} = {json.dumps(event.value)}", file=sys.stderr)
+            case Warned():
+                self.bar.write(f"note: {event.message}", file=sys.stderr)
+            case Ended():
+                self.bar.refresh()
+
+    def sum_up(self, columns: Columns) -> None:
+        from lab.plan import human
+
+        steps = columns.step[-1] if columns.step else 0
+        click.echo(
+            f"{self.folder.path}: {steps} steps, validation loss {self.validation:.4f} nats per token, "
+            f"{human(self.bytes)} of payload from {self.recipe.num_workers} workers, {columns.tokens_per_second:,.0f} tokens/s"
+        )
+
+
+def _train(recipe: Recipe, folder: RunFolder) -> None:
     from lab.run import train
 
     ended = folder.ended()
     if ended is not None and ended.status == "done":
         click.echo(f"already finished: {folder.path} (use --again to run it anew)")
-    live = sys.stderr.isatty()
-    bar = tqdm(total=recipe.steps, unit="step", disable=not live, dynamic_ncols=True)
-    seen = {"bytes": 0, "loss": float("nan"), "validation": float("nan"), "tokens": 0}
-    seen["said"] = time.monotonic()
-
-    def show(event: Event) -> None:
-        match event:
-            case Started():
-                seen["tokens"] = event.tokens_per_step
-                bar.set_description(folder.path.name)
-                bar.write(
-                    f"{folder.path}: {event.num_params:,} parameters, {recipe.num_workers} workers × {recipe.steps:,} steps, "
-                    f"{event.tokens_per_step:,} tokens a step",
-                    file=sys.stderr,
-                )
-            case Sent():
-                seen["bytes"] += event.bytes_all
-            case Stepped():
-                bar.update(event.step - bar.n)
-                up = [x for x in event.loss_W if x is not None]
-                if up:
-                    seen["loss"] = sum(up) / len(up)
-                rate = seen["tokens"] / event.seconds if event.seconds else 0
-                word = f"loss {seen['loss']:.3f}, {rate:,.0f} tokens/s, {human(seen['bytes'])} sent"
-                bar.set_postfix_str(word, False)
-                if not live and time.monotonic() - seen["said"] > 10:
-                    click.echo(f"step {event.step:>6}  {word}")
-                    seen["said"] = time.monotonic()
-            case Evaluated():
-                seen["validation"] = event.loss
-                seen["said"] = time.monotonic()
-                if not live:
-                    click.echo(f"step {event.step:>6}  validation {event.loss:.4f}  sent {human(seen['bytes'])}")
-            case Warned():
-                bar.write(f"note: {event.message}", file=sys.stderr)
-            case Ended():
-                bar.refresh()
-
+    show = _Progress(recipe, folder)
     try:
-        columns = train(recipe, folder.path, each=show, progress=live)
+        columns = train(recipe, folder.path, each=show, progress=show.live)
     except KeyboardInterrupt:
-        bar.close()
+        show.bar.close()
         click.echo(f"stopped; go on with: lab resume {folder.path}", err=True)
         sys.stdout.flush()
         os._exit(130)  # a worker may be in the middle of a long step: all is on disk, nobody waits for it
     finally:
-        bar.close()
-    click.echo(
-        f"{folder.path}: {recipe.steps} steps, validation loss {seen['validation']:.4f} nats per token, "
-        f"{human(seen['bytes'])} of payload from {recipe.num_workers} workers, {columns.tokens_per_second:,.0f} tokens/s"
-    )
+        show.bar.close()
+    show.sum_up(columns)
+
+
+@main.command()
+@click.argument("run")
+@runs_option
+@click.option("--speed", default=10.0, show_default=True, help="Times as fast as it was; inf: all at once.")
+def replay(run: str, runs: str, speed: float) -> None:
+    """Show a stored RUN again, knobs included. Nothing is trained."""
+    from lab.columns import Columns
+    from lab.errors import RecipeError
+    from lab.live import paced
+    from lab.store import find_run
+
+    if not speed > 0:
+        raise RecipeError(f"--speed {speed:g}: give a number greater than 0, for example 10 for ten times as fast")
+    folder, columns = find_run(run, runs), Columns()
+    show = _Progress(folder.recipe(), folder)
+    try:
+        for event in paced(folder.events(), speed):
+            columns.add(event)
+            show(event)
+    finally:
+        show.bar.close()
+    if columns.started is None:
+        raise RecipeError(f"{folder.path} has no events yet")
+    show.sum_up(columns)
 
 
 @main.command()
@@ -246,6 +290,21 @@ def export(run: str, folder: str, rank: int | None, merged: bool, runs: str) -> 
     from lab.store import find_run
 
     click.echo(export_run(find_run(run, runs), Path(folder), rank=rank, whole=merged))
+
+
+@main.command()
+@click.argument("notebook", type=click.Path())
+@click.option(
+    "-p", "--parameter", "parameters", multiple=True, metavar="KEY=VALUE,VALUE…", help="A parameter and its values."
+)
+@click.option("--out", default="runs/notebooks", show_default=True, help="Folder for the executed notebooks.")
+@click.option("--jobs", type=click.IntRange(1), help="Notebooks at a time.  [default: the cores]")
+@click.option("--again", is_flag=True, help="Execute even what is already done.")
+def sweep(notebook: str, parameters: tuple[str, ...], out: str, jobs: int | None, again: bool) -> None:
+    """Execute a NOTEBOOK with every combination of parameters, side by side, and compare what came out."""
+    from lab.sweep import sweep as execute
+
+    sys.exit(execute(notebook, list(parameters), Path(out), jobs=jobs, again=again))
 
 
 @main.command(name="list")

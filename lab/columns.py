@@ -21,6 +21,7 @@ from lab.events import (
     Started,
     Stepped,
     Truncated,
+    Turned,
     Warned,
     WorkersChanged,
 )
@@ -45,6 +46,7 @@ class Columns:
     drift: list[float] = field(default_factory=list)
     ledger: Ledger = field(default_factory=Ledger)
     changes: list[WorkersChanged] = field(default_factory=list)
+    turned: list[Turned] = field(default_factory=list)
     warnings: list[Warned] = field(default_factory=list)
     placed: list[Placed] = field(default_factory=list)
     routed: list[Routed] = field(default_factory=list)
@@ -80,6 +82,8 @@ class Columns:
                 self.ended = event
             case WorkersChanged():
                 self.changes.append(event)
+            case Turned():
+                self.turned.append(event)
             case Warned():
                 self.warnings.append(event)
             case Placed():
@@ -106,7 +110,7 @@ class Columns:
     @property
     def loss(self) -> np.ndarray:
         """Mean training loss over the workers that were up, nats per token, ``[steps]``."""
-        rows = np.array([[np.nan if x is None else x for x in row] for row in self.loss_W], dtype=float)
+        rows = np.array(self.loss_W, dtype=float)  # None becomes NaN
         with np.errstate(all="ignore"):
             up = ~np.isnan(rows)
             return np.where(up, rows, 0).sum(1) / up.sum(1) if len(rows) else np.zeros(0)

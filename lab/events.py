@@ -4,6 +4,7 @@ The loop that makes them, in pseudo-code::
 
     Started
     for step in 1 … steps:
+        Turned                  when somebody turned a knob by hand (`lab.knobs`)
         WorkersChanged          when somebody went down, came back or joined
         Placed                  which worker holds which expert, at the start and whenever that changes
         Stepped                 one local step at every worker that is up
@@ -22,10 +23,13 @@ On disk an event is one line of JSON with its ``kind``; floats are written so th
 
 from __future__ import annotations
 
+import gc
 import json
-import math
+import re
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, get_args
+
+import pydantic_core
 
 
 @dataclass(frozen=True)
@@ -96,6 +100,16 @@ class WorkersChanged:
     up: list[int]
     returned: list[int]
     left: list[int]
+
+
+@dataclass(frozen=True)
+class Turned:
+    """A knob (`lab.knobs`) was turned by hand; ``step`` is the first local step in which it is effective."""
+
+    kind: ClassVar[str] = "turned"
+    step: int
+    knob: str
+    value: Any  # in full, as plain JSON
 
 
 @dataclass(frozen=True)
@@ -190,6 +204,7 @@ Event = (
     | Stepped
     | Sent
     | Evaluated
+    | Turned
     | WorkersChanged
     | Placed
     | Routed
@@ -205,31 +220,44 @@ VERSION = 1
 
 
 def to_json(event: Event) -> str:
-    """One line. A loss that is not finite is written as a string, so that the line stays strict JSON."""
+    """One line of strict JSON: a number that is not finite is written as a string."""
     fields = {"kind": event.kind} | vars(event)
     try:
-        return json.dumps(fields, allow_nan=False)
-    except ValueError:
-        return json.dumps(_named_floats(fields))
+        return pydantic_core.to_json(fields, inf_nan_mode="strings").decode()
+    except pydantic_core.PydanticSerializationError:  # half a surrogate pair: the name of a file that is not UTF-8
+        return json.dumps(fields)
 
 
 def from_json(line: str) -> Event:
-    fields = json.loads(line)
-    numbers = {k: _floats(v) for k, v in fields.items() if isinstance(v, list) or k in ("loss", "drift")}
-    event: Event = KINDS[fields.pop("kind")](**(fields | numbers))
-    return event
+    return read(line.encode())[0]
+
+
+def read(lines: bytes) -> list[Event]:
+    """The events of whole lines, parsed all at once, which takes a tenth of the time of one after another."""
+    array = b"[" + lines.rstrip(b"\n").replace(b"\n", b",") + b"]"
+    collecting = gc.isenabled()
+    gc.disable()  # nothing here is garbage, and looking for it would take most of the time
+    try:
+        try:
+            rows = pydantic_core.from_json(array)
+        except ValueError:  # half a surrogate pair, or no JSON at all: this one says where
+            rows = json.loads(array)
+        if _ODD.search(array):
+            rows = [
+                {k: _floats(v) if isinstance(v, list) or k in ("loss", "drift") else v for k, v in r.items()}
+                for r in rows
+            ]
+        return [KINDS[row.pop("kind")](**row) for row in rows]
+    finally:
+        if collecting:
+            gc.enable()
+
+
+_ODD = re.compile(rb'"-?([Nn]a[Nn]|[Ii]nf(inity)?)"')
 
 
 def _floats(value: Any) -> Any:
-    """The inverse of `_named_floats`, for numbers and lists of numbers."""
+    """Numbers that were written as strings, in lists of numbers."""
     if isinstance(value, list):
         return [_floats(v) for v in value]
     return float(value) if isinstance(value, str) else value
-
-
-def _named_floats(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    if isinstance(value, dict):
-        return {k: _named_floats(v) for k, v in value.items()}
-    return [_named_floats(v) for v in value] if isinstance(value, list | tuple) else value

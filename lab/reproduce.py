@@ -32,23 +32,24 @@ def reproduce(names: list[str], parameters: list[str], out: Path, *, again: bool
     lab's own code, and what is there already is not executed again. Claims that were not reproduced are no failure.
     """
     values = dict(_parameter(p) for p in parameters)
-    notebooks = [_find(name) for name in names] if names else sorted(Path("notebooks").glob("[0-9]*.ipynb"))
+    notebooks = [find(name) for name in names] if names else sorted(Path("notebooks").glob("[0-9]*.ipynb"))
     if not notebooks:
         raise RecipeError("there is no notebooks/ folder here: run this in the project's folder, or name the notebooks")
     jobs = [(source, json.loads(source.read_text())) for source in notebooks]
     for source, notebook in jobs:
-        _check_parameters(source, notebook, values)
+        check_parameters(source, notebook, values)
     out.mkdir(parents=True, exist_ok=True)
     tables, failed = [], []
     for source, notebook in jobs:
         mine = {k: v for k, v in values.items() if k in _declared(notebook)}
-        target = out / f"{source.stem}-{_digest(source, mine)}.ipynb"
+        target = out / f"{source.stem}-{digest(source, mine)}.ipynb"
         began = time.perf_counter()
-        if not again and _is_done(target):
+        if not again and is_done(target):
             click.echo(f"{source.stem}: already done, {target.with_suffix('.html')}")
         else:
             click.echo(f"{source.stem}: executing …")
-            problem = _execute(source, target, mine)
+            with _progress(source.stem):
+                problem = execute(source, target, mine)
             if problem:
                 failed.append(f"{source.stem}: {problem}")
                 click.echo(f"{source.stem}: failed: {problem}", err=True)
@@ -63,7 +64,7 @@ def reproduce(names: list[str], parameters: list[str], out: Path, *, again: bool
     return 1 if failed else 0
 
 
-def _execute(source: Path, target: Path, parameters: dict[str, Any]) -> str | None:
+def execute(source: Path, target: Path, parameters: dict[str, Any]) -> str | None:
     """Run one notebook under papermill and make its page; what went wrong, or None."""
     import papermill
     from papermill.exceptions import PapermillExecutionError
@@ -72,16 +73,15 @@ def _execute(source: Path, target: Path, parameters: dict[str, Any]) -> str | No
 
     os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
     try:
-        with _progress(source.stem):
-            papermill.execute_notebook(
-                str(source),
-                str(target),
-                parameters,
-                progress_bar=False,
-                cwd=str(source.parent),  # as in JupyterLab
-                kernel_name="python3",
-                extra_arguments=["--log-level=CRITICAL"],
-            )
+        papermill.execute_notebook(
+            str(source),
+            str(target),
+            parameters,
+            progress_bar=False,
+            cwd=str(source.parent),  # as in JupyterLab
+            kernel_name="python3",
+            extra_arguments=["--log-level=CRITICAL"],
+        )
     except PapermillExecutionError as error:
         return f"cell {error.exec_count} raised {error.ename}: {error.evalue} (see {target})"
     page = subprocess.run(
@@ -129,14 +129,14 @@ def _progress(name: str) -> Iterator[None]:
             del os.environ[NOTE]
 
 
-def _is_done(target: Path) -> bool:
+def is_done(target: Path) -> bool:
     try:
         return bool(json.loads(target.read_text())["metadata"][DONE]["done"]) and target.with_suffix(".html").exists()
     except (OSError, ValueError, KeyError):
         return False
 
 
-def _find(name: str) -> Path:
+def find(name: str) -> Path:
     for path in (Path(name), Path("notebooks") / name, Path("notebooks") / f"{name}.ipynb"):
         if path.is_file():
             return path
@@ -163,7 +163,7 @@ def _declared(notebook: dict[str, Any]) -> set[str]:
     return set()
 
 
-def _check_parameters(source: Path, notebook: dict[str, Any], values: dict[str, Any]) -> None:
+def check_parameters(source: Path, notebook: dict[str, Any], values: dict[str, Any]) -> None:
     declared = _declared(notebook)
     for key in values:
         if key not in declared:
@@ -171,15 +171,15 @@ def _check_parameters(source: Path, notebook: dict[str, Any], values: dict[str, 
             raise RecipeError(f"{source.stem} has no parameter {key!r}: there are {there}")
 
 
-def _digest(source: Path, parameters: dict[str, Any]) -> str:
+def digest(source: Path, parameters: dict[str, Any]) -> str:
     """Of everything that decides what comes out."""
-    digest = hashlib.sha256(source.read_bytes())
-    digest.update(json.dumps(parameters, sort_keys=True).encode())
+    sha = hashlib.sha256(source.read_bytes())
+    sha.update(json.dumps(parameters, sort_keys=True).encode())
     here = Path(__file__).parent
     for package in (here, here.parent / "widgets"):
         for file in sorted(package.rglob("*.py")):
-            digest.update(file.read_bytes())
-    return digest.hexdigest()[:8]
+            sha.update(file.read_bytes())
+    return sha.hexdigest()[:8]
 
 
 def _report(tables: list[Claims]) -> None:

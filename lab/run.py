@@ -5,11 +5,12 @@ Whoever takes the events drives the run: a progress bar, a notebook cell, a test
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from lab.codecs import codec
 from lab.columns import Columns
 from lab.comm import Communicator
 from lab.data import Corpus
-from lab.errors import LabError, RecipeError
+from lab.errors import LabError
 from lab.events import (
     VERSION,
     Checkpointed,
@@ -33,6 +34,7 @@ from lab.events import (
     Sent,
     Started,
     Stepped,
+    Turned,
     Warned,
     WorkersChanged,
 )
@@ -86,18 +88,23 @@ class Trainer:
             ids = torch.cat([ids for ids, _ in self.validation])[:PROBE_WINDOWS]
             self.watch = Watch(self.fleet, ids, self.experts)
             self.comm.observer = self.watch.before_average
+        self.method = recipe.method
+        self.knobs: dict[str, Any] = {}  # where those stand that were turned
+        self.between: Callable[[int], Iterable[tuple[str, Any]]] = lambda t: ()  # knobs to turn before step t; may wait
+        self.stopping = False  # no further step
+        self._again: dict[int, dict[str, Any]] = {}  # knobs of a run that was cut off, by the step they were turned for
         schedule = recipe.schedule
         self.state = State.of(
-            self.fleet, lambda t: schedule.at(t, recipe.steps), self.experts, self.adapters, samples_W
+            self.fleet,
+            lambda t: schedule.at(t, recipe.steps) * self.knobs.get("lr", 1.0),
+            self.experts,
+            self.adapters,
+            samples_W,
         )
         recipe.method.init(self.state)
         self.up_tW = recipe.scenario.trace(recipe.num_workers, recipe.steps, recipe.seed)
-        joins_late = bool((~self.up_tW[0] & self.up_tW.any(0)).any())
-        if joins_late and recipe.method.inner.name.endswith("ADOPT") and recipe.scenario.catch_up == "params":
-            raise RecipeError(
-                "scenario.catch_up = 'params' does not go with ADOPT where a worker joins after the first step: it would "
-                "divide by a second moment of zero; use 'all'"
-            )
+        if (~self.up_tW[0] & self.up_tW.any(0)).any():
+            recipe.check_late()
         self.last_up = [True] * recipe.num_workers  # who holds the present state: all of them at the start
         self.t = 0  # finished local steps
         self._lost: set[str] = set()  # tensors that no worker which is up holds, as last reported
@@ -120,6 +127,7 @@ class Trainer:
                 notes.append(f"resumed after step {self.t}")
             elif notes:
                 notes.append("no whole checkpoint is left: starting again from the beginning")
+            self._again = folder.turned(self.t)
             folder.open(recipe, keep)
             yield from folder.events()
         try:
@@ -139,7 +147,7 @@ class Trainer:
                 folder.close()
 
     def _steps(self, notes: list[str], folder: RunFolder | None) -> Iterator[Event]:
-        recipe, method = self.recipe, self.recipe.method
+        recipe = self.recipe
         if self.t == 0:
             yield self._started()
             if self.experts is not None:
@@ -149,13 +157,16 @@ class Trainer:
         warned_order = False
         while self.t < recipe.steps:
             t = self.comm.t = self.t + 1
+            yield from self._turned(t)
+            if self.stopping:
+                break
             before = time.perf_counter()
             changed = self._workers(t)
             if changed is not None:
                 yield changed
                 yield from self._nobody_holds(t)
             draw = self.experts.draw if self.experts is not None else 0
-            loss_W = method.step(self.state, self._grad, self.comm, t)
+            loss_W = self.method.step(self.state, self._grad, self.comm, t)
             self.t = t
             seconds = time.perf_counter() - before
             if self.experts is not None and self.experts.draw != draw:
@@ -189,12 +200,26 @@ class Trainer:
                 ):
                     self._check_params(t, folder)
                     yield folder.save(t, *self.snapshot())
-        if folder is not None and recipe.checkpoint_every:
+        done = self.t == recipe.steps
+        if folder is not None and (recipe.checkpoint_every if done else self.t):
             self._check_params(self.t, folder)
             yield folder.save(self.t, *self.snapshot())
-        if self.watch is not None and self.watch.steps:
+        if done and self.watch is not None and self.watch.steps:
             yield self.watch.saturated(self.t)
-        yield Ended(self.t, "done", "")
+        yield Ended(self.t, "done" if done else "stopped", "")
+
+    # knobs
+
+    def turn(self, knob: str, value: Any) -> bool:
+        """Turn a knob (`lab.knobs`) before the next local step; False where it stands there already."""
+        from lab.knobs import turn  # a run that nobody touches does without
+
+        return turn(self, knob, value)
+
+    def _turned(self, t: int) -> Iterator[Turned]:
+        for knob, value in itertools.chain(self._again.pop(t, {}).items(), self.between(t)):
+            if self.turn(knob, value):
+                yield Turned(t, knob, self.knobs[knob])
 
     def _grad(self, s: State, loss: Loss | None = None) -> Tensor:
         t = self.t + 1
@@ -209,8 +234,9 @@ class Trainer:
 
     def _workers(self, t: int) -> WorkersChanged | None:
         """Who is up in step ``t``; those who come back first receive what they missed."""
-        now: list[bool] = self.up_tW[t - 1].tolist()
         self.state.returned = ()
+        killed = self.knobs.get("down", ())
+        now = [up and w not in killed for w, up in enumerate(self.up_tW[t - 1].tolist())]
         if now == self.fleet.up and t > 1:
             return None
         returned = [w for w, up in enumerate(now) if up and not self.last_up[w]]
@@ -325,7 +351,7 @@ class Trainer:
         for place, stacks in self._stacks().items():
             for i, block in enumerate(stacks.blocks):
                 tensors[f"{place}/{i}"] = block
-        extra: dict[str, Any] = {"last_up": self.last_up, "up": self.fleet.up}
+        extra: dict[str, Any] = {"last_up": self.last_up, "up": self.fleet.up, "knobs": self.knobs}
         if self.experts is not None and self.experts.movable:
             units = [(i, b) for i, b in enumerate(self.fleet.layout.blocks) if b.unit is not None]
             extra |= {"draw": self.experts.draw, "labels": [[i, b.holders, b.since] for i, b in units]}
@@ -389,6 +415,8 @@ class Trainer:
         self.state.facts = extra.get("facts", self.state.facts)
         self.t = checkpoint.step
         self.last_up, self.fleet.up = extra["last_up"], extra["up"]
+        for knob, value in extra.get("knobs", {}).items():
+            self.turn(knob, value)
 
 
 def train(

@@ -4,11 +4,13 @@
 
     recipe.json                        everything needed to repeat the run
     events.jsonl                       one event a line, in order
+    knobs.jsonl                        those of them that are knobs turned by hand, if any
     checkpoints/step-000100.safetensors   all state after step 100 (and a .json with its SHA-256)
     lock                               held by the process that writes
 
 A checkpoint knows how long ``events.jsonl`` was when it was made. Resuming cuts the file back to that length, so the
-stream of a run that was killed ends up as that of one that never stopped.
+stream of a run that was killed ends up as that of one that never stopped. The file of knobs is not cut: what was turned
+after the checkpoint is turned again at its step.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -25,9 +28,10 @@ from typing import Any, TextIO
 from torch import Tensor
 
 from lab.errors import LabError, RecipeError
-from lab.events import Checkpointed, Ended, Event, from_json, to_json
+from lab.events import Checkpointed, Ended, Event, Turned, from_json, read, to_json
 from lab.recipe import Recipe
 
+PLACES = ("", "live/")  # within a folder of runs: those of recipes alone, and those that a hand may have touched
 KEEP = 2  # checkpoints; the older one is for when the newer is damaged
 
 
@@ -60,13 +64,22 @@ class RunFolder:
     def events(self) -> Iterator[Event]:
         """All complete events; a torn last line (the writer was killed) is left out."""
         try:
-            file = open(self.path / "events.jsonl", encoding="utf-8")
+            file = open(self.path / "events.jsonl", "rb")
         except FileNotFoundError:
             return
         with file:
-            for line in file:
-                if line.endswith("\n"):
-                    yield from_json(line)
+            while lines := file.readlines(1 << 22):
+                yield from read(b"".join(lines if lines[-1].endswith(b"\n") else lines[:-1]))
+
+    def turned(self, after: int) -> dict[int, dict[str, Any]]:
+        """Knobs that were turned for steps later than ``after``, by step and name."""
+        out: dict[int, dict[str, Any]] = {}
+        file = self.path / "knobs.jsonl"
+        for line in file.read_text().splitlines(keepends=True) if file.exists() else ():
+            event = from_json(line) if line.endswith("\n") else None
+            if isinstance(event, Turned) and event.step > after:
+                out.setdefault(event.step, {})[event.knob] = event.value
+        return out
 
     def ended(self) -> Ended | None:
         """How the run ended, None if it was cut off or is still going on."""
@@ -76,7 +89,7 @@ class RunFolder:
                 lines = file.read().split(b"\n")
         except FileNotFoundError:
             return None
-        if len(lines) < 2 or lines[-1] or b'"kind": "ended"' not in lines[-2]:
+        if len(lines) < 2 or lines[-1] or not re.match(rb'{"kind": ?"ended"', lines[-2]):
             return None
         last = from_json(lines[-2].decode())
         return last if isinstance(last, Ended) else None
@@ -104,7 +117,11 @@ class RunFolder:
     def append(self, event: Event) -> None:
         """Write one event; it is on its way to the disk within a quarter of a second."""
         assert self._file is not None
-        self._file.write(to_json(event) + "\n")
+        line = to_json(event) + "\n"
+        self._file.write(line)
+        if isinstance(event, Turned) and event.knob != "paused":
+            with open(self.path / "knobs.jsonl", "a", encoding="utf-8") as file:
+                file.write(line)
         now = time.monotonic()
         if now - self._flushed > 0.25:
             self._file.flush()
@@ -213,11 +230,12 @@ def find_run(name: str, runs: str | Path = "runs") -> RunFolder:
     RecipeError
         if there is none.
     """
-    for path in (Path(name), Path(runs) / name):
+    for path in (Path(name), *(Path(runs) / f"{place}{name}" for place in PLACES)):
         if (path / "recipe.json").exists():
             return RunFolder(path)
-    found = sorted(Path(runs).glob(f"{name}*/events.jsonl"), key=lambda p: p.stat().st_mtime)
+    found = [p for place in PLACES for p in Path(runs).glob(f"{place}{name}*/events.jsonl")]
+    found.sort(key=lambda p: p.stat().st_mtime)
     if found:
         return RunFolder(found[-1].parent)
-    there = ", ".join(p.parent.name for p in sorted(Path(runs).glob("*/recipe.json"))) or "none yet"
-    raise RecipeError(f"no run called {name!r} in {runs}: there are {there}")
+    there = ", ".join(p.parent.name for place in PLACES for p in sorted(Path(runs).glob(f"{place}*/recipe.json")))
+    raise RecipeError(f"no run called {name!r} in {runs}: there are {there or 'none yet'}")

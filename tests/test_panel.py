@@ -1,0 +1,263 @@
+"""Panel and cockpit without a browser: what their buttons, fields and switches do to runs, and what they say."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import ipywidgets
+import pytest
+from toys import corpus, recipe
+from widgets.communication_budget import CommunicationBudget
+
+import lab.live
+from lab.events import Ended, Sent, Started, Stepped, Turned, WorkersChanged
+from lab.knobs import settled_network
+from lab.live import replay, start
+from lab.network import NETWORKS
+from lab.plan import plan
+from lab.recipe import Recipe
+from lab.run import Trainer
+from widgets.cockpit import Cockpit, Later, Seat, to_html
+from widgets.panel import MOST_TOGGLES, Controls, Relink, Status
+
+PATIENCE = 60.0
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("widgets.cockpit.DELAY", 3600.0)  # forecasts are asked for by hand
+    monkeypatch.setattr(Later, "ask", lambda self: None)
+    yield
+    for run in lab.live._RUNS:
+        run.stop()
+        assert run.finished.wait(PATIENCE)
+
+
+def until(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def inside(widget: Any) -> list[Any]:
+    return [widget, *(w for child in getattr(widget, "children", ()) for w in inside(child))]
+
+
+# --- the panel -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def paused() -> tuple[Any, Controls]:
+    run = start(recipe({"name": "des_loc", "sync_every": {"params": 2, "exp_avg": 3}}), keep=False, paused=True)
+    controls = Controls(run)
+    run.watch(controls)
+    until(lambda: run.status == "paused")
+    return run, controls
+
+
+def test_buttons_step_and_stop(paused: tuple[Any, Controls]) -> None:
+    run, controls = paused
+    controls.buttons["step"].click()
+    until(lambda: run.t == 1 and run.status == "paused")
+    controls.buttons["sync"].click()
+    until(lambda: run.t == 2 and run.status == "paused")
+    until(lambda: "paused step 2 of 6" in controls.line.value)
+    controls.buttons["stop"].click()
+    run.wait(PATIENCE)
+    assert run.status == "stopped"
+    until(lambda: "stopped at step 2 of 6" in controls.line.value)
+    assert all(button.disabled for button in controls.buttons.values())
+
+
+def test_knobs_turn_the_run(paused: tuple[Any, Controls]) -> None:
+    """Each field leaves word with the run; a switch kills and revives; the events have it."""
+    run, controls = paused
+    controls.lr.value = 2.0
+    controls.periods["params"].value = 5
+    controls.network.value = "10Mbit"
+    controls.workers[1].value = False
+    controls.buttons["step"].click()
+    until(lambda: run.t == 1 and run.status == "paused")
+    until(lambda: controls.workers[1].description == "worker 1 down")
+    controls.workers[1].value = True
+    controls.buttons["resume"].click()
+    columns = run.wait(PATIENCE)
+    turned = [(e.knob, e.value) for e in columns.turned if e.knob != "paused"]
+    assert ("lr", 2.0) in turned
+    assert ("sync_every", {"params": 5, "exp_avg": 3}) in turned
+    assert ("network", settled_network("10Mbit")) in turned
+    assert [v for k, v in turned if k == "down"] == [[1], []]
+    until(lambda: controls.workers[1].description == "worker 1 up")
+
+
+def test_what_is_refused_is_said_and_put_back(paused: tuple[Any, Controls]) -> None:
+    """One line, as text, for screen readers too; the field shows again what is true; the next word clears it."""
+    run, controls = paused
+    run.stop()
+    run.finished.wait(PATIENCE)
+    controls.lr.value = 2.0
+    assert controls.lr.value == 1.0
+    assert "is over (stopped)" in controls.problem.value
+    assert 'role="alert"' in controls.problem.value
+    controls.buttons["pause"].click()
+    assert controls.problem.value == ""
+
+
+def test_what_makes_no_sense_cannot_be_chosen() -> None:
+    """No periods for DDP; those of overlapped streaming are shown and fixed, with the reason; a replay has no knobs."""
+    ddp = Controls(start(recipe("ddp"), keep=False, paused=True))
+    assert not ddp.periods
+    r = recipe({"name": "streaming_diloco", "sync_every": 3, "num_fragments": 1})
+    streaming = Controls(start(r, keep=False, paused=True))
+    assert streaming.periods["params"].disabled
+    assert "use method.overlap=0" in streaming.periods["params"].tooltip
+    many = Controls(start(recipe(num_workers=MOST_TOGGLES + 1), keep=False, paused=True))
+    assert not many.workers
+    start(recipe(), folder="stored").wait(PATIENCE)
+    shown = Controls(replay("stored", paused=True))
+    assert not shown.workers
+    assert set(shown.buttons) == set(ddp.buttons)
+
+
+def test_everything_has_a_name_for_the_keyboard_and_a_screen_reader(paused: tuple[Any, Controls]) -> None:
+    """Buttons and fields, no bare pictures to click on: each has a label and a hint."""
+    _, controls = paused
+    kinds = (ipywidgets.Button, ipywidgets.ToggleButton, ipywidgets.BoundedIntText, ipywidgets.Dropdown)
+    fields = [w for w in inside(controls.widget) if isinstance(w, kinds)]
+    assert len(fields) >= 5 + 2 + 1 + 3
+    assert all(w.description and w.tooltip for w in fields)
+
+
+def test_the_line_says_how_far_it_is() -> None:
+    run = start(recipe(), keep=False, paused=True)
+    status = Status(run)
+    status.add(Started(1, {}, 1, [1], 1, None, 1.0, {}), Stepped(3, [1.0, None, 2.0], 1.0, 0.1))
+    status.add(Sent(3, "all_reduce", "params", (0, 2), {"all": 500}))
+    assert "loss 1.500" in status.text()
+    assert "1 kB sent by all" in status.text()
+    status.add(Ended(3, "failed", "it fell"))
+    assert status.text().endswith("it fell")
+
+
+def test_views_go_over_to_another_link() -> None:
+    budget = CommunicationBudget(network="1Gbit")
+    budget.add(*Trainer(recipe(), corpus=corpus()).events())
+    Relink([budget]).add(Turned(3, "network", settled_network(NETWORKS["10Mbit"])))
+    assert budget.network == "10Mbit"
+    Relink([budget]).add(Turned(4, "network", {"bits_per_second": 5.0}), WorkersChanged(1, [], [], []))
+    assert budget.network == "10Mbit"
+
+
+# --- the cockpit -----------------------------------------------------------------------------------------------------
+
+
+def seat(given: Recipe) -> Seat:
+    return Cockpit([given], Path("live")).seats[0]
+
+
+def test_choosing_makes_the_recipe() -> None:
+    """What is given, unless it is changed; another method brings its own preset, and the rest stays."""
+    given = recipe("des_loc", steps=8)
+    chosen = seat(given)
+    assert chosen.recipe == given
+    assert set(chosen.periods) == {"params", "exp_avg", "exp_avg_sq"}
+    chosen.periods["exp_avg"].value = 5
+    chosen.workers.value = 2
+    assert chosen.recipe == given.but(
+        num_workers=2, method={"name": "des_loc", "sync_every": {"params": 32, "exp_avg": 5, "exp_avg_sq": 192}}
+    )
+    chosen.method.value = "diloco"
+    assert list(chosen.periods) == ["params"]
+    chosen.periods["params"].value = 3
+    assert (chosen.recipe.method.sync_every, chosen.recipe.num_workers, chosen.recipe.steps) == (3, 2, 8)
+    assert chosen.recipe.model == given.model
+    chosen.method.value = "ddp"
+    assert not chosen.periods
+    chosen.method.value = "fomoe"
+    assert chosen.recipe.placement.overlap == 2
+    chosen.method.value = "des_loc"
+    assert chosen.recipe.placement.overlap is None
+
+
+def test_every_preset_can_be_chosen() -> None:
+    chosen = seat(Recipe.of("des_loc"))
+    for name in chosen.method.options:
+        chosen.method.value = name
+        assert chosen.attempt(lambda: Recipe.of(chosen.recipe.to_dict())), chosen.problem.value
+
+
+def test_the_forecast_follows_what_is_chosen() -> None:
+    """Bytes by state as the dry run counts them, how many times fewer than DDP, and seconds on the link."""
+    chosen = seat(recipe({"name": "diloco", "sync_every": 2}, steps=8))
+    chosen.foresee()
+    expected = plan(chosen.recipe, {"100Mbit": NETWORKS["100Mbit"]}, device="laptop")
+    assert chosen.forecast.value == to_html(expected)
+    assert "4×" in chosen.forecast.value
+    assert "2× fewer than DDP" in chosen.forecast.value
+    assert "100Mbit:" in chosen.forecast.value
+    chosen.periods["params"].value = 4
+    chosen.network.value = "10Mbit"
+    chosen.foresee()
+    assert "4× fewer than DDP" in chosen.forecast.value
+    assert "10Mbit:" in chosen.forecast.value
+    before = chosen.forecast.value
+    chosen.workers.value = 1
+    chosen.method.value = "fomoe"  # two holders of every expert, but one worker
+    chosen.foresee()
+    assert "role=" in chosen.problem.value
+    assert chosen.forecast.value == before
+
+
+def test_a_forecast_waits_until_nothing_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However often it is asked for, it is made once."""
+    monkeypatch.undo()
+    made: list[int] = []
+    later = Later(lambda: made.append(1), delay=0.05)
+    for _ in range(20):
+        later.ask()
+    assert later.timer is not None
+    later.timer.join(PATIENCE)
+    assert made == [1]
+
+
+def test_two_runs_on_shared_axes() -> None:
+    """Start, stop, go on, compare: both runs are in one picture, and starting again keeps the other in sight."""
+    flight = Cockpit([recipe({"name": "diloco", "sync_every": 2})], Path("live"))
+    first = flight.seats[0]
+    first.go.click()
+    assert first.run is not None
+    first.run.wait(PATIENCE)
+    assert flight.others
+    flight.compare.click()
+    assert flight.compare.layout.display == "none"
+    second = flight.seats[1]
+    assert second.recipe == first.recipe
+    second.method.value = "local_adam"
+    second.go.click()
+    assert second.run is not None
+    second.run.wait(PATIENCE)
+    (lines,) = flight.losses.pictures()
+    assert set(flight.losses.runs) == {"A", "B"}
+    assert {s.name for s in lines.series} >= {"A", "B"}
+    before = first.run
+    first.go.click()  # it is over: anew
+    assert first.run is not None
+    assert first.run is not before
+    first.run.wait(PATIENCE)
+    assert first.run.folder is not None
+    assert first.run.folder.path.name.endswith("-2")
+    assert set(flight.losses.runs) == {"A", "B"}
+    assert first.problem.value == second.problem.value == ""
+
+
+def test_large_type() -> None:
+    flight = Cockpit([recipe()], Path("live"))
+    flight.large.value = True
+    assert "isthmus-large" in flight.widget._dom_classes
+    flight.large.value = False
+    assert "isthmus-large" not in flight.widget._dom_classes

@@ -1,0 +1,116 @@
+"""A notebook over many parameters: which combinations there are, what is executed, what is compared in the end."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from lab.claims import Claim, Claims
+from lab.cli import main
+from lab.errors import RecipeError
+from lab.sweep import Cell, combinations, to_html, to_text
+
+CLAIMING = """
+from lab.claims import Claim, Claims
+if x == 2:
+    raise ValueError("two & no more")
+Claims("tiny", (Claim("Paper A", "x is large", "here", f"{x} of {label}", "holds" if x > 1 else "not reproduced"),))
+"""
+
+
+def notebook(path: Path) -> Path:
+    def cell(code: str, *tags: str) -> dict[str, Any]:
+        metadata = {"tags": list(tags)} if tags else {}
+        return {
+            "cell_type": "code", "source": code, "metadata": metadata, "outputs": [], "execution_count": None,
+            "id": f"c{len(code)}",
+        }  # fmt: skip
+
+    cells = [cell('x: int = 1  # how many\nlabel: str = "a"  # of what', "parameters"), cell(CLAIMING)]
+    python = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    path.write_text(json.dumps({"cells": cells, "metadata": python, "nbformat": 4, "nbformat_minor": 5}))
+    return path
+
+
+@pytest.mark.processes
+def test_a_sweep_runs_what_is_missing_and_compares(tmp_path: Path) -> None:
+    """One combination fails: it is named with its parameters and its error, the others are compared; what is done is not run again."""
+    source, out = notebook(tmp_path / "tiny.ipynb"), tmp_path / "out"
+    arguments = ["sweep", str(source), "-p", "x=2,3", "-p", "label=b", "--out", str(out)]
+    first = CliRunner().invoke(main, arguments)
+    assert first.exit_code == 1, first.output
+    (line,) = [x for x in first.stderr.splitlines() if x.startswith("failed:")]
+    assert line.startswith("failed: tiny with x=2 label=b: cell 3 raised ValueError: two & no more (see ")
+    assert re.search(r"2 +b +failed: cell 3 raised ValueError", first.stdout)
+    assert re.search(r"3 +b +1 holds", first.stdout)
+    (page,) = out.glob("sweep-tiny-*.html")
+    assert f"compared on one page: {page}" in first.stdout
+    text = page.read_text()
+    assert "Paper A: x is large" in text
+    assert "3 of b" in text
+    assert "two &amp; no more" in text
+    assert not re.findall(r'(?:src|href)="(?:https?:)?//', text)
+    links = re.findall(r'href="([^"]+)"', text)
+    assert len(links) == 3
+    assert all((out / link).exists() for link in links)
+
+    executed = {p: p.stat().st_mtime_ns for p in out.glob("tiny-*.ipynb")}
+    again = CliRunner().invoke(main, [*arguments[:2], "-p", "x=3", *arguments[4:]])
+    assert again.exit_code == 0
+    assert "tiny: 1 combinations, 1 already done" in again.stdout
+    assert all(p.stat().st_mtime_ns == then for p, then in executed.items())
+
+
+def test_combinations() -> None:
+    """Values are split at commas, JSON where they can be; the last parameter changes fastest."""
+    assert combinations(["a=1,2", "b=x,y"]) == [
+        {"a": 1, "b": "x"},
+        {"a": 1, "b": "y"},
+        {"a": 2, "b": "x"},
+        {"a": 2, "b": "y"},
+    ]
+    assert combinations(['seeds="0,1","2"', "deep=[1,2],[3]"])[0] == {"seeds": "0,1", "deep": [1, 2]}
+    assert combinations(["c=1,fast,0.5"]) == [{"c": 1}, {"c": "fast"}, {"c": 0.5}]
+    assert combinations([]) == [{}]
+
+
+@pytest.mark.parametrize(("parameters", "says"), [(["a"], "write key=value"), (["a=1", "a=2"], "-p a is there twice")])
+def test_what_is_no_parameter(parameters: list[str], says: str) -> None:
+    with pytest.raises(RecipeError, match=says):
+        combinations(parameters)
+
+
+def test_an_unknown_parameter_is_one_line(tmp_path: Path) -> None:
+    out = CliRunner().invoke(main, ["sweep", str(notebook(tmp_path / "tiny.ipynb")), "-p", "z=1,2", "--out", "o"])
+    assert out.exit_code == 2
+    assert "tiny has no parameter 'z': there are label, x" in out.stderr
+
+
+def test_the_comparison_by_hand(tmp_path: Path) -> None:
+    """Each claim once, over all combinations that made it; what is not there has no link; nothing is taken for HTML."""
+
+    def claims(measured: str, verdict: Any) -> Claims:
+        return Claims("n", (Claim("P", "a < b", "s", measured, verdict),))
+
+    cells = [
+        Cell({"k": 1, "s": "<i>"}, tmp_path / "a.ipynb", claims=claims("0.5", "holds")),
+        Cell({"k": 16, "s": "u"}, tmp_path / "b.ipynb", claims=claims("0.7", "not reproduced")),
+        Cell({"k": 64, "s": "u"}, tmp_path / "c.ipynb", problem="it fell"),
+    ]
+    assert to_text(cells).splitlines() == [
+        " k    s  claims",
+        " 1  <i>  1 holds",
+        "16    u  1 not reproduced",
+        "64    u  failed: it fell",
+    ]
+    page = to_html("n", cells)
+    assert page.count("P: a &lt; b") == 1
+    assert "<i>" not in page
+    assert "href" not in page
+    assert page.index("0.5") < page.index("0.7")
+    assert '<td class="bad">failed: it fell</td>' in page

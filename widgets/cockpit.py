@@ -1,0 +1,314 @@
+"""The cockpit: choose a run, see what it will send before it starts, steer it, and hold a second one beside it.
+
+Everything is a real button, field or menu with a label, so that the keyboard reaches it. While runs go on, their pictures
+are canvases in the cockpit; when they are over, pictures that a saved notebook keeps take their place below it.
+"""
+
+from __future__ import annotations
+
+import html
+import itertools
+import threading
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import ipywidgets
+from IPython.display import display, update_display
+
+from lab.data import CORPORA
+from lab.errors import LabError
+from lab.events import Ended, Event
+from lab.knobs import periods
+from lab.live import LIVE, Run, start
+from lab.methods import method as parse_method
+from lab.methods import name_of
+from lab.network import NETWORKS
+from lab.plan import Plan, human, plan
+from lab.presets import PRESETS
+from lab.recipe import Recipe
+from lab.store import RunFolder
+from widgets.communication_budget import CommunicationBudget
+from widgets.panel import STYLE, Controls, Relink, bar
+from widgets.training_losses import Losses
+from widgets.view import View, surroundings
+
+HERE = [name for name, preset in PRESETS.items() if "corpus" in preset]  # presets that train on a laptop
+DELAY = 0.3  # seconds after the last change until the forecast is made
+DEVICE = "laptop"  # what a worker is taken to compute with
+
+
+class Later:
+    """Calls ``do`` in a thread of its own when nobody has asked again for ``delay`` seconds."""
+
+    def __init__(self, do: Callable[[], None], delay: float = DELAY):
+        self.do, self.delay = do, delay
+        self.timer: threading.Timer | None = None
+
+    def ask(self) -> None:
+        if self.timer is not None:
+            self.timer.cancel()
+        self.timer = threading.Timer(self.delay, self.do)
+        self.timer.daemon = True
+        self.timer.start()
+
+
+class Seat:
+    """What is chosen for one run, what it will send, and the run itself once it is started."""
+
+    def __init__(self, letter: str, recipe: Recipe, cockpit: Cockpit):
+        self.letter, self.given, self.cockpit = letter, recipe, cockpit
+        self.run: Run | None = None
+        self._asked = 0  # forecasts; only the last one is shown
+        mine = name_of(recipe.method)
+        names = [mine, *(name for name in HERE if name != mine)]
+        self.method = _field(ipywidgets.Dropdown(options=names, value=mine), "method")
+        self.workers = _field(ipywidgets.BoundedIntText(recipe.num_workers, min=1, max=256), "workers")
+        self.steps = _field(ipywidgets.BoundedIntText(recipe.steps, min=1, max=1_000_000), "local steps")
+        corpora = dict.fromkeys([recipe.corpus, *(name for name in CORPORA if name in ("stdlib", "grammar"))])
+        self.corpus = _field(ipywidgets.Combobox(options=list(corpora), value=recipe.corpus), "corpus")
+        self.network = _field(ipywidgets.Dropdown(options=list(NETWORKS), value="100Mbit"), "link")
+        self.periods: dict[str, ipywidgets.BoundedIntText] = {}
+        self.period_box = ipywidgets.VBox()
+        self.forecast = ipywidgets.HTML()
+        self.problem = ipywidgets.HTML()
+        self.problem.add_class("isthmus-problem")
+        self.go = ipywidgets.Button(
+            description="Start", icon="play", button_style="primary", tooltip=f"Start run {letter}"
+        )
+        self.go.on_click(lambda _: self.attempt(self.start))
+        self.controls = ipywidgets.VBox()
+        self.later = Later(self.foresee)
+        for field in (self.workers, self.steps, self.corpus, self.network):
+            field.observe(lambda _: self.later.ask(), "value")
+        self.method.observe(lambda _: self._other_method(), "value")
+        self._show_periods()
+        chosen = [self.method, self.workers, self.steps, self.corpus, self.network]
+        title = ipywidgets.HTML(f"<b>Run {letter}</b>")
+        left = ipywidgets.VBox([title, *chosen, self.period_box, bar([self.go])])
+        right = ipywidgets.VBox([self.forecast, self.problem])
+        self.widget = ipywidgets.VBox([bar([left, right], align="flex-start"), self.controls])
+        self.widget.layout.flex = "1 1 380px"
+        self.later.ask()
+
+    # choosing
+
+    @property
+    def recipe(self) -> Recipe:
+        """What is chosen. Raises RecipeError where it makes no sense."""
+        raw = self._with_method()
+        chosen = {state: field.value for state, field in self.periods.items()}
+        if chosen:
+            several = isinstance(raw["method"].get("sync_every"), Mapping)
+            raw["method"] = dict(raw["method"]) | {"sync_every": chosen if several else chosen["params"]}
+        raw |= {"num_workers": self.workers.value, "steps": self.steps.value, "corpus": self.corpus.value}
+        return Recipe.of(raw)
+
+    def _with_method(self) -> dict[str, Any]:
+        """What was given, with the method that is chosen and what its preset needs to go with it."""
+        raw = self.given.to_dict()
+        if self.method.value != name_of(self.given.method):
+            preset = PRESETS[self.method.value]
+            raw |= {"codecs": {}, "scenario": {}, "placement": {}}  # those are made for one method
+            brought = ("method", "codecs", "scenario", *(("model", "placement") if "placement" in preset else ()))
+            raw |= {key: preset[key] for key in brought if key in preset}
+        return raw
+
+    def _other_method(self) -> None:
+        self._show_periods()
+        self.later.ask()
+
+    def _show_periods(self) -> None:
+        """A field for each period of the method that is chosen."""
+        self.periods = {}
+        now = periods(parse_method(self._with_method()["method"]))
+        for state, period in (now if isinstance(now, dict) else {"params": now} if now else {}).items():
+            field = _field(ipywidgets.BoundedIntText(period, min=1, max=1_000_000), f"{state} every")
+            field.observe(lambda _: self.later.ask(), "value")
+            self.periods[state] = field
+        self.period_box.children = list(self.periods.values())
+
+    def foresee(self) -> None:
+        """Make the forecast for what is chosen, and show it unless something else was chosen meanwhile."""
+        self._asked += 1
+        asked, network = self._asked, self.network.value
+        said: list[str] = []
+
+        def make() -> None:
+            said.append(to_html(plan(self.recipe, {network: NETWORKS[network]}, device=DEVICE)))
+
+        if self.attempt(make) and asked == self._asked:
+            self.forecast.value = said[0]
+
+    def attempt(self, do: Callable[[], None]) -> bool:
+        """Do it; what is refused is said in one line."""
+        try:
+            do()
+        except LabError as error:
+            self.problem.value = f'<span role="alert">{html.escape(str(error))}</span>'
+            return False
+        self.problem.value = ""
+        return True
+
+    # running
+
+    @property
+    def is_running(self) -> bool:
+        return self.run is not None and not self.run.finished.is_set()
+
+    def start(self) -> None:
+        """Start what is chosen. A run of this recipe that was stopped goes on; one that is over is run anew."""
+        recipe = self.recipe
+        if self.run is not None:
+            self.run.stop()
+            self.run.finished.wait()
+        folder = self.cockpit.folder / (recipe.id if self.letter == "A" else f"{recipe.id}-{self.letter.lower()}")
+        ended = RunFolder(folder).ended()
+        again = ended is not None and ended.status != "stopped"
+        name = f"{name_of(recipe.method)} {self.cockpit.number}{self.letter}"
+        self.cockpit.prepare(self)
+        self.run = start(recipe, name, folder=folder, again=again, views=[self.cockpit.losses.lane(self.letter)])
+        controls = Controls(self.run)
+        self.controls.children = [controls.widget]
+        self.run.watch(*self.cockpit.others, controls, Relink(self.cockpit.others), _Ending(self.cockpit))
+        self.cockpit.show_pictures()
+
+
+class _Ending:
+    """Tells the cockpit when a run is over."""
+
+    def __init__(self, cockpit: Cockpit):
+        self.cockpit = cockpit
+
+    def add(self, *events: Event) -> None:
+        if any(isinstance(event, Ended) for event in events):
+            self.cockpit.settle()
+
+
+class Cockpit:
+    """One or two seats, the pictures of their runs on shared axes, and a switch for large type. Made by `cockpit`."""
+
+    counter = itertools.count(1)
+
+    def __init__(self, recipes: Sequence[Recipe], folder: Path):
+        self.folder, self.number = folder, next(self.counter)
+        self.losses = Losses()
+        self.others: list[View] = []
+        self.pictures = ipywidgets.Output()
+        self.display_id: str | None = None  # of the pictures that stay, once the cockpit is shown
+        self.seats = [Seat(letter, recipe, self) for letter, recipe in zip("AB", recipes, strict=False)]
+        self.row = bar([seat.widget for seat in self.seats], align="flex-start")
+        self.large = ipywidgets.ToggleButton(
+            False, description="Large type", icon="text-height", tooltip="For a projector"
+        )
+        self.large.observe(self._resize, "value")
+        self.compare = ipywidgets.Button(
+            description="Compare with another run", icon="columns", layout={"width": "auto"}
+        )
+        self.compare.on_click(lambda _: self.add_seat())
+        self.compare.layout.display = "none" if len(self.seats) > 1 else ""
+        top = bar([self.large, self.compare])
+        self.widget = ipywidgets.VBox([ipywidgets.HTML(STYLE), top, self.row, self.pictures])
+        self.widget.add_class("isthmus-panel")
+
+    def add_seat(self) -> None:
+        """A second run beside the first, at first with the same choices."""
+        if len(self.seats) == 1:
+            self.seats.append(Seat("B", self.seats[0].recipe, self))
+            self.row.children = [seat.widget for seat in self.seats]
+            self.compare.layout.display = "none"
+
+    def _resize(self, change: Any) -> None:
+        (self.widget.add_class if change["new"] else self.widget.remove_class)("isthmus-large")
+
+    def prepare(self, seat: Seat) -> None:
+        """Before a run starts: new pictures, unless the other run goes on in them. What the other has done stays in sight."""
+        beside = [other for other in self.seats if other is not seat and other.run is not None]
+        if any(other.is_running for other in beside):
+            return
+        self.losses = Losses()
+        self.others = [] if beside else [CommunicationBudget(network=seat.network.value)]
+        self.losses.lane(seat.letter)
+        for other in beside:
+            assert other.run is not None
+            self.losses.lane(other.letter).add(*other.run.events)
+
+    def show_pictures(self) -> None:
+        self.pictures.clear_output()
+        with self.pictures:
+            for view in (self.losses, *self.others):
+                view.show()
+        self._keep({"text/plain": ""})
+
+    def _keep(self, forms: dict[str, Any]) -> None:
+        if self.display_id is not None:
+            update_display(forms, raw=True, display_id=self.display_id)
+
+    def settle(self) -> None:
+        """When the last run is over, its pictures move to where a saved notebook keeps them."""
+        if not any(seat.is_running for seat in self.seats):
+            self.pictures.outputs = ()
+            self._keep(self.losses.bundle())
+
+    def _ipython_display_(self) -> None:
+        if surroundings() != "live":
+            for seat in self.seats:
+                print(plan(seat.recipe, {seat.network.value: NETWORKS[seat.network.value]}, device=DEVICE).to_text())
+            return
+        display(self.widget)
+        self.display_id = uuid.uuid4().hex
+        display({"text/plain": ""}, raw=True, display_id=self.display_id)
+
+
+def cockpit(
+    recipe: Recipe | str | Mapping[str, Any] = "des_loc",
+    beside: Recipe | str | Mapping[str, Any] | None = None,
+    *,
+    folder: str | Path = LIVE,
+) -> Cockpit:
+    """Choose, start and steer a run, or two beside each other; shows itself as the last line of a cell.
+
+    Parameters
+    ----------
+    recipe, beside
+        what is chosen at first: recipes, or what `Recipe.of` makes one from.
+    folder
+        of the folders in which runs are written.
+    """
+    return Cockpit([Recipe.of(r) for r in (recipe, beside) if r is not None], Path(folder))
+
+
+def to_html(forecast: Plan) -> str:
+    """A forecast in few lines: bytes by state, how many times fewer than DDP, and seconds on the link."""
+    (on_link,) = forecast.forecasts
+    rows = "".join(
+        f"<tr><td>{html.escape(s.state)}</td><td>{s.times:,}×</td><td>{human(s.bytes_each)}</td>"
+        f"<td>{human(s.total_bytes)}</td></tr>"
+        for s in forecast.states
+    )
+    sent, ddp = forecast.payload_bytes, forecast.ddp_bytes
+    less = f"{ddp / sent:.3g}× fewer than DDP" if sent and ddp >= sent else f"{sent / ddp:.3g}× more than DDP"
+    seconds = on_link.communication_hours * 3600
+    return (
+        "<table><thead><tr><th>one worker sends</th><th>times</th><th>each</th><th>in all</th></tr></thead>"
+        f"<tbody>{rows}<tr><td><b>all</b></td><td></td><td></td><td><b>{human(sent)}</b></td></tr></tbody></table>"
+        f"{less if sent else 'nothing is sent'}<br>"
+        f"{html.escape(on_link.network)}: {_seconds(seconds)} of sending "
+        f"(DDP: {_seconds(on_link.ddp_hours * 3600 - on_link.compute_hours * 3600)})"
+    )
+
+
+def _seconds(seconds: float) -> str:
+    for size, unit in ((86400, "days"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds:.3g} s"
+
+
+def _field(widget: Any, label: str) -> Any:
+    widget.description = label
+    widget.continuous_update = False
+    widget.style.description_width = "100px"
+    widget.layout.width = "260px"
+    return widget

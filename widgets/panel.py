@@ -1,0 +1,280 @@
+"""The panel of a run: buttons, knobs, one line that says how far it is, and pictures, in the cell that asks for it.
+
+In front of a person the buttons and knobs are there while the run goes on; when it is over, one line of text takes their
+place, so that a saved notebook holds no dead widget. Where a program executes the notebook there is only the line.
+"""
+
+from __future__ import annotations
+
+import html
+import uuid
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import ipywidgets
+from IPython.display import display, update_display
+
+from lab.errors import LabError, RecipeError
+from lab.events import Ended, Evaluated, Event, Sent, Started, Stepped, Turned, WorkersChanged
+from lab.knobs import periods, settled, settled_network
+from lab.live import Run, Watcher
+from lab.network import NETWORKS
+from lab.plan import human
+from widgets.communication_budget import CommunicationBudget
+from widgets.routing_stability import RoutingStability
+from widgets.training import progress
+from widgets.training_losses import Losses
+from widgets.view import View, surroundings
+
+STYLE = """<style>
+.isthmus-panel { border-top: 1px solid var(--jp-border-color2, #ccc); padding: 4px 0; }
+.isthmus-panel .widget-html-content { color: var(--jp-ui-font-color1, inherit); line-height: 1.4; }
+.isthmus-problem .widget-html-content { color: var(--jp-error-color1, #b00020); }
+.isthmus-panel button:focus-visible, .isthmus-panel input:focus-visible, .isthmus-panel select:focus-visible {
+  outline: 2px solid var(--jp-brand-color1, #1976d2); outline-offset: 1px; }
+.isthmus-large, .isthmus-large .widget-html-content, .isthmus-large .widget-label, .isthmus-large button,
+.isthmus-large input, .isthmus-large select, .isthmus-large table { font-size: 20px !important; }
+.isthmus-large .jupyter-button, .isthmus-large input, .isthmus-large select { height: 40px; line-height: 36px; }
+.isthmus-large .widget-inline-hbox { height: auto; }
+</style>"""
+MOST_TOGGLES = 16  # workers with a switch each; of more, the one to kill is typed
+
+
+class Status:
+    """A fold of events into the line that says how far a run is."""
+
+    def __init__(self, run: Run):
+        self.run = run
+        self.sent, self.loss, self.validation = 0, float("nan"), float("nan")
+        self.last: Ended | None = None
+
+    def add(self, *events: Event) -> None:
+        for event in events:
+            match event:
+                case Started():
+                    self.sent, self.last = 0, None
+                case Sent():
+                    self.sent += event.bytes_all
+                case Stepped():
+                    up = [x for x in event.loss_W if x is not None]
+                    self.loss = sum(up) / len(up) if up else self.loss
+                case Evaluated():
+                    self.validation = event.loss
+                case Ended():
+                    self.last = event
+
+    def text(self) -> str:
+        run = self.run
+        word = f"{self.last.status} at" if self.last is not None else run.status
+        parts = [f"{run.name}: {word} step {run.t:,} of {run.recipe.steps:,}"]
+        if self.loss == self.loss:
+            parts.append(f"loss {self.loss:.3f}")
+        if self.validation == self.validation:
+            parts.append(f"validation {self.validation:.4f}")
+        parts.append(f"{human(self.sent)} sent by all")
+        if self.last is not None and self.last.message:
+            parts.append(self.last.message)
+        return ", ".join(parts)
+
+
+class Controls:
+    """Buttons and knobs of one run as one widget, ``widget``. Feed it with the run's events.
+
+    Its callbacks may come from any thread: they only leave word with the run. What the run refuses is said in one line.
+    """
+
+    def __init__(self, run: Run):
+        self.run = run
+        self.status = Status(run)
+        self.line = ipywidgets.HTML(html.escape(self.status.text()))
+        self.problem = ipywidgets.HTML()
+        self.problem.add_class("isthmus-problem")
+        self._quiet = False  # a knob is being put back: no word to the run
+        self.buttons = {
+            "pause": self._button("Pause", "pause", "Wait before the next local step", run.pause),
+            "resume": self._button("Go on", "play", "Go on after a pause", run.resume),
+            "step": self._button("One step", "step-forward", "One local step, then pause", run.step),
+            "sync": self._button(
+                "To next sync", "fast-forward", "Go on up to the next sync, then pause", run.step_sync
+            ),
+            "stop": self._button("Stop", "stop", "End here and keep everything; starting again goes on", run.stop),
+        }
+        rows: list[ipywidgets.Widget] = [ipywidgets.HTML(STYLE), bar(self.buttons.values()), self.line, self.problem]
+        self.periods: dict[str, ipywidgets.BoundedIntText] = {}
+        self.workers: list[ipywidgets.ToggleButton] = []
+        if not run.is_replay:
+            rows[2:2] = self._knobs()
+        self.widget = ipywidgets.VBox(rows)
+        self.widget.add_class("isthmus-panel")
+
+    def _button(self, label: str, icon: str, hint: str, do: Callable[[], None]) -> ipywidgets.Button:
+        button = ipywidgets.Button(description=label, icon=icon, tooltip=hint, layout={"width": "auto"})
+        button.on_click(lambda _: self.attempt(do))
+        return button
+
+    def _knobs(self) -> list[ipywidgets.Widget]:
+        run = self.run
+        self.lr = ipywidgets.FloatLogSlider(
+            1.0, base=2, min=-4, max=4, step=0.5, description="lr ×", continuous_update=False, readout_format=".3g",
+            tooltip="Factor on the learning rate, from the next step on",
+        )  # fmt: skip
+        self.lr.observe(lambda change: self._turn(self.lr, change, lambda v: run.set(lr=v)), "value")
+        networks = [("a network …", None), *((name, name) for name in NETWORKS)]
+        self.network = ipywidgets.Dropdown(options=networks, description="link", tooltip="What views price on")
+        self.network.observe(lambda change: self._turn(self.network, change, lambda v: run.set(network=v)), "value")
+        now = periods(run.recipe.method)
+        why_not = _refusal(run)
+        for state, period in (now if isinstance(now, dict) else {"params": now} if now else {}).items():
+            field = ipywidgets.BoundedIntText(
+                period, min=1, max=1_000_000, description=f"{state} every", continuous_update=False,
+                disabled=bool(why_not), tooltip=why_not or f"Local steps between two syncs of {state}",
+                style={"description_width": "initial"}, layout={"width": "170px"},
+            )  # fmt: skip
+            field.observe(
+                lambda change, field=field, state=state: self._turn(
+                    field, change, lambda v: run.set(sync_every={state: v})
+                ),
+                "value",
+            )
+            self.periods[state] = field
+        rows: list[ipywidgets.Widget] = [bar([self.lr, self.network]), bar(self.periods.values())]
+        return [*rows, self._switches()]
+
+    def _switches(self) -> ipywidgets.Widget:
+        run, count = self.run, self.run.recipe.num_workers
+        if count > MOST_TOGGLES:
+            which = ipywidgets.BoundedIntText(0, min=0, max=count - 1, description="worker", layout={"width": "150px"})
+            kill = self._button("Kill", "power-off", "Take this worker down", lambda: run.kill(which.value))
+            revive = self._button("Revive", "plug", "Bring this worker back", lambda: run.revive(which.value))
+            return bar([which, kill, revive])
+        for w in range(count):
+            switch = ipywidgets.ToggleButton(
+                True, description=f"worker {w} up", tooltip=f"Kill or revive worker {w}", layout={"width": "auto"}
+            )
+            switch.observe(
+                lambda change, switch=switch, w=w: self._turn(
+                    switch, change, lambda up: run.revive(w) if up else run.kill(w)
+                ),
+                "value",
+            )
+            self.workers.append(switch)
+        return bar(self.workers)
+
+    def attempt(self, do: Callable[[], None]) -> bool:
+        """Do it; what is refused is said in the panel."""
+        try:
+            do()
+        except LabError as error:
+            self.problem.value = f'<span role="alert">{html.escape(str(error))}</span>'
+            return False
+        self.problem.value = ""
+        return True
+
+    def _turn(self, widget: Any, change: Any, do: Callable[[Any], None]) -> None:
+        """A knob was moved; where that is refused it goes back."""
+        if self._quiet or change["new"] is None:
+            return
+        if not self.attempt(lambda: do(change["new"])):
+            self._quiet = True
+            widget.value = change["old"]
+            self._quiet = False
+
+    def add(self, *events: Event) -> None:
+        """Take in a batch: one line is written for all of it."""
+        self.status.add(*events)
+        for event in events:
+            if isinstance(event, WorkersChanged):
+                for w, switch in enumerate(self.workers):
+                    switch.description = f"worker {w} {'up' if w in event.up else 'down'}"
+        if events:
+            self.line.value = html.escape(self.status.text())
+        if self.status.last is not None:
+            for button in self.buttons.values():
+                button.disabled = True
+
+    def close(self) -> None:
+        """Let go of the page: nothing of it is left in a saved notebook."""
+        for widget in _within(self.widget):
+            widget.close()
+
+
+class _Panel:
+    """The controls in a cell, and the line that takes their place when the run is over."""
+
+    def __init__(self, run: Run):
+        self.controls = Controls(run)
+        self.display_id = uuid.uuid4().hex
+        display(self.controls.widget, display_id=self.display_id)
+
+    def add(self, *events: Event) -> None:
+        self.controls.add(*events)
+        if any(isinstance(event, Ended) for event in events):
+            update_display({"text/plain": self.controls.status.text()}, raw=True, display_id=self.display_id)
+            self.controls.close()
+
+
+def panel(run: Run, views: Sequence[Watcher] = ()) -> None:
+    """Show a run's buttons and the pictures of these views (default: `standard`) in this cell."""
+    where, views = surroundings(), views or standard(run)
+    if where == "live":
+        run.watch(_Panel(run))
+    elif where == "batch":
+        run.watch(_Line(run))
+    for view in views:
+        if isinstance(view, View):
+            view.show()
+    run.watch(*views, Relink(views))
+
+
+def standard(run: Run) -> list[Watcher]:
+    """The views that are shown where none are named."""
+    views: list[Watcher] = [Losses(), CommunicationBudget()]
+    return [*views, RoutingStability()] if run.recipe.experts is not None else views
+
+
+class _Line:
+    """The progress line of a notebook that a program executes, as a watcher."""
+
+    def __init__(self, run: Run):
+        self.show = progress(run.name, run.recipe)
+
+    def add(self, *events: Event) -> None:
+        for event in events:
+            self.show(event)
+
+
+class Relink:
+    """Lets views that price on a network go over to the one that a knob was turned to."""
+
+    def __init__(self, views: Sequence[Watcher]):
+        self.views = [view for view in views if isinstance(view, View)]
+
+    def add(self, *events: Event) -> None:
+        turned = [e.value for e in events if isinstance(e, Turned) and e.knob == "network"]
+        name = next((n for n, net in NETWORKS.items() if turned and settled_network(net) == turned[-1]), None)
+        for view in self.views:
+            for control in view.controls():
+                if control.name == "network" and name in control.options:
+                    view.choose("network", name)
+
+
+def _refusal(run: Run) -> str:
+    """Why the periods of this run cannot be changed; nothing if they can."""
+    now = periods(run.recipe.method)
+    try:
+        settled(run.recipe, "sync_every", now, {})
+    except RecipeError as error:
+        return str(error)
+    return ""
+
+
+def bar(widgets: Iterable[ipywidgets.Widget], align: str = "center") -> ipywidgets.Box:
+    """Side by side, in several rows where the page is narrow."""
+    return ipywidgets.Box(list(widgets), layout={"flex_flow": "row wrap", "align_items": align, "grid_gap": "4px"})
+
+
+def _within(widget: ipywidgets.Widget) -> list[ipywidgets.Widget]:
+    """A widget and all inside it, with the models of their layout and style."""
+    out = [w for child in getattr(widget, "children", ()) for w in _within(child)]
+    out += [w for w in (getattr(widget, "layout", None), getattr(widget, "style", None)) if w is not None]
+    return [*out, widget]
