@@ -8,6 +8,7 @@ The loop that makes them, in pseudo-code::
         Placed                  which worker holds which expert, at the start and whenever that changes
         Stepped                 one local step at every worker that is up
         Sent …                  what the communicator moved in this step
+        Drifted                 just before params are averaged, and with every evaluation: how far apart the workers are
         Evaluated               every eval_every steps: the averaged model on the validation windows
         Routed                  every routing_every steps: where the routers send their tokens
         Checkpointed            every checkpoint_every steps
@@ -86,6 +87,19 @@ class Evaluated:
 
 
 @dataclass(frozen=True)
+class Drifted:
+    """How far every worker's parameters are from others: root mean squares over parameters, None for who is down.
+
+    Looked at before the average, if there is one in this step (`Evaluated.drift` is what is left after it).
+    """
+
+    kind: ClassVar[str] = "drifted"
+    step: int
+    to_mean_W: list[float | None]  # from the mean of those that are up
+    to_shared_W: list[float | None]  # from what all agreed on last; None where the method keeps no such parameters
+
+
+@dataclass(frozen=True)
 class WorkersChanged:
     kind: ClassVar[str] = "workers_changed"
     step: int
@@ -155,7 +169,18 @@ class Ended:
 
 
 Event = (
-    Started | Stepped | Sent | Evaluated | WorkersChanged | Placed | Routed | Saturated | Checkpointed | Warned | Ended
+    Started
+    | Stepped
+    | Sent
+    | Evaluated
+    | Drifted
+    | WorkersChanged
+    | Placed
+    | Routed
+    | Saturated
+    | Checkpointed
+    | Warned
+    | Ended
 )
 KINDS: dict[str, Any] = {cls.kind: cls for cls in get_args(Event)}
 VERSION = 1

@@ -43,6 +43,7 @@ from lab.optim import states
 from lab.recipe import Recipe
 from lab.seeds import derive
 from lab.store import Checkpoint, RunFolder
+from lab.watching.drift import DriftWatch, squares_W
 
 
 class Diverged(LabError):
@@ -107,9 +108,11 @@ class Trainer:
         if not dry and self.experts is not None and recipe.routing_every:
             ids = torch.cat([ids for ids, _ in self.validation])[:PROBE_WINDOWS]
             self.watch = Watch(self.fleet, ids, self.experts)
-            self.comm.observer = self.watch.before_average
         self.state = State.of(self.fleet, lambda t: recipe.schedule.at(t, recipe.steps), self.experts)
         recipe.method.init(self.state)
+        self.drift = DriftWatch(self.state)
+        if not dry:
+            self.comm.observer = self._before_average
         self.up_tW = recipe.scenario.trace(recipe.num_workers, recipe.steps, recipe.seed)
         joins_late = bool((~self.up_tW[0] & self.up_tW.any(0)).any())
         if joins_late and recipe.method.inner.name.endswith("ADOPT") and recipe.scenario.catch_up == "params":
@@ -191,7 +194,12 @@ class Trainer:
                         t, "the model draws random numbers inside its forward pass: workers run one after another"
                     )
                     warned_order = True
-                if t == recipe.steps or (recipe.eval_every and t % recipe.eval_every == 0):
+                evaluate = t == recipe.steps or (recipe.eval_every > 0 and t % recipe.eval_every == 0)
+                if evaluate:
+                    self.drift.look(t)
+                yield from self.drift.new
+                self.drift.new.clear()
+                if evaluate:
                     yield self._evaluate(t)
                 if self.watch is not None and t % recipe.routing_every == 0:
                     yield self.watch.look(t, self.fleet.whole_model(self._agreed()))
@@ -255,24 +263,23 @@ class Trainer:
 
     # looking
 
+    def _before_average(self, state: str, stack: Stack) -> None:
+        self.drift.before_average(state, self.comm.t)
+        if self.watch is not None:
+            self.watch.before_average(state, stack)
+
     def _agreed(self) -> Stack:
         """What the model is at this moment: the mean over those who hold its present state."""
         return self.comm.agreed(self.state.local["params"], self.last_up, self.state.shared.get("params"))
 
     @torch.no_grad()
     def _evaluate(self, t: int) -> Evaluated:
-        params = self.state.local["params"]
         agreed = self._agreed()
-        square, count = 0.0, 0
-        for i, (mine, mean) in enumerate(zip(params.blocks, agreed.blocks, strict=True)):
-            rows = params.rows(i, self.last_up)
-            for row in rows:
-                square += float((mine[row] - mean[0]).square().sum(dtype=torch.float64))
-                count += mine.shape[1]
+        square_W, count_W = squares_W([(self.state.local["params"], agreed)], self.last_up)
         loss = self.validation_loss(agreed)
         if not math.isfinite(loss):
             raise Diverged(f"the averaged model's validation loss is {loss} after step {t}")
-        return Evaluated(t, loss, math.sqrt(square / max(1, count)))
+        return Evaluated(t, loss, math.sqrt(sum(square_W) / max(1, sum(count_W))))
 
     def validation_loss(self, agreed: Stack) -> float:
         """Nats per token of a model with these values on the validation windows."""
