@@ -194,12 +194,11 @@ class Trainer:
                         t, "the model draws random numbers inside its forward pass: workers run one after another"
                     )
                     warned_order = True
-                evaluate = t == recipe.steps or (recipe.eval_every > 0 and t % recipe.eval_every == 0)
-                if evaluate:
+                if self._evaluates(t):
                     self.drift.look(t)
                 yield from self.drift.new
                 self.drift.new.clear()
-                if evaluate:
+                if self._evaluates(t):
                     yield self._evaluate(t)
                 if self.watch is not None and t % recipe.routing_every == 0:
                     yield self.watch.look(t, self.fleet.whole_model(self._agreed()))
@@ -263,8 +262,11 @@ class Trainer:
 
     # looking
 
+    def _evaluates(self, t: int) -> bool:
+        return t == self.recipe.steps or (self.recipe.eval_every > 0 and t % self.recipe.eval_every == 0)
+
     def _before_average(self, state: str, stack: Stack) -> None:
-        self.drift.before_average(state, self.comm.t)
+        self.drift.before_average(state, self.comm.t, self._evaluates(self.comm.t))
         if self.watch is not None:
             self.watch.before_average(state, stack)
 
@@ -339,7 +341,7 @@ class Trainer:
         for place, stacks in self._stacks().items():
             for i, block in enumerate(stacks.blocks):
                 tensors[f"{place}/{i}"] = block
-        extra: dict[str, Any] = {"last_up": self.last_up, "up": self.fleet.up}
+        extra: dict[str, Any] = {"last_up": self.last_up, "up": self.fleet.up, "drift": self.drift.averaged}
         if self.experts is not None and self.experts.movable:
             units = [(i, b) for i, b in enumerate(self.fleet.layout.blocks) if b.unit is not None]
             extra |= {"draw": self.experts.draw, "labels": [[i, b.holders, b.since] for i, b in units]}
@@ -394,7 +396,7 @@ class Trainer:
         self.state.shared.update(outer)
         if self.watch is not None:
             self.watch.restore(tensors, extra["watch"])
-        self.t = checkpoint.step
+        self.t, self.drift.averaged = checkpoint.step, extra.get("drift", checkpoint.step)
         self.last_up, self.fleet.up = extra["last_up"], extra["up"]
 
 

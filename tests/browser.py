@@ -67,10 +67,11 @@ window.point = async (k, x, y) => {
 
 
 class Bare:
-    """One page without Jupyter that shows a canvas. ``lost`` messages do not arrive."""
+    """One page without Jupyter that shows a canvas. ``lost`` messages do not arrive; `at_once` lets many arrive together."""
 
     def __init__(self, browser: Any, canvas: Canvas, style: str = "", manager: str = "undefined", width: int = 1000):
-        self.canvas, self.lost, self.bytes = canvas, False, list[int]()
+        self.canvas, self.lost, self.held, self.bytes = canvas, False, False, list[int]()
+        self.waiting: list[Any] = []
         self.page = browser.new_page(viewport={"width": width, "height": 900})
         self.errors: list[str] = []
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
@@ -93,7 +94,14 @@ class Bare:
     def _send(self, message: dict[str, Any], buffers: Any = ()) -> None:
         self.bytes.append(len(str(message)) + sum(map(len, buffers or ())))
         if not self.lost:
-            self.js("([m, b]) => take(m, b)", [message, [base64.b64encode(b).decode() for b in buffers or ()]])
+            self.waiting.append([message, [base64.b64encode(b).decode() for b in buffers or ()]])
+        if not self.held:
+            self.at_once()
+
+    def at_once(self) -> None:
+        """Deliver all messages that were ``held`` back."""
+        self.js("(all) => all.forEach(([m, b]) => take(m, b))", self.waiting)
+        self.waiting.clear()
 
     def answer(self) -> list[dict[str, Any]]:
         """Let the kernel answer what the page asked; what that was."""

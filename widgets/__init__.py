@@ -2,16 +2,19 @@
 
 from widgets.boards import Board
 from widgets.communication_budget import CommunicationBudget
+from widgets.drift import Drift
 from widgets.figures import bytes_sent, calendar, calendars, losses
 from widgets.growing import Growing
 from widgets.matrices import Grid, Matrix
 from widgets.pictures import Bars, Lines, Series
 from widgets.routing_stability import RoutingStability, holdings
+from widgets.sync_calendar import SyncCalendar
 from widgets.tables import table
 from widgets.timelines import Calendar, Marks
 from widgets.training import progress, train_all
 from widgets.training_losses import Losses
 from widgets.view import Control, View
+from widgets.workers import Workers
 
 __all__ = [
     "Bars",
@@ -19,6 +22,7 @@ __all__ = [
     "Calendar",
     "CommunicationBudget",
     "Control",
+    "Drift",
     "Grid",
     "Growing",
     "Lines",
@@ -27,7 +31,9 @@ __all__ = [
     "Matrix",
     "RoutingStability",
     "Series",
+    "SyncCalendar",
     "View",
+    "Workers",
     "bytes_sent",
     "calendar",
     "calendars",

@@ -92,7 +92,7 @@ class Curve:
 
     def _price(self, network: Network, rows: int) -> Price:
         if self.started is None:
-            return Price(network, 1, 0.0, {}, 0)
+            return Price(network, 0, 0.0, {}, 0)
         slow = {int(w): float(f) for w, f in self.started.recipe["scenario"]["slow"].items()}
         seconds = pace(self._seconds_here.values, self.started) if self.timed else 0.0
         price = Price(network, self.num_workers, seconds, slow, rows)

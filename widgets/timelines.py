@@ -53,9 +53,10 @@ class Calendar(Picture):
 
     @cached_property
     def legend(self) -> list[Marks]:
-        """One of each name that is not that of its row."""
-        named = {m.name: m for m in reversed(self.marks) if m.name != self.rows[m.row] and len(m.at)}
-        return sorted(named.values(), key=lambda m: [x.name for x in self.marks].index(m.name))
+        """One of each name that is not that of its row; what is done comes before what is planned."""
+        others = [m for m in self.marks if m.name != self.rows[m.row] and len(m.at)]
+        names = dict.fromkeys(m.name for m in others)
+        return [min((m for m in others if m.name == name), key=lambda m: m.faint) for name in names]
 
     def height(self, width: int) -> int:
         return 100 + self.tall * len(self.rows) + 17 * len(self._legend_rows(width))
@@ -65,8 +66,6 @@ class Calendar(Picture):
 
     def plotly(self, width: int = WIDTH) -> dict[str, Any]:
         data: list[dict[str, Any]] = []
-        shown: set[str] = set()
-        legend = {m.name for m in self.legend}
         for m in self.marks:
             if not len(m.at):
                 continue
@@ -84,8 +83,7 @@ class Calendar(Picture):
                 trace |= {"y": [rounded(middle)] * len(m.to), "customdata": list(m.to)}
                 says = "steps %{base} to %{customdata}"
             trace["hovertemplate"] = f"{html.escape(self.rows[m.row])}: {html.escape(m.name)}, {says}<extra></extra>"
-            trace["showlegend"] = m.name in legend and m.name not in shown
-            shown.add(m.name)
+            trace["showlegend"] = any(m is shown for shown in self.legend)
             data.append(trace)
         y_axis = {"range": [len(self.rows) - 0.5, -0.5], "tickmode": "array", "showgrid": False}
         y_axis |= {"tickvals": list(range(len(self.rows))), "ticktext": list(self.rows)}
@@ -144,7 +142,7 @@ class Calendar(Picture):
                 "row": m.row,
                 "name": m.name,
                 "at": held(m.at) if held is not listed and isinstance(m.at, Growing) else held(m.steps),
-                "to": None if m.to is None else list(m.to),
+                "to": None if m.to is None else held(list(m.to)),
                 "colour": COLOURS[m.colour % len(COLOURS)],
                 "faint": m.faint,
                 "lane": list(m.lane),

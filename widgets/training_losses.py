@@ -58,9 +58,9 @@ class Losses(View):
         return View.lane(self, run)
 
     def fold(self, event: Event) -> None:
-        if isinstance(event, Started):
+        if isinstance(event, Started) or self._run not in self.runs:
             self.runs[self._run] = Curve()
-        self.runs.setdefault(self._run, Curve()).add(event)
+        self.runs[self._run].add(event)
 
     def controls(self) -> list[Control]:
         return [Control("x", "against", self.x, self._choices())]

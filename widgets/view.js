@@ -39,8 +39,8 @@ function theme(el) {
 
 function short(v) {
   if (v === 0 || !Number.isFinite(v)) return String(v);
-  for (const [limit, unit] of [[1e12, "T"], [1e9, "G"], [1e6, "M"], [1e4, "k"]])
-    if (Math.abs(v) >= limit) return Number((v / limit).toPrecision(4)) + unit;
+  for (const [limit, unit, size] of [[1e12, "T", 1e12], [1e9, "G", 1e9], [1e6, "M", 1e6], [1e4, "k", 1e3]])
+    if (Math.abs(v) >= limit) return Number((v / size).toPrecision(4)) + unit;
   return String(Number(v.toPrecision(4)));
 }
 
@@ -285,13 +285,13 @@ const KINDS = {
     const across = (v) => box.left + (box.right - box.left) * at(spec.x, v);
     for (const marks of spec.marks) {
       const [top, tall] = [box.top + each * (marks.row + marks.lane[0]), each * (marks.lane[1] - marks.lane[0])];
-      const from = p.column(marks.at);
+      const [from, to] = [p.column(marks.at), marks.to === null ? null : p.column(marks.to)];
       g.fillStyle = marks.colour;
       g.globalAlpha = marks.faint ? FAINT : 1;
       let free = -Infinity; // marks that would fall on one another are drawn once
       from.forEach((v, k) => {
         const x = across(v);
-        if (marks.to) g.fillRect(x, top, Math.max(1, across(marks.to[k] + 1) - x), tall);
+        if (to) g.fillRect(x, top, Math.max(1, across(to[k] + 1) - x), tall);
         else if (x >= free) {
           g.fillRect(x - 0.8, top, 1.6, tall);
           free = x + 1;
@@ -313,13 +313,16 @@ const KINDS = {
       let [best, near] = [null, 12];
       for (const marks of spec.marks) {
         if (marks.row !== row || y < box.top) continue;
+        const to = marks.to === null ? null : p.column(marks.to);
         p.column(marks.at).forEach((v, k) => {
-          const [a, b] = marks.to ? [across(v), across(marks.to[k] + 1)] : [across(v), across(v)];
-          const far = Math.max(a - x, x - b, 0) + (marks.to ? 4 : 0);
-          if (far < near) [near, best] = [far, { x: (a + b) / 2, words: `${spec.rows[row]}: ${marks.name}, ${marks.to ? `steps ${v} to ${marks.to[k]}` : `step ${v}`}` }];
+          const [a, b] = [across(v), across(to ? to[k] + 1 : v)];
+          const far = Math.max(a - x, x - b, 0) + (to ? 4 : 0); // a stroke on a bar comes first
+          if (far >= near) return;
+          const when = to ? `steps ${v} to ${to[k]}` : `step ${v}`;
+          [near, best] = [far, { x: Math.min(b, Math.max(a, x)), y, words: `${spec.rows[row]}: ${marks.name}, ${when}` }];
         });
       }
-      return best && { x: Math.abs(best.x - x) > 40 ? x : best.x, y, words: best.words };
+      return best;
     };
   },
 

@@ -12,22 +12,27 @@ from lab.fleet import Stack
 from lab.methods import State
 from lab.parts import part
 
+GAP = 4  # local steps between two looks; one costs a small model about a hundredth of a step (`bench/watching.py`)
+
 
 class DriftWatch:
-    """Looks at ``params`` when a method is about to average them, once a step. Three passes over memory, nothing is drawn."""
+    """Looks at ``params`` at evaluations, and when a method is about to average them, unless it did so a few steps ago."""
 
     def __init__(self, state: State):
-        self.state, self.last, self.new = state, 0, list[Drifted]()
+        self.state, self.new = state, list[Drifted]()
+        self.looked = 0  # at which step
+        self.averaged = 0  # the step of the last look before an average
 
-    def before_average(self, state: str, t: int) -> None:
-        if state == "params" and t > self.last:
+    def before_average(self, state: str, t: int, evaluated: bool) -> None:
+        if state == "params" and (evaluated or not self.averaged or t >= self.averaged + GAP):
+            self.averaged = t
             self.look(t)
 
     def look(self, t: int) -> None:
         """Write down the distances of this moment, unless that was done in this step already."""
-        if t == self.last:
+        if t == self.looked:
             return
-        self.last = t
+        self.looked = t
         params, shared, up = self.state.local["params"], self.state.shared, self.state.fleet.up
         agreed = [s for name, s in shared.items() if name.split(".")[0] == "params"]  # whole, or by fragments
         pairs = [(part(params, s.names()) if s.layout is not params.layout else params, s) for s in agreed]
@@ -49,6 +54,7 @@ def squares_W(pairs: Sequence[tuple[Stack, Stack | None]], up: Sequence[bool]) -
                 continue
             to = agreed.blocks[i][0] if agreed else (copies if len(rows) == len(copies) else copies[rows]).mean(0)
             for row in rows:
-                square_W[block.holders[row]] += float((copies[row] - to).square().sum(dtype=torch.float64))
+                apart = (copies[row] - to).to(torch.promote_types(copies.dtype, torch.float32))
+                square_W[block.holders[row]] += float(apart @ apart)
                 count_W[block.holders[row]] += len(to)
     return square_W, count_W
