@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ import numpy as np
 from lab.comm import Ledger
 from lab.events import (
     Covered,
+    Drifted,
     Ended,
     Evaluated,
     Event,
@@ -44,6 +45,7 @@ class Columns:
     eval_step: list[int] = field(default_factory=list)
     eval_loss: list[float] = field(default_factory=list)
     drift: list[float] = field(default_factory=list)
+    drifted: list[Drifted] = field(default_factory=list)
     ledger: Ledger = field(default_factory=Ledger)
     changes: list[WorkersChanged] = field(default_factory=list)
     turned: list[Turned] = field(default_factory=list)
@@ -76,6 +78,8 @@ class Columns:
                 self.eval_loss.append(event.loss)
                 self.drift.append(event.drift)
                 self.scores.append(event.scores)
+            case Drifted():
+                self.drifted.append(event)
             case Started():
                 self.started = event
             case Ended():
@@ -134,15 +138,12 @@ class Columns:
     def price(self, network: Network, compute_seconds: float | None = None) -> Bill:
         """What this run would have taken on a network.
 
-        ``compute_seconds`` of one local step at one worker; by default what a step took here, shared out as if every
-        worker had a machine of its own (this process's seconds × threads / workers).
+        ``compute_seconds`` of one local step at one worker; by default the `pace` of this run.
         """
         assert self.started is not None
         steps = self.step[-1] if self.step else 0
         if compute_seconds is None:
-            timed = self.seconds[1:] or self.seconds
-            threads = int(self.started.environment.get("threads", 1))
-            compute_seconds = float(np.median(timed)) * threads / self.num_workers if timed else 0.0
+            compute_seconds = pace(self.seconds, self.started)
         slow: dict[str, Any] = self.started.recipe["scenario"]["slow"]
         return network.price(
             self.ledger,
@@ -151,3 +152,13 @@ class Columns:
             compute_seconds=compute_seconds,
             slow={int(w): float(f) for w, f in slow.items()},
         )
+
+
+def pace(seconds: Sequence[float] | np.ndarray, started: Started) -> float:
+    """Seconds of one local step at one worker, if every worker had a machine of its own.
+
+    What steps took here (the median, without the first, which warms up) × threads / workers.
+    """
+    timed = seconds[1:] if len(seconds) > 1 else seconds
+    threads, num_workers = int(started.environment.get("threads", 1)), int(started.recipe["num_workers"])
+    return float(np.median(timed)) * threads / num_workers if len(timed) else 0.0

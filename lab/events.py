@@ -10,6 +10,7 @@ The loop that makes them, in pseudo-code::
         Stepped                 one local step at every worker that is up
         Sent …                  what the communicator moved in this step
         Covered                 whenever clients' adapters were aggregated: who covered which rank segment
+        Drifted                 just before params are averaged, and with every evaluation: how far apart the workers are
         Evaluated               every eval_every steps: the averaged model on the validation windows
         Truncated               with it, for a model with adapters: the same at every prefix
         Routed                  every routing_every steps: where the routers send their tokens
@@ -91,6 +92,19 @@ class Evaluated:
     loss: float  # nats per token of the averaged model on the validation windows
     drift: float  # root mean square distance of a worker's parameters from their mean
     scores: dict[str, float] = field(default_factory=dict)  # of a task: accuracy, perplexity
+
+
+@dataclass(frozen=True)
+class Drifted:
+    """How far every worker's parameters are from others: root mean squares over parameters, None for who is down.
+
+    Looked at before the average, if there is one in this step (`Evaluated.drift` is what is left after it).
+    """
+
+    kind: ClassVar[str] = "drifted"
+    step: int
+    to_mean_W: list[float | None]  # from the mean of those that are up
+    to_shared_W: list[float | None]  # from what all agreed on last; None where the method keeps no such parameters
 
 
 @dataclass(frozen=True)
@@ -205,6 +219,7 @@ Event = (
     | Sent
     | Evaluated
     | Turned
+    | Drifted
     | WorkersChanged
     | Placed
     | Routed

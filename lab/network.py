@@ -72,32 +72,19 @@ class Network:
             of one local step at a worker; ``slow`` gives factors for single workers. Workers run on by themselves and wait
             for each other only where they exchange something.
         """
-        pace = np.array([compute_seconds * (slow or {}).get(w, 1.0) for w in range(num_workers)])
-        clock = np.zeros(num_workers)
-        at_step = np.zeros(steps + 1)
-        wire_W = np.zeros(num_workers)
-        by_state: dict[str, float] = {}
-        communication, done = 0.0, 0
+        meter = Meter(self, num_workers, compute_seconds, slow)
+        at_step = [0.0]
         for step, records in groupby(sent, key=lambda r: r.step):
-            at_step[done + 1 : step] = _alone(clock, pace, step - done - 1)
-            clock += pace * (step - done)
-            done = step
-            # What leaves in one step for the same workers in the same way is one transfer.
-            together: dict[tuple[str, tuple[int, ...]], int] = {}
-            for r in records:
-                payload = r.bytes_each
-                together[r.op, r.workers] = together.get((r.op, r.workers), 0) + payload
-                by_state[r.state] = by_state.get(r.state, 0.0) + self.wire_bytes(r.op, payload, len(r.workers))
-            computed = clock.max()
-            for (op, workers), payload in together.items():
-                who = list(workers)
-                wire_W[who] += self.wire_bytes(op, payload, len(who)) / len(who)
-                clock[who] = clock[who].max() + (1 - self.overlap) * self.seconds(op, payload, workers)
-            at_step[step] = clock.max()
-            communication += float(at_step[step] - computed)  # groups without a common worker talk at the same time
-        at_step[done + 1 :] = _alone(clock, pace, steps - done)
-        total = float(at_step[-1]) if steps else 0.0
-        return Bill(total, communication, total - communication, at_step, wire_W, by_state)
+            at_step += meter.until(step, records)
+        at_step += meter.until(steps)
+        return Bill(
+            at_step[-1],
+            meter.communication_seconds,
+            at_step[-1] - meter.communication_seconds,
+            np.array(at_step),
+            np.array(meter.wire_bytes_W),
+            meter.wire_bytes_by_state,
+        )
 
     def wire_bytes(self, op: str, payload: int, n: int) -> float:
         """Bytes that all links together carry for one collective among ``n`` workers with this payload each."""
@@ -141,9 +128,59 @@ class Network:
         return moved / slowest + hops * self.latency_seconds
 
 
-def _alone(clock: np.ndarray, pace: np.ndarray, steps: int) -> np.ndarray:
-    """When the last worker finishes each of the next ``steps`` steps, if nobody waits for anybody."""
-    return np.asarray((clock[:, None] + pace[:, None] * np.arange(1, steps + 1)).max(0))
+class Meter:
+    """Prices a ledger step by step, as it grows; what it has seen so far is in its attributes."""
+
+    def __init__(
+        self,
+        network: Network,
+        num_workers: int,
+        compute_seconds: float = 0.0,
+        slow: dict[int, float] | None = None,
+    ):
+        self.network, self.done = network, 0
+        self.wire_bytes_W = [0.0] * num_workers
+        self.wire_bytes_by_state: dict[str, float] = {}
+        self.communication_seconds = 0.0
+        self._pace = [compute_seconds * (slow or {}).get(w, 1.0) for w in range(num_workers)]
+        self._clock = [0.0] * num_workers
+        self._costs: dict[tuple[str, int, tuple[int, ...]], tuple[float, float]] = {}
+
+    def until(self, step: int, records: Iterable[Sent] = ()) -> list[float]:
+        """Go on to ``step``, at whose end this is sent: seconds since the start at the end of every step on the way."""
+        clock, steps = self._clock, step - self.done
+        alone = [max(c + p * k for c, p in zip(clock, self._pace, strict=True)) for k in range(1, steps + 1)]
+        self._clock = clock = [c + p * steps for c, p in zip(clock, self._pace, strict=True)]
+        self.done = step
+        # What leaves in one step for the same workers in the same way is one transfer.
+        together: dict[tuple[str, tuple[int, ...]], int] = {}
+        for r in records:
+            payload = r.bytes_each
+            together[r.op, r.workers] = together.get((r.op, r.workers), 0) + payload
+            wire = self._cost(r.op, payload, r.workers)[1]
+            self.wire_bytes_by_state[r.state] = self.wire_bytes_by_state.get(r.state, 0.0) + wire
+        if not together:
+            return alone
+        computed = max(clock)
+        for (op, workers), payload in together.items():
+            seconds, wire = self._cost(op, payload, workers)
+            over = max(clock[w] for w in workers) + (1 - self.network.overlap) * seconds
+            for w in workers:
+                clock[w] = over
+                self.wire_bytes_W[w] += wire / len(workers)
+        over = max(clock)
+        self.communication_seconds += over - computed  # groups without a common worker talk at the same time
+        if alone:
+            alone[-1] = over
+        return alone
+
+    def _cost(self, op: str, payload: int, workers: tuple[int, ...]) -> tuple[float, float]:
+        """Seconds and bytes on the wire of one collective."""
+        key = op, payload, workers
+        if key not in self._costs:
+            net = self.network
+            self._costs[key] = net.seconds(op, payload, workers), net.wire_bytes(op, payload, len(workers))
+        return self._costs[key]
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,7 @@ from lab.recipe import Recipe
 from lab.seeds import derive
 from lab.store import Checkpoint, RunFolder
 from lab.tasks.text import Text, vocab_size_without_text
+from lab.watching.drift import DriftWatch, squares_W
 
 
 class Diverged(LabError):
@@ -83,11 +84,9 @@ class Trainer:
             self.adapters = Adapters.of(recipe.lora, recipe.num_workers, list(self.fleet.layout.place))
             if not dry:
                 self.adapter_watch = AdapterWatch(self.fleet, self.adapters, samples_W)
-                self.comm.observer = self.adapter_watch.before_average
         elif not dry and self.experts is not None and recipe.routing_every:
             ids = torch.cat([ids for ids, _ in self.validation])[:PROBE_WINDOWS]
             self.watch = Watch(self.fleet, ids, self.experts)
-            self.comm.observer = self.watch.before_average
         self.method = recipe.method
         self.knobs: dict[str, Any] = {}  # where those stand that were turned
         self.between: Callable[[int], Iterable[tuple[str, Any]]] = lambda t: ()  # knobs to turn before step t; may wait
@@ -102,6 +101,9 @@ class Trainer:
             samples_W,
         )
         recipe.method.init(self.state)
+        self.drift = DriftWatch(self.state)
+        if not dry:
+            self.comm.observer = self._before_average
         self.up_tW = recipe.scenario.trace(recipe.num_workers, recipe.steps, recipe.seed)
         if (~self.up_tW[0] & self.up_tW.any(0)).any():
             recipe.check_late()
@@ -185,7 +187,11 @@ class Trainer:
                         t, "the model draws random numbers inside its forward pass: workers run one after another"
                     )
                     warned_order = True
-                if t == recipe.steps or (recipe.eval_every and t % recipe.eval_every == 0):
+                if self._evaluates(t):
+                    self.drift.look(t)
+                yield from self.drift.new
+                self.drift.new.clear()
+                if self._evaluates(t):
                     yield self._evaluate(t)
                     if self.adapter_watch is not None:
                         scores = self.text.scores if self.text else lambda model: {}
@@ -271,6 +277,15 @@ class Trainer:
 
     # looking
 
+    def _evaluates(self, t: int) -> bool:
+        return t == self.recipe.steps or (self.recipe.eval_every > 0 and t % self.recipe.eval_every == 0)
+
+    def _before_average(self, state: str, stack: Stack) -> None:
+        self.drift.before_average(state, self.comm.t, self._evaluates(self.comm.t))
+        for watch in (self.watch, self.adapter_watch):
+            if watch is not None:
+                watch.before_average(state, stack)
+
     def agreed(self) -> Stack:
         """What the model is at this moment: the server's, or else the mean over those who hold its present state."""
         if self.state.served:
@@ -279,18 +294,12 @@ class Trainer:
 
     @torch.no_grad()
     def _evaluate(self, t: int) -> Evaluated:
-        params = self.state.local["params"]
         agreed = self.agreed()
-        square, count = 0.0, 0
-        for i, (mine, mean) in enumerate(zip(params.blocks, agreed.blocks, strict=True)):
-            rows = params.rows(i, self.last_up)
-            for row in rows:
-                square += float((mine[row] - mean[0]).square().sum(dtype=torch.float64))
-                count += mine.shape[1]
+        square_W, count_W = squares_W([(self.state.local["params"], agreed)], self.last_up)
         loss = self.validation_loss(agreed)
         if not math.isfinite(loss):
             raise Diverged(f"the averaged model's validation loss is {loss} after step {t}")
-        drift = math.sqrt(square / max(1, count))
+        drift = math.sqrt(sum(square_W) / max(1, sum(count_W)))
         return Evaluated(t, loss, drift, self.text.scores(self.fleet.whole_model(agreed)) if self.text else {})
 
     def validation_loss(self, agreed: Stack | nn.Module) -> float:
@@ -352,6 +361,7 @@ class Trainer:
             for i, block in enumerate(stacks.blocks):
                 tensors[f"{place}/{i}"] = block
         extra: dict[str, Any] = {"last_up": self.last_up, "up": self.fleet.up, "knobs": self.knobs}
+        extra["drift"] = self.drift.averaged
         if self.experts is not None and self.experts.movable:
             units = [(i, b) for i, b in enumerate(self.fleet.layout.blocks) if b.unit is not None]
             extra |= {"draw": self.experts.draw, "labels": [[i, b.holders, b.since] for i, b in units]}
@@ -413,7 +423,7 @@ class Trainer:
         if self.adapter_watch is not None:
             self.adapter_watch.last_M = extra["last_covered"]
         self.state.facts = extra.get("facts", self.state.facts)
-        self.t = checkpoint.step
+        self.t, self.drift.averaged = checkpoint.step, extra.get("drift", checkpoint.step)
         self.last_up, self.fleet.up = extra["last_up"], extra["up"]
         for knob, value in extra.get("knobs", {}).items():
             self.turn(knob, value)

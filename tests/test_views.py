@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import http.server
 import json
-import queue
 import re
-import shutil
-import subprocess
 import threading
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterator
@@ -449,7 +445,7 @@ def test_live_is_a_widget_that_becomes_one_picture(monkeypatch):
     assert shown_id == changed_id
     assert "application/vnd.jupyter.widget-view+json" in widget
     assert set(picture) == RESTING
-    assert view._screen.canvas.board["panels"] == view.board().spec()["panels"]
+    assert [p["title"] for p in view._screen.canvas.panels] == titles(view)
     view.rest()
     view.show()
     assert len(place.changed) == 1
@@ -514,7 +510,7 @@ def test_a_thread_shows_nothing_by_itself(monkeypatch):
 
 
 def test_drawing_is_rare_and_only_when_something_changed(monkeypatch):
-    """At most 8 times a second, in at most a twentieth of the time, and never for events that are not read."""
+    """At most 8 times a second, in at most a fiftieth of the time, and never for events that are not read."""
     Place(monkeypatch, "live")
     now, cost = [0.0], 0.0
     drawn: list[float] = []
@@ -540,10 +536,10 @@ def test_drawing_is_rare_and_only_when_something_changed(monkeypatch):
     view(Stepped(2, [2.0], 1.0, 0.1))
     assert len(drawn) == seen + 1
     cost, drawn[:] = 0.1, []
-    for event in stream[:5]:
+    for event in stream[:15]:
         view(event)
         now[0] += 1.0
-    assert np.diff(drawn).min() > 2.0
+    assert np.diff(drawn).min() > 5.0
 
 
 @pytest.mark.parametrize("where", ["live", "batch", "terminal"])
@@ -568,7 +564,7 @@ def test_a_view_that_raises_is_dropped_and_the_run_goes_on(where, method, monkey
         raise RuntimeError("no comm")
 
     if method == "nothing can be shown":
-        monkeypatch.setattr(widgets.view, "bundle", broken)
+        monkeypatch.setattr(widgets.view.Screen, "rest", broken)
     view = Bad()
     for event in routing(looks=4):
         view(event)
@@ -591,11 +587,11 @@ def test_the_example_in_the_documentation_works(monkeypatch):
     names: dict[str, Any] = {}
     imports = "from lab.columns import Columns\nfrom lab.events import *\nfrom widgets import *\nfrom widgets.pictures import Picture\n"
     exec(imports + re.sub(r"^    ", "", source, flags=re.MULTILINE), names)
-    view = names["Losses"]()
+    view = names["Pace"]()
     for event in routing(looks=9):
         view(event)
     assert len(place.shown) == 1
-    assert view.pictures()[0].series[0].y[-1] == 2.0
+    assert view.pictures()[0].series[0].y[-1] == 0.01
 
 
 @pytest.mark.slow
@@ -634,171 +630,7 @@ def test_an_executed_notebook_holds_one_picture_that_needs_no_network(tmp_path):
     assert re.findall(r'<(?:script|link|img)[^>]+(?:src|href)="(https?://[^"]+)"', text) == []
 
 
-# --- the canvas ------------------------------------------------------------------------------------------------------
-
 MODULE = Path(widgets.view.__file__).with_name("view.js")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-PAGE = """
-<!doctype html><meta charset="utf-8"><body style="margin:0; width:1000px; STYLE"><script type="module">
-class Model {
-  constructor(state) { this.state = state; this.handlers = {}; }
-  get(key) { return this.state[key]; }
-  on(event, f) { (this.handlers[event] ||= []).push(f); }
-  off(event, f) { this.handlers[event] = (this.handlers[event] || []).filter((g) => g !== f); }
-  put(key, value) { this.state[key] = value; (this.handlers["change:" + key] || []).forEach((f) => f()); }
-}
-const frames = () => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done, 30))));
-const boards = BOARDS;
-const out = {};
-try {
-  const { default: widget } = await import("/view.js");
-  const el = document.body.appendChild(document.createElement("div"));
-  const model = new Model({ board: {} });
-  const done = widget.render({ model, el });
-  const canvases = () => [...el.querySelectorAll("canvas")];
-  const pixels = (c) => c.getContext("2d").getImageData(0, 0, c.width, c.height).data;
-  const count = (c, [r, g, b]) => {
-    const d = pixels(c);
-    let n = 0;
-    for (let i = 0; i < d.length; i += 4) if (d[i] === r && d[i + 1] === g && d[i + 2] === b && d[i + 3] === 255) n++;
-    return n;
-  };
-  const inked = (c) => pixels(c).filter((v, i) => i % 4 === 3 && v).length;
-  const point = async (k, x, y) => {
-    const box = canvases()[k].getBoundingClientRect();
-    canvases()[k].dispatchEvent(new PointerEvent("pointermove", { clientX: box.left + x, clientY: box.top + y }));
-    await frames();
-    const readouts = [...el.querySelectorAll(".isthmus-readout")].filter((r) => !r.hidden);
-    return readouts.map((r) => r.textContent);
-  };
-  await frames();
-  out.empty = [el.textContent, canvases().length];
-  for (const [name, board] of Object.entries(boards)) {
-    model.put("board", board);
-    await frames();
-    out[name] = canvases().map((c) => ({ label: c.ariaLabel, role: c.getAttribute("role"), ink: inked(c), width: c.clientWidth }));
-  }
-  model.put("board", boards.plain);
-  await frames();
-  out.red = count(canvases()[0], [255, 0, 0]);
-  out.green = count(canvases()[0], [0, 255, 0]);
-  out.ground = el.querySelector("h3") && getComputedStyle(el.querySelector(".isthmus-board")).color;
-  out.cell = await point(0, 400, 60);
-  canvases()[0].dispatchEvent(new PointerEvent("pointerleave"));
-  out.line = await point(1, 80, 100);
-  out.outside = (canvases()[1].dispatchEvent(new PointerEvent("pointerleave")), await frames(), await point(0, 2, 2));
-  el.style.width = "420px";
-  await frames();
-  out.narrow = canvases().map((c) => c.clientWidth);
-  done();
-  model.put("board", boards.plain);
-  await frames();
-  out.after = [el.children.length, Object.values(model.handlers).flat().length];
-} catch (error) {
-  out.error = String(error.stack || error);
-}
-await fetch("/result", { method: "POST", body: JSON.stringify(out) });
-</script></body>
-"""
-
-
-def in_a_browser(boards: dict[str, Board], folder: Path, style: str = "") -> dict[str, Any]:
-    """What a blank page with a fake model sees of the module, drawing one board after another.
-
-    The page is served from here and posts its result back.
-    """
-    specs = json.dumps({name: board.spec() for name, board in boards.items()})
-    answers = {
-        "/": ("text/html", PAGE.replace("STYLE", style).replace("BOARDS", specs.replace("</", "<\\/")).encode()),
-        "/view.js": ("text/javascript", MODULE.read_bytes()),
-    }
-    results: queue.Queue[bytes] = queue.Queue()
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            kind, body = answers.get(self.path, ("text/plain", b""))
-            self.send_response(200)
-            self.send_header("Content-Type", kind)
-            self.end_headers()
-            self.wfile.write(body)
-
-        def do_POST(self) -> None:
-            results.put(self.rfile.read(int(self.headers["Content-Length"])))
-            self.send_response(204)
-            self.end_headers()
-
-        def log_message(self, format: str, *args: Any) -> None:
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    command = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--remote-debugging-port=0"]
-    command += [
-        f"--user-data-dir={folder / 'profile'}",
-        "--window-size=1000,900",
-        f"http://127.0.0.1:{server.server_port}/",
-    ]
-    browser = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        out: dict[str, Any] = json.loads(results.get(timeout=60))
-    finally:
-        browser.terminate()
-        browser.wait(20)
-        server.shutdown()
-        server.server_close()
-    assert "error" not in out, out["error"]
-    return out
-
-
-PLAIN = Board(
-    "Plain",
-    [
-        Matrix(
-            "Two?",
-            "step",
-            ["a", "b"],
-            [1, 2],
-            [[0, 1], [1, None]],
-            "u",
-            colours=("#ff0000", "#00ff00"),
-            hover="{row}/{column}: {value}\nwords",
-        ),
-        Lines("One?", "x", "y", [Series("up", range(11), range(11))], hover="{name} {y} at {x}"),
-    ],
-)
-
-
-@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium or Chrome on the PATH")
-@pytest.mark.processes
-def test_the_module_draws_in_a_browser(tmp_path):
-    """Every kind of picture gets ink and a label; cells have their colours; the pointer finds points; all is cleaned up."""
-    others = Board("Others", [*PICTURES.values(), *TABLES.values()])
-    boards = {"plain": PLAIN, "routing": RoutingStability.of(routing()).board(), "others": others}
-    out = in_a_browser(boards, tmp_path)
-    assert out["empty"][1] == 0
-    assert "Waiting for the first event" in out["empty"][0]
-    for name, board in boards.items():
-        assert [panel["label"] for panel in out[name]] == [p.text() for p in board.pictures]
-        assert {panel["role"] for panel in out[name]} == {"img"}
-        assert min(panel["ink"] for panel in out[name]) > 100
-    wide, *thirds = [panel["width"] for panel in out["routing"]]
-    assert wide > 950
-    assert max(thirds[:6]) < 330 < min(thirds[6:])
-    assert out["green"] == pytest.approx(2 * out["red"], rel=0.1)  # two cells of four, one, and one that is not known
-    assert out["red"] > 10_000
-    assert out["cell"] == ["a/1: 0\nwords"]
-    (line,) = out["line"]
-    assert re.fullmatch(r"up [01] at [01]", line)
-    assert out["outside"] == []
-    assert max(out["narrow"]) <= 420
-    assert out["after"] == [0, 0]
-
-
-@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium or Chrome on the PATH")
-@pytest.mark.processes
-def test_the_module_takes_the_colours_of_the_theme(tmp_path):
-    out = in_a_browser({"plain": PLAIN}, tmp_path, style="--jp-content-font-color1: rgb(1, 2, 3)")
-    assert out["ground"] == "rgb(1, 2, 3)"
 
 
 def test_the_module_is_small_and_loads_nothing():

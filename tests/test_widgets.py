@@ -14,7 +14,8 @@ from lab.events import Ended, Evaluated, Sent, Started, Stepped
 from lab.network import Network
 from lab.recipe import Recipe
 from widgets import bytes_sent, calendar, calendars, losses
-from widgets.pictures import MAX_POINTS, Bars, Calendar, Lines, Series, bundle, thin
+from widgets.pictures import MAX_POINTS, Bars, Lines, Series, bundle, thin
+from widgets.timelines import Calendar, Marks
 
 
 def made_up(period: int, steps: int = 40, num_bytes: int = 1000) -> Columns:
@@ -45,7 +46,20 @@ PICTURES = {
     "one point": Lines("One?", "x", "y", [Series("a", [1], [2])], log_x=True, log_y=True),
     "not a number": Lines("Gaps?", "x", "y", [Series("a", [1, 2, 3], [float("nan"), 2, float("inf")])]),
     "empty bars": Bars("None?", "x", [], [], []),
-    "empty calendar": Calendar("Never?", "step", [("params", [])], 10),
+    "empty calendar": Calendar("Never?", "step", ["params"], [Marks(0, "params", [])], 10),
+    "bars and strokes": Calendar(
+        "Who?",
+        "step",
+        ["w0", "w1"],
+        [
+            Marks(0, "up", [1, 8], to=[5, 10]),
+            Marks(1, "up", [1], to=[10]),
+            Marks(1, "sends <&>", [4, 8], colour=1, lane=(0, 0.5)),
+            Marks(1, "planned", [9], colour=1, faint=True, lane=(0, 0.5)),
+        ],
+        10,
+        now=8,
+    ),
 }
 
 

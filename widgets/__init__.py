@@ -1,24 +1,39 @@
 """Folds of events into pictures. Reads events and prices ledgers; never touches the tensors of a run."""
 
 from widgets.boards import Board
+from widgets.communication_budget import CommunicationBudget
+from widgets.drift import Drift
 from widgets.figures import bytes_sent, calendar, calendars, losses
+from widgets.growing import Growing
 from widgets.matrices import Grid, Matrix
-from widgets.pictures import Bars, Calendar, Lines, Series
+from widgets.pictures import Bars, Lines, Series
 from widgets.routing_stability import RoutingStability, holdings
+from widgets.sync_calendar import SyncCalendar
 from widgets.tables import table
+from widgets.timelines import Calendar, Marks
 from widgets.training import progress, train_all
-from widgets.view import View
+from widgets.training_losses import Losses
+from widgets.view import Control, View
+from widgets.workers import Workers
 
 __all__ = [
     "Bars",
     "Board",
     "Calendar",
+    "CommunicationBudget",
+    "Control",
+    "Drift",
     "Grid",
+    "Growing",
     "Lines",
+    "Losses",
+    "Marks",
     "Matrix",
     "RoutingStability",
     "Series",
+    "SyncCalendar",
     "View",
+    "Workers",
     "bytes_sent",
     "calendar",
     "calendars",

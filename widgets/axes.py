@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 FLUID = ' style="max-width:100%;height:auto"'  # of an SVG: never wider than its page
 INK, GRID = "#7d8590", "rgba(128,128,128,0.2)"
 
@@ -27,6 +29,34 @@ def short(v: float) -> str:
 
 
 @dataclass(frozen=True)
+class Extent:
+    """How far numbers reach; those that are not finite are left out. ``a | b`` is that of both together."""
+
+    low: float = math.inf
+    high: float = -math.inf
+    low_positive: float = math.inf  # where a logarithm begins
+    whole: bool = True  # all are whole numbers
+
+    @classmethod
+    def of(cls, values: Sequence[float] | np.ndarray) -> Extent:
+        finite = np.asarray(values, dtype=float)
+        finite = finite[np.isfinite(finite)]
+        if not len(finite):
+            return cls()
+        low = float(finite.min())
+        positive = low if low > 0 else float(finite[finite > 0].min(initial=math.inf))
+        return cls(low, float(finite.max()), positive, bool((finite == np.floor(finite)).all()))
+
+    def __or__(self, other: Extent) -> Extent:
+        return Extent(
+            min(self.low, other.low),
+            max(self.high, other.high),
+            min(self.low_positive, other.low_positive),
+            self.whole and other.whole,
+        )
+
+
+@dataclass(frozen=True)
 class Axis:
     """A scale from ``low`` to ``high`` (exponents of ten where it is logarithmic) with its label and ticks."""
 
@@ -37,14 +67,17 @@ class Axis:
     whole: bool = False  # ticks at whole numbers only
 
     @classmethod
-    def over(cls, label: str, values: Sequence[float], log: bool = False, pad: float = 0.02) -> Axis:
-        """Just wide enough for these values, those that a logarithm cannot take left out. Counts get whole ticks."""
-        finite = [math.log10(v) if log else v for v in values if math.isfinite(v) and (v > 0 or not log)] or [0.0, 1.0]
-        low, high = min(finite), max(finite)
+    def over(cls, label: str, reach: Extent, log: bool = False, pad: float = 0.02) -> Axis:
+        """Just wide enough, with what a logarithm cannot take left out. Counts get whole ticks."""
+        low, high = (reach.low_positive, reach.high) if log else (reach.low, reach.high)
+        if low > high:  # nothing yet
+            low, high = (1.0, 10.0) if log else (0.0, 1.0)
+        if log:
+            low, high = math.log10(low), math.log10(high)
         if low == high:
             low, high = low - 0.5, high + 0.5
-        whole = not log and all(float(v).is_integer() for v in finite)
-        return cls(label, low - pad * (high - low), high + pad * (high - low), log, whole)
+        width = high - low
+        return cls(label, low - pad * width, high + pad * width, log, reach.whole and not log)
 
     def holds(self, v: float) -> bool:
         return v > 0 or not self.log

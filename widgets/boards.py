@@ -9,7 +9,7 @@ from itertools import groupby
 from typing import Any
 
 from widgets.axes import FLUID, head, layout_of
-from widgets.pictures import Picture
+from widgets.pictures import Held, Picture, listed
 
 BOARD = 960  # width in pixels
 _MOST = 3  # pictures in a row
@@ -90,9 +90,9 @@ class Board(Picture):
     def text(self) -> str:
         return "\n\n".join([self.title, *(picture.text() for picture in self.pictures)])
 
-    def spec(self) -> dict[str, Any]:
+    def spec(self, held: Held = listed) -> dict[str, Any]:
         panels = [
-            picture.spec() | {"per_row": round(BOARD / each), "height": tall}
+            picture.spec(held) | {"per_row": round(BOARD / each), "height": tall}
             for picture, _, _, each, tall in self.places(BOARD)
         ]
         return {"kind": "board", "title": self.title, "text": self.title, "panels": panels}

@@ -10,7 +10,8 @@ from lab.columns import Columns
 from lab.events import Sent
 from lab.network import Network
 from lab.plan import human
-from widgets.pictures import Bars, Calendar, Lines, Series
+from widgets.pictures import Bars, Lines, Series
+from widgets.timelines import Calendar, Marks
 
 AXES = {
     "steps": "local steps of every worker",
@@ -76,23 +77,27 @@ def bytes_sent(runs: Mapping[str, Columns], title: str = "What did one worker ha
 
 def calendar(ledger: Sequence[Sent], last: int, title: str = "When does which state travel?") -> Calendar:
     """A mark at every step in which a state was sent."""
-    rows = []
-    for state in dict.fromkeys(r.state for r in ledger):
-        rows.append((state, sorted({r.step for r in ledger if r.state == state})))
-    return Calendar(title, "local step", rows, last)
+    rows = _by_state(ledger)
+    marks = [Marks(k, state, steps, colour=k) for k, (state, steps) in enumerate(rows.items())]
+    return Calendar(title, "local step", list(rows), marks, last)
 
 
 def calendars(
     ledgers: Mapping[str, Sequence[Sent]], last: int, title: str = "When does which state travel?"
 ) -> Calendar:
     """The same for several recipes, one row per recipe and state; a colour means a recipe, as in the other pictures."""
-    rows: list[tuple[str, Sequence[int]]] = []
-    colours: list[int] = []
+    marks: list[Marks] = []
     for k, (name, ledger) in enumerate(ledgers.items()):
-        of_recipe = calendar(ledger, last).rows
-        rows += [(f"{name}: {state}", steps) for state, steps in of_recipe]
-        colours += [k] * len(of_recipe)
-    return Calendar(title, "local step", rows, last, colours)
+        marks += [
+            Marks(len(marks) + i, f"{name}: {state}", steps, colour=k)
+            for i, (state, steps) in enumerate(_by_state(ledger).items())
+        ]
+    return Calendar(title, "local step", [m.name for m in marks], marks, last)
+
+
+def _by_state(ledger: Sequence[Sent]) -> dict[str, list[int]]:
+    """The steps in which each state was sent."""
+    return {s: sorted({r.step for r in ledger if r.state == s}) for s in dict.fromkeys(r.state for r in ledger)}
 
 
 def _smooth(y: np.ndarray, window: int) -> np.ndarray:

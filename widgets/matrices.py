@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from widgets.axes import GRID, Axis, Box, layout_of, rounded
-from widgets.pictures import COLOURS, WIDTH, Picture, plotly_text
+from widgets.pictures import COLOURS, WIDTH, Held, Picture, listed, plotly_text
 
 # Cividis (Nuñez, Anderton, Renslow 2018), which looks the same to colour-blind readers, without its darkest tenth.
 _STOPS = ("#17335f", "#3b496c", "#575d6d", "#707173", "#8a8678", "#a59c74", "#c3b369", "#e1cc55", "#fee838")
@@ -179,7 +179,7 @@ class Matrix(Picture):
             f"highest {high:.3g} ({highest})"
         )
 
-    def spec(self) -> dict[str, Any]:
+    def spec(self, held: Held = listed) -> dict[str, Any]:
         c = self.cells
         return {
             "kind": "cells",
@@ -280,8 +280,8 @@ class Grid(Picture):
     def svg(self, width: int = WIDTH, height: int | None = None) -> str:
         return self.matrix().svg(width, height or self.height(width))
 
-    def spec(self) -> dict[str, Any]:
-        return self.matrix().spec() | {"text": self.text()}
+    def spec(self, held: Held = listed) -> dict[str, Any]:
+        return self.matrix().spec(held) | {"text": self.text()}
 
     def text(self) -> str:
         held = np.asarray(self.held, dtype=float).reshape(len(self.rows), len(self.columns))

@@ -11,26 +11,37 @@ from __future__ import annotations
 import html
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, reduce
 from itertools import pairwise
+from operator import or_
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import plotly.io
 
-from widgets.axes import INK, Axis, Box, head, layout_of, rounded
+from widgets.axes import INK, Axis, Box, Extent, head, layout_of, rounded
+from widgets.growing import Growing, Numbers
 
 # After Okabe and Ito's palette, lightened where it would vanish on dark ground.
 COLOURS = ("#3b8ede", "#e69f00", "#1aa37a", "#e0653a", "#cc79a7", "#7a6fd0", "#8a8f98")
-MAX_POINTS = 400  # a line
+MAX_POINTS = 400  # a line at rest
+FAINT_POINTS = 160  # a faint one
 FEW_POINTS = 12  # up to so many, each is marked
+FAINT = 0.35  # how strong the colour of what is planned is
 WIDTH = 760  # of a picture that stands alone, in pixels
 NARROW = 640  # below this width, legends stand above the curves instead of beside them
 _DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 _SVG_DASHES = ("", "7 4", "2 3", "7 3 2 3", "11 4", "11 3 2 3")
+
+Held = Callable[[Growing | list[Any]], Any]  # how a canvas refers to numbers that it holds already
+
+
+def listed(numbers: Growing | list[Any]) -> Any:
+    """Numbers as JSON, for who holds nothing."""
+    return [None if math.isnan(v) else v for v in numbers.values.tolist()] if isinstance(numbers, Growing) else numbers
 
 
 class Picture:
@@ -49,8 +60,8 @@ class Picture:
         """Title and latest values: what a terminal shows and a screen reader says."""
         raise NotImplementedError
 
-    def spec(self) -> dict[str, Any]:
-        """What `view.js` draws, as plain JSON; ``kind`` says how."""
+    def spec(self, held: Held = listed) -> dict[str, Any]:
+        """What `view.js` draws, as plain JSON; ``kind`` says how. ``held`` writes the numbers that may be many."""
         raise NotImplementedError
 
     def height(self, width: int) -> int:
@@ -78,22 +89,30 @@ class Picture:
 
 @dataclass(frozen=True)
 class Series:
-    """A line; where ``y`` is not a number it has a gap.
+    """A line; where ``y`` is not a number it has a gap. A canvas is sent only what is new of `Growing` numbers.
 
     ``faint`` is a thin line behind the others and not in the legend. Under the pointer it speaks only if it has a name of
     its own; with the name of another line it is that line's background and takes its colour.
     """
 
     name: str
-    x: Sequence[float] | np.ndarray
-    y: Sequence[float] | np.ndarray
+    x: Numbers
+    y: Numbers
     faint: bool = False
     colour: int | None = None  # number into the palette; by default one after another
 
     @cached_property
     def points(self) -> tuple[list[float], list[float | None]]:
-        """What is drawn of it."""
-        return thin(self.x, self.y, digits=4 if self.faint else 5)
+        """What is drawn of it at rest."""
+        return thin(self.x, self.y, FAINT_POINTS if self.faint else MAX_POINTS, digits=4 if self.faint else 5)
+
+    @property
+    def last(self) -> tuple[float, float] | None:
+        """The last point that is a number."""
+        for k in range(min(len(self.x), len(self.y)) - 1, -1, -1):
+            if math.isfinite(self.y[k]):
+                return float(self.x[k]), float(self.y[k])
+        return None
 
 
 @dataclass(frozen=True)
@@ -119,12 +138,9 @@ class Lines(Picture):
         return sum(len(name) + 6 for name in self.names) > 60
 
     def axes(self) -> tuple[Axis, Axis]:
-        points = [(x, y) for s in self.series for x, y in zip(*s.points, strict=True) if y is not None]
-        floor = [self.floor[0]] if self.floor else []
-        return (
-            Axis.over(self.x, [x for x, _ in points], self.log_x),
-            Axis.over(self.y, [y for _, y in points] + floor, self.log_y, pad=0.06),
-        )
+        x = reduce(or_, (_extent(s.x) for s in self.series), Extent())
+        y = reduce(or_, (_extent(s.y) for s in self.series), Extent.of([self.floor[0]] if self.floor else []))
+        return Axis.over(self.x, x, self.log_x), Axis.over(self.y, y, self.log_y, pad=0.06)
 
     def plotly(self, width: int = WIDTH) -> dict[str, Any]:
         x_axis, y_axis = self.axes()
@@ -151,7 +167,7 @@ class Lines(Picture):
         layout = layout_of(self.title, x_axis.plotly(), y_axis.plotly(), self.height(width))
         if width < NARROW:
             layout["legend"] = {"orientation": "h", "x": 0, "y": 1, "xanchor": "left", "yanchor": "bottom"}
-            layout["margin"]["t"] = 36 + 18 * len(_legend_rows(self.names, width - 66))
+            layout["margin"]["t"] = 36 + 18 * len(legend_rows(self.names, width - 66))
         else:
             layout["margin"]["r"] = 170
         if self.floor is not None:
@@ -167,7 +183,7 @@ class Lines(Picture):
     def svg(self, width: int = WIDTH, height: int | None = None) -> str:
         x_axis, y_axis = self.axes()
         beside = width >= NARROW
-        rows = [] if beside else _legend_rows(self.names, width - 66)
+        rows = [] if beside else legend_rows(self.names, width - 66)
         box = Box(
             width, height or self.height(width), x_axis, y_axis, right=170 if beside else 18, above=17 * len(rows)
         )
@@ -205,16 +221,19 @@ class Lines(Picture):
 
     def text(self) -> str:
         ends = [_last(s) for s in self.series if not s.faint]
+        ends += [self.floor[1]] if self.floor else []
         return f"{self.title}\n{self.y} against {self.x}; last values: " + "; ".join(e for e in ends if e)
 
-    def spec(self) -> dict[str, Any]:
+    def spec(self, held: Held = listed) -> dict[str, Any]:
         x_axis, y_axis = self.axes()
         lines = []
         for s in self.series:
-            x, y = s.points
+            grows = held is not listed and isinstance(s.x, Growing) and isinstance(s.y, Growing)
+            x, y = (s.x, s.y) if grows else s.points
             dash = [int(d) for d in self._dash(s).split()]
             look = {"colour": self._colour(s), "dash": dash, "faint": s.faint, "speaks": self._speaks(s)}
-            lines.append({"name": s.name, "x": x, "y": y, "marked": len(x) <= FEW_POINTS and not s.faint} | look)
+            marked = len(x) <= FEW_POINTS and not s.faint
+            lines.append({"name": s.name, "x": held(x), "y": held(y), "marked": marked} | look)
         return {
             "kind": "lines",
             "title": self.title,
@@ -246,12 +265,17 @@ class Bars(Picture):
     names: Sequence[str]
     values: Sequence[float]
     labels: Sequence[str]
+    colours: Sequence[int] = ()  # of each row, as a number into the palette; by default one after another
+
+    @property
+    def wide(self) -> bool:
+        return len(self.names) > 16
 
     def height(self, width: int) -> int:
-        return 110 + 40 * len(self.names)
+        return 110 + (40 if len(self.names) < 6 else 26) * len(self.names)
 
     def axis(self) -> Axis:
-        return Axis(self.x, 0.0, max(self.values, default=1.0) or 1.0)
+        return Axis(self.x, 0.0, 1.02 * (max(self.values, default=1.0) or 1.0))  # the longest has a label as well
 
     def plotly(self, width: int = WIDTH) -> dict[str, Any]:
         bar = {
@@ -262,17 +286,17 @@ class Bars(Picture):
             "text": list(self.labels),
             "textposition": "outside",
             "cliponaxis": False,
-            "marker": {"color": [COLOURS[k % len(COLOURS)] for k in range(len(self.names))]},
+            "marker": {"color": [self._colour(k) for k in range(len(self.names))]},
             "hovertemplate": "%{y}: %{text}<extra></extra>",
+            "showlegend": False,
         }
         y_axis = {"autorange": "reversed", "type": "category", "showgrid": False}
         layout = layout_of(self.title, self.axis().plotly(), y_axis, self.height(width) + 30)
-        layout["showlegend"] = False
-        layout["margin"] |= {"l": _beside(self.names), "r": 170}
+        layout["margin"] |= {"l": beside(self.names), "r": 170}
         return {"data": [bar], "layout": layout}
 
     def svg(self, width: int = WIDTH, height: int | None = None) -> str:
-        box = Box(width, height or self.height(width), self.axis(), None, left=_beside(self.names), right=170)
+        box = Box(width, height or self.height(width), self.axis(), None, left=beside(self.names), right=170)
         out = box.frame(self.title)
         each = (box.bottom - box.top) / max(1, len(self.names))
         for k, (name, value, label) in enumerate(zip(self.names, self.values, self.labels, strict=True)):
@@ -280,7 +304,7 @@ class Bars(Picture):
             end = box.px(value)
             out.append(
                 f'<rect x="{box.left}" y="{y0:.1f}" width="{max(0.0, end - box.left):.1f}" height="{each * 0.64:.1f}" '
-                f'fill="{COLOURS[k % len(COLOURS)]}"/>'
+                f'fill="{self._colour(k)}"/>'
                 f'<text x="{box.left - 6}" y="{y0 + each * 0.4:.1f}" text-anchor="end" font-size="12">{html.escape(name)}</text>'
                 f'<text x="{end + 6:.1f}" y="{y0 + each * 0.4:.1f}" font-size="12">{html.escape(label)}</text>'
             )
@@ -289,77 +313,15 @@ class Bars(Picture):
     def text(self) -> str:
         return f"{self.title}\n" + "; ".join(f"{n}: {v}" for n, v in zip(self.names, self.labels, strict=True))
 
-    def spec(self) -> dict[str, Any]:
+    def spec(self, held: Held = listed) -> dict[str, Any]:
         bars = zip(self.names, self.values, self.labels, range(len(self.names)), strict=False)
         return {
             "kind": "bars",
             "title": self.title,
             "text": self.text(),
             "x": self.axis().spec(),
-            "bars": [{"name": n, "value": v, "label": s, "colour": COLOURS[k % len(COLOURS)]} for n, v, s, k in bars],
+            "bars": [{"name": n, "value": v, "label": s, "colour": self._colour(k)} for n, v, s, k in bars],
         }
-
-
-@dataclass(frozen=True)
-class Calendar(Picture):
-    """Which row has an event at which step: a mark each."""
-
-    title: str
-    x: str
-    rows: Sequence[tuple[str, Sequence[int]]]
-    last: int
-    colours: Sequence[int] = ()  # of each row, as a number into the palette; by default one after another
-
-    def height(self, width: int) -> int:
-        return 100 + 30 * len(self.rows)
-
-    def axis(self) -> Axis:
-        return Axis(self.x, -0.01 * self.last, 1.01 * self.last)
-
-    def plotly(self, width: int = WIDTH) -> dict[str, Any]:
-        data = [
-            {
-                "type": "scatter",
-                "mode": "markers",
-                "name": name,
-                "x": list(steps),
-                "y": [name] * len(steps),
-                "marker": {
-                    "symbol": "line-ns-open",
-                    "size": 13,
-                    "line": {"width": 2},
-                    "color": self._colour(k),
-                },
-                "hovertemplate": "%{y}, step %{x}<extra></extra>",
-            }
-            for k, (name, steps) in enumerate(self.rows)
-        ]
-        y_axis = {"autorange": "reversed", "type": "category"}
-        layout = layout_of(self.title, self.axis().plotly(), y_axis, self.height(width) + 30)
-        layout["showlegend"] = False
-        layout["margin"]["l"] = _beside([name for name, _ in self.rows])
-        return {"data": data, "layout": layout}
-
-    def svg(self, width: int = WIDTH, height: int | None = None) -> str:
-        names = [name for name, _ in self.rows]
-        box = Box(width, height or self.height(width), self.axis(), None, left=_beside(names))
-        out = box.frame(self.title)
-        each = (box.bottom - box.top) / max(1, len(self.rows))
-        for k, (name, steps) in enumerate(self.rows):
-            y0 = box.top + each * k
-            marks = "".join(f"M{box.px(s):.1f},{y0 + each * 0.2:.1f}v{each * 0.6:.1f}" for s in steps)
-            out.append(
-                f'<path d="{marks or "M0,0"}" stroke="{self._colour(k)}" stroke-width="1.6"/>'
-                f'<text x="{box.left - 6}" y="{y0 + each * 0.6:.1f}" text-anchor="end" font-size="12">{html.escape(name)}</text>'
-            )
-        return box.close(out)
-
-    def text(self) -> str:
-        return f"{self.title}\n" + "; ".join(f"{name}: {len(steps)} times" for name, steps in self.rows)
-
-    def spec(self) -> dict[str, Any]:
-        rows = [{"name": n, "at": list(steps), "colour": self._colour(k)} for k, (n, steps) in enumerate(self.rows)]
-        return {"kind": "calendar", "title": self.title, "text": self.text(), "x": self.axis().spec(), "rows": rows}
 
     def _colour(self, row: int) -> str:
         return COLOURS[(self.colours[row] if self.colours else row) % len(COLOURS)]
@@ -392,7 +354,7 @@ class Note(Picture):
     def text(self) -> str:
         return f"{self.title}\n{self.words}"
 
-    def spec(self) -> dict[str, Any]:
+    def spec(self, held: Held = listed) -> dict[str, Any]:
         return {"kind": "note", "title": self.title, "text": self.text(), "words": self.words}
 
     def _lines(self, width: int) -> list[str]:
@@ -408,14 +370,13 @@ def bundle(picture: Picture) -> dict[str, Any]:
     }
 
 
-def thin(
-    x: Sequence[float] | np.ndarray, y: Sequence[float] | np.ndarray, most: int = MAX_POINTS, digits: int = 5
-) -> tuple[list[float], list[float | None]]:
+def thin(x: Numbers, y: Numbers, most: int = MAX_POINTS, digits: int = 5) -> tuple[list[float], list[float | None]]:
     """At most ``most`` points of a line, keeping the extremes of every stretch; not-a-number becomes a gap (None).
 
     Values keep so many significant digits.
     """
-    xs, ys = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
+    num = min(len(x), len(y))  # of numbers that grow one may be ahead
+    xs, ys = np.asarray(x, dtype=float)[:num], np.asarray(y, dtype=float)[:num]
     if len(xs) > most:
         keep = {0, len(xs) - 1}
         for part in np.array_split(np.arange(len(xs)), most // 2 - 1):
@@ -439,8 +400,11 @@ def _evenly(x: list[float]) -> dict[str, Any]:
 
 def _last(s: Series) -> str:
     """The last value of a line that is a number, in words."""
-    known = [(x, y) for x, y in zip(*s.points, strict=True) if y is not None]
-    return f"{s.name}: {known[-1][1]:.4g} at {known[-1][0]:.4g}" if known else ""
+    return f"{s.name}: {s.last[1]:.4g} at {s.last[0]:.4g}" if s.last else ""
+
+
+def _extent(numbers: Numbers) -> Extent:
+    return numbers.extent if isinstance(numbers, Growing) else Extent.of(numbers)
 
 
 def _runs(points: Sequence[tuple[float, float] | None]) -> str:
@@ -456,12 +420,12 @@ def _runs(points: Sequence[tuple[float, float] | None]) -> str:
     return path.replace("+", " ")
 
 
-def _beside(names: Sequence[str]) -> int:
+def beside(names: Sequence[str]) -> int:
     """Pixels for names at the left."""
     return max(64, 14 + 7 * max((len(n) for n in names), default=0))
 
 
-def _legend_rows(names: Sequence[str], width: int) -> list[list[tuple[float, str]]]:
+def legend_rows(names: Sequence[str], width: int) -> list[list[tuple[float, str]]]:
     """A legend above the curves: names with their distance from the left, broken into rows."""
     rows: list[list[tuple[float, str]]] = [[]]
     at = 0.0

@@ -1,21 +1,27 @@
 // Draws a board of pictures on canvases, one canvas a picture.
 //
 // What is drawn was decided in Python: series, scales, ticks, colours, words. Here it gets pixels, the theme's colours and a
-// readout of the nearest point or cell. The board is the model's only state, so a page that is loaded again is complete.
+// readout of the nearest point or cell. Numbers that may be many are in columns, which grow; `widgets/canvas.py` says which
+// messages go to and fro. A page that is loaded again finds all of it in the model's one trait.
 
 const FONT = "system-ui, -apple-system, 'Segoe UI', sans-serif";
 const THREE = 840; // from this width on, pictures may stand three in a row,
 const TWO = 560; // and from this one on two
 const NARROW = 640; // below it, the legend stands above the curves
+const FAINT = 0.35; // what is planned and not yet done
 
 const REST =
-  "The run has ended, but this page does not know which cell to change (was it loaded again meanwhile?). " +
-  "Show the view in a new cell, and the notebook keeps its picture.";
+  "The run has ended. This page cannot change its cell by itself (it was loaded again meanwhile): show the view in a new cell, " +
+  "and the notebook keeps its picture.";
 
 const STYLE = `
 .isthmus-board { position: relative; display: grid; grid-template-columns: repeat(6, minmax(0, 1fr)); gap: 0 16px; padding: 4px 0; font-family: ${FONT}; }
 .isthmus-board h3 { grid-column: 1 / -1; margin: 2px 0 4px 14px; font-size: 16px; font-weight: 600; line-height: 1.3; }
-.isthmus-board p { grid-column: 1 / -1; margin: 0 0 6px 14px; font-size: 12px; }
+.isthmus-board p, .isthmus-controls { grid-column: 1 / -1; margin: 0 0 6px 14px; font-size: 12px; }
+.isthmus-controls { display: flex; flex-wrap: wrap; gap: 4px 18px; }
+.isthmus-controls:empty { display: none; }
+.isthmus-controls select, .isthmus-controls input { font: inherit; color: inherit; background: var(--jp-layout-color1, Canvas); padding: 2px 4px;
+  border: 1px solid var(--jp-border-color1, #8888); border-radius: 3px; margin-left: 6px; max-width: 15em; }
 .isthmus-panel { position: relative; min-width: 0; }
 .isthmus-panel canvas { display: block; width: 100%; }
 .isthmus-readout { position: absolute; z-index: 3; pointer-events: none; width: max-content; max-width: 340px; padding: 5px 9px; border-radius: 4px;
@@ -33,16 +39,15 @@ function theme(el) {
 
 function short(v) {
   if (v === 0 || !Number.isFinite(v)) return String(v);
-  for (const [limit, unit] of [[1e12, "T"], [1e9, "G"], [1e6, "M"], [1e4, "k"]])
-    if (Math.abs(v) >= limit) return Number((v / limit).toPrecision(4)) + unit;
+  for (const [limit, unit, size] of [[1e12, "T", 1e12], [1e9, "G", 1e9], [1e6, "M", 1e6], [1e4, "k", 1e3]])
+    if (Math.abs(v) >= limit) return Number((v / size).toPrecision(4)) + unit;
   return String(Number(v.toPrecision(4)));
 }
 
 const say = (pattern, words) => pattern.replace(/\{(\w+)\}/g, (whole, key) => (key in words ? words[key] : whole));
 
-/** 0 at the low end of an axis, 1 at its high end, null where a logarithm has no place for it. */
+/** 0 at the low end of an axis, 1 at its high end; not finite where a logarithm has no place for it. */
 function at(axis, v) {
-  if (v === null || (axis.log && v <= 0)) return null;
   return ((axis.log ? Math.log10(v) : v) - axis.low) / (axis.high - axis.low);
 }
 
@@ -120,6 +125,39 @@ function line(g, points) {
   g.stroke();
 }
 
+/**
+ * Where a line goes: [x, y, which point] in pixels, null for a gap. Of all points in a column of pixels the lowest and the
+ * highest are kept, and the last of all.
+ */
+function trace(xs, ys, spec, box) {
+  const [out, n, wide, tall] = [[], Math.min(xs.length, ys.length), box.right - box.left, box.bottom - box.top];
+  let [column, low, high] = [NaN, null, null];
+  const flush = () => {
+    if (low && low !== high) out.push(...(low[2] < high[2] ? [low, high] : [high, low]));
+    else if (low) out.push(low);
+    low = high = null;
+  };
+  for (let i = 0; i < n; i++) {
+    const [fx, fy] = [at(spec.x, xs[i]), at(spec.y, ys[i])];
+    if (!Number.isFinite(fx) || !Number.isFinite(fy)) {
+      flush();
+      if (out.length && out[out.length - 1]) out.push(null);
+      continue;
+    }
+    const q = [box.left + wide * fx, box.bottom - tall * fy, i];
+    if (Math.floor(q[0]) !== column) flush();
+    column = Math.floor(q[0]);
+    if (!low || q[1] > low[1]) low = q; // downwards is more
+    if (!high || q[1] < high[1]) high = q;
+    if (i === n - 1 && q !== low && q !== high) {
+      flush();
+      out.push(q);
+    }
+  }
+  flush();
+  return out;
+}
+
 // Each of these draws one kind of picture and returns what the pointer finds: (x, y) → {x, y, words, ring?} or null.
 
 const KINDS = {
@@ -150,28 +188,22 @@ const KINDS = {
       line(g, [[box.left, y], [box.right, y]]);
       g.fillText(label, box.left - 6, y + 4);
     }
-    const place = (s) =>
-      s.x.map((v, k) => {
-        const [fx, fy] = [at(spec.x, v), at(spec.y, s.y[k])];
-        if (fx === null || fy === null) return null;
-        return [box.left + (box.right - box.left) * fx, box.bottom - (box.bottom - box.top) * fy];
-      });
-    const placed = spec.series.map(place);
+    const traces = spec.series.map((s) => trace(p.column(s.x), p.column(s.y), spec, box));
     spec.series.forEach((s, k) => {
       stroke(g, s);
       g.beginPath();
-      placed[k].forEach((q, i) => {
+      traces[k].forEach((q, i) => {
         if (!q) return;
-        if (i && placed[k][i - 1]) g.lineTo(...q);
+        if (i && traces[k][i - 1]) g.lineTo(q[0], q[1]);
         else {
-          g.moveTo(...q);
+          g.moveTo(q[0], q[1]);
           g.lineTo(q[0] + 0.01, q[1]); // a point between two gaps shows as a dot
         }
       });
       g.stroke();
       g.setLineDash([]);
       g.globalAlpha = 1;
-      if (s.marked) for (const q of placed[k]) if (q) dot(g, q, 3, s.colour);
+      if (s.marked) for (const q of traces[k]) if (q) dot(g, q, 3, s.colour);
     });
     if (spec.floor) {
       const y = box.bottom - (box.bottom - box.top) * at(spec.y, spec.floor[0]);
@@ -188,15 +220,15 @@ const KINDS = {
       let near = Infinity;
       spec.series.forEach((s, k) => {
         if (!s.speaks) return;
-        placed[k].forEach((q, i) => {
-          if (!q) return;
+        for (const q of traces[k]) {
+          if (!q) continue;
           const far = Math.hypot(q[0] - x, q[1] - y) + (s.faint ? 4 : 0);
-          if (far < near) [near, best] = [far, [s, i, q]];
-        });
+          if (far < near) [near, best] = [far, [s, q]];
+        }
       });
       if (!best) return null;
-      const [s, i, q] = best;
-      const words = { name: s.name, x: short(s.x[i]), y: short(s.y[i]) };
+      const [s, q] = best;
+      const words = { name: s.name, x: short(p.column(s.x)[q[2]]), y: short(p.column(s.y)[q[2]]) };
       return { x: q[0], y: q[1], words: say(spec.hover, words), mark: () => dot(g, q, 5, s.colour, colours.ground) };
     };
   },
@@ -228,34 +260,69 @@ const KINDS = {
   },
 
   calendar(p) {
-    const { g, spec, colours } = p;
+    const { g, spec, width, colours } = p;
     g.font = `12px ${FONT}`;
-    const names = Math.max(50, ...spec.rows.map((r) => g.measureText(r.name).width));
+    const names = Math.max(50, ...spec.rows.map((name) => g.measureText(name).width));
     const box = titled(p, names + 20, 24);
+    g.font = `12px ${FONT}`;
+    let [x0, y0] = [box.left, box.top + 3];
+    for (const { name, colour, bar, faint } of spec.legend) {
+      const needs = g.measureText(name).width + 34;
+      if (x0 > box.left && x0 + needs > width) [x0, y0] = [box.left, y0 + 17];
+      g.globalAlpha = faint ? FAINT : 1;
+      g.fillStyle = colour;
+      if (bar) g.fillRect(x0, y0 - 5, 16, 10);
+      else g.fillRect(x0 + 7, y0 - 6, 2.5, 12);
+      g.globalAlpha = 1;
+      g.fillStyle = colours.ink;
+      g.fillText(name, x0 + 22, y0 + 4);
+      x0 += needs;
+    }
+    if (spec.legend.length) box.top = y0 + 13;
     labels(p, box, spec.x.label);
     ticksBelow(p, box, spec.x);
     const each = (box.bottom - box.top) / Math.max(1, spec.rows.length);
     const across = (v) => box.left + (box.right - box.left) * at(spec.x, v);
+    for (const marks of spec.marks) {
+      const [top, tall] = [box.top + each * (marks.row + marks.lane[0]), each * (marks.lane[1] - marks.lane[0])];
+      const [from, to] = [p.column(marks.at), marks.to === null ? null : p.column(marks.to)];
+      g.fillStyle = marks.colour;
+      g.globalAlpha = marks.faint ? FAINT : 1;
+      let free = -Infinity; // marks that would fall on one another are drawn once
+      from.forEach((v, k) => {
+        const x = across(v);
+        if (to) g.fillRect(x, top, Math.max(1, across(to[k] + 1) - x), tall);
+        else if (x >= free) {
+          g.fillRect(x - 0.8, top, 1.6, tall);
+          free = x + 1;
+        }
+      });
+    }
+    g.globalAlpha = 1;
     g.font = `12px ${FONT}`;
     g.textAlign = "right";
-    spec.rows.forEach((row, k) => {
-      const y = box.top + each * k;
-      g.strokeStyle = row.colour;
-      g.lineWidth = 1.6;
-      g.beginPath();
-      for (const v of row.at) {
-        g.moveTo(across(v), y + each * 0.2);
-        g.lineTo(across(v), y + each * 0.8);
-      }
-      g.stroke();
-      g.fillStyle = colours.ink;
-      g.fillText(row.name, box.left - 6, y + each * 0.6);
-    });
+    g.fillStyle = colours.ink;
+    spec.rows.forEach((name, k) => g.fillText(name, box.left - 6, box.top + each * (k + 0.5) + 4));
+    if (spec.now !== null) {
+      g.strokeStyle = colours.ink;
+      g.lineWidth = 1;
+      line(g, [[across(spec.now), box.top], [across(spec.now), box.bottom]]);
+    }
     return (x, y) => {
-      const row = spec.rows[Math.floor((y - box.top) / each)];
-      if (!row || !row.at.length || y < box.top) return null;
-      const v = row.at.reduce((a, b) => (Math.abs(across(b) - x) < Math.abs(across(a) - x) ? b : a));
-      return { x: across(v), y, words: `${row.name}, step ${v}` };
+      const row = Math.floor((y - box.top) / each);
+      let [best, near] = [null, 12];
+      for (const marks of spec.marks) {
+        if (marks.row !== row || y < box.top) continue;
+        const to = marks.to === null ? null : p.column(marks.to);
+        p.column(marks.at).forEach((v, k) => {
+          const [a, b] = [across(v), across(to ? to[k] + 1 : v)];
+          const far = Math.max(a - x, x - b, 0) + (to ? 4 : 0); // a stroke on a bar comes first
+          if (far >= near) return;
+          const when = to ? `steps ${v} to ${to[k]}` : `step ${v}`;
+          [near, best] = [far, { x: Math.min(b, Math.max(a, x)), y, words: `${spec.rows[row]}: ${marks.name}, ${when}` }];
+        });
+      }
+      return best;
     };
   },
 
@@ -375,7 +442,7 @@ class Panel {
     });
   }
 
-  draw(spec, most) {
+  draw(spec, most, column) {
     const colours = theme(this.el);
     this.el.style.gridColumn = `span ${6 / Math.min(spec.per_row, most)}`;
     this.canvas.style.height = `${spec.height}px`;
@@ -389,7 +456,7 @@ class Panel {
     const g = this.canvas.getContext("2d");
     g.setTransform(dots, 0, 0, dots, 0, 0);
     g.clearRect(0, 0, width, height);
-    const find = KINDS[spec.kind]({ g, spec, width, height, colours });
+    const find = KINDS[spec.kind]({ g, spec, width, height, colours, column });
     const found = this.pointer && find(...this.pointer);
     this.readout.hidden = !found;
     if (!found) return;
@@ -406,47 +473,180 @@ class Panel {
   }
 }
 
-function render({ model, el }) {
-  const root = el.appendChild(document.createElement("div"));
-  root.className = "isthmus-board";
-  root.appendChild(document.createElement("style")).textContent = STYLE;
-  const title = root.appendChild(document.createElement("h3"));
-  const hint = root.appendChild(document.createElement("p"));
-  hint.textContent = REST;
-  hint.hidden = true;
-  const panels = [];
-  let [frame, timer] = [0, 0];
+/** What the page holds of one model. */
+class Held {
+  constructor() {
+    this.load(null);
+  }
 
-  const draw = () => {
-    frame = 0;
-    const board = model.get("board");
-    const specs = board.panels || [];
-    const most = root.clientWidth >= THREE ? 3 : root.clientWidth >= TWO ? 2 : 1;
-    root.style.color = theme(root).ink;
-    title.textContent = board.title || "Waiting for the first event …";
-    if (board.at_rest) timer ||= setTimeout(() => (hint.hidden = false), 3000); // usually replaced before that
-    while (panels.length > specs.length) panels.pop().el.remove();
-    while (panels.length < specs.length) panels.push(new Panel(root, request));
-    specs.forEach((spec, k) => panels[k].draw(spec, most));
-  };
-  const request = () => {
-    frame ||= requestAnimationFrame(draw);
-  };
+  /** Take over a whole board. */
+  load(board) {
+    this.seq = board?.seq || 0;
+    this.head = board?.head || {};
+    this.panels = board?.panels || [];
+    this.columns = new Map();
+    for (const [number, bytes] of Object.entries(board?.columns || {})) this.put(Number(number), 0, bytes);
+  }
 
-  model.on("change:board", request);
-  const sized = new ResizeObserver(request);
-  sized.observe(root);
-  const themed = new MutationObserver(request); // JupyterLab switches its theme by attributes of the body
-  themed.observe(document.body, { attributes: true });
-  request();
-  return () => {
-    cancelAnimationFrame(frame);
-    clearTimeout(timer);
-    model.off("change:board", request);
-    sized.disconnect();
-    themed.disconnect();
-    root.remove();
+  /** Take in what changed; false if a message before it is missing. */
+  take(message, buffers) {
+    if (message.seq <= this.seq) return true;
+    if (message.seq > this.seq + 1) return false;
+    this.seq = message.seq;
+    this.head = { ...this.head, ...message.head };
+    for (const [k, fields] of message.panels) this.panels[k] = { ...this.panels[k], ...fields };
+    this.panels.length = message.num;
+    for (const number of message.gone || []) this.columns.delete(number);
+    message.columns.forEach(([number, start], k) => this.put(number, start, buffers[k]));
+    return true;
+  }
+
+  put(number, start, bytes) {
+    const fresh = new Float32Array(bytes.buffer.slice(bytes.byteOffset, bytes.byteOffset + bytes.byteLength));
+    let { data, size } = this.columns.get(number) || { data: fresh, size: 0 };
+    size = start + fresh.length;
+    if (size > data.length) {
+      const longer = new Float32Array(2 * size);
+      longer.set(data.subarray(0, start));
+      data = longer;
+    }
+    data.set(fresh, start);
+    this.columns.set(number, { data, size });
+  }
+
+  column = (number) => {
+    const held = this.columns.get(number);
+    return held ? held.data.subarray(0, held.size) : new Float32Array(0);
   };
 }
 
-export default { render };
+/** Selects and lines to type in, made anew only when there are others. */
+class Controls {
+  constructor(parent, choose) {
+    this.el = parent.appendChild(document.createElement("div"));
+    this.el.className = "isthmus-controls";
+    this.choose = choose;
+    this.made = "[]";
+  }
+
+  show(controls) {
+    const now = JSON.stringify(controls);
+    if (now === this.made) return;
+    const same = JSON.stringify(controls.map((c) => ({ ...c, value: "" }))) === this.shape;
+    if (!same) this.el.replaceChildren(...controls.map((c) => this.make(c)));
+    this.made = now;
+    this.shape = JSON.stringify(controls.map((c) => ({ ...c, value: "" })));
+    controls.forEach((c, k) => {
+      const field = this.el.children[k].lastChild;
+      if (same && field === document.activeElement && field.tagName === "INPUT") return; // somebody is typing
+      field.value = c.value;
+    });
+  }
+
+  make({ name, label, options, hint }) {
+    const el = document.createElement("label");
+    el.append(label);
+    const field = el.appendChild(document.createElement(options.length ? "select" : "input"));
+    for (const option of options) field.appendChild(document.createElement("option")).textContent = option;
+    if (!options.length) [field.type, field.placeholder] = ["text", hint];
+    field.addEventListener("change", () => this.choose(name, field.value));
+    field.addEventListener("keydown", (e) => e.stopPropagation()); // letters are no commands of the notebook here
+    return el;
+  }
+}
+
+/** Write a picture into the notebook in place of every output that shows this model; null if this page has no notebook. */
+function keep(model, { rest, id }) {
+  const cells = model.widget_manager?.context?.model?.cells;
+  if (!cells) return null;
+  for (const { outputs } of cells)
+    for (let k = 0; k < (outputs?.length || 0); k++)
+      if (outputs.get(k).data["application/vnd.jupyter.widget-view+json"]?.model_id === id)
+        outputs.set(k, { output_type: "display_data", data: rest, metadata: {} });
+  return true;
+}
+
+// A factory: what `initialize` and `render` share lies in its closure, since each of them gets a proxy of the model.
+export default () => {
+  const held = new Held();
+  const views = new Set();
+  const changed = () => views.forEach((view) => view.request());
+  let asked = false;
+
+  function initialize({ model }) {
+    const load = () => {
+      held.load(model.get("board"));
+      asked = false;
+      changed();
+    };
+    const take = (message, buffers) => {
+      if ("error" in message) return views.forEach((view) => view.say(message.error));
+      if ("rest" in message) return keep(model, message) || views.forEach((view) => view.say(REST));
+      if (held.take(message, buffers)) return changed();
+      if (!asked) model.send({ ask: "board" });
+      asked = true;
+    };
+    model.on("change:board", load);
+    model.on("msg:custom", take);
+    load();
+    return () => {
+      model.off("change:board", load);
+      model.off("msg:custom", take);
+    };
+  }
+
+  function render({ model, el }) {
+    const root = el.appendChild(document.createElement("div"));
+    root.className = "isthmus-board";
+    root.held = held; // for who wants to know what a picture is made of, tests first
+    root.appendChild(document.createElement("style")).textContent = STYLE;
+    const title = root.appendChild(document.createElement("h3"));
+    const controls = new Controls(root, (name, value) => {
+      view.say("");
+      model.send({ choose: name, value });
+    });
+    const hint = root.appendChild(document.createElement("p"));
+    hint.setAttribute("role", "status");
+    hint.hidden = true;
+    const panels = [];
+    let [frame, timer] = [0, 0];
+
+    const draw = () => {
+      frame = 0;
+      const { head, panels: specs } = held;
+      const most = root.clientWidth >= THREE ? 3 : root.clientWidth >= TWO ? 2 : 1;
+      root.style.color = theme(root).ink;
+      title.textContent = head.title || "Waiting for the first event …";
+      controls.show(head.controls || []);
+      if (head.at_rest) timer ||= setTimeout(() => model.send({ ask: "rest" }), 1500); // usually replaced before that
+      while (panels.length > specs.length) panels.pop().el.remove();
+      while (panels.length < specs.length) panels.push(new Panel(root, view.request));
+      specs.forEach((spec, k) => panels[k].draw(spec, most, held.column));
+    };
+    const view = {
+      request() {
+        frame ||= requestAnimationFrame(draw);
+      },
+      say(words) {
+        hint.textContent = words;
+        hint.hidden = !words;
+      },
+    };
+    views.add(view);
+    const sized = new ResizeObserver(view.request);
+    sized.observe(root);
+    const themed = new MutationObserver(view.request); // JupyterLab switches its theme by attributes of the body
+    themed.observe(document.body, { attributes: true });
+    view.request();
+    return () => {
+      views.delete(view);
+      cancelAnimationFrame(frame);
+      clearTimeout(timer);
+      sized.disconnect();
+      themed.disconnect();
+      root.remove();
+    };
+  }
+
+  return { initialize, render };
+};

@@ -1,30 +1,32 @@
 """Views: folds of events into pictures, drawn while a run goes on and left behind as one picture when it has ended.
 
-A new view says which events it reads, folds them, and makes pictures of what it has::
+A new view says which events it reads, folds them, and makes pictures of what it has (`docs/write_your_own_view.md`)::
 
-    class Losses(View):
-        title = "Does it learn?"
+    class Pace(View):
+        title = "How fast does it train?"
         reads = (Started, Stepped)
 
         def __init__(self) -> None:
-            self.columns = Columns()
+            self.step, self.seconds = Growing(), Growing()
 
         def fold(self, event: Event) -> None:
             if isinstance(event, Started):  # a run begins: so does the fold
-                self.columns = Columns()
-            self.columns.add(event)
+                self.step, self.seconds = Growing(), Growing()
+            if isinstance(event, Stepped):
+                self.step.append(event.step)
+                self.seconds.append(event.seconds)
 
         def pictures(self) -> list[Picture]:
-            line = Series("workers' mean", self.columns.step, self.columns.loss)
-            return [Lines("How well does it fit?", "local step", "loss, nats per token", [line])]
+            line = Series("this process", self.step, self.seconds)
+            return [Lines("How long does a local step take?", "local step", "seconds", [line])]
 
-    train(recipe, folder, each=Losses())  # in a notebook: live, then at rest
-    Losses.of(RunFolder(folder).events())  # afterwards: at rest at once
+    train(recipe, folder, each=Pace())  # in a notebook: live, then at rest
+    Pace.of(RunFolder(folder).events())  # afterwards: at rest at once
 
-The same call does the right thing everywhere. In front of a person (JupyterLab and its like) a canvas is drawn, at most `RATE`
-times a second, in at most `SHARE` of the run's time, and only when the fold has changed. When the run has ended, one output
-of plotly, SVG and text takes its place, which a saved notebook keeps. Where a program executes the notebook, and in a
-terminal, there is only that last output.
+The same call does the right thing everywhere. In front of a person (JupyterLab and its like) a canvas is drawn
+(`widgets.canvas`), at most `RATE` times a second, in at most `SHARE` of the time for all views together, and only when the
+fold has changed. When the run has ended, one output of plotly, SVG and text takes its place, which a saved notebook keeps.
+Where a program executes the notebook, and in a terminal, there is only that last output.
 
 It appears in the cell that feeds it the first event. A run in a thread has no cell: there, the view appears in the cell that
 shows it, as its last line or with ``view.show()``.
@@ -38,22 +40,39 @@ import time
 import traceback
 import uuid
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, Self
+from weakref import WeakSet
 
-import anywidget
-import traitlets
+import plotly.io
 from ipykernel.zmqshell import ZMQInteractiveShell
 from IPython.core.getipython import get_ipython
 from IPython.display import display, update_display
 
 from lab.events import Ended, Event, Started
 from widgets.boards import Board
+from widgets.canvas import Canvas
+from widgets.menus import with_menu
 from widgets.pictures import Note, Picture, bundle
 
-RATE = 8  # drawings a second, at most
-SHARE = 0.05  # of the run's time that drawing may take
+RATE = 8  # drawings of a view a second, at most
+SHARE = 0.02  # of the time that drawing all views together may take
+
+
+@dataclass(frozen=True)
+class Control:
+    """A choice that a person has while looking: it sets the attribute ``name`` of the view.
+
+    With ``options`` it is a menu, also at rest; without, a line to type in, and ``hint`` says what.
+    """
+
+    name: str
+    label: str
+    value: str
+    options: Sequence[str] = ()
+    hint: str = ""
 
 
 class View:
@@ -70,64 +89,135 @@ class View:
         """What there is to be seen by now."""
         raise NotImplementedError
 
+    def controls(self) -> Sequence[Control]:
+        """What a person may choose. The first menu is also there at rest."""
+        return ()
+
+    _lock: ClassVar = threading.RLock()  # a run feeds views from one thread, a person chooses in another
     _screen: Screen | None = None
     _changed = False
     _at_rest = False
     _dropped: Note | None = None
+    _run = ""  # the name of the run that the present event belongs to, for views that compare
+    _awaited: frozenset[str] = frozenset()  # runs that have not ended
 
     @classmethod
     def of(cls, events: Iterable[Event]) -> Self:
         """The view of a run that is over, with default options. It shows itself as the last line of a cell."""
         return cls().replay(events)
 
-    def replay(self, events: Iterable[Event]) -> Self:
+    def replay(self, events: Iterable[Event], run: str = "") -> Self:
         """Take in all events of a stored run; nothing is drawn meanwhile."""
-        for event in events:
-            if isinstance(event, self.reads):
-                self.fold(event)
-        self._at_rest = True
+        with self._lock:
+            self._run = run
+            for event in events:
+                if isinstance(event, self.reads):
+                    self.fold(event)
+            self._at_rest = True
         return self
 
     def board(self) -> Board:
         """All pictures as one, to be saved or shown elsewhere."""
-        return Board(self.title, [self._dropped] if self._dropped else self.pictures())
+        with self._lock:
+            return Board(self.title, [self._dropped] if self._dropped else self.pictures())
+
+    def bundle(self) -> dict[str, Any]:
+        """What a notebook keeps: the board, in plotly with a menu where there is something to choose."""
+        with self._lock:
+            forms = bundle(self.board())
+            menu = next((c for c in self.controls() if c.options), None)
+            if menu is None or self._dropped:
+                return forms
+            figures = {}
+            for option in menu.options:
+                vars(self)[menu.name] = option
+                figures[option] = self.board().plotly()
+            vars(self)[menu.name] = menu.value
+            forms["application/vnd.plotly.v1+json"] |= with_menu(figures, menu.value, menu.label)
+            return forms
 
     def save(self, path: str | Path) -> None:
         """Write a ``.svg``, or a ``.html`` that is interactive and needs no network."""
-        self.board().save(path)
+        if Path(path).suffix == ".html":
+            figure = self.bundle()["application/vnd.plotly.v1+json"]
+            config = figure.pop("config")
+            plotly.io.write_html(figure, path, config=config, include_plotlyjs=True, validate=False)
+        else:
+            self.board().save(path)
+
+    def choose(self, name: str, value: str) -> None:
+        """Set an option as a control does, and draw at once.
+
+        Raises
+        ------
+        ValueError
+            where there is no such control, or the value is not one that it takes.
+        """
+        with self._lock:
+            control = next((c for c in self.controls() if c.name == name), None)
+            if control is None or (control.options and value not in control.options):
+                allowed = control.options if control else [c.name for c in self.controls()]
+                raise ValueError(f"{value if control else name!r} is not there to choose: {', '.join(allowed)}")
+            vars(self)[name] = value
+            try:
+                board = self.board()
+            except ValueError:
+                vars(self)[name] = control.value
+                raise
+            self._draw(board)
 
     def __call__(self, event: Event) -> None:
         self.add(event)
 
-    def add(self, event: Event) -> None:
-        """Take in one event of a run that goes on, and draw if it is time."""
-        if self._dropped:
-            return
-        try:
-            if self._at_rest and isinstance(event, Started):  # a new run, in a new place
-                self._screen, self._at_rest = None, False
-            if isinstance(event, self.reads):
-                self.fold(event)
-                self._changed = True
-            if isinstance(event, Ended) or self._at_rest:
-                self.rest()
+    def add(self, *events: Event, run: str = "") -> None:
+        """Take in events of a run that goes on, in their order, then draw if it is time and something has changed.
+
+        Without events it only draws. ``run`` names one of several runs, for views that compare them.
+        """
+        with self._lock:
+            if self._dropped:
                 return
-            here = threading.current_thread() is threading.main_thread()
-            screen = self._place() if here else self._screen  # a thread has no cell to show anything in
-            if self._changed and screen is not None and screen.is_due():
-                screen.draw(self.board)
-                self._changed = False
-        except Exception as error:
-            self._drop(error)
+            try:
+                for event in events:
+                    self._take(event, run)
+                here = threading.current_thread() is threading.main_thread()
+                screen = self._place() if here and not self._at_rest else self._screen  # a thread has no cell
+                if self._changed and not self._at_rest and screen is not None and screen.is_due():
+                    self._draw()
+            except Exception as error:
+                self._drop(error)
+
+    def _take(self, event: Event, run: str) -> None:
+        if self._at_rest and isinstance(event, Started):  # a new run, in a new place
+            self._screen, self._at_rest = None, False
+        if isinstance(event, self.reads):
+            self._run = run
+            self.fold(event)
+            self._changed = True
+        if isinstance(event, Ended):
+            self._awaited -= {run}
+            if not self._awaited:
+                self.rest()
+
+    def lane(self, run: str) -> Lane:
+        """The way in for one of several runs that this view compares; it rests when all runs with a lane have ended."""
+        self._awaited |= {run}
+        return Lane(self, run)
 
     def show(self) -> None:
         """Appear in this cell: live while a run goes on, at rest afterwards."""
-        if self._at_rest:
-            Screen("batch" if surroundings() != "terminal" else "terminal").rest(self.board())
-        elif self._screen is None:
-            self._place()
-        else:
-            self._screen.show()
+        with self._lock:
+            if self._at_rest:
+                Screen("batch" if surroundings() != "terminal" else "terminal").rest(self.board(), self.bundle)
+                return
+            if self._screen is None:
+                self._place()
+            else:
+                self._screen.show()
+            try:
+                self._draw()
+            except Exception as error:
+                self._drop(error)
 
     _ipython_display_ = show
 
@@ -136,14 +226,21 @@ class View:
 
         `Ended` does this by itself.
         """
-        if not self._at_rest:
-            self._place().rest(self.board())
-            self._at_rest = True
+        with self._lock:
+            if not self._at_rest:
+                self._place().rest(self.board(), self.bundle)
+                self._at_rest = True
 
     def _place(self) -> Screen:
         if self._screen is None:
-            self._screen = Screen(surroundings())
+            self._screen = Screen(surroundings(), choose=self.choose)
+            self._changed = True
         return self._screen
+
+    def _draw(self, board: Board | None = None) -> None:
+        if self._screen is not None and not self._at_rest:
+            self._screen.draw(self.board if board is None else lambda: board, self.controls())
+            self._changed = False
 
     def _drop(self, error: Exception) -> None:
         """Show what went wrong where the pictures were, and take in nothing more."""
@@ -158,21 +255,44 @@ class View:
             self._at_rest = True  # if not even this can be shown, the run matters more than the message
 
 
-class Canvas(anywidget.AnyWidget):
-    """Draws the board that it was given last. That is its whole state, so a page that is loaded again has it at once."""
+@dataclass(frozen=True)
+class Lane:
+    """One of several runs of a view that compares them. It is fed and shown like a view of its own."""
 
-    _esm = Path(__file__).with_name("view.js")
-    board = traitlets.Dict().tag(sync=True)
+    view: View
+    run: str
+
+    def __call__(self, event: Event) -> None:
+        self.add(event)
+
+    def add(self, *events: Event) -> None:
+        self.view.add(*events, run=self.run)
+
+    def show(self) -> None:
+        self.view.show()
+
+    _ipython_display_ = show
+
+    def rest(self) -> None:
+        self.view.rest()
 
 
 class Screen:
     """A place in the output of a cell: a canvas in live ``surroundings``, nothing elsewhere, and one picture at the end."""
 
-    def __init__(self, where: str, clock: Callable[[], float] = time.monotonic):
+    made: ClassVar[WeakSet[Screen]] = WeakSet()
+
+    def __init__(
+        self,
+        where: str,
+        clock: Callable[[], float] = time.monotonic,
+        choose: Callable[[str, str], None] = lambda name, value: None,
+    ):
         self.where, self.clock = where, clock
-        self.canvas = Canvas() if where == "live" else None
+        self.canvas = Canvas(choose) if where == "live" else None
         self.display_id = uuid.uuid4().hex
-        self.next = -math.inf  # when it may be drawn again
+        self.drawn, self.next = -math.inf, -math.inf  # when it was, and when it may be again
+        Screen.made.add(self)
         self.show()
 
     def show(self) -> None:
@@ -184,23 +304,25 @@ class Screen:
     def is_due(self) -> bool:
         return self.canvas is not None and self.clock() >= self.next
 
-    def draw(self, board: Callable[[], Board]) -> None:
+    def draw(self, board: Callable[[], Board], controls: Sequence[Control] = ()) -> None:
         if self.canvas is not None:
             began = self.clock()
-            self.canvas.board = board().spec()
-            ended = self.clock()
-            self.next = max(began + 1 / RATE, ended + (ended - began) / SHARE)
+            self.canvas.draw(board(), controls=[asdict(c) for c in controls])
+            self.drawn = ended = self.clock()
+            num_live = sum(abs(ended - screen.drawn) < 2 for screen in Screen.made)  # they share `SHARE`
+            self.next = max(began + 1 / RATE, ended + (ended - began) * num_live / SHARE)
 
-    def rest(self, board: Board) -> None:
+    def rest(self, board: Board, forms: Callable[[], dict[str, Any]]) -> None:
         """One output for good. The canvas stays behind it for a page that was loaded again and no longer knows the cell."""
-        forms = bundle(board)
         if self.canvas is not None:
-            self.canvas.board = board.spec() | {"at_rest": True}
-            update_display(forms, raw=True, display_id=self.display_id)
+            self.drawn = -math.inf
+            self.canvas.forms = forms()
+            self.canvas.draw(board, controls=[], at_rest=True)
+            update_display(self.canvas.forms, raw=True, display_id=self.display_id)
         elif self.where == "batch":
-            display(forms, raw=True, display_id=self.display_id)
+            display(forms(), raw=True, display_id=self.display_id)
         else:
-            print(forms["text/plain"])
+            print(board.text())
 
 
 @cache

@@ -1,0 +1,156 @@
+"""What is sent, and how long does the budget last? Payload and wire bytes, and the time that links need for them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from lab.events import Event, Started
+from lab.network import NETWORKS, Network
+from lab.plan import human
+from lab.recipe import Recipe
+from widgets.curves import Curve, Price
+from widgets.forecasts import forecast
+from widgets.growing import Growing
+from widgets.pictures import Bars, Lines, Picture, Series
+from widgets.view import Control, View
+
+UNITS = {"B": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "PB": 1e15, "s": 1, "min": 60, "h": 3600, "d": 86400}
+MAX_BARS = 8  # workers; of more, those that sent most
+STEP = "local step"
+
+
+@dataclass(frozen=True)
+class Budget:
+    """So many bytes of payload (of all workers together), or so many seconds on the links."""
+
+    words: str
+    amount: float
+    in_bytes: bool
+
+    @classmethod
+    def of(cls, words: str) -> Budget | None:
+        """``20 MB`` or ``3 h``; nothing is no budget. Raises ValueError with what is allowed."""
+        if not words.strip():
+            return None
+        found = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*(\w+)\s*", words)
+        unit = next((u for u in UNITS if found and u.lower() == found[2].lower()), None)
+        if found is None or unit is None or not float(found[1]):
+            raise ValueError(
+                f"budget {words!r}: write bytes or hours on the links, as in 20 MB or 1.5 h ({', '.join(UNITS)})"
+            )
+        return cls(f"{found[1]} {unit}", float(found[1]) * UNITS[unit], unit.endswith("B"))
+
+
+@dataclass(eq=False, repr=False)
+class CommunicationBudget(View):
+    """Payload and wire bytes by state and worker, and the time that a network needs, beside what the dry run foresees.
+
+    recipe
+        of the run to come; its forecast is there before the run starts (and stays). Without it there is no forecast.
+    network
+        one of ``networks``, at first. Seconds are those of sending alone, as if computing took none.
+    budget
+        of all workers together: bytes of payload (``20 MB``) or time on the links (``1.5 h``).
+    """
+
+    title = "What does it send?"
+    reads = Curve.READS
+
+    recipe: Recipe | None = None
+    network: str = "100Mbit"
+    budget: str = ""
+    networks: Mapping[str, Network] = field(default_factory=lambda: NETWORKS)
+    run: Curve = field(default_factory=lambda: Curve(timed=False), init=False)
+    plan: Curve | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        if self.network not in self.networks:
+            raise ValueError(f"network = {self.network!r} is not allowed: use {', '.join(self.networks)}")
+        Budget.of(self.budget)
+        if self.recipe is not None:
+            self.plan = Curve(timed=False)
+            for event in forecast(self.recipe).events():
+                self.plan.add(event)
+            self.plan.close()
+
+    def fold(self, event: Event) -> None:
+        if isinstance(event, Started):
+            self.run = Curve(timed=False)
+        self.run.add(event)
+
+    def controls(self) -> list[Control]:
+        return [
+            Control("network", "network", self.network, list(self.networks)),
+            Control("budget", "budget", self.budget, hint="20 MB or 1.5 h"),
+        ]
+
+    def pictures(self) -> list[Picture]:
+        budget = Budget.of(self.budget)
+        network = self.networks[self.network]
+        run, plan = self.run.priced(network), self.plan.priced(network) if self.plan else None
+        sent, time = list[Series](), list[Series]()
+        if self.plan is not None and plan is not None:
+            sent.append(Series("payload, planned", self.plan.steps, self.plan.bytes, faint=True, colour=0))
+            sent.append(Series("wire, planned", self.plan.steps, plan.wire_bytes, faint=True, colour=1))
+            time.append(Series("planned", self.plan.steps, plan.seconds, faint=True, colour=0))
+        sent.append(Series("payload", self.run.steps, self.run.bytes, colour=0))
+        sent.append(Series("wire", self.run.steps, run.wire_bytes, colour=1))
+        time.append(Series(f"{self.network} (thin: planned)" if plan else self.network, self.run.steps, run.seconds))
+        of_bytes = (
+            self._verdict(budget, self.run.bytes, self.plan and self.plan.bytes) if budget and budget.in_bytes else None
+        )
+        of_time = self._verdict(budget, run.seconds, plan and plan.seconds) if budget and not budget.in_bytes else None
+        seconds = "seconds of sending"
+        return [
+            _lines("How many bytes were sent?", "bytes, all workers", sent, of_bytes, "{name}: {y} B at step {x}"),
+            _lines("How long do the links need?", seconds, time, of_time, "{name}: {y} s at step {x}"),
+            *self._bars(run),
+        ]
+
+    def _bars(self, run: Price) -> list[Picture]:
+        """Payload and wire bytes, of every state and of every worker."""
+        states = [(s, b, run.meter.wire_bytes_by_state.get(s, 0.0)) for s, b in self.run.bytes_by_state.items()]
+        workers = [
+            (f"w{w}", b, x) for w, (b, x) in enumerate(zip(self.run.bytes_W, run.meter.wire_bytes_W, strict=True))
+        ]
+        by_worker = "Who sent it?"
+        if len(workers) > MAX_BARS:
+            workers = sorted(workers, key=lambda worker: -worker[1])[:MAX_BARS]
+            by_worker = f"Who sent it? The {MAX_BARS} that sent most"
+        return [_pairs("Which state was it?", states), _pairs(by_worker, workers)]
+
+    def _verdict(self, budget: Budget, so_far: Growing, planned: Growing | None) -> tuple[float, str]:
+        """The budget with the step at which it runs out."""
+        spent = _crossing(self.run.steps, so_far, budget.amount)
+        if spent is not None:
+            return budget.amount, f"{budget.words}: spent at step {spent}"
+        if planned is not None and self.plan is not None:
+            will_be = _crossing(self.plan.steps, planned, budget.amount)
+            words = "enough to the end" if will_be is None else f"will be spent at step {will_be}"
+            return budget.amount, f"{budget.words}: {words}"
+        share = so_far[-1] / budget.amount if len(so_far) else 0.0
+        return budget.amount, f"{budget.words}: {share:.0%} spent"
+
+
+def _crossing(steps: Growing, amounts: Growing, budget: float) -> int | None:
+    """The first step after which more than the budget is spent."""
+    k = int(np.searchsorted(amounts.values, budget, side="right"))
+    return int(steps[k]) if k < min(len(amounts), len(steps)) else None
+
+
+def _lines(title: str, y: str, series: list[Series], floor: tuple[float, str] | None, hover: str) -> Lines:
+    """A budget far above all lines is told in words: as a line it would flatten the others."""
+    highest = max((float(s.y[-1]) for s in series if len(s.y)), default=0.0)
+    if floor is not None and floor[0] > 3 * highest > 0:
+        title, floor = f"{title} Budget {floor[1]}", None
+    return Lines(title, STEP, y, series, floor=floor, hover=hover)
+
+
+def _pairs(title: str, rows: list[tuple[str, int, float]]) -> Bars:
+    names = [f"{name} {what}" for name, _, _ in rows for what in ("payload", "wire")]
+    values = [v for _, payload, wire in rows for v in (float(payload), wire)]
+    return Bars(title, "bytes", names, values, [human(v) for v in values], colours=[0, 1] * len(rows))

@@ -1,0 +1,70 @@
+"""How far do the workers drift apart between two averages, and from what they agreed on?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from lab.events import Drifted, Ended, Event, Started
+from widgets.growing import Growing
+from widgets.pictures import Lines, Note, Picture, Series
+from widgets.view import View
+
+MAX_LINES = 16  # thin lines, one a worker; with more workers there is only the thick one
+HOVER = "{name}, step {x}: {y}\nRoot mean square over parameters, just before they are averaged; 0 = all alike"
+
+
+@dataclass(eq=False, repr=False)
+class Drift(View):
+    """Distance of every worker (thin) from the mean and from the shared parameters, as root mean squares, from `Drifted`."""
+
+    title = "Do the workers drift apart?"
+    reads = (Started, Drifted, Ended)
+
+    step: Growing = field(default_factory=Growing, init=False)
+    to_mean: _Distances = field(default_factory=lambda: _Distances(), init=False)
+    to_shared: _Distances = field(default_factory=lambda: _Distances(), init=False)
+
+    def fold(self, event: Event) -> None:
+        match event:
+            case Started():
+                self.step, self.to_mean, self.to_shared = Growing(), _Distances(), _Distances()
+            case Drifted():
+                self.step.append(event.step)
+                self.to_mean.append(event.to_mean_W)
+                self.to_shared.append(event.to_shared_W)
+
+    def pictures(self) -> list[Picture]:
+        if not len(self.step):
+            return [
+                Note(
+                    "How far apart are they?", "No look yet: there is one before every average and at every evaluation."
+                )
+            ]
+        out: list[Picture] = [self._lines("How far apart are they?", "distance from the mean", self.to_mean, 0)]
+        if self.to_shared.known:
+            out.append(self._lines("How far did they move since?", "distance from the shared", self.to_shared, 1))
+        return out
+
+    def _lines(self, title: str, y: str, distances: _Distances, colour: int) -> Lines:
+        lines = distances.each_W if len(distances.each_W) <= MAX_LINES else []
+        thin = [Series(f"worker {w}", self.step, d, faint=True, colour=2 + w) for w, d in enumerate(lines)]
+        name = "all" + (" (thin: each)" if thin else "")
+        return Lines(
+            title, "local step", y, [*thin, Series(name, self.step, distances.all, colour=colour)], hover=HOVER
+        )
+
+
+class _Distances:
+    """Of each worker, and the root mean square over those that are up."""
+
+    def __init__(self) -> None:
+        self.each_W: list[Growing] = []
+        self.all, self.known = Growing(), False
+
+    def append(self, distance_W: list[float | None]) -> None:
+        self.each_W = self.each_W or [Growing() for _ in distance_W]
+        for line, distance in zip(self.each_W, distance_W, strict=True):
+            line.append(distance)
+        up = [d for d in distance_W if d is not None]
+        self.all.append((sum(d * d for d in up) / len(up)) ** 0.5 if up else None)
+        self.known = self.known or bool(up)

@@ -1,0 +1,55 @@
+"""A menu inside a plotly figure that has ended: each entry turns it into another figure of the same traces."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from widgets.axes import INK
+
+
+def with_menu(figures: Mapping[str, dict[str, Any]], active: str, label: str) -> dict[str, Any]:
+    """The figure ``active``, with a menu of all. Entries hold what differs from one to another, under plotly's long names.
+
+    Raises
+    ------
+    ValueError
+        if the figures do not have the same traces in the same order, so that none can be turned into another.
+    """
+    shapes = {name: [trace["type"] for trace in figure["data"]] for name, figure in figures.items()}
+    if any(shape != shapes[active] for shape in shapes.values()):
+        raise ValueError(f"a menu needs the same traces in every figure; {label}: {shapes}")
+    base, buttons = figures[active], []
+    flat = {name: [dict(_leaves(trace)) for trace in figure["data"]] for name, figure in figures.items()}
+    keys = [_differing(versions) for versions in zip(*flat.values(), strict=True)]
+    touched = [k for k, differ in enumerate(keys) if differ]
+    styled = list(dict.fromkeys(key for differ in keys for key in differ))
+    layouts = {name: dict(_leaves(figure["layout"])) for name, figure in figures.items()}
+    laid_out = _differing(list(layouts.values()))
+    for name, traces in flat.items():
+        styles = {key: [traces[k].get(key) for k in touched] for key in styled}
+        layout = {key: layouts[name].get(key) for key in laid_out}
+        buttons.append({"label": name, "method": "update", "args": [styles, layout, touched]})
+    menu = {"buttons": buttons, "active": list(figures).index(active), "type": "dropdown", "showactive": True}
+    menu |= {"x": 1, "xanchor": "right", "y": 1, "yanchor": "top", "pad": {"t": 2, "r": 4}, "font": {"size": 11}}
+    menu |= {"bgcolor": "rgba(128,128,128,0.15)", "bordercolor": INK}
+    return {"data": base["data"], "layout": base["layout"] | {"updatemenus": [menu]}}
+
+
+def _differing(flat: Sequence[dict[str, Any]]) -> list[str]:
+    """The keys whose values are not the same in all."""
+    keys = dict.fromkeys(key for leaves in flat for key in leaves)
+    return [key for key in keys if any(leaves.get(key) != flat[0].get(key) for leaves in flat)]
+
+
+def _leaves(thing: dict[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    """What nested dictionaries hold, under names as ``xaxis.title.text`` and ``annotations[2].x``."""
+    for key, value in thing.items():
+        name = f"{path}.{key}" if path else key
+        if isinstance(value, dict):
+            yield from _leaves(value, name)
+        elif isinstance(value, list) and value and isinstance(value[0], dict):
+            for k, inner in enumerate(value):
+                yield from _leaves(inner, f"{name}[{k}]")
+        else:
+            yield name, value

@@ -1,0 +1,116 @@
+"""Who computes, who talks, and which state travels when? The dry run's plan, filled in as the run goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from lab.events import Ended, Event, Sent, Started, Stepped
+from lab.recipe import Recipe
+from widgets.forecasts import forecast
+from widgets.growing import Growing
+from widgets.pictures import Note, Picture
+from widgets.timelines import Calendar, Marks
+from widgets.view import View
+
+MAX_ROWS = 12  # workers with a row each; more share one
+COMPUTES, MISSED = "computes", "receives what it missed"
+GREY = 6  # of the palette
+
+
+@dataclass(eq=False, repr=False)
+class SyncCalendar(View):
+    """A row for every worker: when it computes, and a stroke for every state that it sends.
+
+    recipe
+        of the run to come: its dry run is there faintly, before the run starts and while it goes on.
+    """
+
+    title = "Who talks when?"
+    reads = (Started, Stepped, Sent, Ended)
+
+    recipe: Recipe | None = None
+    done: _Days = field(default_factory=lambda: _Days(), init=False)
+    plan: _Days | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        if self.recipe is not None:
+            self.plan = _Days.of(forecast(self.recipe).events())
+
+    def fold(self, event: Event) -> None:
+        if isinstance(event, Started):
+            self.done = _Days()
+        self.done.add(event)
+
+    def pictures(self) -> list[Picture]:
+        known = self.done if self.done.rows else self.plan
+        if known is None or not known.rows:
+            return [Note("Who computes, who talks?", "No run yet, and no recipe to look ahead with.")]
+        states = list(dict.fromkeys([*(self.plan.states if self.plan else ()), *self.done.states]))
+        planned = self.plan.marks(states, faint=True) if self.plan else []
+        last = max(known.steps, self.plan.steps if self.plan else 0, 1)
+        tall = 34 if len(known.rows) > 1 else 60
+        now = self.done.last or None
+        marks = [*planned, *self.done.marks(states)]
+        return [Calendar("Who computes, who talks?", "local step", known.rows, marks, last, now, tall)]
+
+
+class _Days:
+    """A run as spans of computing and strokes of talking, by row."""
+
+    def __init__(self) -> None:
+        self.rows: list[str] = []
+        self.states: list[str] = []
+        self.steps, self.last, self.num_workers = 0, 0, 0
+        self.spans: list[tuple[list[int], list[int]]] = []  # of each row: first steps, last steps
+        self.talks: dict[tuple[int, str], Growing] = {}
+
+    @classmethod
+    def of(cls, events: Iterable[Event]) -> _Days:
+        days = cls()
+        for event in events:
+            days.add(event)
+        return days
+
+    def add(self, event: Event) -> None:
+        match event:
+            case Started():
+                num, self.steps = int(event.recipe["num_workers"]), int(event.recipe["steps"])
+                self.rows = [f"w{w}" for w in range(num)] if num <= MAX_ROWS else [f"{num} workers"]
+                self.spans = [([], []) for _ in self.rows]
+            case Stepped():
+                self.last = event.step
+                up = [x is not None for x in event.loss_W]
+                for row, is_up in enumerate(up if len(self.rows) > 1 else [any(up)]):
+                    if is_up:
+                        extend(*self.spans[row], event.step)
+            case Sent():
+                what = MISSED if event.op == "broadcast" else event.state
+                if what not in self.states:
+                    self.states.append(what)
+                for row in event.workers if len(self.rows) > 1 else (0,):
+                    at = self.talks.setdefault((row, what), Growing())
+                    if not len(at) or at[-1] != event.step:
+                        at.append(event.step)
+
+    def marks(self, states: list[str], faint: bool = False) -> list[Marks]:
+        """Computing is a thin bar on top of a row; below it every state has a lane of its own."""
+        out = []
+        for row, (first, last) in enumerate(self.spans):
+            out.append(Marks(row, COMPUTES, list(first), list(last), colour=GREY, faint=faint, lane=(0.1, 0.3)))
+            high = 0.6 / max(1, len(states))
+            for k, state in enumerate(states):
+                at = self.talks.get((row, state))
+                if at is not None:
+                    lane = (round(0.32 + high * k, 3), round(0.32 + high * (k + 1), 3))
+                    out.append(Marks(row, state, at, colour=k % GREY, faint=faint, lane=lane))
+        return out
+
+
+def extend(first: list[int], last: list[int], step: int) -> None:
+    """Add a step to spans that are lists of first and last steps."""
+    if last and last[-1] == step - 1:
+        last[-1] = step
+    else:
+        first.append(step)
+        last.append(step)

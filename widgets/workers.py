@@ -1,0 +1,120 @@
+"""Who is up, down, late, sampled, slow? What became of the scenario."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from lab.events import Ended, Event, Sent, Started, Stepped
+from lab.recipe import Recipe
+from widgets.growing import Growing
+from widgets.pictures import Bars, Note, Picture
+from widgets.sync_calendar import MISSED, extend
+from widgets.timelines import Calendar, Marks
+from widgets.view import View
+
+MAX_ROWS = 64  # workers that are shown
+MAX_BARS = 16
+# What a worker may be doing, with its colour in the palette.
+COMPUTES, SLOWLY, DOWN, LATE, UNSAMPLED = "computes", "computes slowly", "down", "not there yet", "not sampled"
+LOOKS = {COMPUTES: 2, SLOWLY: 1, DOWN: 3, LATE: 5, UNSAMPLED: 6}
+
+
+@dataclass(eq=False, repr=False)
+class Workers(View):
+    """A row for every worker: what it does in each step, faint as the scenario foresees it, and when it is told what it missed.
+
+    recipe
+        of the run to come, so that the scenario is there before it starts.
+    """
+
+    title = "Who is there?"
+    reads = (Started, Stepped, Sent, Ended)
+
+    recipe: Recipe | None = None
+    spans: list[dict[str, tuple[list[int], list[int]]]] = field(default_factory=list, init=False)
+    plan: list[dict[str, tuple[list[int], list[int]]]] = field(default_factory=list, init=False)
+    told: list[Growing] = field(default_factory=list, init=False)
+    last: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        if self.recipe is not None:
+            self._begin(self.recipe)
+
+    def _begin(self, recipe: Recipe) -> None:
+        num, scenario = recipe.num_workers, recipe.scenario
+        self.slow, self.steps, self.last = scenario.slow, recipe.steps, 0
+        up_TW = scenario.trace(num, recipe.steps, recipe.seed).numpy()
+        unsampled = replace(scenario, sample=None).trace(num, recipe.steps, recipe.seed).numpy() & ~up_TW
+        self._unsampled_TW = unsampled
+        self.spans = [{} for _ in range(num)]
+        for t, up_W in enumerate(up_TW, start=1):
+            self._step(t, up_W.tolist())
+        self.plan, self.spans = self.spans, [{} for _ in range(num)]
+        self.told = [Growing() for _ in range(num)]
+
+    def fold(self, event: Event) -> None:
+        match event:
+            case Started():
+                self._begin(Recipe.of(event.recipe))
+            case Stepped():
+                self.last = event.step
+                self._step(event.step, [x is not None for x in event.loss_W])
+            case Sent() if event.op == "broadcast":
+                for w in event.workers:
+                    if not len(self.told[w]) or self.told[w][-1] != event.step:
+                        self.told[w].append(event.step)
+
+    def _step(self, t: int, up_W: list[bool]) -> None:
+        for w, up in enumerate(up_W):
+            spans = self.spans[w]
+            if up:
+                what = SLOWLY if self.slow.get(w, 1.0) > 1 else COMPUTES
+            elif self._unsampled_TW[t - 1, w]:
+                what = UNSAMPLED
+            else:
+                what = DOWN if COMPUTES in spans or SLOWLY in spans else LATE
+            extend(*spans.setdefault(what, ([], [])), t)
+
+    def pictures(self) -> list[Picture]:
+        if not self.spans:
+            return [Note("Who does what?", "No run yet, and no recipe to look ahead with.")]
+        num = len(self.spans)
+        marks = [m for w in range(min(num, MAX_ROWS)) for m in self._marks(w)]
+        title = "Who does what?" + (f" The first {MAX_ROWS} of {num} workers" if num > MAX_ROWS else "")
+        rows = [f"w{w}" for w in range(min(num, MAX_ROWS))]
+        tall = 30 if num <= 16 else 16
+        out: list[Picture] = [Calendar(title, "local step", rows, marks, self.steps, self.last or None, tall)]
+        if num <= MAX_BARS:
+            out.append(self._taken())
+        return out
+
+    def _marks(self, w: int) -> list[Marks]:
+        out = []
+        for spans, faint in ((self.plan[w], True), (self.spans[w], False)):
+            for what, (first, last) in spans.items():
+                known = [(max(a, self.last + 1), b) for a, b in zip(first, last, strict=True) if b > self.last]
+                known = known if faint else list(zip(first, last, strict=True))
+                lane = (0.15, 0.85) if what in (COMPUTES, SLOWLY) else (0.35, 0.65)
+                a, b = [a for a, _ in known], [b for _, b in known]
+                out.append(Marks(w, what, a, b, colour=LOOKS[what], faint=faint, lane=lane))
+        out.append(Marks(w, MISSED, self.told[w], colour=0, lane=(0.0, 1.0)))
+        return out
+
+    def _taken(self) -> Bars:
+        """Local steps that each worker has taken."""
+        names, taken, labels = [], [], []
+        for w, spans in enumerate(self.spans):
+            num = sum(_length(*spans[what]) for what in (COMPUTES, SLOWLY) if what in spans)
+            slow = f", each {self.slow[w]:g}× as long" if w in self.slow else ""
+            names.append(f"w{w}")
+            taken.append(float(num))
+            labels.append(f"{num} of {self.last}{slow}")
+        return Bars(
+            "How many steps did each take?", "local steps", names, taken, labels, colours=[LOOKS[COMPUTES]] * len(names)
+        )
+
+
+def _length(first: list[int], last: list[int]) -> int:
+    return int(np.sum(last) - np.sum(first)) + len(first)
