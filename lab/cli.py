@@ -271,11 +271,18 @@ def compare(names: tuple[str, ...], runs: str, network_name: str, as_json: bool)
 @click.option("-p", "--parameter", "parameters", multiple=True, metavar="KEY=VALUE", help="A notebook parameter.")
 @click.option("--out", default="runs/notebooks", show_default=True, help="Folder for the executed notebooks.")
 @click.option("--again", is_flag=True, help="Execute even what is already done.")
-def reproduce(notebooks: tuple[str, ...], parameters: tuple[str, ...], out: str, again: bool) -> None:
+@click.option("--all", "everything", is_flag=True, help="All of notebooks/, as without a name.")
+@click.option("--jobs", type=click.IntRange(1), help="Notebooks at a time.  [default: the cores]")
+def reproduce(
+    notebooks: tuple[str, ...], parameters: tuple[str, ...], out: str, again: bool, everything: bool, jobs: int | None
+) -> None:
     """Execute NOTEBOOKs (default: all in notebooks/) and end with a table of what holds of the papers' claims."""
+    from lab.errors import RecipeError
     from lab.reproduce import reproduce as execute
 
-    sys.exit(execute(list(notebooks), list(parameters), Path(out), again=again))
+    if everything and notebooks:
+        raise RecipeError(f"--all means all of notebooks/: leave it out, or leave out {notebooks[0]}")
+    sys.exit(execute(list(notebooks), list(parameters), Path(out), again=again, jobs=jobs))
 
 
 @main.command()

@@ -14,62 +14,85 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from lab.claims import Claims, claims_in
 from lab.errors import RecipeError
+from lab.store import write_atomically
+
+if TYPE_CHECKING:
+    from lab.sweep import Cell
 
 DONE = "isthmus"  # key in an executed notebook's metadata, written last
 NOTE = "ISTHMUS_PROGRESS_FILE"  # environment variable: where a notebook that trains leaves word how far it is
 
 
-def reproduce(names: list[str], parameters: list[str], out: Path, *, again: bool = False) -> int:
+def reproduce(
+    names: list[str], parameters: list[str], out: Path, *, again: bool = False, jobs: int | None = None
+) -> int:
     """Execute notebooks; returns the exit code, 1 if one failed.
 
     Each notebook leaves ``<name>-<hash>.ipynb`` and ``.html`` in ``out``; the hash is of its source, its parameters and the
-    lab's own code, and what is there already is not executed again. Claims that were not reproduced are no failure.
+    lab's own code, and what is there already is not executed again. Several are executed side by side, ``jobs`` at a time
+    (default: the cores), a core for each; one alone has all cores. ``claims.html`` in ``out`` has every claim of them all.
+    Claims that were not reproduced are no failure.
     """
+    from lab.sweep import Cell, claims_page, execute_all
+
     values = dict(_parameter(p) for p in parameters)
     notebooks = [find(name) for name in names] if names else sorted(Path("notebooks").glob("[0-9]*.ipynb"))
     if not notebooks:
         raise RecipeError("there is no notebooks/ folder here: run this in the project's folder, or name the notebooks")
-    jobs = [(source, json.loads(source.read_text())) for source in notebooks]
-    for source, notebook in jobs:
+    cells: list[Cell] = []
+    for source in notebooks:
+        notebook = json.loads(source.read_text())
         check_parameters(source, notebook, values)
-    out.mkdir(parents=True, exist_ok=True)
-    tables, failed = [], []
-    for source, notebook in jobs:
         mine = {k: v for k, v in values.items() if k in _declared(notebook)}
-        target = out / f"{source.stem}-{digest(source, mine)}.ipynb"
-        began = time.perf_counter()
-        if not again and is_done(target):
-            click.echo(f"{source.stem}: already done, {target.with_suffix('.html')}")
-        else:
-            click.echo(f"{source.stem}: executing …")
-            with _progress(source.stem):
-                problem = execute(source, target, mine)
-            if problem:
-                failed.append(f"{source.stem}: {problem}")
-                click.echo(f"{source.stem}: failed: {problem}", err=True)
-                continue
-            click.echo(f"{source.stem}: done in {time.perf_counter() - began:.0f} s, {target.with_suffix('.html')}")
-        table = claims_in(json.loads(target.read_text()))
-        if table is not None:
-            tables.append(table)
-    _report(tables)
-    for line in failed:
-        click.echo(f"failed: {line}", err=True)
+        cells.append(Cell(mine, out / f"{source.stem}-{digest(source, mine)}.ipynb", source=source))
+    out.mkdir(parents=True, exist_ok=True)
+    missing = [cell for cell in cells if again or not is_done(cell.target)]
+    for cell in cells:
+        word = "executing …" if cell in missing else f"already done, {cell.target.with_suffix('.html')}"
+        click.echo(f"{cell.name}: {word}")
+    if len(missing) == 1 or jobs == 1:
+        for cell in missing:
+            _alone(cell)
+    elif missing:
+        execute_all(missing[0].target, missing, jobs)
+    for cell in cells:
+        if cell.problem is None:
+            cell.claims = claims_in(json.loads(cell.target.read_text()))
+    _report([cell.claims for cell in cells if cell.claims is not None])
+    page = out / "claims.html"
+    write_atomically(page, claims_page(cells).encode())
+    click.echo(f"every claim on one page: {page}")
+    failed = [cell for cell in cells if cell.problem is not None]
+    for cell in failed:
+        click.echo(f"failed: {cell.name}: {cell.problem}", err=True)
     return 1 if failed else 0
+
+
+def _alone(cell: Cell) -> None:
+    """Execute one notebook in this process, with all cores and word of how far it is."""
+    assert cell.source is not None
+    began = time.perf_counter()
+    with _progress(cell.source.stem):
+        cell.problem = execute(cell.source, cell.target, cell.parameters)
+    cell.seconds = time.perf_counter() - began
+    how = (
+        f"failed: {cell.problem}"
+        if cell.problem
+        else f"done in {cell.seconds:.0f} s, {cell.target.with_suffix('.html')}"
+    )
+    click.echo(f"{cell.name}: {how}", err=cell.problem is not None)
 
 
 def execute(source: Path, target: Path, parameters: dict[str, Any]) -> str | None:
     """Run one notebook under papermill and make its page; what went wrong, or None."""
     import papermill
     from papermill.exceptions import PapermillExecutionError
-
-    from lab.store import write_atomically
 
     os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
     try:

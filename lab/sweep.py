@@ -34,10 +34,13 @@ class Cell:
     target: Path
     problem: str | None = None
     claims: Claims | None = None
+    source: Path | None = None  # where cells are of different notebooks
+    seconds: float = 0.0
 
     @property
     def name(self) -> str:
-        return " ".join(f"{k}={_short(v)}" for k, v in self.parameters.items())
+        stem = [self.source.stem] if self.source is not None else []
+        return " ".join([*stem, *(f"{k}={_short(v)}" for k, v in self.parameters.items())])
 
     @property
     def result(self) -> str:
@@ -68,7 +71,7 @@ def sweep(name: str, parameters: Sequence[str], out: Path, *, jobs: int | None =
     missing = [cell for cell in cells if again or not is_done(cell.target)]
     done = len(cells) - len(missing)
     click.echo(f"{source.stem}: {len(cells)} combinations" + (f", {done} already done" if done else ""))
-    _execute_all(source, missing, max(1, min(jobs or num_cores(), len(missing))))
+    execute_all(source, missing, jobs)
     for cell in cells:
         if cell.problem is None:
             cell.claims = claims_in(json.loads(cell.target.read_text()))
@@ -119,8 +122,9 @@ def _value(text: str) -> Any:
         return text
 
 
-def _execute_all(source: Path, cells: list[Cell], jobs: int) -> None:
-    """Each in a process; who is done makes room for the next."""
+def execute_all(source: Path, cells: list[Cell], jobs: int | None = None) -> None:
+    """Each in a process, as many at a time as ``jobs`` (default: the cores); who is done makes room for the next."""
+    jobs = max(1, min(jobs or num_cores(), len(cells)))
     waiting, going = list(cells), dict[int, tuple[Cell, subprocess.Popen[bytes]]]()  # by the core they run on
     began, said, live = time.monotonic(), time.monotonic(), sys.stderr.isatty()
     with tempfile.TemporaryDirectory() as notes:
@@ -129,13 +133,15 @@ def _execute_all(source: Path, cells: list[Cell], jobs: int) -> None:
                 for core in (c for c in range(jobs) if c not in going):
                     if waiting:
                         cell = waiting.pop(0)
-                        going[core] = cell, _begin(source, cell, core, Path(notes))
+                        cell.seconds = time.monotonic()
+                        going[core] = cell, _begin(cell.source or source, cell, core, Path(notes))
                 for core, (cell, process) in list(going.items()):
                     if process.poll() is None:
                         continue
                     del going[core]
                     cell.problem = _outcome(process, Path(notes), core)
-                    how = "done" if cell.problem is None else f"failed: {cell.problem}"
+                    cell.seconds = time.monotonic() - cell.seconds
+                    how = f"done in {cell.seconds:.0f} s" if cell.problem is None else f"failed: {cell.problem}"
                     _say(f"{cell.name or source.stem}: {how}", live)
                 if time.monotonic() - said > (0.5 if live else 30):
                     said = time.monotonic()
@@ -252,10 +258,37 @@ def to_html(title: str, cells: Sequence[Cell]) -> str:
             for cell, c in mine
         ]
         parts.append(_table([*keys, "measured", "verdict", "note"], of_claim))
+    return _page(f"{title}: {len(cells)} combinations", "".join(parts))
+
+
+def claims_page(cells: Sequence[Cell]) -> str:
+    """One page that needs no network: every claim of several notebooks, and how many there are of each verdict."""
+    counts = dict.fromkeys(SIGN, 0)
+    for _, claim in _claims(cells):
+        counts[claim.verdict] += 1
+    rows = []
+    for cell in cells:
+        took = f"{cell.seconds:.0f} s" if cell.seconds else "done before"
+        result = _td(cell.result, bad=cell.problem is not None)
+        rows.append([_td(cell.name), result, _td(took), f"<td>{''.join(_links(cell))}</td>"])
+    parts = [_table(["notebook", "claims", "took", "pages"], rows)]
+    for cell in cells:
+        if cell.claims is not None:
+            columns = ("paper", "claim", "setting there", "measured", "verdict", "note")
+            of_notebook = [
+                [*map(_td, (c.paper, c.says, c.setting, c.measured, f"{SIGN[c.verdict]} {c.verdict}", c.note))]
+                for c in cell.claims.rows
+            ]
+            parts.append(f"<h2>{html.escape(cell.name)}</h2>" + _table(columns, of_notebook))
+    words = ", ".join(f"{n} {SIGN[verdict]} {verdict}" for verdict, n in counts.items())
+    return _page("What holds of the papers' claims", f"<p>{words}</p>{''.join(parts)}")
+
+
+def _page(title: str, body: str) -> str:
     return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}: a sweep</title>'
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
         f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style></head><body>'
-        f"<h1>{html.escape(title)}: {len(cells)} combinations</h1>{''.join(parts)}</body></html>"
+        f"<h1>{html.escape(title)}</h1>{body}</body></html>"
     )
 
 

@@ -114,3 +114,30 @@ def test_the_comparison_by_hand(tmp_path: Path) -> None:
     assert "href" not in page
     assert page.index("0.5") < page.index("0.7")
     assert '<td class="bad">failed: it fell</td>' in page
+
+
+@pytest.mark.processes
+def test_all_notebooks_side_by_side_and_one_page_of_claims(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``reproduce --all``: what fails is named and the rest goes on; what is done is not run again; one page has all claims."""
+    (tmp_path / "notebooks").mkdir()
+    _, second = (notebook(tmp_path / "notebooks" / f"{k}.ipynb") for k in ("01_one", "02_two"))
+    second.write_text(second.read_text().replace("x: int = 1", "x: int = 2"))
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(main, ["reproduce", "--all"])
+    assert done.exit_code == 1, done.output
+    assert re.search(r"01_one: done in \d+ s", done.stdout)
+    assert re.search(r"failed: 02_two: cell \d raised ValueError: two & no more", done.stderr)
+    page = (tmp_path / "runs/notebooks/claims.html").read_text()
+    assert "1 ✗ not reproduced" in page
+    assert "1 of a" in page
+    assert "two &amp; no more" in page
+    second.write_text(second.read_text().replace("x: int = 2", "x: int = 3"))
+    again = CliRunner().invoke(main, ["reproduce"])
+    assert again.exit_code == 0, again.output
+    assert "01_one: already done" in again.stdout
+    page = (tmp_path / "runs/notebooks/claims.html").read_text()
+    assert "1 ✓ holds, 1 ✗ not reproduced" in page
+    assert not re.findall(r'(?:src|href)="(?:https?:)?//', page)
+    assert all((tmp_path / "runs/notebooks" / link).exists() for link in re.findall(r'href="([^"]+)"', page))
+    named = CliRunner().invoke(main, ["reproduce", "01_one", "--all"])
+    assert named.exit_code == 2
