@@ -252,7 +252,7 @@ def test_hetlora_by_hand() -> None:
     )
     assert method.tail(module, 4).item() == pytest.approx(tail.item())
     plain = module.loss(*tokens(0, 1))
-    assert float(method.loss(lab.state)(module, 0, *tokens(0, 1))) == pytest.approx(float(plain + 3 * tail))
+    assert method.regularised(lab.state)(module, 0, *tokens(0, 1)).item() == pytest.approx((plain + 3 * tail).item())
 
 
 def test_hetlora_prunes_when_the_tail_shrinks() -> None:
@@ -409,7 +409,7 @@ def test_the_nested_loss_by_hand() -> None:
     each = prefix_losses(module, ids, targets, [1, 2, 4])
 
     def loss(**options: Any) -> float:
-        return float(PreLort(**options).loss(lab.state, 9)(module, 0, ids, targets))
+        return float(PreLort(**options).nested_loss((1, 2, 4), 9)(module, 0, ids, targets))
 
     assert loss() == pytest.approx(float(each.mean()))
     assert loss(omega="last") == pytest.approx(float((each * torch.tensor([0.25, 0.25, 0.5])).sum()))

@@ -14,7 +14,7 @@ from lab.adapters.rounds import InnerStates, fetching, open_, rescale_, start_
 from lab.comm import Communicator
 from lab.config import Fraction, Period, Positive, config
 from lab.fleet import clip_
-from lab.methods.state import Grad, State
+from lab.methods.state import Grad, Loss, State
 from lab.models.lora import adapters as adapters_of
 from lab.models.lora import cut_to
 from lab.optim import AdamW, Optimizer
@@ -52,7 +52,7 @@ class HetLoRA:
 
     def step(self, s: State, grad: Grad, comm: Communicator, t: int) -> Tensor:
         self.fetch_(s, comm, t)
-        loss_W = grad(s, self.loss(s))
+        loss_W = grad(s, self.regularised(s))
         clip_(s.grads, self.max_norm)
         self.inner.step_(s, t)
         if t % self.sync_every == 0 and any(s.fleet.up):
@@ -73,15 +73,16 @@ class HetLoRA:
             for w in to:
                 s.facts["tails"][w] = float(self.tail(s.fleet.modules[w], ranks[w]).detach())
 
-    def loss(self, s: State):  # type: ignore[no-untyped-def]
+    def regularised(self, s: State) -> Loss:
+        """The client's loss at its present rank, with the regulariser on the tail."""
         ranks = s.facts["ranks"]
 
-        def regularised(module: nn.Module, worker: int, ids: Tensor, targets: Tensor) -> Tensor:
+        def loss_of(module: nn.Module, worker: int, ids: Tensor, targets: Tensor) -> Tensor:
             with cut_to(module, ranks[worker]):
                 loss: Tensor = module.loss(ids, targets)  # type: ignore[operator]
             return loss + self.decay * self.tail(module, ranks[worker]) if self.decay else loss
 
-        return regularised
+        return loss_of
 
     def tail(self, module: nn.Module, rank: int) -> Tensor:
         """Σ over the adapted maps of ‖B[:, γr:]‖·‖A[γr:]‖."""

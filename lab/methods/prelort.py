@@ -17,7 +17,7 @@ from lab.adapters.rounds import mean_of_holders as segment_mean
 from lab.comm import Communicator
 from lab.config import Period, Positive, config
 from lab.fleet import clip_
-from lab.methods.state import Grad, State
+from lab.methods.state import Grad, Loss, State
 from lab.models.lora import Cut, prefix_losses, weighted
 from lab.optim import AdamW, Optimizer
 from lab.outer import descend_
@@ -73,17 +73,16 @@ class PreLort:
 
     def step(self, s: State, grad: Grad, comm: Communicator, t: int) -> Tensor:
         fetch_(s, comm, t, self.sync_every, self.inner_states)
-        loss_W = grad(s, self.loss(s, t))
+        assert s.adapters is not None
+        loss_W = grad(s, self.nested_loss(s.adapters.bounds, t))
         clip_(s.grads, self.max_norm)
         self.inner.step_(s, t)
         if t % self.sync_every == 0 and any(s.fleet.up):
             self.aggregate_(s, comm)
         return loss_W
 
-    def loss(self, s: State, t: int):  # type: ignore[no-untyped-def]
-        """The nested loss of local step ``t`` as a function of (module, worker, ids, targets)."""
-        assert s.adapters is not None
-        occurring = s.adapters.bounds
+    def nested_loss(self, occurring: tuple[int, ...], t: int) -> Loss:
+        """The loss of local step ``t``, where these ranks occur in the federation."""
 
         def nested(module: nn.Module, worker: int, ids: Tensor, targets: Tensor) -> Tensor:
             cut: Cut = module.cut  # type: ignore[assignment]
