@@ -33,9 +33,10 @@ class Text:
         """Read (or make) what ``recipe.corpus`` names; ``corpus`` is one that is there already. Raises RecipeError."""
         batch_size, context, num_workers = recipe.batch_size, recipe.context, recipe.num_workers
         split, seed = derive(recipe.seed, "split"), derive(recipe.seed, "batches")
-        if task_name(recipe.corpus):
+        name = task_name(recipe.corpus)
+        if name is not None:
             task = load_task(
-                recipe.corpus,
+                name,
                 context=context,
                 num_workers=num_workers,
                 split=recipe.split,
