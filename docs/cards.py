@@ -58,15 +58,22 @@ def traffic(command: str) -> str:
         each = human(total / len(payload)) + (" (mean)" if len(set(payload.values())) > 1 else "")
         lines.append(f"| `{state}` | {op} | {how_often(sorted(payload), r.steps)} | {each} | {human(total)} |")
     than = [less(p.ddp_bytes, p.payload_bytes, "DDP")]
-    if p.ledger[0].step > 1 and r.method.inner.state_names:  # who sends in every step is not compared with rounds
+    rounds = max(len(by_step([x for x in mine if x.op == op])) for op in {x.op for x in mine}) < r.steps
+    if rounds and r.method.inner.state_names:  # who sends in every step is not compared with rounds
         than.append(less(p.local_adam_bytes, p.payload_bytes, "Local Adam"))
     lines += [
         "",
-        f"- payload: {', '.join(than)}",
-        f"- on the wires of a ring: {less(p.ddp_wire_bytes, p.wire_bytes, 'DDP')}",
+        f"- payload: {', '.join(than)}"
+        + (f" (both with adapters of rank {r.lora.bounds[-1]} at every worker)" if r.lora.ranks else ""),
+        f"- on the wires to and from a server: {less(p.ddp_wire_bytes, p.wire_bytes, 'DDP on a ring')}"
+        if p.served
+        else f"- on the wires of a ring: {less(p.ddp_wire_bytes, p.wire_bytes, 'DDP')}",
         f"- most in one step: {human(max(by_step(mine).values()))}",
-        f"- kept by a worker: {kept(p):.2f} numbers per parameter that it holds",
+        f"- kept by a worker: {kept(p):.2f} numbers per parameter that it holds"
+        + (f" (of adapters), and {human(p.frozen_bytes)} of the frozen model" if r.lora.ranks else ""),
     ]
+    if r.lora.ranks and len(set(p.payload_bytes_W)) > 1:
+        lines.append(f"- worker by worker: {', '.join(map(human, p.payload_bytes_W))}")
     return "\n".join(lines)
 
 
@@ -80,9 +87,9 @@ def by_step(mine: list[Sent]) -> dict[int, int]:
 
 def how_often(at: list[int], steps: int) -> str:
     """In words, the steps in which something is sent."""
-    gap = at[0]
-    if at == list(range(gap, steps + 1, gap)):
-        return "in every step" if gap == 1 else f"every {gap} steps"
+    gap = at[1] - at[0] if len(at) > 1 else at[0]
+    if at == list(range(at[0], steps + 1, gap)) and at[0] in (1, gap):
+        return "in every step" if gap == 1 else f"every {gap} steps" + (", from the first on" if at[0] == 1 else "")
     return f"{len(at):,} times" if len(at) > 1 else "once"
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -144,6 +146,22 @@ class _Progress:
             f"{self.folder.path}: {steps} steps, validation loss {self.validation:.4f} nats per token, "
             f"{human(self.bytes)} of payload from {self.recipe.num_workers} workers, {columns.tokens_per_second:,.0f} tokens/s"
         )
+        for line in _findings(columns):
+            click.echo(f"  {line}")
+
+
+def _findings(columns: Columns) -> Iterator[str]:
+    """What else a run has to show at its end: scores of its task, its prefixes, its routing."""
+    if columns.scores and columns.scores[-1]:
+        yield ", ".join(f"{name} {value:.3f}" for name, value in columns.scores[-1].items())
+    if columns.truncated and len(columns.truncated[-1].bounds_M) > 1:
+        last = columns.truncated[-1]
+        cuts = zip(last.bounds_M, last.loss_M, strict=True)
+        yield "loss cut to rank " + ", ".join(f"{rank}: {loss:.4f}" for rank, loss in cuts)
+    if columns.routed:
+        ghosts = [x for row in columns.routed[-1].ghost_fraction_WL if row is not None for x in row]
+        if any(ghosts):
+            yield f"routing: {sum(ghosts) / len(ghosts):.1%} of choices fall on experts that the worker does not hold"
 
 
 def _train(recipe: Recipe, folder: RunFolder) -> None:
@@ -341,8 +359,35 @@ def list_(runs: str) -> None:
     there = sorted(p.parent for p in Path(runs).glob("*/recipe.json"))
     click.echo(f"runs in {runs}/" + ("" if there else ": none yet"))
     for path in there:
-        ended = RunFolder(path).ended()
-        click.echo(f"  {path.name:<32} {ended.status if ended else 'unfinished'}")
+        click.echo(f"  {path.name:<32} {_in_short(RunFolder(path))}")
+
+
+def _in_short(folder: RunFolder) -> str:
+    """Where a run stands: status, what it trains on what, steps, and its last validation loss."""
+    from lab.recipe import SIZES
+
+    ended, recipe = folder.ended(), folder.recipe()
+    model = next((name for name, size in SIZES.items() if size == recipe.model), type(recipe.model).__name__)
+    done = f"{ended.step:,} of " if ended and ended.step != recipe.steps else ""
+    loss = _last_loss(folder.path / "events.jsonl")
+    word = f"{ended.status if ended else 'unfinished':<12}{model} on {recipe.corpus}, {done}{recipe.steps:,} steps"
+    return word + ("" if loss is None else f", validation loss {loss:.4f}")
+
+
+def _last_loss(file: Path) -> float | None:
+    """Of the last evaluation, if that is near the end of the events: a long file is not read for it."""
+    from lab.events import Evaluated, from_json
+
+    if not file.exists():
+        return None
+    with open(file, "rb") as f:
+        f.seek(max(0, file.stat().st_size - (1 << 18)))
+        lines = f.read().split(b"\n")[:-1]
+    for line in reversed(lines):
+        if re.match(rb'{"kind": ?"evaluated"', line):
+            event = from_json(line.decode())
+            return event.loss if isinstance(event, Evaluated) else None
+    return None
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 from lab.comm import Ledger
 from lab.events import Sent
@@ -17,10 +17,11 @@ from lab.run import Trainer, dry_run
 
 @dataclass(frozen=True)
 class StatePlan:
-    """One state's traffic, per worker."""
+    """One state's traffic by one operation, per worker."""
 
     state: str
-    times: int  # collectives in the run
+    op: str
+    times: int  # local steps in which there is some
     bytes_each: int
     total_bytes: int
 
@@ -42,12 +43,14 @@ class Plan:
     ledger: list[Sent]
     num_params: int
     params_per_worker: list[int]
-    state_bytes_per_worker: int  # params, gradients and optimizer states of the largest worker
+    state_bytes_per_worker: int  # params, gradients and optimizer states of the largest worker, and what is agreed
+    frozen_bytes: int  # of the model that adapters are added to, at every worker
     states: list[StatePlan]  # of the worker that sends most
     payload_bytes_W: list[int]
-    wire_bytes: float  # on a ring, of the worker that sends most
+    served: bool  # between workers and a server, no worker with another
+    wire_bytes: float  # on a ring, or to and from a server, of the worker that sends most
     ddp_bytes: int  # per worker, the same recipe with DDP
-    ddp_wire_bytes: float
+    ddp_wire_bytes: float  # on a ring
     local_adam_bytes: int  # per worker, Local Adam with the period of params
     seconds_per_step: float
     forecasts: list[Forecast]
@@ -64,10 +67,12 @@ class Plan:
             "num_params": self.num_params,
             "params_per_worker": self.params_per_worker,
             "state_bytes_per_worker": self.state_bytes_per_worker,
+            "frozen_bytes_per_worker": self.frozen_bytes,
             "states": [vars(s) for s in self.states],
             "payload_bytes_per_worker": self.payload_bytes_W,
-            "ring_wire_bytes_per_worker": self.wire_bytes,
-            "times_less_than_ddp_on_a_ring": self.ddp_wire_bytes / self.wire_bytes if self.wire_bytes else None,
+            "served": self.served,
+            "wire_bytes_per_worker": self.wire_bytes,
+            "times_less_than_ddp_on_wires": self.ddp_wire_bytes / self.wire_bytes if self.wire_bytes else None,
             "ddp_bytes_per_worker": self.ddp_bytes,
             "local_adam_bytes_per_worker": self.local_adam_bytes,
             "times_less_than_ddp": _ratio(self.ddp_bytes, self.payload_bytes),
@@ -77,24 +82,31 @@ class Plan:
         }
 
     def to_text(self) -> str:
-        r = self.recipe
+        r, bounds = self.recipe, self.recipe.lora.bounds
+        ranks = f" in adapters of rank {bounds[0]}" + (f" to {bounds[-1]}" if len(bounds) > 1 else "") if bounds else ""
+        frozen = f", and {human(self.frozen_bytes)} of the frozen model" if self.frozen_bytes else ""
+        rows = [(self._label(s), s) for s in self.states]
+        wide = max([20, *(len(label) for label, _ in rows)])
         lines = [
-            f"{name_of(r.method)}: {r.num_workers} workers × {r.steps:,} local steps, {self.num_params:,} parameters, "
+            f"{name_of(r.method)}: {r.num_workers} workers × {r.steps:,} local steps, {self.num_params:,} parameters{ranks}, "
             f"{r.num_workers * r.batch_size * r.context:,} tokens a step",
-            f"a worker holds {human(self.state_bytes_per_worker)} of parameters, gradients and optimizer states",
+            f"a worker holds {human(self.state_bytes_per_worker)} of parameters, gradients and optimizer states{frozen}",
             "",
-            f"{'per worker':<22}{'times':>8}{'each':>12}{'payload':>12}",
+            f"{'per worker':<{wide + 2}}{'times':>8}{'each':>12}{'payload':>12}",
         ]
         lines += [
-            f"  {s.state:<20}{s.times:>8,}{human(s.bytes_each):>12}{human(s.total_bytes):>12}" for s in self.states
+            f"  {label:<{wide}}{s.times:>8,}{human(s.bytes_each):>12}{human(s.total_bytes):>12}" for label, s in rows
         ]
         lines += [
-            f"  {'all':<20}{sum(s.times for s in self.states):>8,}{'':>12}{human(self.payload_bytes):>12}",
+            f"  {'all':<{wide}}{sum(s.times for s in self.states):>8,}{'':>12}{human(self.payload_bytes):>12}",
             f"  {_less('DDP', self.ddp_bytes, self.payload_bytes)}   "
-            f"{_less('Local Adam', self.local_adam_bytes, self.payload_bytes)}",
+            f"{_less('Local Adam', self.local_adam_bytes, self.payload_bytes)}"
+            + (f" (both with adapters of rank {bounds[-1]} at every worker)" if bounds else ""),
         ]
         on_ring = self.ddp_wire_bytes / self.wire_bytes if self.wire_bytes else 1.0
-        if self.payload_bytes and abs(on_ring * self.payload_bytes / self.ddp_bytes - 1) > 0.005:
+        if self.served:
+            lines.append(f"  on the wires to and from the server {on_ring:.2f}× fewer than DDP on a ring")
+        elif self.payload_bytes and abs(on_ring * self.payload_bytes / self.ddp_bytes - 1) > 0.005:
             lines.append(
                 f"  on the wire of a ring {on_ring:.2f}× fewer than DDP: small groups send less, payloads that cannot be summed "
                 "on the way more"
@@ -104,13 +116,19 @@ class Plan:
                 "  workers differ: " + ", ".join(f"{w}: {human(b)}" for w, b in enumerate(self.payload_bytes_W))
             )
         if self.forecasts:
-            lines += ["", f"{'hours on':<22}{'compute':>10}{'network':>10}{'together':>10}{'DDP':>12}{'gain':>9}"]
+            head = "hours with a server" if self.served else "hours on"
+            lines += ["", f"{head:<22}{'compute':>10}{'network':>10}{'together':>10}{'DDP':>12}{'gain':>9}"]
             lines += [
                 f"  {f.network:<20}{f.compute_hours:>10.3g}{f.communication_hours:>10.3g}{f.total_hours:>10.3g}"
                 f"{f.ddp_hours:>12.3g}{f.ddp_hours / f.total_hours:>8.2f}×"
                 for f in self.forecasts
             ]
         return "\n".join(lines)
+
+    def _label(self, s: StatePlan) -> str:
+        """The state's name, with the operation where there are several."""
+        alone = sum(other.state == s.state for other in self.states) == 1
+        return s.state if alone else f"{s.state}, {s.op}"
 
 
 def plan(
@@ -126,12 +144,17 @@ def plan(
     ----------
     device, devices_per_worker
         what a worker computes with; a step is counted as 6 operations per parameter and token.
+    networks
+        what the run is priced on, and DDP beside it. A method that needs a server has one there, with a link like a
+        worker's; DDP does without.
     """
     trainer = Trainer(recipe, dry=True)
     ledger = Ledger(event for event in trainer.events() if isinstance(event, Sent))
     fleet = trainer.fleet
     params_W = [fleet.num_params(w) for w in range(recipe.num_workers)]
-    stacks = [fleet.grads, *trainer.state.local.values(), *trainer.state.shared.values()]
+    stacks = [fleet.grads, *trainer.state.local.values()]
+    if not trainer.state.served:  # else a server keeps what is agreed
+        stacks += trainer.state.shared.values()
     held_W = [0] * recipe.num_workers
     for block, x in ((block, x) for s in stacks for block, x in zip(s.layout.blocks, s.blocks, strict=True)):
         for w in block.holders:
@@ -146,24 +169,36 @@ def plan(
         everywhere = everywhere.but(lora=vars(recipe.lora) | {"ranks": recipe.lora.bounds[-1:], "train": "both"})
     ddp = dry_run(everywhere.but(method={"name": "ddp", "inner": vars(inner)}))
     local_adam = everywhere.but(method={"name": "local_adam", "inner": vars(inner), "sync_every": period})
-    frozen = sum(x.numel() for x in fleet.constants.values()) * 2 / 3  # forward, and backward to what is before them
-    active = max(_active_params(recipe, p) for p in params_W) + (frozen if recipe.lora.ranks else 0)
+    frozen = list(fleet.constants.values()) if recipe.lora.ranks else []
+    active = max(_active_params(recipe, p) for p in params_W)
+    active += sum(x.numel() for x in frozen) * 2 / 3  # forward, and backward to what is before them
     seconds = step_seconds(active, recipe.batch_size * recipe.context, device) / devices_per_worker
+    topology: Literal["ring", "server"] = "server" if trainer.state.served else "ring"
     return Plan(
         recipe=recipe,
         ledger=ledger.records,
         num_params=sum(b.numel for b in fleet.layout.blocks),
         params_per_worker=params_W,
         state_bytes_per_worker=max(held_W),
+        frozen_bytes=sum(x.nbytes for x in frozen),
         states=_states(ledger.records, busiest),
         payload_bytes_W=payload_W,
-        wire_bytes=_on_ring(ledger.records, recipe),
+        served=trainer.state.served,
+        wire_bytes=_on_wires(ledger.records, recipe, topology),
         ddp_bytes=Ledger(ddp).total_bytes(busiest),
-        ddp_wire_bytes=_on_ring(ddp, recipe),
+        ddp_wire_bytes=_on_wires(ddp, recipe),
         local_adam_bytes=Ledger(dry_run(local_adam)).total_bytes(busiest),
         seconds_per_step=seconds,
         forecasts=[
-            _forecast(name, net, recipe, ledger.records, ddp, seconds) for name, net in (networks or NETWORKS).items()
+            _forecast(
+                name,
+                (replace(net, topology=topology) if trainer.state.served else net, net),
+                recipe,
+                ledger.records,
+                ddp,
+                seconds,
+            )
+            for name, net in (networks or NETWORKS).items()
         ],
     )
 
@@ -179,25 +214,28 @@ def _active_params(recipe: Recipe, held: int) -> float:
     return held - resident + costs.flops(recipe.context)["experts"] / 6
 
 
-def _on_ring(ledger: list[Sent], recipe: Recipe) -> float:
-    bill = Network().price(ledger, num_workers=recipe.num_workers, steps=recipe.steps)
+def _on_wires(ledger: list[Sent], recipe: Recipe, topology: Literal["ring", "server"] = "ring") -> float:
+    bill = Network(topology=topology).price(ledger, num_workers=recipe.num_workers, steps=recipe.steps)
     return float(bill.wire_bytes_W.max())
 
 
 def _states(ledger: list[Sent], worker: int) -> list[StatePlan]:
-    out = []
-    for state in dict.fromkeys(r.state for r in ledger):
-        mine = [r for r in ledger if r.state == state and worker in r.workers]
-        steps = {(r.step, r.op) for r in mine}
-        total = sum(r.bytes_each for r in mine)
-        out.append(StatePlan(state, len(steps), total // max(1, len(steps)), total))
+    mine = [r for r in ledger if worker in r.workers]
+    out, states = [], list(dict.fromkeys(r.state for r in mine))
+    for state, op in sorted(dict.fromkeys((r.state, r.op) for r in mine), key=lambda key: states.index(key[0])):
+        same = [r for r in mine if (r.state, r.op) == (state, op)]
+        steps = len({r.step for r in same})
+        total = sum(r.bytes_each for r in same)
+        out.append(StatePlan(state, op, steps, total // steps, total))
     return out
 
 
 def _forecast(
-    name: str, network: Network, recipe: Recipe, ledger: list[Sent], ddp: list[Sent], seconds: float
+    name: str, networks: tuple[Network, Network], recipe: Recipe, ledger: list[Sent], ddp: list[Sent], seconds: float
 ) -> Forecast:
-    def price(records: list[Sent]) -> Any:
+    """``networks``: of the method, and of DDP."""
+
+    def price(network: Network, records: list[Sent]) -> Any:
         return network.price(
             records,
             num_workers=recipe.num_workers,
@@ -206,7 +244,7 @@ def _forecast(
             slow=recipe.scenario.slow,
         )
 
-    mine, theirs = price(ledger), price(ddp)
+    mine, theirs = price(networks[0], ledger), price(networks[1], ddp)
     hours = 3600.0
     return Forecast(
         name,

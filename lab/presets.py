@@ -87,7 +87,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "placement": {"overlap": 2},
         "method": {"name": "fomoe", "sync_every": {"params": 16, "exp_avg": 16, "exp_avg_sq": 16}, "inner": _ADAMW},
     },
-    # FoMoE's own shapes and batch (1024 sequences in all); 640 steps are its 54M run, and 20 rounds of the modelled ones.
     "prelort": _CLIENTS | {"method": {"name": "prelort", "inner": _ADAMW}},
     "fedit": _EQUAL | {"method": {"name": "fedit", "inner": _ADAMW}},
     "zero_padding": _CLIENTS | {"method": {"name": "zero_padding", "inner": _ADAMW}},
@@ -97,6 +96,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "ffa_lora": _CLIENTS | {"method": {"name": "ffa_lora", "inner": _ADAMW}, "lora": _CLIENTS["lora"] | {"train": "B"}},
     "fedex_lora": _EQUAL | {"method": {"name": "fedex_lora", "inner": _ADAMW}},
     "raflora": _CLIENTS | {"method": {"name": "raflora", "inner": _ADAMW}},
+    # FoMoE's own shapes and batch (1024 sequences in all); 640 steps are its 54M run, and 20 rounds of the modelled ones.
     "fomoe_54M": _PAPER
     | {
         "model": "fomoe-54M",

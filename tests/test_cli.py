@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from safetensors.torch import save_file
 
 from lab.cli import main
+from lab.recipe import Recipe
 
 TINY = ["-o", "steps=6", "-o", "model.dim=16", "-o", "model.num_layers=1", "-o", "context=16", "-o", "batch_size=2"]
 TINY += ["-o", "schedule.warmup=0", "-o", "eval_every=3", "-o", "eval_windows=4", "-o", "checkpoint_every=2"]
@@ -91,6 +94,52 @@ def test_plan_says_what_the_paper_says():
     ring = 2 * 3 / 4 * p["num_params"] * 4 * 9 / (1e9 / 8) + 6 * 6 * 0.02
     assert forecast["communication_hours"] == pytest.approx(ring / 3600)
     assert "170.67× fewer than DDP   2.00× fewer than Local Adam" in lab("plan", "des_loc_13B").output
+
+
+def test_plan_tells_what_is_fetched_from_what_is_handed_in(runs):
+    """A state that goes both ways has a row for each; moved experts are apart from averaged ones. A federation has a server."""
+    p = json.loads(lab("plan", "prelort", "--json", "--network", "1Gbit").output)
+    largest = 64 * (128 + 384) * 4 * 4  # rank 64 of the four maps 128 → 384 of micro
+    assert {s["op"]: (s["times"], s["bytes_each"]) for s in p["states"]} == {
+        "broadcast": (8, largest),
+        "reduce": (8, largest),
+    }
+    assert p["wire_bytes_per_worker"] == p["payload_bytes_per_worker"][0] == 16 * largest
+    assert (
+        p["state_bytes_per_worker"] == 4 * largest
+    )  # values, gradients and two moments: what is agreed is at the server
+    text = lab("plan", "prelort").output
+    for row in ("params, broadcast          8", "params, reduce             8", "adapters of rank 4 to 64"):
+        assert row in text
+    moved = ["-o", "placement.kind=random", "-o", "placement.every=4", "-o", "steps=96"]
+    rows = {
+        (s["state"], s["op"]): s["times"] for s in json.loads(lab("plan", "fomoe", *moved, "--json").output)["states"]
+    }
+    assert rows.pop(("params", "broadcast")) == 1
+    assert rows == {(state, "all_reduce"): 6 for state in ("params", "exp_avg", "exp_avg_sq")}
+
+
+def test_a_run_ends_with_what_it_found(runs):
+    """Score and prefixes of a federation from a base model's file, ghosts of a mixture; the list has both in a line each."""
+    base = Recipe.of("prelort").but(model={"size": "nano", "dim": 16, "num_layers": 1}).model.build(256, 64, 5)
+    Path(runs).mkdir()
+    save_file({name: p.detach().clone() for name, p in base.named_parameters()}, file := f"{runs}/base.safetensors")
+    options = [*TINY, "-o", "corpus=task:packages", "-o", "context=64", "-o", "model.size=nano", "-o", f"start={file}"]
+    out = lab("run", "prelort", *options, "-o", "num_workers=2", "-o", "lora.ranks=[4,2]", "--runs", runs)
+    assert out.exit_code == 0, out.output
+    score, cuts = out.stdout.splitlines()[-2:]
+    assert re.fullmatch(r"  accuracy [01]\.\d{3}", score)
+    assert re.fullmatch(r"  loss cut to rank 2: \d\.\d{4}, 4: \d\.\d{4}", cuts)
+    out = lab("run", "fomoe", *TINY, "-o", "placement.overlap=1", "-o", "routing_every=3", "--runs", runs)
+    assert out.exit_code == 0, out.output
+    assert re.fullmatch(r"  routing: \d+\.\d% of choices .*", out.stdout.splitlines()[-1])
+    told = [
+        line for line in lab("list", "--runs", runs).output.splitlines() if line.startswith(("  prelort-", "  fomoe-"))
+    ]
+    assert [re.sub(r"\s+", " ", line).split(" ", 2)[2].split(", validation loss ")[0] for line in told] == [
+        "done MoE on grammar?tokens=20000, 6 steps",
+        "done GPT on task:packages, 6 steps",
+    ]
 
 
 @pytest.mark.parametrize(
