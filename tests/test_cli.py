@@ -130,7 +130,9 @@ def test_a_run_ends_with_what_it_found(runs):
     score, cuts = out.stdout.splitlines()[-2:]
     assert re.fullmatch(r"  accuracy [01]\.\d{3}", score)
     assert re.fullmatch(r"  loss cut to rank 2: \d\.\d{4}, 4: \d\.\d{4}", cuts)
-    out = lab("run", "fomoe", *TINY, "-o", "placement.overlap=1", "-o", "routing_every=3", "--runs", runs)
+    spread = ["-o", 'method.sync_every={"params":2}', "-o", "placement.overlap=1", "-o", "routing_every=3"]
+    spread += ["-o", "model.skip_token=true"]
+    out = lab("run", "fomoe", *TINY, *spread, "--runs", runs)
     assert out.exit_code == 0, out.output
     assert re.fullmatch(r"  routing: \d+\.\d% of choices .*", out.stdout.splitlines()[-1])
     told = [

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import test_laws as laws
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from toys import F64, Silent, close, corpus, each_its_own, recipe, story
 
@@ -636,6 +637,17 @@ def test_segments_that_wait_are_counted() -> None:
 def test_a_recipe_and_its_seed_decide_everything() -> None:
     first, second = (story(Trainer(run_of("prelort", steps=4), corpus=corpus()).events()) for _ in range(2))
     assert first == second
+
+
+def test_the_start_is_read_once(tmp_path: Path) -> None:
+    """First values come from the file when the fleet is made; looks at the agreed model are views, and need no file."""
+    values = {n: torch.full_like(p, 0.01) for n, p in recipe().model.build(corpus().vocab_size, 8).named_parameters()}
+    file = tmp_path / "base.safetensors"
+    save_file(values, file)
+    trainer = Trainer(run_of("prelort", start=str(file)), corpus=corpus())
+    assert (trainer.fleet.constants["blocks.0.attention.qkv.weight"] == torch.tensor(0.01).double()).all()
+    file.unlink()
+    assert any(isinstance(e, Truncated) for e in trainer.events())
 
 
 # --- bad input --------------------------------------------------------------------------------------------------------
