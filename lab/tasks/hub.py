@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from string import ascii_uppercase
 from typing import Any
 
 from lab.data.corpora import HELD_OUT, Hub, fraction, hub_load
 from lab.errors import RecipeError, one_of
-
-LABELS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ class Source:
             if found and not any(row[3] for row in found):
                 found[-1] = (*found[-1][:3], True)
         if self.has_labels:
-            letters = dict(zip(sorted({domain for _, _, domain, _ in found}), LABELS, strict=False))
+            letters = dict(zip(sorted({domain for _, _, domain, _ in found}), ascii_uppercase, strict=False))
             found = [(prompt, letters[domain], domain, held) for prompt, _, domain, held in found]
         yield from found
 

@@ -7,16 +7,16 @@ import re
 import textwrap
 import warnings
 from collections.abc import Iterator
+from string import ascii_uppercase
 from typing import Any
 
 from lab.data.corpora import fraction, open_source
 from lab.errors import RecipeError
 
-# Packages of every Python from 3.11 on with several files and much text. A label is one letter: one byte, one token.
+# Packages of every Python from 3.11 on with several files and much text.
 PACKAGES = ("asyncio", "email", "http", "importlib", "logging", "multiprocessing", "unittest", "urllib", "xml")
-LABELS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-HELD_OUT = 0.25  # share of a package's snippets that are held out, at most: whole files
-SNIPPET = (160, 240)  # characters of a snippet, from and to
+HELD_OUT = 0.1  # share of a package's snippets for validation
+SNIPPET = (50, 80)  # characters of a snippet, from and to
 PROMPT = (40, 190)  # characters of a function to describe; a longer one is cut after its first whole lines
 DOCSTRING = (10, 64)  # characters of the line that describes it
 
@@ -30,45 +30,27 @@ def identity() -> list[Any]:
 
 
 def packages() -> Iterator[Row]:
-    """A few lines of source → the letter of the package that they are from; as many for each package.
+    """A line or two of source → the letter of the package that they are from; as many for each package.
 
     What would give it away is left out: import statements (also in examples), and every line that has the name of any of
-    the packages in it. Paths are not part of the text. Whole files are held out, so that no snippet has a neighbour on the other side;
-    the base model may have read them, but nowhere their labels.
+    the packages in it. Paths are not part of the text. A tenth of the snippets is held out, by hash, from all files: other
+    lines of the same file are there to train on (whole files apart, a count of words is right for half of them instead of
+    four in five). The base model may have read all of them, but nowhere their labels.
     """
-    found: dict[str, dict[str, list[str]]] = {name: {} for name in PACKAGES}
+    found: dict[str, list[str]] = {name: [] for name in PACKAGES}
     seen: set[str] = set()
     for doc in open_source("stdlib").documents():
         if doc.domain in found:
             fresh = [s for s in dict.fromkeys(snippets(doc.text)) if s not in seen]
             seen.update(fresh)
-            found[doc.domain][doc.name] = fresh
-    parts = {name: _hold_out_files(files) for name, files in found.items()}
-    few = min(parts, key=lambda name: min(map(len, parts[name])))
-    if not all(parts[few]):
+            found[doc.domain] += fresh
+    few = min(found, key=lambda name: len(found[name]))
+    count = len(found[few])
+    if not count:
         raise RecipeError(f"task 'packages': this Python has no source of {few!r}: use a Python that is whole")
-    for side in (0, 1):
-        count = min(len(part[side]) for part in parts.values())
-        for label, (name, part) in zip(LABELS, parts.items(), strict=False):
-            for snippet in sorted(part[side], key=lambda s: fraction("snippet", s))[:count]:
-                yield snippet, label, name, bool(side)
-
-
-def _hold_out_files(files: dict[str, list[str]]) -> tuple[list[str], list[str]]:
-    """Snippets of a package's files to train on, and those of the files that are held out: some, but few."""
-    full = {name: s for name, s in files.items() if s}
-    room = HELD_OUT * sum(map(len, full.values()))
-    held: set[str] = set()
-    for name in sorted(full, key=lambda name: fraction("held out", name)):
-        if len(full[name]) <= room:
-            room -= len(full[name])
-            held.add(name)
-    if not held and len(full) > 1:
-        held = {min(full, key=lambda name: len(full[name]))}
-    return (
-        [s for name, part in full.items() if name not in held for s in part],
-        [s for name, part in full.items() if name in held for s in part],
-    )
+    for label, (name, mine) in zip(ascii_uppercase, found.items(), strict=False):
+        for i, snippet in enumerate(sorted(mine, key=lambda s: fraction("snippet", s))[:count]):
+            yield snippet, label, name, i < HELD_OUT * count
 
 
 def snippets(text: str) -> Iterator[str]:
