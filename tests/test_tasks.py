@@ -196,7 +196,7 @@ def test_a_damaged_entry_is_made_again(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_cache_and_name_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ISTHMUS_CACHE", str(tmp_path / "here"))
-    load_task("toy-text", context=24, num_workers=2)
+    assert load_task("task:toy-text", context=24, num_workers=2).name == "toy-text"
     assert list((tmp_path / "here" / "tasks").glob("toy-text-*.examples"))
     (tmp_path / "file").touch()
     with fails("ISTHMUS_CACHE names another folder"):

@@ -23,7 +23,7 @@ from lab.data.splits import Order, deal
 from lab.data.tokenizer import Tokenizer, load_tokenizer
 from lab.errors import RecipeError
 from lab.tasks import scores
-from lab.tasks.examples import TASKS, Example, load_examples
+from lab.tasks.examples import TASKS, Example, load_examples, task_name
 
 IGNORED = -100  # torch's mark for a target that does not count
 SEPARATORS = ("\x1f", "\n", ":")  # ASCII's own unit separator; others for tokenizers that do not know it
@@ -229,7 +229,7 @@ def load_task(
     tokenizer: str = "bytes",
     cache: Path | None = None,
 ) -> TaskData:
-    """A task of `TASKS` by name, as rows of ``context`` tokens, dealt to ``num_workers`` workers by ``split``.
+    """A task of `TASKS` by name (``packages`` or ``task:packages``), as rows of ``context`` tokens, dealt to ``num_workers`` workers by ``split``.
 
     ``split`` is ``iid``, ``domain``, ``dirichlet:<alpha>`` or ``size:<exponent>`` (`lab.data.splits.deal`); ``tokenizer`` as
     in `lab.data.load_corpus`; ``cache`` a folder for the examples instead of the user's own.
@@ -238,6 +238,7 @@ def load_task(
 
     Raises RecipeError, one line, for anything wrong with the arguments, the text or the network.
     """
+    name = task_name(name) or name
     examples = load_examples(name, cache)
     loaded = load_tokenizer(tokenizer)
     domains = tuple(sorted({e.domain for e in (*examples.train, *examples.held_out)}))
