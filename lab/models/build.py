@@ -29,10 +29,11 @@ def build_fleet(recipe: Recipe, vocab_size: int, device: str = "cpu", experts: E
         if device != "meta" or kind not in made:
             options = (vocab_size, recipe.context, recipe.seed)
             module = model.build(*options, held) if isinstance(model, MoE) else model.build(*options)
-            if worker is None and device != "meta" and recipe.start:
+            has_values = worker is None and not next(module.parameters()).is_meta  # a skeleton gets them from elsewhere
+            if has_values and recipe.start:
                 start_values_(module, recipe.start)
             made[kind] = adapt_(module, lora, rank, recipe.seed) if ranks_W else module
-            if worker is None and device != "meta" and lora.values:
+            if has_values and lora.values:
                 load_adapter_(module, lora.values)
         return made[kind] if device == "meta" else made.pop(kind)
 
