@@ -23,15 +23,15 @@ _ADOPT = {"name": "ADOPT", "lr": 2.1e-3, "options": {"betas": [0.95, 0.9999]}}
 
 # Ten clients of rank 4 to 64, as FLoRA has them, adapt a small model that the lab has pre-trained.
 _CLIENTS: dict[str, Any] = {
-    "model": "micro",
+    "model": "nano",
     "start": "pretrained",
     "lora": {"ranks": [64, 32, 16, 16, 8, 8, 4, 4, 4, 4], "targets": ["attention.qkv"]},
     "corpus": "task:packages",
     "split": "dirichlet:1.0",
     "num_workers": 10,
-    "batch_size": 4,
-    "context": 256,
-    "steps": 128,
+    "batch_size": 8,
+    "context": 192,
+    "steps": 160,
     "eval_every": 32,
     "eval_windows": 128,
 }

@@ -87,8 +87,8 @@ def test_packages_are_balanced_and_give_nothing_away(packages: Examples) -> None
             assert not names.search(example.prompt)
             assert not statement.search(example.prompt)
             assert example.prompt.isascii()
-            assert 20 < len(example.prompt) <= 80
-            assert example.completion == "ABCDEFGHI"[PACKAGES.index(example.domain)]
+            assert 20 < len(example.prompt) <= 160
+            assert example.completion == "ABCD"[PACKAGES.index(example.domain)]
     assert not {e.prompt for e in packages.train} & {e.prompt for e in packages.held_out}
     assert len({e.prompt for e in packages.train}) == len(packages.train)
 
@@ -111,13 +111,13 @@ def test_examples_are_the_same_in_another_process(packages: Examples, tmp_path: 
 
 def test_snippets_leave_out_imports_and_names() -> None:
     """Also the later lines of an import, and a name inside a word; the rest keeps its order and its shape."""
-    text = "import os, \\\n    sys\nfrom x import (\n    secret,\n)\n\nclass HTTPThing:\n" + "".join(
-        f"    value_{i} = {i}  # a line of code\n" if i % 5 else f"    call_{i}(xml_{i})\n" for i in range(30)
+    text = "import os, \\\n    sys\nfrom x import (\n    secret,\n)\n\nclass UnitTestThing:\n" + "".join(
+        f"    value_{i} = {i}  # a line of code\n" if i % 5 else f"    call_{i}(asyncio_{i})\n" for i in range(30)
     )
     found = "\n".join(snippets(text))
     assert "secret" not in found
     assert "sys" not in found
-    assert "HTTPThing" not in found
+    assert "UnitTestThing" not in found
     assert "call" not in found
     assert re.findall(r"^value_(\d+) = \1  # a line of code$", found, re.MULTILINE)[:4] == ["1", "2", "3", "4"]
     assert list(snippets("def broken(:\n")) == []

@@ -12,14 +12,14 @@ from lab.errors import RecipeError
 
 @torch.no_grad()
 def start_values_(module: nn.Module, start: str) -> None:
-    """Fill a module with named values: ``pretrained``, ``pretrained:<size>``, or the path of a ``.safetensors`` file.
+    """Fill a module with named values: ``pretrained`` (nano), ``pretrained:<size>``, or the path of a ``.safetensors`` file.
 
     Raises RecipeError where a tensor is missing or has another shape.
     """
     if start.partition(":")[0] == "pretrained":
         from lab.tasks.base import load_values, pretrained
 
-        path = pretrained(start.partition(":")[2] or "micro")
+        path = pretrained(start.partition(":")[2] or "nano")
         values = load_values(path)
     else:
         from safetensors import SafetensorError

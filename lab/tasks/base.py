@@ -20,7 +20,7 @@ PLANS = {"nano": (2000, 8), "micro": (800, 4)}
 
 
 def pretrained(
-    size: str = "micro",
+    size: str = "nano",
     *,
     steps: int | None = None,
     context: int = 256,
