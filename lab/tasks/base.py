@@ -7,6 +7,7 @@ that is checked before the values are used.
 from __future__ import annotations
 
 import platform
+import sys
 import time
 from pathlib import Path
 
@@ -80,11 +81,14 @@ def pretrained(
     started = time.perf_counter()
     trainer = Trainer(recipe, progress=progress)
     loss = float("nan")
-    with tqdm(desc=f"pre-training {size}, once", total=steps, unit=" steps", disable=not progress) as bar:
+    wait = 0.5 if sys.stderr.isatty() else 20.0  # seconds between two words on how far it is
+    name = f"pre-training {size}, once"
+    with tqdm(desc=name, total=steps, unit=" steps", disable=not progress, mininterval=wait, maxinterval=wait) as bar:
         for event in trainer.events():
             if isinstance(event, Stepped):
+                loss_W = [x for x in event.loss_W if x is not None]
+                bar.set_postfix_str(f"{sum(loss_W) / len(loss_W):.2f} nats per token", refresh=False)
                 bar.update()
-                bar.set_postfix_str(f"{sum(x for x in event.loss_W if x is not None) / 2:.2f} nats per token")
             elif isinstance(event, Evaluated):
                 loss = event.loss
     agreed = trainer.comm.agreed(trainer.state.local["params"])
