@@ -66,7 +66,7 @@ def test_buttons_step_and_stop(paused: tuple[Any, Controls]) -> None:
     until(lambda: run.t == 1 and run.status == "paused")
     controls.buttons["sync"].click()
     until(lambda: run.t == 2 and run.status == "paused")
-    until(lambda: "paused step 2 of 6" in controls.line.value)
+    until(lambda: "paused at step 2 of 6" in controls.line.value)
     controls.buttons["stop"].click()
     run.wait(PATIENCE)
     assert run.status == "stopped"

@@ -75,7 +75,10 @@ class Seat:
         self.problem = ipywidgets.HTML()
         self.problem.add_class("isthmus-problem")
         self.go = ipywidgets.Button(
-            description="Start", icon="play", button_style="primary", tooltip=f"Start run {letter}"
+            description="Start",
+            icon="play",
+            button_style="primary",
+            tooltip=f"Start run {letter}; one that was stopped goes on",
         )
         self.go.on_click(lambda _: self.attempt(self.start))
         self.controls = ipywidgets.VBox()
@@ -169,7 +172,7 @@ class Seat:
         name = f"{name_of(recipe.method)} {self.cockpit.number}{self.letter}"
         self.cockpit.prepare(self)
         self.run = start(recipe, name, folder=folder, again=again, views=[self.cockpit.losses.lane(self.letter)])
-        controls = Controls(self.run)
+        controls = Controls(self.run, self.network.value)
         self.controls.children = [controls.widget]
         self.run.watch(*self.cockpit.others, controls, Relink(self.cockpit.others), _Ending(self.cockpit))
         self.cockpit.show_pictures()
@@ -196,7 +199,7 @@ class Cockpit:
         self.losses = Losses()
         self.others: list[View] = []
         self.pictures = ipywidgets.Output()
-        self.display_id: str | None = None  # of the pictures that stay, once the cockpit is shown
+        self.display_ids: list[str] = []  # of the pictures that stay, once the cockpit is shown
         self.seats = [Seat(letter, recipe, self) for letter, recipe in zip("AB", recipes, strict=False)]
         self.row = bar([seat.widget for seat in self.seats], align="flex-start")
         self.large = ipywidgets.ToggleButton(
@@ -239,17 +242,19 @@ class Cockpit:
         with self.pictures:
             for view in (self.losses, *self.others):
                 view.show()
-        self._keep({"text/plain": ""})
+        self._keep([])
 
-    def _keep(self, forms: dict[str, Any]) -> None:
-        if self.display_id is not None:
-            update_display(forms, raw=True, display_id=self.display_id)
+    def _keep(self, views: Sequence[View]) -> None:
+        """These pictures, and no others, are where a saved notebook keeps them."""
+        forms = [view.bundle() for view in views] if self.display_ids else []
+        for k, display_id in enumerate(self.display_ids):
+            update_display(forms[k] if k < len(forms) else {"text/plain": ""}, raw=True, display_id=display_id)
 
     def settle(self) -> None:
         """When the last run is over, its pictures move to where a saved notebook keeps them."""
         if not any(seat.is_running for seat in self.seats):
             self.pictures.outputs = ()
-            self._keep(self.losses.bundle())
+            self._keep([self.losses, *self.others])
 
     def _ipython_display_(self) -> None:
         if surroundings() != "live":
@@ -257,8 +262,9 @@ class Cockpit:
                 print(plan(seat.recipe, {seat.network.value: NETWORKS[seat.network.value]}, device=DEVICE).to_text())
             return
         display(self.widget)
-        self.display_id = uuid.uuid4().hex
-        display({"text/plain": ""}, raw=True, display_id=self.display_id)
+        self.display_ids = [uuid.uuid4().hex, uuid.uuid4().hex]
+        for display_id in self.display_ids:
+            display({"text/plain": ""}, raw=True, display_id=display_id)
 
 
 def cockpit(
@@ -309,6 +315,6 @@ def _seconds(seconds: float) -> str:
 def _field(widget: Any, label: str) -> Any:
     widget.description = label
     widget.continuous_update = False
-    widget.style.description_width = "100px"
-    widget.layout.width = "260px"
+    widget.style.description_width = "130px"
+    widget.layout.width = "290px"
     return widget

@@ -65,8 +65,8 @@ class Status:
 
     def text(self) -> str:
         run = self.run
-        word = f"{self.last.status} at" if self.last is not None else run.status
-        parts = [f"{run.name}: {word} step {run.t:,} of {run.recipe.steps:,}"]
+        word = self.last.status if self.last is not None else run.status
+        parts = [f"{run.name}: {word} at step {run.t:,} of {run.recipe.steps:,}"]
         if self.loss == self.loss:
             parts.append(f"loss {self.loss:.3f}")
         if self.validation == self.validation:
@@ -83,8 +83,8 @@ class Controls:
     Its callbacks may come from any thread: they only leave word with the run. What the run refuses is said in one line.
     """
 
-    def __init__(self, run: Run):
-        self.run = run
+    def __init__(self, run: Run, network: str | None = None):
+        self.run, self._link = run, network  # what views price on at first
         self.status = Status(run)
         self.line = ipywidgets.HTML(html.escape(self.status.text()))
         self.problem = ipywidgets.HTML()
@@ -119,8 +119,10 @@ class Controls:
             tooltip="Factor on the learning rate, from the next step on",
         )  # fmt: skip
         self.lr.observe(lambda change: self._turn(self.lr, change, lambda v: run.set(lr=v)), "value")
-        networks = [("a network …", None), *((name, name) for name in NETWORKS)]
-        self.network = ipywidgets.Dropdown(options=networks, description="link", tooltip="What views price on")
+        networks = [*([] if self._link else [("a network …", None)]), *((name, name) for name in NETWORKS)]
+        self.network = ipywidgets.Dropdown(
+            options=networks, value=self._link, description="link", tooltip="What views price on"
+        )
         self.network.observe(lambda change: self._turn(self.network, change, lambda v: run.set(network=v)), "value")
         now = periods(run.recipe.method)
         why_not = _refusal(run)
@@ -189,12 +191,15 @@ class Controls:
         if events:
             self.line.value = html.escape(self.status.text())
         if self.status.last is not None:
-            for button in self.buttons.values():
-                button.disabled = True
+            for widget in _within(self.widget):
+                if isinstance(widget, ipywidgets.Button | ipywidgets.ToggleButton | ipywidgets.BoundedIntText):
+                    widget.disabled = True
 
     def close(self) -> None:
-        """Let go of the page: nothing of it is left in a saved notebook."""
-        for widget in _within(self.widget):
+        """Nothing but the line is left."""
+        gone = [w for child in self.widget.children if child is not self.line for w in _within(child)]
+        self.widget.children = [self.line]
+        for widget in gone:
             widget.close()
 
 
@@ -208,7 +213,7 @@ class _Panel:
 
     def add(self, *events: Event) -> None:
         self.controls.add(*events)
-        if any(isinstance(event, Ended) for event in events):
+        if any(isinstance(event, Ended) for event in events):  # a page that was loaded again knows only the widget
             update_display({"text/plain": self.controls.status.text()}, raw=True, display_id=self.display_id)
             self.controls.close()
 
