@@ -7,8 +7,11 @@ place, so that a saved notebook holds no dead widget. Where a program executes t
 from __future__ import annotations
 
 import html
+import os
+import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import ipywidgets
@@ -20,9 +23,9 @@ from lab.knobs import periods, settled, settled_network
 from lab.live import Run, Watcher
 from lab.network import NETWORKS
 from lab.plan import human
+from lab.reproduce import NOTE
 from widgets.communication_budget import CommunicationBudget
 from widgets.routing_stability import RoutingStability
-from widgets.training import progress
 from widgets.training_losses import Losses
 from widgets.view import View, surroundings
 
@@ -238,14 +241,19 @@ def standard(run: Run) -> list[Watcher]:
 
 
 class _Line:
-    """The progress line of a notebook that a program executes, as a watcher."""
+    """The line alone, for a notebook that a program executes: changed twice a second, and kept."""
 
     def __init__(self, run: Run):
-        self.show = progress(run.name, run.recipe)
+        self.status, self.next = Status(run), 0.0
+        self.handle: Any = display({"text/plain": self.status.text()}, raw=True, display_id=True)
 
     def add(self, *events: Event) -> None:
-        for event in events:
-            self.show(event)
+        self.status.add(*events)
+        if self.status.last is not None or time.monotonic() >= self.next:
+            self.next = time.monotonic() + 0.5
+            if NOTE in os.environ:  # whoever executes the notebook wants to know as well
+                Path(os.environ[NOTE]).write_text(self.status.text())
+            self.handle.update({"text/plain": self.status.text()}, raw=True)
 
 
 class Relink:
