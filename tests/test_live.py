@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import dataclasses
 import math
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
@@ -569,3 +571,24 @@ def test_a_replay_of_nothing() -> None:
         replay("x")
     with pytest.raises(RecipeError, match="speed = 0"):
         replay("x", 0)
+
+
+def test_a_notebook_waits_for_the_one_beside_it(tmp_path: Path) -> None:
+    """Two notebooks of a sweep need the same run: one trains it, the other waits, then reads it."""
+    from widgets.training import _when_free
+
+    r = recipe(steps=4)
+    run = start(r, folder=tmp_path / "run", paused=True)
+    held(run, 0)
+    waiting: concurrent.futures.Future[Columns] = concurrent.futures.Future()
+    thread = threading.Thread(
+        target=lambda: waiting.set_result(_when_free(r, tmp_path / "run", lambda event: None, 0.01))
+    )
+    thread.start()
+    run.step(2)
+    until(lambda: run.t == 2)
+    assert not waiting.done()
+    run.resume()
+    run.wait(PATIENCE)
+    assert waiting.result(PATIENCE).step == [1, 2, 3, 4]
+    thread.join(PATIENCE)
