@@ -22,8 +22,8 @@ from lab.errors import LabError
 from lab.events import Ended, Event
 from lab.knobs import periods
 from lab.live import LIVE, Run, start
+from lab.methods import FEDERATED, name_of
 from lab.methods import method as parse_method
-from lab.methods import name_of
 from lab.network import NETWORKS
 from lab.plan import Plan, human, plan
 from lab.presets import PRESETS
@@ -35,6 +35,8 @@ from widgets.training_losses import Losses
 from widgets.view import View, surroundings
 
 HERE = [name for name, preset in PRESETS.items() if "corpus" in preset]  # presets that train on a laptop
+FREELY = ("method", "codecs", "scenario")  # what a preset brings along, and with experts or adapters:
+MADE_FOR_IT = ("model", "placement", "lora")
 DELAY = 0.3  # seconds after the last change until the forecast is made
 DEVICE = "laptop"  # what a worker is taken to compute with
 
@@ -62,7 +64,8 @@ class Seat:
         self.run: Run | None = None
         self._asked = 0  # forecasts; only the last one is shown
         mine = name_of(recipe.method)
-        names = [mine, *(name for name in HERE if name != mine)]
+        alike = [name for name in HERE if (name in FEDERATED) == (mine in FEDERATED)]
+        names = [mine, *(name for name in alike if name != mine)]
         self.method = _field(ipywidgets.Dropdown(options=names, value=mine), "method")
         self.workers = _field(ipywidgets.BoundedIntText(recipe.num_workers, min=1, max=256), "workers")
         self.steps = _field(ipywidgets.BoundedIntText(recipe.steps, min=1, max=1_000_000), "local steps")
@@ -114,7 +117,8 @@ class Seat:
         if self.method.value != name_of(self.given.method):
             preset = PRESETS[self.method.value]
             raw |= {"codecs": {}, "scenario": {}, "placement": {}}  # those are made for one method
-            brought = ("method", "codecs", "scenario", *(("model", "placement") if "placement" in preset else ()))
+            special = MADE_FOR_IT if "placement" in preset or "lora" in preset else ()
+            brought = (*FREELY, *special)
             raw |= {key: preset[key] for key in brought if key in preset}
         return raw
 
