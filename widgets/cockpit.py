@@ -207,7 +207,7 @@ class Cockpit:
         self.seats = [Seat(letter, recipe, self) for letter, recipe in zip("AB", recipes, strict=False)]
         self.row = bar([seat.widget for seat in self.seats], align="flex-start")
         self.large = ipywidgets.ToggleButton(
-            False, description="Large type", icon="text-height", tooltip="For a projector"
+            False, description="Large type", icon="text-height", tooltip="For a projector", layout={"width": "auto"}
         )
         self.large.observe(self._resize, "value")
         self.compare = ipywidgets.Button(
@@ -319,6 +319,7 @@ def _seconds(seconds: float) -> str:
 def _field(widget: Any, label: str) -> Any:
     widget.description = label
     widget.continuous_update = False
+    widget.add_class("isthmus-field")
     widget.style.description_width = "130px"
     widget.layout.width = "290px"
     return widget

@@ -39,6 +39,10 @@ STYLE = """<style>
 .isthmus-large input, .isthmus-large select, .isthmus-large table { font-size: 20px !important; }
 .isthmus-large .jupyter-button, .isthmus-large input, .isthmus-large select { height: 40px; line-height: 36px; }
 .isthmus-large .widget-inline-hbox { height: auto; }
+.isthmus-large .isthmus-field { width: 430px !important; }
+.isthmus-large .isthmus-field .widget-label { width: 200px !important; height: auto; }
+.isthmus-large .isthmus-period { width: auto !important; }
+.isthmus-large .isthmus-period input { min-width: 90px; }
 </style>"""
 MOST_TOGGLES = 16  # workers with a switch each; of more, the one to kill is typed
 
@@ -141,6 +145,7 @@ class Controls:
                 ),
                 "value",
             )
+            field.add_class("isthmus-period")
             self.periods[state] = field
         rows: list[ipywidgets.Widget] = [bar([self.lr, self.network]), bar(self.periods.values())]
         return [*rows, self._switches()]
