@@ -259,7 +259,7 @@ def read(lines: bytes) -> list[Event]:
             rows = json.loads(array)
         if _ODD.search(array):
             rows = [
-                {k: _floats(v) if isinstance(v, list) or k in ("loss", "drift") else v for k, v in r.items()}
+                {k: _floats(v) if isinstance(v, list) or k in ("loss", "drift", "scores") else v for k, v in r.items()}
                 for r in rows
             ]
         return [KINDS[row.pop("kind")](**row) for row in rows]
@@ -272,7 +272,9 @@ _ODD = re.compile(rb'"-?([Nn]a[Nn]|[Ii]nf(inity)?)"')
 
 
 def _floats(value: Any) -> Any:
-    """Numbers that were written as strings, in lists of numbers."""
+    """Numbers that were written as strings, in lists of numbers and numbers by name."""
     if isinstance(value, list):
         return [_floats(v) for v in value]
+    if isinstance(value, dict):
+        return {k: _floats(v) for k, v in value.items()}
     return float(value) if isinstance(value, str) else value

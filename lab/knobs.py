@@ -24,7 +24,7 @@ from pydantic_core import to_jsonable_python
 
 from lab.config import checked
 from lab.errors import RecipeError, one_of
-from lab.methods import FoMoE, Method, StreamingDiLoCo, name_of
+from lab.methods import FEDERATED, FoMoE, Method, StreamingDiLoCo, name_of
 from lab.network import NETWORKS, Network
 from lab.recipe import Recipe
 
@@ -103,6 +103,8 @@ def _settled_periods(recipe: Recipe, value: Any, now: Any) -> int | dict[str, in
         raise RecipeError(
             f"the periods of {name} are fixed where experts move between rounds: use placement.kind=fixed"
         )
+    if name in FEDERATED:
+        raise RecipeError(f"the period of {name} is fixed: its rounds begin with what clients fetch from the server")
     if isinstance(now, dict):
         value = now | (dict(value) if isinstance(value, Mapping) else {"params": value})
     elif isinstance(value, Mapping):

@@ -218,10 +218,13 @@ class Run:
     async def _until_over(self) -> Columns:
         over = asyncio.wrap_future(self.over)
         try:
-            await asyncio.shield(over)
+            while (
+                not over.done()
+            ):  # a kernel that is interrupted notices when its loop wakes up, so it does now and then
+                await asyncio.wait({over}, timeout=0.2)
         except asyncio.CancelledError:
             self.stop()
-            await asyncio.shield(over)  # the present step, and a checkpoint
+            await asyncio.wait({over})  # the present step, and a checkpoint
             raise
         return self._outcome()
 

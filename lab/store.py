@@ -35,6 +35,10 @@ PLACES = ("", "live/")  # within a folder of runs: those of recipes alone, and t
 KEEP = 2  # checkpoints; the older one is for when the newer is damaged
 
 
+class Busy(LabError):
+    """Another process is writing this run."""
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     step: int
@@ -101,13 +105,13 @@ class RunFolder:
 
         Raises
         ------
-        LabError
+        Busy
             if another process is writing this run.
         """
         (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
         self._lock = open(self.path / "lock", "a+")
         if not _lock(self._lock):
-            raise LabError(f"{self.path} is being written by another process: wait for it, or stop it")
+            raise Busy(f"{self.path} is being written by another process: wait for it, or stop it")
         write_atomically(self.path / "recipe.json", json.dumps(recipe.to_dict(), indent=1).encode())
         events = self.path / "events.jsonl"
         events.touch()

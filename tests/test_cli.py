@@ -70,6 +70,17 @@ def test_resume_goes_on_with_a_run_that_was_cut_off(runs):
     assert any(e["kind"] == "warned" and "resumed after step" in e["message"] for e in after)
 
 
+def test_replay_shows_a_run_again_without_training(runs):
+    """The same last line as the run itself; the folder stays as it was."""
+    first = lab("run", "diloco", *TINY, "--runs", runs)
+    (folder,) = Path(runs).iterdir()
+    before = {p: p.stat().st_mtime_ns for p in folder.rglob("*")}
+    again = lab("replay", folder.name, "--speed", "inf", "--runs", runs)
+    assert again.exit_code == 0, again.output
+    assert again.output.splitlines()[-1] == first.output.splitlines()[-1]
+    assert {p: p.stat().st_mtime_ns for p in folder.rglob("*")} == before
+
+
 def test_compare_lists_runs_side_by_side(runs):
     for method in ("diloco", "local_adam"):
         assert lab("run", method, *TINY, "--runs", runs).exit_code == 0
@@ -162,6 +173,10 @@ def test_a_run_ends_with_what_it_found(runs):
         (["plan", "--network", "56k"], "unknown network '56k'"),
         (["plan", "--device", "abacus"], "unknown device 'abacus'"),
         (["resume", "nothing"], "no run called 'nothing'"),
+        (["replay", "nothing"], "no run called 'nothing'"),
+        (["replay", "nothing", "--speed", "0"], "--speed 0: give a number greater than 0"),
+        (["sweep", "99_nothing"], "no notebook '99_nothing'"),
+        (["sweep", "00_start_here", "-p", "steps"], "write key=value"),
         (["compare", "nothing"], "no run called 'nothing'"),
         (["reproduce", "99_nothing"], "no notebook '99_nothing'"),
         (["reproduce", "00_start_here", "-p", "stepz=3"], "no parameter 'stepz'"),
@@ -169,7 +184,7 @@ def test_a_run_ends_with_what_it_found(runs):
 )
 def test_a_mistake_is_one_line_and_exit_code_2(arguments, says, runs):
     """What was wrong, what is allowed; no traceback; nothing is left behind."""
-    extra = ["--runs", runs] if arguments[0] in ("run", "resume", "compare") else []
+    extra = ["--runs", runs] if arguments[0] in ("run", "resume", "replay", "compare") else []
     out = lab(*arguments, *extra)
     assert out.exit_code == 2, out.output
     (line,) = out.stderr.strip().splitlines()

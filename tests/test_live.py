@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import dataclasses
 import math
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
@@ -22,6 +24,7 @@ from lab.errors import LabError, RecipeError
 from lab.events import Checkpointed, Ended, Event, Sent, Started, Stepped, Turned, WorkersChanged
 from lab.knobs import settled
 from lab.live import Pump, Run, replay, start
+from lab.methods import FEDERATED
 from lab.network import NETWORKS
 from lab.optim import AdamW
 from lab.run import Diverged, Trainer, train
@@ -488,14 +491,16 @@ def test_revive_undoes_kill_alone() -> None:
         ("ddp", "sync_every", 3, "ddp sends in every step"),
         ("demo", "sync_every", 3, "demo sends in every step"),
         ("streaming_diloco", "sync_every", 3, "use method.overlap=0"),
+        ("fedit", "sync_every", 3, "its rounds begin with what clients fetch"),
         ("des_loc", "down", [7], "there is no worker 7: the workers are 0 … 2"),
         ("des_loc", "network", "56k", "unknown network '56k'"),
         ("des_loc", "network", {"bits_per_second": -1}, "network.bits_per_second = -1 is not allowed"),
     ],
 )
 def test_a_knob_that_makes_no_sense_is_refused_in_one_line(method: str, knob: str, value: Any, says: str) -> None:
+    r = recipe(method, lora={"ranks": [2], "targets": ["attention.qkv"]} if method in FEDERATED else {})
     with pytest.raises(RecipeError) as caught:
-        settled(recipe(method), knob, value, {})
+        settled(r, knob, value, {})
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -569,3 +574,24 @@ def test_a_replay_of_nothing() -> None:
         replay("x")
     with pytest.raises(RecipeError, match="speed = 0"):
         replay("x", 0)
+
+
+def test_a_notebook_waits_for_the_one_beside_it(tmp_path: Path) -> None:
+    """Two notebooks of a sweep need the same run: one trains it, the other waits, then reads it."""
+    from widgets.training import _when_free
+
+    r = recipe(steps=4)
+    run = start(r, folder=tmp_path / "run", paused=True)
+    held(run, 0)
+    waiting: concurrent.futures.Future[Columns] = concurrent.futures.Future()
+    thread = threading.Thread(
+        target=lambda: waiting.set_result(_when_free(r, tmp_path / "run", lambda event: None, 0.01))
+    )
+    thread.start()
+    run.step(2)
+    until(lambda: run.t == 2)
+    assert not waiting.done()
+    run.resume()
+    run.wait(PATIENCE)
+    assert waiting.result(PATIENCE).step == [1, 2, 3, 4]
+    thread.join(PATIENCE)

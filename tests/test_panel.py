@@ -10,7 +10,6 @@ from typing import Any
 import ipywidgets
 import pytest
 from toys import corpus, recipe
-from widgets.communication_budget import CommunicationBudget
 
 import lab.live
 from lab.events import Ended, Sent, Started, Stepped, Turned, WorkersChanged
@@ -21,6 +20,7 @@ from lab.plan import plan
 from lab.recipe import Recipe
 from lab.run import Trainer
 from widgets.cockpit import Cockpit, Later, Seat, to_html
+from widgets.communication_budget import CommunicationBudget
 from widgets.panel import MOST_TOGGLES, Controls, Relink, Status
 
 PATIENCE = 60.0
@@ -66,7 +66,7 @@ def test_buttons_step_and_stop(paused: tuple[Any, Controls]) -> None:
     until(lambda: run.t == 1 and run.status == "paused")
     controls.buttons["sync"].click()
     until(lambda: run.t == 2 and run.status == "paused")
-    until(lambda: "paused step 2 of 6" in controls.line.value)
+    until(lambda: "paused at step 2 of 6" in controls.line.value)
     controls.buttons["stop"].click()
     run.wait(PATIENCE)
     assert run.status == "stopped"

@@ -22,8 +22,8 @@ from lab.errors import LabError
 from lab.events import Ended, Event
 from lab.knobs import periods
 from lab.live import LIVE, Run, start
+from lab.methods import FEDERATED, name_of
 from lab.methods import method as parse_method
-from lab.methods import name_of
 from lab.network import NETWORKS
 from lab.plan import Plan, human, plan
 from lab.presets import PRESETS
@@ -35,6 +35,8 @@ from widgets.training_losses import Losses
 from widgets.view import View, surroundings
 
 HERE = [name for name, preset in PRESETS.items() if "corpus" in preset]  # presets that train on a laptop
+FREELY = ("method", "codecs", "scenario")  # what a preset brings along, and with experts or adapters:
+MADE_FOR_IT = ("model", "placement", "lora")
 DELAY = 0.3  # seconds after the last change until the forecast is made
 DEVICE = "laptop"  # what a worker is taken to compute with
 
@@ -62,7 +64,8 @@ class Seat:
         self.run: Run | None = None
         self._asked = 0  # forecasts; only the last one is shown
         mine = name_of(recipe.method)
-        names = [mine, *(name for name in HERE if name != mine)]
+        alike = [name for name in HERE if (name in FEDERATED) == (mine in FEDERATED)]
+        names = [mine, *(name for name in alike if name != mine)]
         self.method = _field(ipywidgets.Dropdown(options=names, value=mine), "method")
         self.workers = _field(ipywidgets.BoundedIntText(recipe.num_workers, min=1, max=256), "workers")
         self.steps = _field(ipywidgets.BoundedIntText(recipe.steps, min=1, max=1_000_000), "local steps")
@@ -75,7 +78,10 @@ class Seat:
         self.problem = ipywidgets.HTML()
         self.problem.add_class("isthmus-problem")
         self.go = ipywidgets.Button(
-            description="Start", icon="play", button_style="primary", tooltip=f"Start run {letter}"
+            description="Start",
+            icon="play",
+            button_style="primary",
+            tooltip=f"Start run {letter}; one that was stopped goes on",
         )
         self.go.on_click(lambda _: self.attempt(self.start))
         self.controls = ipywidgets.VBox()
@@ -111,7 +117,8 @@ class Seat:
         if self.method.value != name_of(self.given.method):
             preset = PRESETS[self.method.value]
             raw |= {"codecs": {}, "scenario": {}, "placement": {}}  # those are made for one method
-            brought = ("method", "codecs", "scenario", *(("model", "placement") if "placement" in preset else ()))
+            special = MADE_FOR_IT if "placement" in preset or "lora" in preset else ()
+            brought = (*FREELY, *special)
             raw |= {key: preset[key] for key in brought if key in preset}
         return raw
 
@@ -169,7 +176,7 @@ class Seat:
         name = f"{name_of(recipe.method)} {self.cockpit.number}{self.letter}"
         self.cockpit.prepare(self)
         self.run = start(recipe, name, folder=folder, again=again, views=[self.cockpit.losses.lane(self.letter)])
-        controls = Controls(self.run)
+        controls = Controls(self.run, self.network.value)
         self.controls.children = [controls.widget]
         self.run.watch(*self.cockpit.others, controls, Relink(self.cockpit.others), _Ending(self.cockpit))
         self.cockpit.show_pictures()
@@ -196,11 +203,11 @@ class Cockpit:
         self.losses = Losses()
         self.others: list[View] = []
         self.pictures = ipywidgets.Output()
-        self.display_id: str | None = None  # of the pictures that stay, once the cockpit is shown
+        self.display_ids: list[str] = []  # of the pictures that stay, once the cockpit is shown
         self.seats = [Seat(letter, recipe, self) for letter, recipe in zip("AB", recipes, strict=False)]
         self.row = bar([seat.widget for seat in self.seats], align="flex-start")
         self.large = ipywidgets.ToggleButton(
-            False, description="Large type", icon="text-height", tooltip="For a projector"
+            False, description="Large type", icon="text-height", tooltip="For a projector", layout={"width": "auto"}
         )
         self.large.observe(self._resize, "value")
         self.compare = ipywidgets.Button(
@@ -239,17 +246,19 @@ class Cockpit:
         with self.pictures:
             for view in (self.losses, *self.others):
                 view.show()
-        self._keep({"text/plain": ""})
+        self._keep([])
 
-    def _keep(self, forms: dict[str, Any]) -> None:
-        if self.display_id is not None:
-            update_display(forms, raw=True, display_id=self.display_id)
+    def _keep(self, views: Sequence[View]) -> None:
+        """These pictures, and no others, are where a saved notebook keeps them."""
+        forms = [view.bundle() for view in views] if self.display_ids else []
+        for k, display_id in enumerate(self.display_ids):
+            update_display(forms[k] if k < len(forms) else {"text/plain": ""}, raw=True, display_id=display_id)
 
     def settle(self) -> None:
         """When the last run is over, its pictures move to where a saved notebook keeps them."""
         if not any(seat.is_running for seat in self.seats):
             self.pictures.outputs = ()
-            self._keep(self.losses.bundle())
+            self._keep([self.losses, *self.others])
 
     def _ipython_display_(self) -> None:
         if surroundings() != "live":
@@ -257,8 +266,9 @@ class Cockpit:
                 print(plan(seat.recipe, {seat.network.value: NETWORKS[seat.network.value]}, device=DEVICE).to_text())
             return
         display(self.widget)
-        self.display_id = uuid.uuid4().hex
-        display({"text/plain": ""}, raw=True, display_id=self.display_id)
+        self.display_ids = [uuid.uuid4().hex, uuid.uuid4().hex]
+        for display_id in self.display_ids:
+            display({"text/plain": ""}, raw=True, display_id=display_id)
 
 
 def cockpit(
@@ -309,6 +319,7 @@ def _seconds(seconds: float) -> str:
 def _field(widget: Any, label: str) -> Any:
     widget.description = label
     widget.continuous_update = False
-    widget.style.description_width = "100px"
-    widget.layout.width = "260px"
+    widget.add_class("isthmus-field")
+    widget.style.description_width = "130px"
+    widget.layout.width = "290px"
     return widget

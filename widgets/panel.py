@@ -7,8 +7,11 @@ place, so that a saved notebook holds no dead widget. Where a program executes t
 from __future__ import annotations
 
 import html
+import os
+import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import ipywidgets
@@ -20,9 +23,9 @@ from lab.knobs import periods, settled, settled_network
 from lab.live import Run, Watcher
 from lab.network import NETWORKS
 from lab.plan import human
+from lab.reproduce import NOTE
 from widgets.communication_budget import CommunicationBudget
 from widgets.routing_stability import RoutingStability
-from widgets.training import progress
 from widgets.training_losses import Losses
 from widgets.view import View, surroundings
 
@@ -36,6 +39,10 @@ STYLE = """<style>
 .isthmus-large input, .isthmus-large select, .isthmus-large table { font-size: 20px !important; }
 .isthmus-large .jupyter-button, .isthmus-large input, .isthmus-large select { height: 40px; line-height: 36px; }
 .isthmus-large .widget-inline-hbox { height: auto; }
+.isthmus-large .isthmus-field { width: 430px !important; }
+.isthmus-large .isthmus-field .widget-label { width: 200px !important; height: auto; }
+.isthmus-large .isthmus-period { width: auto !important; }
+.isthmus-large .isthmus-period input { min-width: 90px; }
 </style>"""
 MOST_TOGGLES = 16  # workers with a switch each; of more, the one to kill is typed
 
@@ -65,8 +72,8 @@ class Status:
 
     def text(self) -> str:
         run = self.run
-        word = f"{self.last.status} at" if self.last is not None else run.status
-        parts = [f"{run.name}: {word} step {run.t:,} of {run.recipe.steps:,}"]
+        word = self.last.status if self.last is not None else run.status
+        parts = [f"{run.name}: {word} at step {run.t:,} of {run.recipe.steps:,}"]
         if self.loss == self.loss:
             parts.append(f"loss {self.loss:.3f}")
         if self.validation == self.validation:
@@ -83,8 +90,8 @@ class Controls:
     Its callbacks may come from any thread: they only leave word with the run. What the run refuses is said in one line.
     """
 
-    def __init__(self, run: Run):
-        self.run = run
+    def __init__(self, run: Run, network: str | None = None):
+        self.run, self._link = run, network  # what views price on at first
         self.status = Status(run)
         self.line = ipywidgets.HTML(html.escape(self.status.text()))
         self.problem = ipywidgets.HTML()
@@ -119,8 +126,10 @@ class Controls:
             tooltip="Factor on the learning rate, from the next step on",
         )  # fmt: skip
         self.lr.observe(lambda change: self._turn(self.lr, change, lambda v: run.set(lr=v)), "value")
-        networks = [("a network …", None), *((name, name) for name in NETWORKS)]
-        self.network = ipywidgets.Dropdown(options=networks, description="link", tooltip="What views price on")
+        networks = [*([] if self._link else [("a network …", None)]), *((name, name) for name in NETWORKS)]
+        self.network = ipywidgets.Dropdown(
+            options=networks, value=self._link, description="link", tooltip="What views price on"
+        )
         self.network.observe(lambda change: self._turn(self.network, change, lambda v: run.set(network=v)), "value")
         now = periods(run.recipe.method)
         why_not = _refusal(run)
@@ -136,6 +145,7 @@ class Controls:
                 ),
                 "value",
             )
+            field.add_class("isthmus-period")
             self.periods[state] = field
         rows: list[ipywidgets.Widget] = [bar([self.lr, self.network]), bar(self.periods.values())]
         return [*rows, self._switches()]
@@ -189,12 +199,15 @@ class Controls:
         if events:
             self.line.value = html.escape(self.status.text())
         if self.status.last is not None:
-            for button in self.buttons.values():
-                button.disabled = True
+            for widget in _within(self.widget):
+                if isinstance(widget, ipywidgets.Button | ipywidgets.ToggleButton | ipywidgets.BoundedIntText):
+                    widget.disabled = True
 
     def close(self) -> None:
-        """Let go of the page: nothing of it is left in a saved notebook."""
-        for widget in _within(self.widget):
+        """Nothing but the line is left."""
+        gone = [w for child in self.widget.children if child is not self.line for w in _within(child)]
+        self.widget.children = [self.line]
+        for widget in gone:
             widget.close()
 
 
@@ -208,7 +221,7 @@ class _Panel:
 
     def add(self, *events: Event) -> None:
         self.controls.add(*events)
-        if any(isinstance(event, Ended) for event in events):
+        if any(isinstance(event, Ended) for event in events):  # a page that was loaded again knows only the widget
             update_display({"text/plain": self.controls.status.text()}, raw=True, display_id=self.display_id)
             self.controls.close()
 
@@ -233,14 +246,19 @@ def standard(run: Run) -> list[Watcher]:
 
 
 class _Line:
-    """The progress line of a notebook that a program executes, as a watcher."""
+    """The line alone, for a notebook that a program executes: changed twice a second, and kept."""
 
     def __init__(self, run: Run):
-        self.show = progress(run.name, run.recipe)
+        self.status, self.next = Status(run), 0.0
+        self.handle: Any = display({"text/plain": self.status.text()}, raw=True, display_id=True)
 
     def add(self, *events: Event) -> None:
-        for event in events:
-            self.show(event)
+        self.status.add(*events)
+        if self.status.last is not None or time.monotonic() >= self.next:
+            self.next = time.monotonic() + 0.5
+            if NOTE in os.environ:  # whoever executes the notebook wants to know as well
+                Path(os.environ[NOTE]).write_text(self.status.text())
+            self.handle.update({"text/plain": self.status.text()}, raw=True)
 
 
 class Relink:

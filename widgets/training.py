@@ -16,6 +16,7 @@ from lab.plan import human
 from lab.recipe import Recipe
 from lab.reproduce import NOTE
 from lab.run import train
+from lab.store import Busy
 
 
 class _Progress:
@@ -72,11 +73,20 @@ def progress(name: str, recipe: Recipe) -> Callable[[Event], None]:
 def train_all(recipes: Mapping[str, Recipe], runs: str | Path = "runs") -> dict[str, Columns]:
     """Train recipes one after another; each is written to ``runs/<id>/`` and read from there if it is finished already.
 
-    Returns the columns of each under its label.
+    A run that another process is training (a notebook beside this one) is waited for. Returns the columns of each under its
+    label.
     """
     line, out = _Progress(list(recipes)), {}
     for name, recipe in recipes.items():
         line.begin(name, recipe)
-        out[name] = train(recipe, Path(runs) / recipe.id, each=line)
+        out[name] = _when_free(recipe, Path(runs) / recipe.id, line)
         line.end(out[name])
     return out
+
+
+def _when_free(recipe: Recipe, folder: Path, line: Callable[[Event], None], wait: float = 1.0) -> Columns:
+    while True:
+        try:
+            return train(recipe, folder, each=line)
+        except Busy:
+            time.sleep(wait)
