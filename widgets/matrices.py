@@ -127,7 +127,10 @@ class Matrix(Picture):
             trace["colorbar"] = bar
         common = {"type": "category", "showgrid": False, "tickmode": "array"}
         x_axis = {"title": {"text": c.x}, "range": [-0.5, len(c.columns) - 0.5], "tickangle": 0} | common
-        x_axis |= {"tickvals": [k for k, _ in c.column_ticks], "ticktext": [name for _, name in c.column_ticks]}
+        names = [
+            name for _, name in c.column_ticks
+        ]  # by name: plotly would take place 5 for a column that is called "5"
+        x_axis |= {"tickvals": names, "ticktext": names}
         y_axis = {"range": [len(c.rows) - 0.5, -0.5]} | common
         y_axis |= {"tickvals": [rounded(at) for at, _ in c.row_ticks], "ticktext": [name for _, name in c.row_ticks]}
         layout = layout_of(self.title, x_axis, y_axis, self.height(width))
