@@ -7,6 +7,7 @@ from widgets.figures import bytes_sent, calendar, calendars, losses
 from widgets.growing import Growing
 from widgets.matrices import Grid, Matrix
 from widgets.pictures import Bars, Lines, Series
+from widgets.rank_segments import RankSegments
 from widgets.routing_stability import RoutingStability, holdings
 from widgets.sync_calendar import SyncCalendar
 from widgets.tables import table
@@ -29,6 +30,7 @@ __all__ = [
     "Losses",
     "Marks",
     "Matrix",
+    "RankSegments",
     "RoutingStability",
     "Series",
     "SyncCalendar",
