@@ -268,8 +268,8 @@ def _dry_step(optimizer: torch.optim.Optimizer, names: Sequence[str]) -> None:
 
 def _state_names(spec: Optimizer) -> tuple[str, ...]:
     """Found by taking one step on two numbers, so that no list of names has to be kept."""
-    leaf = torch.nn.Parameter(torch.ones(2))
-    leaf.grad = torch.ones(2)
+    leaf = torch.nn.Parameter(torch.ones(2, device="cpu"))  # also where others are made on ``meta``
+    leaf.grad = torch.ones_like(leaf)
     optimizer = _make(spec, [leaf])
     optimizer.step()
     return tuple(k for k, v in optimizer.state[leaf].items() if isinstance(v, Tensor) and v.shape == leaf.shape)
