@@ -16,6 +16,17 @@ NOTEBOOKS = sorted(Path("notebooks").glob("[0-9]*.ipynb"))
 TINY = {
     "00_start_here": ["steps=12", "sync_every=2", 'corpus="grammar?tokens=40000"'],
     "02_fomoe": ["steps=16", "period=4", 'seeds="0"', "timing_rounds=2", 'corpus="grammar?tokens=40000"'],
+    "03_prelort": [
+        "steps=8",
+        "period=2",
+        'seeds="0"',
+        'ranks="4,2,2,1"',
+        'start=""',
+        "context=96",
+        "examples=12",
+        "toy_rounds=2",
+        "toy_size=16",
+    ],
     "01_des_loc": ["steps=16", "base=2", 'long="4,8"', 'seeds="0"', "toy_steps=384", 'corpus="grammar?tokens=40000"'],
     "04_mt_dao": ["steps=8", "period=2", "long=4", 'seeds="0"', "toy_rounds=12", 'corpus="grammar?tokens=40000"'],
     "05_lordo": ["steps=16", "period=4", 'ranks="4"', 'seeds="0"', "toy_rounds=6", 'corpus="grammar?tokens=40000"'],

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from toys import LISTED
@@ -287,3 +288,9 @@ def test_but_checks_as_well() -> None:
         r.but(stepps=7)
     with pytest.raises(dataclasses.FrozenInstanceError):
         r.steps = 3  # type: ignore[misc]
+
+
+def test_a_recipe_can_be_made_wherever_tensors_are_made():
+    """Its optimizer is tried on two numbers that have to be there."""
+    with torch.device("meta"):
+        assert Recipe.of("prelort") == Recipe.of("prelort")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from torch import Tensor, nn
 
@@ -44,7 +45,8 @@ class Text:
                 tokenizer=recipe.tokenizer,
             )
             validation = task.validation(batch_size, recipe.eval_windows)
-            text = cls(task.vocab_size, task.batches(batch_size, seed), validation, task.samples_W, task.scores)
+            scores = partial(task.scores, num_examples=recipe.eval_windows)
+            text = cls(task.vocab_size, task.batches(batch_size, seed), validation, task.samples_W, scores)
         else:
             corpus = corpus or load_corpus(recipe.corpus, tokenizer=recipe.tokenizer, progress=progress)
             shards = split_windows(corpus.train, num_workers, context, recipe.split, split)
