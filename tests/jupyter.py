@@ -112,11 +112,12 @@ class Notebook:
         """As the notebook's model has them."""
         return self.js(f"k => {CELL}.model.outputs.toJSON()", k)
 
-    def held(self) -> int:
-        """Points that the first line of the first canvas has by now, -1 without a canvas."""
-        return self.js(
-            "() => { const held = document.querySelector('.isthmus-board')?.held; "
-            "return held && held.panels[0]?.series ? held.column(held.panels[0].series[0].x).length : -1; }"
+    def until_held(self, num: int) -> None:
+        """Until the first line of the first canvas has so many points."""
+        self.page.wait_for_function(
+            "num => { const held = document.querySelector('.isthmus-board')?.held; "
+            "return held?.panels[0]?.series && held.column(held.panels[0].series[0].x).length >= num; }",
+            arg=num,
         )
 
     def save(self) -> Any:

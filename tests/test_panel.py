@@ -10,7 +10,6 @@ from typing import Any
 import ipywidgets
 import pytest
 from toys import corpus, recipe
-from widgets.communication_budget import CommunicationBudget
 
 import lab.live
 from lab.events import Ended, Sent, Started, Stepped, Turned, WorkersChanged
@@ -21,6 +20,7 @@ from lab.plan import plan
 from lab.recipe import Recipe
 from lab.run import Trainer
 from widgets.cockpit import Cockpit, Later, Seat, to_html
+from widgets.communication_budget import CommunicationBudget
 from widgets.panel import MOST_TOGGLES, Controls, Relink, Status
 
 PATIENCE = 60.0

@@ -566,14 +566,29 @@ function keep(model, { rest, id }) {
   return true;
 }
 
+/** JupyterLab's plotly adds a PNG to every figure that it draws, larger than all the rest: take it out of what is saved. */
+function tidy(model) {
+  for (const { outputs } of model.widget_manager?.context?.model?.cells || [])
+    for (let k = 0; k < (outputs?.length || 0); k++) {
+      const output = outputs.get(k);
+      const { "image/png": picture, ...data } = output.data;
+      if (picture && data["application/vnd.plotly.v1+json"]?.layout?.meta?.isthmus) output.setData({ data });
+    }
+}
+
 // A factory: what `initialize` and `render` share lies in its closure, since each of them gets a proxy of the model.
 export default () => {
   const held = new Held();
   const views = new Set();
-  const changed = () => views.forEach((view) => view.request());
-  let asked = false;
+  let [asked, tidying] = [false, 0];
 
   function initialize({ model }) {
+    const changed = () => {
+      views.forEach((view) => view.request());
+      if (!held.head.at_rest || tidying) return;
+      tidying = setInterval(() => tidy(model), 1000);
+      setTimeout(() => clearInterval(tidying), 30_000);
+    };
     const load = () => {
       held.load(model.get("board"));
       asked = false;
@@ -590,6 +605,7 @@ export default () => {
     model.on("msg:custom", take);
     load();
     return () => {
+      clearInterval(tidying);
       model.off("change:board", load);
       model.off("msg:custom", take);
     };
