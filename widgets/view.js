@@ -86,10 +86,19 @@ function labels(p, box, x, y) {
   g.fillStyle = colours.ink;
   g.font = `12px ${FONT}`;
   g.textAlign = "center";
-  if (x) g.fillText(x, (box.left + box.right) / 2, height - 9);
-  if (y) upwards(g, y, 13, (box.top + box.bottom) / 2);
+  if (x) g.fillText(x, fitted(g, x, (box.left + box.right) / 2, 4, p.width - 4), height - 9);
+  g.font = `12px ${FONT}`;
+  if (y) upwards(g, y, 13, fitted(g, y, (box.top + box.bottom) / 2, 30, height - 4));
   g.font = `11px ${FONT}`;
   g.fillStyle = colours.soft;
+}
+
+/** Where the middle of words lies that stay between two ends; they get smaller if need be. */
+function fitted(g, words, middle, first, last) {
+  const wide = g.measureText(words).width;
+  if (wide > last - first) g.font = `${Math.max(7, (12 * (last - first)) / wide)}px ${FONT}`;
+  const half = g.measureText(words).width / 2;
+  return Math.min(Math.max(middle, first + half), Math.max(last - half, (first + last) / 2));
 }
 
 function upwards(g, words, x, y) {
