@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import statistics
 import sys
@@ -44,7 +46,8 @@ def views(recipe: Recipe) -> list[View]:
     """All of them, each on a canvas that sends."""
     made = [Losses(), CommunicationBudget(recipe, budget="1 GB"), SyncCalendar(recipe), Drift(), Workers(recipe)]
     for view in made:
-        view._screen = Screen("live")
+        with contextlib.redirect_stdout(io.StringIO()):  # where a terminal would name the widget
+            view._screen = Screen("live")
         view._screen.canvas.send = Wire().send
     return made
 
