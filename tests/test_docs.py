@@ -127,7 +127,7 @@ def test_names_and_links_lead_somewhere(page: Path) -> None:
     for name in re.findall(r"`(lab(?:\.\w+)+)`", text):
         assert exists(name), name
     for file in re.findall(r"`((?:lab|tests|docs|widgets|bench)/[\w/]+\.\w+)`", text):
-        assert "fedprox" in file or (ROOT / file).exists(), file
+        assert re.search("fedprox|waiting", file) or (ROOT / file).exists(), file  # what the pages write
     for link in re.findall(r"\]\((?!https?:)([^)#]+)", text):
         assert (page.parent / link).exists(), link
 
@@ -216,3 +216,33 @@ def test_the_commands_of_the_page_work(copy: Path) -> None:
     for shown in printed("text"):
         assert shown.strip() in told
     assert len(re.findall(r"^(?:fedprox|diloco)-4w-\w+ .* done .* 3\.68 MB", told, flags=re.M)) == 2
+
+
+# --- write your own view ---------------------------------------------------------------------------------------------
+
+
+def test_the_view_of_the_page_is_a_view(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """File and test as printed, in fewer than 40 lines; the run that the page shows says what the page shows."""
+    import widgets
+
+    text = (ROOT / "docs/write_your_own_view.md").read_text()
+    files = dict(re.findall(r"^\*\*`([^`]+)`\*\*\n\n```python\n(.*?)```", text, flags=re.S | re.M))
+    assert sorted(files) == ["tests/test_waiting.py", "widgets/waiting.py"]
+    (tmp_path / "waiting.py").write_text(files["widgets/waiting.py"])
+    assert lines_of_code(tmp_path / "waiting.py") < 40
+    monkeypatch.setattr(widgets, "__path__", [*widgets.__path__, str(tmp_path)])
+    monkeypatch.chdir(tmp_path)
+    tests: dict[str, Any] = {}
+    exec(files["tests/test_waiting.py"], tests)
+    for name in [name for name in tests if name.startswith("test_")]:
+        tests[name]()
+    for block in re.findall(r"```python\n(.*?)```", text, flags=re.S):
+        if block not in files.values():
+            exec(block, tests)
+    (shown,) = re.findall(r"```text\n(.*?)```", text, flags=re.S)
+    assert shown.strip() in capsys.readouterr().out
+    assert "<svg" in (tmp_path / "waiting.svg").read_text()
+    assert '"label":"share"' in (tmp_path / "waiting.html").read_text().replace(": ", ":")
+    sys.modules.pop("widgets.waiting")

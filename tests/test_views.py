@@ -287,6 +287,24 @@ def test_a_board_gives_every_picture_a_place_of_its_own():
     assert [panel["per_row"] for panel in spec["panels"]] == [1, 3, 3, 3, 3, 3, 3, 2, 2]
 
 
+def test_axis_titles_stay_within_their_picture():
+    """Three in a row, with letters of middling width; also for titles of more than fit in full size."""
+    long = Lines("Long?", "an axis with a title that is far too long for a third of a row, even so", "y " * 20, [])
+    for board in (
+        RoutingStability.of(routing(**SHAPES["24 layers"])).board(),
+        Board("?", [replace(long, title=t) for t in "abc"]),
+    ):
+        for picture in ET.fromstring(board.svg()).findall("{*}svg"):
+            width, height = float(picture.get("width")), float(picture.get("height"))
+            for text in picture.iter("{http://www.w3.org/2000/svg}text"):
+                half = 0.56 * float(text.get("font-size")) * len(text.text) / 2
+                if text.get("fill") == "#333" and text.get("x"):
+                    assert -1 < float(text.get("x")) - half < float(text.get("x")) + half < width + 1, text.text
+                elif text.get("fill") == "#333" and "translate(13" in text.get("transform"):
+                    middle = float(text.get("transform").split()[1].rstrip(")"))
+                    assert -1 < middle - half < middle + half < height + 1, text.text
+
+
 @pytest.mark.parametrize("num", range(1, 9))
 def test_rows_of_a_board_are_even(num):
     board = Board("?", [Lines(f"{k}?", "x", "y", []) for k in range(num)])

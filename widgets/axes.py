@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 FLUID = ' style="max-width:100%;height:auto"'  # of an SVG: never wider than its page
+LETTER = 0.56  # width of a letter, as a part of its height, on average
 INK, GRID = "#7d8590", "rgba(128,128,128,0.2)"
 
 
@@ -138,17 +139,17 @@ class Box:
         for v in self.x.ticks() if ticks else ():
             p = self.px(v)
             out.append(f'<path d="M{p:.1f},{self.top}V{self.bottom}" stroke="#e3e3e3"/>{self.below(p, short(v))}')
-        middle = (self.left + self.right) / 2
+        x0, size = _fitted(self.x.label, (self.left + self.right) / 2, self.width)
         out.append(
-            f'<text x="{middle}" y="{self.height - 10}" text-anchor="middle" font-size="12" fill="#333">{html.escape(self.x.label)}</text>'
+            f'<text x="{x0:.1f}" y="{self.height - 10}" text-anchor="middle" font-size="{size:.3g}" fill="#333">{html.escape(self.x.label)}</text>'
         )
         if self.y is not None:
             for v in self.y.ticks():
                 p = self.py(v)
                 out.append(f'<path d="M{self.left},{p:.1f}H{self.right}" stroke="#e3e3e3"/>{self.beside(p, short(v))}')
-            cy = (self.top + self.bottom) / 2
+            cy, size = _fitted(self.y.label, (self.top + self.bottom) / 2, self.height, first=30)
             out.append(
-                f'<text transform="translate(13 {cy}) rotate(-90)" text-anchor="middle" font-size="12" fill="#333">'
+                f'<text transform="translate(13 {cy:.1f}) rotate(-90)" text-anchor="middle" font-size="{size:.3g}" fill="#333">'
                 f"{html.escape(self.y.label)}</text>"
             )
         return out
@@ -161,6 +162,13 @@ class Box:
 
     def close(self, out: list[str]) -> str:
         return "".join(out) + "</svg>"
+
+
+def _fitted(label: str, middle: float, room: float, first: float = 4) -> tuple[float, float]:
+    """Where the middle of an axis title lies and how large it is, so that it stays within its picture."""
+    size = min(12.0, max(7.0, (room - first - 4) / (LETTER * max(1, len(label)))))
+    half = LETTER * size * len(label) / 2
+    return min(max(middle, first + half), max(room - 4 - half, room / 2)), size
 
 
 def head(width: int, height: int, title: str, size: int = 14) -> list[str]:

@@ -8,6 +8,7 @@ of them.
 
 from __future__ import annotations
 
+import base64
 import html
 import math
 import textwrap
@@ -364,10 +365,31 @@ class Note(Picture):
 def bundle(picture: Picture) -> dict[str, Any]:
     """What a notebook stores: drawn by plotly where it can be, as SVG elsewhere, as text in a terminal."""
     return {
-        "application/vnd.plotly.v1+json": picture.plotly() | {"config": {"displaylogo": False, "responsive": True}},
+        "application/vnd.plotly.v1+json": stored(picture.plotly()),
         "image/svg+xml": picture.svg(),
         "text/plain": picture.text(),
     }
+
+
+def stored(figure: dict[str, Any]) -> dict[str, Any]:
+    """A figure as a notebook stores it: numbers as plotly's typed arrays, since Jupyter writes one number of a list a line."""
+    layout = figure["layout"] | {"meta": {"isthmus": True}}
+    return {
+        "data": _typed(figure["data"]),
+        "layout": _typed(layout),
+        "config": {"displaylogo": False, "responsive": True},
+    }
+
+
+def _typed(thing: Any) -> Any:
+    if isinstance(thing, dict):
+        return {key: _typed(value) for key, value in thing.items()}
+    if not isinstance(thing, list):
+        return thing
+    if len(thing) > FEW_POINTS and all(v is None or isinstance(v, int | float) for v in thing):
+        numbers = np.array([math.nan if v is None else v for v in thing], dtype=np.float32)
+        return {"dtype": "f4", "bdata": base64.b64encode(numbers.tobytes()).decode()}
+    return [_typed(value) for value in thing]
 
 
 def thin(x: Numbers, y: Numbers, most: int = MAX_POINTS, digits: int = 5) -> tuple[list[float], list[float | None]]:

@@ -86,10 +86,19 @@ function labels(p, box, x, y) {
   g.fillStyle = colours.ink;
   g.font = `12px ${FONT}`;
   g.textAlign = "center";
-  if (x) g.fillText(x, (box.left + box.right) / 2, height - 9);
-  if (y) upwards(g, y, 13, (box.top + box.bottom) / 2);
+  if (x) g.fillText(x, fitted(g, x, (box.left + box.right) / 2, 4, p.width - 4), height - 9);
+  g.font = `12px ${FONT}`;
+  if (y) upwards(g, y, 13, fitted(g, y, (box.top + box.bottom) / 2, 30, height - 4));
   g.font = `11px ${FONT}`;
   g.fillStyle = colours.soft;
+}
+
+/** Where the middle of words lies that stay between two ends; they get smaller if need be. */
+function fitted(g, words, middle, first, last) {
+  const wide = g.measureText(words).width;
+  if (wide > last - first) g.font = `${Math.max(7, (12 * (last - first)) / wide)}px ${FONT}`;
+  const half = g.measureText(words).width / 2;
+  return Math.min(Math.max(middle, first + half), Math.max(last - half, (first + last) / 2));
 }
 
 function upwards(g, words, x, y) {
@@ -566,14 +575,29 @@ function keep(model, { rest, id }) {
   return true;
 }
 
+/** JupyterLab's plotly adds a PNG to every figure that it draws, larger than all the rest: take it out of what is saved. */
+function tidy(model) {
+  for (const { outputs } of model.widget_manager?.context?.model?.cells || [])
+    for (let k = 0; k < (outputs?.length || 0); k++) {
+      const output = outputs.get(k);
+      const { "image/png": picture, ...data } = output.data;
+      if (picture && data["application/vnd.plotly.v1+json"]?.layout?.meta?.isthmus) output.setData({ data });
+    }
+}
+
 // A factory: what `initialize` and `render` share lies in its closure, since each of them gets a proxy of the model.
 export default () => {
   const held = new Held();
   const views = new Set();
-  const changed = () => views.forEach((view) => view.request());
-  let asked = false;
+  let [asked, tidying] = [false, 0];
 
   function initialize({ model }) {
+    const changed = () => {
+      views.forEach((view) => view.request());
+      if (!held.head.at_rest || tidying) return;
+      tidying = setInterval(() => tidy(model), 1000);
+      setTimeout(() => clearInterval(tidying), 30_000);
+    };
     const load = () => {
       held.load(model.get("board"));
       asked = false;
@@ -590,6 +614,7 @@ export default () => {
     model.on("msg:custom", take);
     load();
     return () => {
+      clearInterval(tidying);
       model.off("change:board", load);
       model.off("msg:custom", take);
     };

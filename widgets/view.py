@@ -55,7 +55,7 @@ from lab.events import Ended, Event, Started
 from widgets.boards import Board
 from widgets.canvas import Canvas
 from widgets.menus import with_menu
-from widgets.pictures import Note, Picture, bundle
+from widgets.pictures import Note, Picture, bundle, stored
 
 RATE = 8  # drawings of a view a second, at most
 SHARE = 0.02  # of the time that drawing all views together may take
@@ -133,7 +133,7 @@ class View:
                 vars(self)[menu.name] = option
                 figures[option] = self.board().plotly()
             vars(self)[menu.name] = menu.value
-            forms["application/vnd.plotly.v1+json"] |= with_menu(figures, menu.value, menu.label)
+            forms["application/vnd.plotly.v1+json"] = stored(with_menu(figures, menu.value, menu.label))
             return forms
 
     def save(self, path: str | Path) -> None:

@@ -1,0 +1,129 @@
+"""A real JupyterLab in a headless Chromium, for tests."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import nbformat
+
+ROOT = Path(__file__).parent.parent
+CELL = "window.jupyterapp.shell.currentWidget.content.widgets[k]"
+QUIET = {"@jupyterlab/apputils-extension/notification": '{"fetchNews": "false", "checkForUpdates": false}'}
+
+
+class JupyterLab:
+    """A server in a folder of its own; ``open`` shows a notebook in a page of its own."""
+
+    def __init__(self, folder: Path, browser: Any):
+        self.folder, self.browser = folder, browser
+        with socket.socket() as s:
+            s.bind(("127.0.0.1", 0))
+            self.port = s.getsockname()[1]
+        for name, settings in QUIET.items():
+            file = folder / ".settings" / f"{name}.jupyterlab-settings"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(settings)
+        own = {
+            "JUPYTER_CONFIG_DIR": ".config",
+            "JUPYTERLAB_WORKSPACES_DIR": ".workspaces",
+            "JUPYTERLAB_SETTINGS_DIR": ".settings",
+        }
+        env = os.environ | {key: str(folder / name) for key, name in own.items()}
+        env |= {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]), "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--port={self.port}"]
+        command += [
+            "--IdentityProvider.token=",
+            f"--ServerApp.root_dir={folder}",
+            "--LabApp.expose_app_in_browser=True",
+        ]
+        with open(folder / "server.log", "w") as log:
+            self.server = subprocess.Popen(command, env=env, stdout=log, stderr=log, cwd=folder)
+        began = time.monotonic()
+        while True:
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{self.port}/api", timeout=2)
+                return
+            except OSError:
+                if time.monotonic() - began > 90 or self.server.poll() is not None:
+                    raise RuntimeError((folder / "server.log").read_text()[-2000:]) from None
+                time.sleep(0.2)
+
+    def close(self) -> None:
+        self.server.terminate()
+        self.server.wait(30)
+
+    def open(self, name: str, cells: list[str] | None = None) -> Notebook:
+        """With cells a new notebook, otherwise the one that is there."""
+        if cells is not None:
+            kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+            nb = nbformat.v4.new_notebook(metadata={"kernelspec": kernel})
+            nb.cells = [nbformat.v4.new_code_cell(source) for source in cells]
+            nbformat.write(nb, self.folder / name)
+        return Notebook(self, name)
+
+
+class Notebook:
+    """A notebook in its page."""
+
+    def __init__(self, lab: JupyterLab, name: str):
+        self.lab, self.file = lab, lab.folder / name
+        self.page = lab.browser.new_page(viewport={"width": 1280, "height": 1000})
+        self.page.set_default_timeout(90_000)
+        self.page.goto(f"http://127.0.0.1:{lab.port}/lab/tree/{name}?reset", wait_until="domcontentloaded")
+        self._ready()
+
+    def _ready(self) -> None:
+        self.page.wait_for_selector(".jp-Notebook .jp-CodeCell")
+        self.page.wait_for_function("window.jupyterapp !== undefined")
+        self.wait("idle")
+
+    def wait(self, status: str) -> None:
+        """Until the kernel is so."""
+        self.page.wait_for_function(
+            "status => window.jupyterapp.shell.currentWidget?.context?.sessionContext?.session?.kernel?.status === status",
+            arg=status,
+        )
+
+    def run(self, k: int) -> None:
+        """Run a cell and wait for it."""
+        before = self.js(f"k => {CELL}.model.executionCount", k)
+        self.js(
+            "k => { const nb = window.jupyterapp.shell.currentWidget.content; nb.activeCellIndex = k; nb.deselectAll(); }",
+            k,
+        )
+        self.js("() => { window.jupyterapp.commands.execute('notebook:run-cell'); }")
+        self.page.wait_for_function(
+            f"([k, before]) => {CELL}.model.executionCount !== before && {CELL}.model.executionCount", arg=[k, before]
+        )
+        self.wait("idle")
+
+    def reload(self) -> None:
+        self.page.reload(wait_until="domcontentloaded")
+        self._ready()
+
+    def outputs(self, k: int) -> list[dict[str, Any]]:
+        """As the notebook's model has them."""
+        return self.js(f"k => {CELL}.model.outputs.toJSON()", k)
+
+    def until_held(self, num: int) -> None:
+        """Until the first line of the first canvas has so many points."""
+        self.page.wait_for_function(
+            "num => { const held = document.querySelector('.isthmus-board')?.held; "
+            "return held?.panels[0]?.series && held.column(held.panels[0].series[0].x).length >= num; }",
+            arg=num,
+        )
+
+    def save(self) -> Any:
+        """The notebook as it is on disk then."""
+        self.js("() => window.jupyterapp.commands.execute('docmanager:save')")
+        return nbformat.read(self.file, as_version=4)
+
+    def js(self, source: str, argument: Any = None) -> Any:
+        return self.page.evaluate(source, argument)
