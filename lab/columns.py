@@ -15,6 +15,7 @@ from lab.events import (
     Ended,
     Evaluated,
     Event,
+    Measured,
     Placed,
     Routed,
     Saturated,
@@ -56,6 +57,7 @@ class Columns:
     scores: list[dict[str, float]] = field(default_factory=list)
     covered: list[Covered] = field(default_factory=list)
     truncated: list[Truncated] = field(default_factory=list)
+    measured: list[Measured] = field(default_factory=list)
 
     @classmethod
     def of(cls, events: Iterable[Event]) -> Columns:
@@ -100,6 +102,8 @@ class Columns:
                 self.covered.append(event)
             case Truncated():
                 self.truncated.append(event)
+            case Measured():
+                self.measured.append(event)
 
     @property
     def recipe(self) -> Recipe:

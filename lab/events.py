@@ -13,6 +13,7 @@ The loop that makes them, in pseudo-code::
         Drifted                 just before params are averaged, and with every evaluation: how far apart the workers are
         Evaluated               every eval_every steps: the averaged model on the validation windows
         Truncated               with it, for a model with adapters: the same at every prefix
+        Measured …              the metrics that the recipe asks for
         Routed                  every routing_every steps: where the routers send their tokens
         Checkpointed            every checkpoint_every steps
         Warned                  when the reader should know something
@@ -192,6 +193,16 @@ class Truncated:
 
 
 @dataclass(frozen=True)
+class Measured:
+    """One of the metrics that ``recipe.metrics`` asks for (`lab.watching.measure`); None for what is not finite."""
+
+    kind: ClassVar[str] = "measured"
+    step: int
+    metric: str
+    values: dict[str, list[float | None]]
+
+
+@dataclass(frozen=True)
 class Checkpointed:
     kind: ClassVar[str] = "checkpointed"
     step: int
@@ -226,6 +237,7 @@ Event = (
     | Saturated
     | Covered
     | Truncated
+    | Measured
     | Checkpointed
     | Warned
     | Ended

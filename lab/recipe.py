@@ -28,6 +28,7 @@ from lab.presets import PRESETS
 from lab.scenarios import Scenario
 
 Count = Annotated[int, Field(ge=1)]
+Metric = Literal["alignment", "spectrum", "rates", "gradients", "activations", "noise"]
 
 
 SIZES: dict[str, GPT | MoE] = {**gpt.SIZES, **moe.SIZES}
@@ -80,6 +81,9 @@ class Recipe:
         what travels instead of a state, e.g. ``{"params": "int8"}``.
     routing_every
         local steps between two looks at the routers of a `MoE` (0: none).
+    metrics, metrics_every
+        what else to measure, by the names in `lab.watching.measure`, and how often: ``alignment``, ``spectrum``, ``rates``,
+        ``gradients``, ``activations``, ``noise``. Nothing unless it is asked for.
     eval_every, eval_windows
         how often the averaged model is scored (0: never but at the end), and on how many validation windows.
     checkpoint_every
@@ -103,6 +107,8 @@ class Recipe:
     codecs: dict[str, str] = Field(default_factory=dict)
     scenario: Scenario = Field(default_factory=Scenario)
     routing_every: Annotated[int, Field(ge=0)] = 16
+    metrics: tuple[Metric, ...] = ()
+    metrics_every: Count = 32
     eval_every: Annotated[int, Field(ge=0)] = 50
     eval_windows: Count = 64
     checkpoint_every: Annotated[int, Field(ge=0)] = 100

@@ -12,7 +12,7 @@ import platform
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +49,9 @@ from lab.seeds import derive
 from lab.store import Checkpoint, RunFolder
 from lab.tasks.text import Text, vocab_size_without_text
 from lab.watching.drift import DriftWatch, squares_W
+
+if TYPE_CHECKING:
+    from lab.watching.measure import Measures
 
 
 class Diverged(LabError):
@@ -107,6 +110,11 @@ class Trainer:
         self.up_tW = recipe.scenario.trace(recipe.num_workers, recipe.steps, recipe.seed)
         if (~self.up_tW[0] & self.up_tW.any(0)).any():
             recipe.check_late()
+        self.measures: Measures | None = None
+        if recipe.metrics and not dry:
+            from lab.watching.measure import Measures
+
+            self.measures = Measures(self)
         self.last_up = [True] * recipe.num_workers  # who holds the present state: all of them at the start
         self.t = 0  # finished local steps
         self._lost: set[str] = set()  # tensors that no worker which is up holds, as last reported
@@ -191,6 +199,8 @@ class Trainer:
                     self.drift.look(t)
                 yield from self.drift.new
                 self.drift.new.clear()
+                if self.measures is not None:
+                    yield from self.measures.after(t)
                 if self._evaluates(t):
                     yield self._evaluate(t)
                     if self.adapter_watch is not None:
@@ -379,6 +389,7 @@ class Trainer:
         inner, outer = self._owned()
         found = {f"local/{k}": v for k, v in self.state.local.items() if k not in inner}
         found |= {f"shared/{k}": v for k, v in self.state.shared.items() if k not in outer}
+        found |= {f"measured/{k}": v for k, v in (self.measures.remembered if self.measures else {}).items()}
         return found | {f"residual/{k}": v for k, v in self.comm.residuals.items()}
 
     def _owned(self) -> tuple[dict[str, Stack], dict[str, Stack]]:
@@ -407,9 +418,12 @@ class Trainer:
                 optimizer = self.state.optimizers[name]
                 leaf = optimizer.param_groups[0]["params"][int(rest[0])]
                 optimizer.state[leaf][rest[1]] = value
-            elif kind == "residual":
-                blocks = [tensors[f"residual/{name}/{i}"] for i in range(len(layout.blocks))]
-                self.comm.residuals[name] = Stack(layout, blocks)
+            elif kind in ("residual", "measured"):
+                stack = Stack(layout, [tensors[f"{kind}/{name}/{i}"] for i in range(len(layout.blocks))])
+                if kind == "residual":
+                    self.comm.residuals[name] = stack
+                elif self.measures is not None:
+                    self.measures.remembered[name] = stack
             else:
                 place = self.state.local if kind == "local" else self.state.shared
                 if name not in place:  # made by a later step: there is nothing yet to copy into
@@ -420,6 +434,8 @@ class Trainer:
         self.state.shared.update(outer)
         if self.watch is not None:
             self.watch.restore(tensors, extra["watch"])
+        if self.measures is not None:
+            self.measures.restored()
         if self.adapter_watch is not None:
             self.adapter_watch.last_M = extra["last_covered"]
         self.state.facts = extra.get("facts", self.state.facts)

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
+from typing import Any
 
 import pytest
+import test_laws as laws
 import torch
 from test_comm import HOLDERS, fleet_of_sites, scale, sites
 from torch import nn
-from toys import F64, LISTED, Bench, drawn, recipe
+from toys import F64, LISTED, Bench, corpus, drawn, recipe, story
 
 from lab import metrics
-from lab.events import Evaluated, Event, Sent
+from lab.events import Evaluated, Event, Measured, Sent, Started
 from lab.fleet import Stack
 from lab.methods import MTDAO, SPARTA, DeMo, DiLoCo, LocalSGD, LoRDO, NoLoCo, Photon, StreamingDiLoCo
+from lab.metrics import alignment, rates_of_change
 from lab.optim import Optimizer
+from lab.run import Trainer
 
 SGD = Optimizer("SGD", 1e-2)
 
@@ -208,3 +213,39 @@ def test_methods_on_partial_holders(method: object, agree: bool) -> None:
     for name, held_by in HOLDERS.items():
         copies = [real.fleet.params.cell(f"experts.{name}", w) for w in held_by]
         assert all(torch.equal(c, copies[0]) for c in copies) or not agree, name
+
+
+# --- as events --------------------------------------------------------------------------------------------------------
+
+ALL = ("alignment", "spectrum", "rates", "gradients", "activations", "noise")
+
+
+def measured(name: str, **changes: Any) -> list[Measured]:
+    r = recipe(LISTED["local_adam"], steps=6, metrics=ALL, metrics_every=3, **changes)
+    return [e for e in Trainer(r, corpus=corpus()).events() if isinstance(e, Measured) and e.metric == name]
+
+
+def test_metrics_are_events_when_asked_for() -> None:
+    """Each at its steps with the values that the functions give, and none where the recipe asks for none."""
+    assert [e.step for e in measured("alignment")] == [3, 6]  # the averages of local_adam
+    assert [e.step for e in measured("gradients")] == [3, 6]
+    assert [e.step for e in measured("rates")] == [6]
+    direct = alignment(recipe(LISTED["local_adam"], steps=6))
+    assert [e.values["with_mean"] for e in measured("alignment")] == [[a.with_mean] for a in direct]
+    rates = rates_of_change(recipe(LISTED["local_adam"], steps=6), every=3)
+    assert {k: v for k, (v,) in measured("rates")[0].values.items()} == {k: v[-1][1] for k, v in rates.items()}
+    last = measured("spectrum")[-1].values
+    assert 0 < last["blocks.0.attention.qkv.weight basis similarity"][0] <= 1 + 1e-12
+    assert last["blocks.0.attention.qkv.weight rank"] == [8.0]
+    assert {len(e.values["sequences"]) for e in measured("noise")} == {1}
+    quiet = Trainer(recipe(LISTED["local_adam"], steps=6), corpus=corpus()).events()
+    assert not [e for e in quiet if isinstance(e, Measured)]
+
+
+def test_measuring_changes_nothing_and_is_resumed(tmp_path: Path) -> None:
+    """Losses and bytes are those of the run that measures nothing; stopped anywhere and resumed, all events are the same."""
+    r = recipe(LISTED["local_adam"], steps=6, metrics=ALL, metrics_every=2)
+    with_them = story(Trainer(r, corpus=corpus()).events())
+    without = story(Trainer(r.but(metrics=[]), corpus=corpus()).events())
+    assert [e for e in with_them if not isinstance(e, Measured | Started)] == without[1:]
+    laws.stop_and_go(r, tmp_path)

@@ -128,6 +128,8 @@ CHANGES: dict[str, Any] = {
     "placement": {"every": 2},
     "routing_every": 17,
     "start": "pretrained",
+    "metrics": ["rates"],
+    "metrics_every": 33,
     "lora": {"ranks": [4]},
 }
 
