@@ -68,6 +68,7 @@ def regression(
     method: Method, ranks: Sequence[int], *, rounds: int = 200, round_steps: int = 10, d: int = 32, seed: int = 0
 ) -> Outcome:
     """Let clients of these ranks learn W* with a federated method (its ``sync_every`` has to be ``round_steps``)."""
+    torch.set_num_threads(1)  # matrices this small are not worth two, which would fight over the cores
     goal, lora = target(d, 16, seed), LoRA(ranks=tuple(ranks), targets=("map",), scale=1.0, train=_trained(method))
     ranks_W = lora.ranks_W(len(ranks))
 
