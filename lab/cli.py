@@ -243,8 +243,10 @@ def plan(
 @click.option("--json", "as_json", is_flag=True)
 def compare(names: tuple[str, ...], runs: str, network_name: str, as_json: bool) -> None:
     """Runs side by side: loss, bytes, and seconds on a network."""
+    from dataclasses import replace
+
     from lab.columns import Columns
-    from lab.methods import name_of
+    from lab.methods import FEDERATED, name_of
     from lab.network import network
     from lab.plan import human
     from lab.store import find_run
@@ -257,7 +259,8 @@ def compare(names: tuple[str, ...], runs: str, network_name: str, as_json: bool)
         if columns.started is None:
             click.echo(f"lab: {folder.path} has no events yet: left out", err=True)
             continue
-        bill = columns.price(net)
+        served = name_of(columns.recipe.method) in FEDERATED
+        bill = columns.price(replace(net, topology="server") if served else net)
         rows.append(
             {
                 "run": folder.path.name,
@@ -282,6 +285,9 @@ def compare(names: tuple[str, ...], runs: str, network_name: str, as_json: bool)
             f"{r['run']:<28}{r['steps']:>7}{r['status']:>12}{loss:>12}{human(r['payload_bytes']):>11}"
             f"{human(r['wire_bytes']):>11}{r['seconds']:>11.1f} s"
         )
+    click.echo(
+        "seconds: computing as it went here, and the link between workers, or to a server for methods that have one"
+    )
 
 
 @main.command()
@@ -343,6 +349,7 @@ def list_(runs: str) -> None:
     from lab.presets import PRESETS
     from lab.recipe import SIZES
     from lab.store import RunFolder
+    from lab.tasks import TASKS
 
     def first_line(cls: type) -> str:
         return (sys.modules[cls.__module__].__doc__ or "").strip().splitlines()[0]
@@ -354,6 +361,7 @@ def list_(runs: str) -> None:
     click.echo("models       " + ", ".join(SIZES))
     click.echo("optimizers   " + ", ".join(ELEMENTWISE))
     click.echo("corpora      " + ", ".join(CORPORA))
+    click.echo("tasks        " + ", ".join(f"task:{name}" for name in TASKS))
     click.echo("networks     " + ", ".join(NETWORKS))
     click.echo("devices      " + ", ".join(DEVICES))
     there = sorted(p.parent for p in Path(runs).glob("*/recipe.json"))

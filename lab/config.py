@@ -53,6 +53,8 @@ def explain(error: ValidationError, cls: type, where: str = "") -> str:
         prefix = f"{key}: " if key else ""
         return prefix + str(first["ctx"]["error"])
     given = first["input"]
+    if first["type"] in ("tuple_type", "list_type"):
+        return f'{key} = {given!r} is not allowed: it is a list, for example [8,4,2] or ["a","b"]'
     message = first["msg"][0].lower() + first["msg"][1:]
     return f"{key} = {given!r} is not allowed: {message}"
 

@@ -297,8 +297,9 @@ _STARTING = threading.Lock()
 
 def start(
     recipe: Recipe | str | Mapping[str, Any],
-    name: str | None = None,
+    overrides: Sequence[str] = (),
     *,
+    name: str | None = None,
     folder: str | Path | None = None,
     views: Sequence[Watcher] = (),
     again: bool = False,
@@ -312,8 +313,8 @@ def start(
 
     Parameters
     ----------
-    recipe
-        a recipe, or what `Recipe.of` makes one from.
+    recipe, overrides
+        a recipe, or what `Recipe.of` makes one from: ``lab.start("des_loc", ["steps=64"])``.
     name
         default: the recipe's id.
     folder
@@ -333,7 +334,7 @@ def start(
     RecipeError
         for a recipe that is wrong, or a folder that holds the run of another.
     """
-    recipe = recipe if isinstance(recipe, Recipe) else Recipe.of(recipe)
+    recipe = Recipe.of(recipe, overrides)
     path = _path(recipe, folder, again) if keep else None
     run_folder = RunFolder(path) if path is not None else None
     if run_folder is not None and run_folder.exists and run_folder.recipe() != recipe:

@@ -16,7 +16,7 @@ from lab.codecs import codec
 from lab.config import checked, config
 from lab.errors import RecipeError, one_of
 from lab.experts.placement import Experts, Placement
-from lab.methods import DESLOC, FoMoE, name_of
+from lab.methods import DESLOC, FEDERATED, FoMoE, name_of
 from lab.methods import method as parse_method
 from lab.models import gpt, moe
 from lab.models.gpt import GPT
@@ -116,6 +116,12 @@ class Recipe:
 
     def __post_init__(self) -> None:
         self.scenario.check(self.num_workers)
+        period = getattr(self.method, "sync_every", 1)
+        if name_of(self.method) in FEDERATED and self.scenario.sample and self.scenario.sample_every % period:
+            raise RecipeError(
+                f"scenario.sample_every = {self.scenario.sample_every} changes clients in the midst of rounds of {period} steps: "
+                f"set it to {period}, or a multiple"
+            )
         if self.lora.ranks:
             self.lora.ranks_W(self.num_workers)
             if self.placement.overlap is not None:

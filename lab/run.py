@@ -10,7 +10,7 @@ import math
 import os
 import platform
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -217,6 +217,8 @@ class Trainer:
                     self._check_params(t, folder)
                     yield folder.save(t, *self.snapshot())
         done = self.t == recipe.steps
+        if self.adapter_watch is not None and done and not any(self.adapter_watch.last_M):
+            yield Warned(self.t, "no round was finished, so nothing was aggregated: set method.sync_every below steps")
         if folder is not None and (recipe.checkpoint_every if done else self.t):
             self._check_params(self.t, folder)
             yield folder.save(self.t, *self.snapshot())
@@ -446,13 +448,14 @@ class Trainer:
 
 
 def train(
-    recipe: Recipe,
+    recipe: Recipe | str | Mapping[str, Any],
     folder: str | Path | None = None,
     *,
     each: Callable[[Event], None] = lambda event: None,
     progress: bool = False,
 ) -> Columns:
     """Run a recipe to its end and fold it. With a folder: what is finished there is read, what was cut off goes on."""
+    recipe = Recipe.of(recipe)
     run_folder = RunFolder(folder) if folder is not None else None
     ended = run_folder.ended() if run_folder is not None else None
     if run_folder is not None and ended is not None and ended.status == "done":

@@ -19,7 +19,7 @@ from lab.adapters.factors import Adapters, mean, padded, product_norm, refactore
 from lab.adapters.watch import area
 from lab.comm import Communicator
 from lab.errors import RecipeError
-from lab.events import Covered, Evaluated, Sent, Stepped, Truncated
+from lab.events import Covered, Evaluated, Sent, Stepped, Truncated, Warned
 from lab.fleet import Fleet
 from lab.methods import FEDERATED, METHODS, FedExLoRA, FedIT, FFALoRA, HetLoRA, Method, PreLort, RaFLoRA, State
 from lab.methods.flexlora import FlexLoRA
@@ -702,3 +702,27 @@ def test_the_matrix_toy() -> None:
     for r in (2, 4):  # nested: each prefix is nearer to the best of its rank
         assert best[r] < nested.loss[r] < plain.loss[r]
         assert nested.loss[r] - best[r] < 0.5 * (plain.loss[r] - best[r])
+
+
+def test_more_bad_input_in_one_line(tmp_path: Path) -> None:
+    """Ranks that a map cannot have, lists that are none, clients that change in mid-round."""
+    for words, make in {
+        r"lora\.ranks: 9 is more than blocks\.0\.attention\.qkv \(8 to 24\) can have: use at most 8": lambda: Trainer(
+            recipe(PreLort(2), lora=LoRA(ranks=(9, 1, 1))), dry=True
+        ),
+        r"lora\.ranks = 8 is not allowed: it is a list, for example \[8,4,2\]": lambda: Recipe.of(
+            "prelort", ["lora.ranks=8"]
+        ),
+        "changes clients in the midst of rounds of 2 steps: set it to 2": lambda: run_of(
+            "prelort", scenario=Scenario(sample=1, sample_every=3)
+        ),
+    }.items():
+        with pytest.raises(RecipeError, match=words) as info:
+            make()
+        assert "\n" not in str(info.value)
+
+
+def test_a_run_without_a_whole_round_says_so() -> None:
+    r = run_of("prelort", steps=1)
+    said = [e.message for e in Trainer(r, corpus=corpus()).events() if isinstance(e, Warned)]
+    assert said == ["no round was finished, so nothing was aggregated: set method.sync_every below steps"]

@@ -99,6 +99,11 @@ def test_we_read_what_peft_writes(folder: str, tmp_path: Path) -> None:
             load_adapter_(adapted(folder, lora, values=False), tmp_path)
     with pytest.raises(RecipeError, match="cannot read an adapter"):
         load_adapter_(mine, tmp_path / "nowhere")
+    with pytest.raises(RecipeError, match="rank 0 of adapters of rank 4: use 1 to 4"):
+        save_adapter(mine, tmp_path / "none", 0)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RecipeError, match="give a folder"):
+        save_adapter(mine, tmp_path / "file")
 
 
 def recipe(folder: str, **changes: Any) -> Recipe:

@@ -325,7 +325,8 @@ def test_starting_again_stops_the_earlier_run_first(same: str, tmp_path: Path, m
     names = {"name": ["x", "y", "x"], "folder": ["x", "y", "z"], "cell": ["x", "y", "z"]}[same]
     folders = {"name": ["f", "g", "h"], "folder": ["f", "g", "f"], "cell": ["f", "g", "h"]}[same]
     first, second, third = (
-        start(long, name, folder=tmp_path / folder, paused=True) for name, folder in zip(names, folders, strict=True)
+        start(long, name=name, folder=tmp_path / folder, paused=True)
+        for name, folder in zip(names, folders, strict=True)
     )
     assert first.status == "stopped"
     assert second.status != "stopped" or same == "cell"

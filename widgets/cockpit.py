@@ -175,7 +175,7 @@ class Seat:
         again = ended is not None and ended.status != "stopped"
         name = f"{name_of(recipe.method)} {self.cockpit.number}{self.letter}"
         self.cockpit.prepare(self)
-        self.run = start(recipe, name, folder=folder, again=again, views=[self.cockpit.losses.lane(self.letter)])
+        self.run = start(recipe, name=name, folder=folder, again=again, views=[self.cockpit.losses.lane(self.letter)])
         controls = Controls(self.run, self.network.value)
         self.controls.children = [controls.widget]
         self.run.watch(*self.cockpit.others, controls, Relink(self.cockpit.others), _Ending(self.cockpit))

@@ -10,7 +10,7 @@ from lab.config import Period, Positive, config
 from lab.fleet import clip_
 from lab.methods.state import Grad, State
 from lab.optim import AdamW, Nesterov, Optimizer
-from lab.outer import init_outer, outer_step_
+from lab.optimizers.outer import init_outer, outer_step_
 
 
 @config

@@ -13,7 +13,7 @@ from lab.errors import RecipeError
 from lab.fleet import clip_
 from lab.methods.state import Grad, State
 from lab.optim import AdamW, Optimizer, Schedule, reset_
-from lab.outer import init_outer, outer_step_
+from lab.optimizers.outer import init_outer, outer_step_
 
 
 def FedAvg(lr: float = 1.0) -> Optimizer:

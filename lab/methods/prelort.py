@@ -20,7 +20,7 @@ from lab.fleet import clip_
 from lab.methods.state import Grad, Loss, State
 from lab.models.lora import Cut, prefix_losses, weighted
 from lab.optim import AdamW, Optimizer
-from lab.outer import descend_
+from lab.optimizers.outer import descend_
 from lab.seeds import generator
 
 

@@ -16,7 +16,7 @@ from lab.errors import RecipeError
 from lab.fleet import Stack, clip_
 from lab.methods.state import Grad, State
 from lab.optim import AdamW, Nesterov, Optimizer, states
-from lab.outer import descend_
+from lab.optimizers.outer import descend_
 from lab.parts import part, put_
 
 

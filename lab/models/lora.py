@@ -132,7 +132,7 @@ def adapt_(module: nn.Module, lora: LoRA, rank: int, seed: int = 0) -> nn.Module
     """Freeze a model and put adapters of this rank where ``lora`` wants them, in place.
 
     Values of A depend on the seed, the place and the index in the rank alone, so that all clients begin with prefixes of
-    one adapter. Raises RecipeError for a target that is no ``nn.Linear`` of this model.
+    one adapter. Raises RecipeError for a target that is no ``nn.Linear`` of this model, and a rank that is too large for it.
     """
     linear = {path: m for path, m in module.named_modules() if isinstance(m, nn.Linear)}
     found = {t: [p for p in linear if p == t or p.endswith("." + t)] for t in lora.targets}
@@ -140,6 +140,13 @@ def adapt_(module: nn.Module, lora: LoRA, rank: int, seed: int = 0) -> nn.Module
     for target, paths in found.items():
         if not paths:
             raise RecipeError(one_of("lora target", target, ends))
+    most = {p: min(linear[p].weight.shape) for paths in found.values() for p in paths}
+    narrowest = min(most, key=lambda p: most[p])
+    if rank > most[narrowest]:
+        d_out, d_in = linear[narrowest].weight.shape
+        raise RecipeError(
+            f"lora.ranks: {rank} is more than {narrowest} ({d_in} to {d_out}) can have: use at most {min(d_in, d_out)}"
+        )
     module.requires_grad_(False)
     cut = Cut(rank)
     bounds = [b for b in lora.bounds if b <= rank]

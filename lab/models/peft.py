@@ -30,7 +30,7 @@ def save_adapter(module: nn.Module, folder: str | Path, rank: int | None = None,
     found = adapters(module)
     if not found:
         raise RecipeError("this model has no adapters to write: set lora.ranks")
-    size = rank or sum(len(A) for A in next(iter(found.values())).lora_A)
+    size = sum(len(A) for A in next(iter(found.values())).lora_A) if rank is None else rank
     tensors: dict[str, Tensor] = {}
     with cut_to(module, size):
         for path, adapter in found.items():
@@ -53,9 +53,12 @@ def save_adapter(module: nn.Module, folder: str | Path, rank: int | None = None,
         "inference_mode": True,
     }
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / "adapter_model.safetensors", save(tensors))
-    write_atomically(folder / "adapter_config.json", json.dumps(config, indent=1).encode())
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / "adapter_model.safetensors", save(tensors))
+        write_atomically(folder / "adapter_config.json", json.dumps(config, indent=1).encode())
+    except OSError as error:
+        raise RecipeError(f"cannot write into {str(folder)!r} ({error.strerror}): give a folder") from None
     return folder
 
 
