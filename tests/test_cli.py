@@ -90,7 +90,7 @@ def test_compare_lists_runs_side_by_side(runs):
     assert b["payload_bytes"] == 3 * a["payload_bytes"]
     assert a["wire_bytes"] == pytest.approx(a["payload_bytes"] * 2 * 3 / 4)  # ring of four
     text = lab("compare", "diloco", "local_adam", "--runs", runs).output
-    assert len(text.splitlines()) == 3
+    assert len(text.splitlines()) == 4  # head, two runs, and what the seconds are
 
 
 def test_plan_says_what_the_paper_says():
@@ -110,12 +110,12 @@ def test_plan_says_what_the_paper_says():
 def test_plan_tells_what_is_fetched_from_what_is_handed_in(runs):
     """A state that goes both ways has a row for each; moved experts are apart from averaged ones. A federation has a server."""
     p = json.loads(lab("plan", "prelort", "--json", "--network", "1Gbit").output)
-    largest = 64 * (128 + 384) * 4 * 4  # rank 64 of the four maps 128 → 384 of micro
+    largest = 64 * (64 + 192) * 2 * 4  # rank 64 of the two maps 64 → 192 of nano
     assert {s["op"]: (s["times"], s["bytes_each"]) for s in p["states"]} == {
-        "broadcast": (8, largest),
-        "reduce": (8, largest),
+        "broadcast": (10, largest),
+        "reduce": (10, largest),
     }
-    assert p["wire_bytes_per_worker"] == p["payload_bytes_per_worker"][0] == 16 * largest
+    assert p["wire_bytes_per_worker"] == p["payload_bytes_per_worker"][0] == 20 * largest
     assert (
         p["state_bytes_per_worker"] == 4 * largest
     )  # values, gradients and two moments: what is agreed is at the server
