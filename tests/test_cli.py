@@ -120,7 +120,7 @@ def test_plan_tells_what_is_fetched_from_what_is_handed_in(runs):
         p["state_bytes_per_worker"] == 4 * largest
     )  # values, gradients and two moments: what is agreed is at the server
     text = lab("plan", "prelort").output
-    for row in ("params, broadcast          8", "params, reduce             8", "adapters of rank 4 to 64"):
+    for row in ("params, broadcast         10", "params, reduce            10", "adapters of rank 4 to 64"):
         assert row in text
     moved = ["-o", "placement.kind=random", "-o", "placement.every=4", "-o", "steps=96"]
     rows = {
