@@ -27,8 +27,7 @@ from __future__ import annotations
 
 import gc
 import json
-import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, get_args
 
 import pydantic_core
@@ -248,11 +247,11 @@ VERSION = 1
 
 def to_json(event: Event) -> str:
     """One line of strict JSON: a number that is not finite is written as a string."""
-    fields = {"kind": event.kind} | vars(event)
+    values = {"kind": event.kind} | vars(event)
     try:
-        return pydantic_core.to_json(fields, inf_nan_mode="strings").decode()
+        return pydantic_core.to_json(values, inf_nan_mode="strings").decode()
     except pydantic_core.PydanticSerializationError:  # half a surrogate pair: the name of a file that is not UTF-8
-        return json.dumps(fields)
+        return json.dumps(values)
 
 
 def from_json(line: str) -> Event:
@@ -269,18 +268,32 @@ def read(lines: bytes) -> list[Event]:
             rows = pydantic_core.from_json(array)
         except ValueError:  # half a surrogate pair, or no JSON at all: this one says where
             rows = json.loads(array)
-        if _ODD.search(array):
+        if any(word in array for word in _ODD):
             rows = [
                 {k: _floats(v) if isinstance(v, list) or k in ("loss", "drift", "scores") else v for k, v in r.items()}
                 for r in rows
             ]
-        return [KINDS[row.pop("kind")](**row) for row in rows]
+        return [_made(KINDS[row.pop("kind")], row) for row in rows]
     finally:
         if collecting:
             gc.enable()
 
 
-_ODD = re.compile(rb'"-?([Nn]a[Nn]|[Ii]nf(inity)?)"')
+_ODD = (b'NaN"', b'nan"', b'nfinity"', b'inf"', b'Inf"')
+
+
+def _made(cls: Any, row: dict[str, Any]) -> Event:
+    """``cls(**row)``, in half the time where every field is there: a frozen dataclass sets them one by one."""
+    if row.keys() != _FIELDS[cls]:
+        return cls(**row)  # type: ignore[no-any-return]
+    event = object.__new__(cls)
+    event.__dict__.update(row)
+    if cls is Sent:
+        event.__post_init__()
+    return event  # type: ignore[no-any-return]
+
+
+_FIELDS = {cls: {f.name for f in fields(cls)} for cls in KINDS.values()}
 
 
 def _floats(value: Any) -> Any:

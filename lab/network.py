@@ -21,7 +21,7 @@ comparison of topologies, DES-LOC's time model); the number of latencies is ours
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Annotated, Literal
@@ -173,6 +173,43 @@ class Meter:
         if alone:
             alone[-1] = over
         return alone
+
+    def through(
+        self, steps: np.ndarray, which: np.ndarray, kinds: Sequence[Sequence[Sent]]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """As `until` for each of these steps, at the end of which ``kinds[which]`` is sent, all at once where that is possible.
+
+        Returns
+        -------
+        seconds since the start, and bytes on the wire of all workers, at the end of every step.
+        """
+        everybody = len(self._clock)
+        if len({*self._clock}) > 1 or any(len(r.workers) < everybody for records in kinds for r in records):
+            seconds, wire = np.empty(len(steps)), np.empty(len(steps))
+            for row, (step, k) in enumerate(zip(steps.tolist(), which.tolist(), strict=True)):
+                seconds[row] = self.until(int(step), kinds[k])[-1]
+                wire[row] = sum(self.wire_bytes_W)
+            return seconds, wire
+        # Whenever anything is sent all wait for all, so the slowest sets the pace and what is sent adds to it.
+        lasts, wires, began = [], [], sum(self.wire_bytes_W)
+        for k, times in enumerate(np.bincount(which, minlength=len(kinds)).tolist()):
+            of_one = Meter(self.network, everybody)
+            of_one.until(1, kinds[k])
+            lasts.append(of_one.communication_seconds)
+            wires.append(sum(of_one.wire_bytes_W))
+            self.communication_seconds += times * of_one.communication_seconds
+            self.wire_bytes_W = [a + times * b for a, b in zip(self.wire_bytes_W, of_one.wire_bytes_W, strict=True)]
+            for state, wire in of_one.wire_bytes_by_state.items():
+                self.wire_bytes_by_state[state] = self.wire_bytes_by_state.get(state, 0.0) + times * wire
+        sends = np.array([bool(records) for records in kinds])[which]
+        seconds = self._clock[0] + max(self._pace) * (steps - self.done) + np.array(lasts)[which].cumsum()
+        if len(steps):
+            since, at = self.done, self._clock[0]
+            for row in np.flatnonzero(sends)[-1:]:  # when all clocks showed the same
+                since, at = int(steps[row]), float(seconds[row])
+            self.done = int(steps[-1])
+            self._clock = [at + p * (self.done - since) for p in self._pace]
+        return seconds, began + np.array(wires)[which].cumsum()
 
     def _cost(self, op: str, payload: int, workers: tuple[int, ...]) -> tuple[float, float]:
         """Seconds and bytes on the wire of one collective."""

@@ -6,6 +6,7 @@ import base64
 import json
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -138,6 +139,9 @@ records = st.builds(
 )
 
 
+RECORD = Sent(1, "all_reduce", "params", (0, 2), {"mlp": 1000})  # of some workers, so that others go on by themselves
+
+
 @given(st.lists(records, max_size=12), st.sampled_from(["ring", "server", "all_to_all"]), st.floats(0, 1))
 def test_a_meter_read_at_every_step_shows_the_bill(sent: list[Sent], topology: Any, overlap: float) -> None:
     network = Network(bits_per_second=1e6, latency_seconds=0.01, topology=topology, overlap=overlap, links={2: 1e5})
@@ -148,6 +152,33 @@ def test_a_meter_read_at_every_step_shows_the_bill(sent: list[Sent], topology: A
     at_step = [meter.until(t, [r for r in sent if r.step == t])[0] for t in range(1, 15)]
     np.testing.assert_allclose(at_step, bill.at_step[1:])
     assert meter.communication_seconds == pytest.approx(bill.communication_seconds)
+
+
+@given(
+    st.lists(st.lists(records, max_size=3), min_size=1, max_size=3),
+    st.lists(st.integers(0, 2), min_size=1, max_size=12),
+    st.sampled_from(["ring", "server", "all_to_all"]),
+    st.floats(0, 1),
+    st.booleans(),
+)
+def test_many_steps_at_once_cost_what_they_cost_one_by_one(
+    kinds: list[list[Sent]], which: list[int], topology: Any, overlap: float, everybody: bool
+) -> None:
+    """Where every transfer is among all workers, which is priced in one go, and where it is not; and what comes after."""
+    network = Network(bits_per_second=1e6, latency_seconds=0.01, topology=topology, overlap=overlap, links={2: 1e5})
+    if everybody:
+        kinds = [[replace(r, workers=(0, 1, 2, 3)) for r in kind] for kind in kinds]
+    steps, rows = np.arange(1, len(which) + 1), np.array([k % len(kinds) for k in which])
+    given_to = {"num_workers": 4, "compute_seconds": 0.3, "slow": {1: 2.0}}
+    single, at_once = Meter(network, **given_to), Meter(network, **given_to)
+    expected = [(single.until(t, kinds[k])[-1], sum(single.wire_bytes_W)) for t, k in zip(steps, rows, strict=True)]
+    seconds, wire = at_once.through(steps, rows, kinds)
+    np.testing.assert_allclose(np.stack([seconds, wire], 1), expected)
+    for t in (len(which) + 1, len(which) + 4):
+        np.testing.assert_allclose(at_once.until(t, [RECORD]), single.until(t, [RECORD]))
+    assert at_once.communication_seconds == pytest.approx(single.communication_seconds)
+    np.testing.assert_allclose(at_once.wire_bytes_W, single.wire_bytes_W)
+    assert at_once.wire_bytes_by_state == pytest.approx(single.wire_bytes_by_state)
 
 
 # --- losses ----------------------------------------------------------------------------------------------------------

@@ -6,6 +6,11 @@ payload and the priced seconds of the present step follow with the next one.
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Hashable, Iterator
+
+import numpy as np
+
 from lab.columns import pace
 from lab.events import Ended, Evaluated, Event, Sent, Started, Stepped
 from lab.network import Meter, Network
@@ -30,51 +35,56 @@ class Curve:
         self.loss, self.loss_W = Growing(), list[Growing]()  # nats per token; the mean of those that were up
         self.eval_row, self.eval_loss = list[int](), Growing()
         self.eval_steps, self.eval_tokens, self.eval_bytes = Growing(), Growing(), Growing()
-        self.bytes_W: list[int] = []
-        self.bytes_by_state: dict[str, int] = {}
-        self.sent: dict[int, list[Sent]] = {}  # by step
+        self.packs = Packs()  # what was sent
         self.price: Price | None = None
+        self._tokens = self._of_one = 0.0  # so far; of one worker in one step
+        self._bytes = 0
         self._seconds_here = Growing()  # wall clock of each row in this process
-        self._open: tuple[int, list[Sent]] | None = None  # the row that may still send
+        self._open: list[Sent] | None = None  # of the row that may still send
 
     @property
     def num_workers(self) -> int:
         return len(self.loss_W)
 
+    @property
+    def bytes_W(self) -> list[int]:
+        """Payload of every worker."""
+        return self.packs.bytes_W(self.num_workers)
+
+    @property
+    def bytes_by_state(self) -> dict[str, int]:
+        return self.packs.bytes_by_state()
+
     def add(self, event: Event) -> None:
         match event:
-            case Started():
-                self.started = event
-                num_workers = int(event.recipe["num_workers"])
-                self.loss_W, self.bytes_W = [Growing() for _ in range(num_workers)], [0] * num_workers
             case Stepped():
                 self.close()
-                self._open = event.step, []
+                self._open = []
                 up = [x for x in event.loss_W if x is not None]
                 self.steps.append(event.step)
                 self.loss.append(sum(up) / len(up) if up else None)
                 for line, x in zip(self.loss_W, event.loss_W, strict=True):
                     line.append(x)
                 self._seconds_here.append(event.seconds)
-                of_one = self.started.tokens_per_step / self.num_workers if self.started else 0.0
-                self.tokens.append(_last(self.tokens) + of_one * len(up))
+                self._tokens += self._of_one * len(up)
+                self.tokens.append(self._tokens)
             case Sent():
-                payload = event.bytes_each
                 if self._open is not None:
-                    self._open[1].append(event)
-                for w in event.workers:
-                    self.bytes_W[w] += payload
-                by = self.bytes_by_state
-                by[event.state] = by.get(event.state, 0) + payload * len(event.workers)
+                    self._open.append(event)
             case Evaluated():
                 self.close()
                 self.eval_row.append(len(self.steps) - 1)
                 self.eval_loss.append(event.loss)
                 self.eval_steps.append(event.step)
-                self.eval_tokens.append(_last(self.tokens))
-                self.eval_bytes.append(_last(self.bytes))
+                self.eval_tokens.append(self._tokens)
+                self.eval_bytes.append(self._bytes)
                 if self.price is not None:
                     self.price.eval_seconds.append(_last(self.price.seconds))
+            case Started():
+                self.started = event
+                num_workers = int(event.recipe["num_workers"])
+                self.loss_W = [Growing() for _ in range(num_workers)]
+                self._of_one = event.tokens_per_step / num_workers
             case Ended():
                 self.close()
                 self.ended = event
@@ -96,8 +106,7 @@ class Curve:
         slow = {int(w): float(f) for w, f in self.started.recipe["scenario"]["slow"].items()}
         seconds = pace(self._seconds_here.values, self.started) if self.timed else 0.0
         price = Price(network, self.num_workers, seconds, slow, rows)
-        for step in self.steps.values[:rows].astype(int).tolist():
-            price.go_on(step, self.sent.get(step, []))
+        price.catch_up(self.steps.values[:rows], self.packs)
         price.eval_seconds.extend(price.seconds.values[self.eval_row])
         return price
 
@@ -105,12 +114,51 @@ class Curve:
         """The last row has sent all that it will send. Every event that says so does this by itself."""
         if self._open is None:
             return
-        (step, records), self._open = self._open, None
-        self.bytes.append(_last(self.bytes) + sum(r.bytes_all for r in records))
-        if records:
-            self.sent[step] = records
+        records, self._open = self._open, None
+        self._bytes += self.packs.add(records)
+        self.bytes.append(self._bytes)
         if self.price is not None:
-            self.price.go_on(step, records)
+            self.price.go_on(int(self.steps[-1]), records)
+
+
+class Packs:
+    """What was sent in each row. Rows are much alike, so every kind is kept once."""
+
+    def __init__(self) -> None:
+        self.kinds: list[list[Sent]] = []
+        self.rows: list[int] = []  # of each row, its kind
+        self._bytes: list[int] = []  # of each kind, of all workers
+        self._known: dict[Hashable, int] = {}
+
+    def add(self, records: list[Sent]) -> int:
+        """The next row; returns the payload of all workers."""
+        key = tuple([(r.op, r.state, r.workers, *r.payload_bytes.values()) for r in records])
+        kind = self._known.get(key)
+        if kind is None:
+            kind = self._known[key] = len(self.kinds)
+            self.kinds.append(records)
+            self._bytes.append(sum(r.bytes_all for r in records))
+        self.rows.append(kind)
+        return self._bytes[kind]
+
+    def bytes_W(self, num_workers: int) -> list[int]:
+        out = [0] * num_workers
+        for record, times in self._counted():
+            for w in record.workers:
+                out[w] += record.bytes_each * times
+        return out
+
+    def bytes_by_state(self) -> dict[str, int]:
+        out: dict[str, int] = {}
+        for record, times in self._counted():
+            out[record.state] = out.get(record.state, 0) + record.bytes_all * times
+        return out
+
+    def _counted(self) -> Iterator[tuple[Sent, int]]:
+        """One record of each sort, and how many there are."""
+        for kind, times in sorted(Counter(self.rows).items()):
+            for record in self.kinds[kind]:
+                yield record, times
 
 
 class Price:
@@ -120,6 +168,12 @@ class Price:
         self.network, self.pace, self.rows_timed = network, pace, rows_timed
         self.meter = Meter(network, num_workers, pace, slow)
         self.seconds, self.wire_bytes, self.eval_seconds = Growing(), Growing(), Growing()
+
+    def catch_up(self, steps: np.ndarray, packs: Packs) -> None:
+        """Many rows at once."""
+        seconds, wire = self.meter.through(steps, np.array(packs.rows[: len(steps)], dtype=int), packs.kinds)
+        self.seconds.extend(seconds)
+        self.wire_bytes.extend(wire)
 
     def go_on(self, step: int, records: list[Sent]) -> None:
         self.seconds.append(self.meter.until(step, records)[-1])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -20,33 +19,40 @@ class Growing:
     def __init__(self, values: Iterable[float | None] = ()):
         self._held = np.empty(64)
         self._size = 0
+        self._fresh = list(values)  # not yet in the array
         self._extent, self._seen = Extent(), 0
-        self.extend(values)
 
     def append(self, value: float | None) -> None:
-        if self._size == len(self._held):
-            self._held = np.concatenate([self._held, np.empty_like(self._held)])
-        self._held[self._size] = math.nan if value is None else value
-        self._size += 1
+        self._fresh.append(value)
 
     def extend(self, values: Iterable[float | None]) -> None:
-        for value in values:
-            self.append(value)
+        self._fresh.extend(values)
+
+    def _settle(self) -> None:
+        if self._fresh:
+            before, self._size = self._size, self._size + len(self._fresh)
+            if self._size > len(self._held):
+                room = np.empty(max(self._size, 2 * len(self._held)))
+                room[:before] = self._held[:before]
+                self._held = room
+            self._held[before : self._size] = np.array(self._fresh, dtype=float)  # None becomes NaN
+            self._fresh.clear()
 
     @property
     def values(self) -> np.ndarray:
         """All numbers so far; it does not change when more come."""
+        self._settle()
         return self._held[: self._size]
 
     @property
     def extent(self) -> Extent:
-        if self._seen < self._size:
-            self._extent |= Extent.of(self._held[self._seen : self._size])
-            self._seen = self._size
+        if self._seen < len(self):
+            self._extent |= Extent.of(self.values[self._seen :])
+            self._seen = len(self)
         return self._extent
 
     def __len__(self) -> int:
-        return self._size
+        return self._size + len(self._fresh)
 
     def __getitem__(self, k: Any) -> Any:
         return self.values[k]

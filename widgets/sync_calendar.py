@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -63,7 +64,10 @@ class _Days:
         self.states: list[str] = []
         self.steps, self.last, self.num_workers = 0, 0, 0
         self.spans: list[tuple[list[int], list[int]]] = []  # of each row: first steps, last steps
-        self.talks: dict[tuple[int, str], Growing] = {}
+        self.talks: defaultdict[tuple[int, str], Growing] = defaultdict(Growing)
+        self._seen: dict[tuple[int, str], int] = {}  # when this row last did that
+        self._up: list[bool] = []  # which rows compute at present, and the ends of their spans
+        self._ends: list[list[int]] = []
 
     @classmethod
     def of(cls, events: Iterable[Event]) -> _Days:
@@ -79,19 +83,28 @@ class _Days:
                 self.rows = [f"w{w}" for w in range(num)] if num <= MAX_ROWS else [f"{num} workers"]
                 self.spans = [([], []) for _ in self.rows]
             case Stepped():
-                self.last = event.step
                 up = [x is not None for x in event.loss_W]
-                for row, is_up in enumerate(up if len(self.rows) > 1 else [any(up)]):
-                    if is_up:
-                        extend(*self.spans[row], event.step)
+                if up != self._up or event.step != self.last + 1:
+                    rows = up if len(self.rows) > 1 else [any(up)]
+                    self._up, self._ends = (
+                        up,
+                        [last for (_, last), is_up in zip(self.spans, rows, strict=True) if is_up],
+                    )
+                    for (first, last), is_up in zip(self.spans, rows, strict=True):
+                        if is_up:
+                            extend(first, last, event.step)
+                else:
+                    for last in self._ends:
+                        last[-1] = event.step
+                self.last = event.step
             case Sent():
                 what = MISSED if event.op == "broadcast" else event.state
-                if what not in self.states:
-                    self.states.append(what)
                 for row in event.workers if len(self.rows) > 1 else (0,):
-                    at = self.talks.setdefault((row, what), Growing())
-                    if not len(at) or at[-1] != event.step:
-                        at.append(event.step)
+                    if self._seen.get((row, what)) != event.step:
+                        self._seen[row, what] = event.step
+                        self.talks[row, what].append(event.step)
+                        if what not in self.states:
+                            self.states.append(what)
 
     def marks(self, states: list[str], faint: bool = False) -> list[Marks]:
         """Computing is a thin bar on top of a row; below it every state has a lane of its own."""
