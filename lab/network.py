@@ -199,8 +199,8 @@ class Meter:
             wires.append(sum(of_one.wire_bytes_W))
             self.communication_seconds += times * of_one.communication_seconds
             self.wire_bytes_W = [a + times * b for a, b in zip(self.wire_bytes_W, of_one.wire_bytes_W, strict=True)]
-            for state, wire in of_one.wire_bytes_by_state.items():
-                self.wire_bytes_by_state[state] = self.wire_bytes_by_state.get(state, 0.0) + times * wire
+            for state, more in of_one.wire_bytes_by_state.items():
+                self.wire_bytes_by_state[state] = self.wire_bytes_by_state.get(state, 0.0) + times * more
         sends = np.array([bool(records) for records in kinds])[which]
         seconds = self._clock[0] + max(self._pace) * (steps - self.done) + np.array(lasts)[which].cumsum()
         if len(steps):
