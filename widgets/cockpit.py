@@ -14,7 +14,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import anywidget
 import ipywidgets
+import traitlets
 from IPython.display import display, update_display
 
 from lab.data import CORPORA
@@ -30,7 +32,7 @@ from lab.presets import PRESETS
 from lab.recipe import Recipe
 from lab.store import RunFolder
 from widgets.communication_budget import CommunicationBudget
-from widgets.panel import STYLE, Controls, Relink, bar
+from widgets.panel import STYLE, Controls, Relink, Status, bar
 from widgets.training_losses import Losses
 from widgets.view import View, surroundings
 
@@ -38,6 +40,7 @@ HERE = [name for name, preset in PRESETS.items() if "corpus" in preset]  # prese
 FREELY = ("method", "codecs", "scenario")  # what a preset brings along, and with experts or adapters:
 MADE_FOR_IT = ("model", "placement", "lora")
 DELAY = 0.3  # seconds after the last change until the forecast is made
+SAVED = "The controls need a kernel: run this cell to have them back."
 DEVICE = "laptop"  # what a worker is taken to compute with
 
 
@@ -162,7 +165,8 @@ class Seat:
 
     @property
     def is_running(self) -> bool:
-        return self.run is not None and not self.run.finished.is_set()
+        run = self.run
+        return run is not None and not run.finished.is_set() and not any(isinstance(e, Ended) for e in run.events[-1:])
 
     def start(self) -> None:
         """Start what is chosen. A run of this recipe that was stopped goes on; one that is over is run anew."""
@@ -193,6 +197,14 @@ class _Ending:
             self.cockpit.settle()
 
 
+class Keeper(anywidget.AnyWidget):
+    """Has a notebook saved with ``words`` in place of ``controls`` (the id of a widget's model), where there are words."""
+
+    _esm = Path(__file__).with_name("keeper.js")
+    controls = traitlets.Unicode().tag(sync=True)
+    words = traitlets.Unicode().tag(sync=True)
+
+
 class Cockpit:
     """One or two seats, the pictures of their runs on shared axes, and a switch for large type. Made by `cockpit`."""
 
@@ -216,8 +228,10 @@ class Cockpit:
         self.compare.on_click(lambda _: self.add_seat())
         self.compare.layout.display = "none" if len(self.seats) > 1 else ""
         top = bar([self.large, self.compare])
-        self.widget = ipywidgets.VBox([ipywidgets.HTML(STYLE), top, self.row, self.pictures])
+        self.keeper = Keeper(words=SAVED)
+        self.widget = ipywidgets.VBox([ipywidgets.HTML(STYLE), top, self.row, self.pictures, self.keeper])
         self.widget.add_class("isthmus-panel")
+        self.keeper.controls = self.widget.model_id
 
     def add_seat(self) -> None:
         """A second run beside the first, at first with the same choices."""
@@ -242,6 +256,7 @@ class Cockpit:
             self.losses.lane(other.letter).add(*other.run.events)
 
     def show_pictures(self) -> None:
+        self.keeper.words = ""  # whoever loads the page again while it runs finds the controls
         self.pictures.clear_output()
         with self.pictures:
             for view in (self.losses, *self.others):
@@ -257,6 +272,8 @@ class Cockpit:
     def settle(self) -> None:
         """When the last run is over, its pictures move to where a saved notebook keeps them."""
         if not any(seat.is_running for seat in self.seats):
+            lines = [Status.of(seat.run).text() for seat in self.seats if seat.run is not None]
+            self.keeper.words = "\n".join([*lines, SAVED])
             self.pictures.outputs = ()
             self._keep([self.losses, *self.others])
 

@@ -7,6 +7,8 @@ from typing import Any
 
 from widgets.axes import INK
 
+MODE_BAR = 60  # pixels that plotly's own buttons take in that corner
+
 
 def with_menu(figures: Mapping[str, dict[str, Any]], active: str, label: str) -> dict[str, Any]:
     """The figure ``active``, with a menu of all. Entries hold what differs from one to another, under plotly's long names.
@@ -31,7 +33,7 @@ def with_menu(figures: Mapping[str, dict[str, Any]], active: str, label: str) ->
         layout = {key: layouts[name].get(key) for key in laid_out}
         buttons.append({"label": name, "method": "update", "args": [styles, layout, touched]})
     menu = {"buttons": buttons, "active": list(figures).index(active), "type": "dropdown", "showactive": True}
-    menu |= {"x": 1, "xanchor": "right", "y": 1, "yanchor": "top", "pad": {"t": 2, "r": 4}, "font": {"size": 11}}
+    menu |= {"x": 1, "xanchor": "right", "y": 1, "yanchor": "top", "pad": {"t": 2, "r": MODE_BAR}, "font": {"size": 11}}
     menu |= {"bgcolor": "rgba(128,128,128,0.15)", "bordercolor": INK}
     return {"data": base["data"], "layout": base["layout"] | {"updatemenus": [menu]}}
 

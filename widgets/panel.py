@@ -55,6 +55,12 @@ class Status:
         self.sent, self.loss, self.validation = 0, float("nan"), float("nan")
         self.last: Ended | None = None
 
+    @classmethod
+    def of(cls, run: Run) -> Status:
+        status = cls(run)
+        status.add(*run.events)
+        return status
+
     def add(self, *events: Event) -> None:
         for event in events:
             match event:

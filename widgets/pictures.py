@@ -377,7 +377,7 @@ def stored(figure: dict[str, Any]) -> dict[str, Any]:
     return {
         "data": _typed(figure["data"]),
         "layout": _typed(layout),
-        "config": {"displaylogo": False, "responsive": True},
+        "config": {"displaylogo": False, "responsive": True, "modeBarButtons": [["toImage", "resetScale2d"]]},
     }
 
 
