@@ -188,7 +188,7 @@ class Trainer:
             changed = self._workers(t)
             if changed is not None:
                 self._untold += [changed, *self._nobody_holds(t)]
-                if self.peers.mine is None:
+                if self.peers.every_step:
                     yield from self._tell(folder)
             draw = self.experts.draw if self.experts is not None else 0
             loss_W = self.method.step(self.state, self._grad, self.comm, t)
@@ -204,7 +204,7 @@ class Trainer:
             if self.adapter_watch is not None and self.adapter_watch.covered is not None:
                 self._untold.append(self.adapter_watch.new(t))
             watching = (recipe.checkpoint_every, recipe.routing_every if self.watch else 0)
-            if self.peers.mine is None or sent or self._evaluates(t) or any(n and t % n == 0 for n in watching):
+            if self.peers.every_step or sent or self._evaluates(t) or any(n and t % n == 0 for n in watching):
                 yield from self._tell(folder)
             if not self.dry:
                 if self.fleet.in_order and not warned_order:

@@ -17,9 +17,11 @@ import pytest
 import torch
 from toys import OVER_PROCESSES, corpus, told
 
+import lab
 from lab.errors import RecipeError
-from lab.events import Event, Warned, to_json
-from lab.processes.launch import follow, over, prepare
+from lab.events import Event, Turned, Warned, to_json
+from lab.processes.control import Once
+from lab.processes.launch import over, prepare
 from lab.processes.peers import PeerLost
 from lab.recipe import Recipe
 from lab.run import Trainer, train
@@ -212,6 +214,41 @@ def test_a_script_reads_along(tmp_path: Path) -> None:
     assert columns.eval_loss
 
 
+# --- a hand on it ----------------------------------------------------------------------------------------------------
+
+
+def by_hand(folder: Path, processes: int) -> list[Event]:
+    """A run that is paused, stepped, turned, and stopped, always at the same steps; then one process trains the rest."""
+    run = lab.start(Recipe.of("des_loc", SMALL), folder=folder, processes=processes, paused=True)
+
+    def paused_after(t: int) -> None:
+        while not (run.t == t and run.status == "paused"):
+            assert not run.finished.wait(0.01), run.events[-1:]
+
+    paused_after(0)
+    run.step(3)
+    paused_after(3)
+    run.kill(1)
+    run.set(lr=0.5)
+    run.step(2)
+    paused_after(5)
+    run.revive(1)
+    run.set(sync_every={"params": 3})
+    run.step_sync()  # on its own period of 3
+    paused_after(6)
+    run.stop()
+    run.wait(60)
+    assert run.status == "stopped"
+    train(run.recipe, folder)
+    return [e for e in told(RunFolder(folder).events()) if not (isinstance(e, Turned) and e.knob == "paused")]
+
+
+def test_knobs_are_turned_at_the_same_step_in_all_processes(tmp_path: Path) -> None:
+    several, one = by_hand(tmp_path / "several", 2), by_hand(tmp_path / "one", 1)
+    assert [e.knob for e in several if isinstance(e, Turned)] == ["down", "lr", "down", "sync_every"]
+    assert close_events(one, several)
+
+
 # --- what it says ----------------------------------------------------------------------------------------------------
 
 
@@ -230,18 +267,12 @@ def test_what_several_processes_cannot_run_is_refused(tmp_path: Path) -> None:
     assert not folder.exists
 
 
-def test_events_are_followed_through_a_restart(tmp_path: Path) -> None:
-    """Whoever reads along sees every event once, though the file is cut back and written again in between."""
-    r = OVER_PROCESSES["des_loc outer"]
-    whole = RunFolder(tmp_path / "whole")
-    train(r, whole.path)
-    lines = (whole.path / "events.jsonl").read_bytes().splitlines(keepends=True)
-    half, path = len(lines) // 2, tmp_path / "cut" / "events.jsonl"
-    path.parent.mkdir()
-    states = [lines[:3], [*lines[:half], lines[half][:5]], lines[: half - 4], lines[: half + 3], lines]
-
-    def going_on() -> bool:
-        path.write_bytes(b"".join(states.pop(0)))
-        return bool(states)
-
-    assert list(follow(RunFolder(path.parent), going_on, 0.0)) == list(whole.events())
+def test_events_are_told_once_through_a_restart(tmp_path: Path) -> None:
+    """Whoever listens hears every event once, though a restart begins with all of them and does some steps again."""
+    train(OVER_PROCESSES["des_loc outer"], tmp_path)
+    events = list(RunFolder(tmp_path).events())
+    half, once, heard = len(events) // 2, Once(), list[Event]()
+    for generation in (events[:half], events[: half - 4], events[: half + 3], events):
+        once.again()
+        heard += [e for event in generation for e in once.new(event)]
+    assert heard == events

@@ -24,6 +24,7 @@ class Alone:
     mine: Sequence[int] | None = None  # the workers of this process; None: all
     first = True  # whether this process evaluates the model and writes the run down
     num = 1  # processes
+    every_step = True  # whether they meet in every step, so that losses are known at once
 
     def finish_(self, means: Sequence[Unfinished], codec: Codec | None) -> None:
         """Complete each mean, in place, with the parts of the other processes that have a worker in it."""

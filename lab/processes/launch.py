@@ -9,15 +9,16 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from lab.columns import Columns
 from lab.data import load_corpus
 from lab.errors import LabError, RecipeError
-from lab.events import Event, Started, from_json
+from lab.events import Event
 from lab.methods import FEDERATED, name_of
+from lab.processes.control import Listener, Reports
 from lab.processes.folder import SharedFolder
 from lab.processes.peers import TIMEOUT_SECONDS, PeerLost, Peers, join, share_out
 from lab.recipe import Recipe
@@ -49,7 +50,7 @@ def train(
     peers = peers or join(recipe.num_workers, timeout_seconds)
     run_folder = RunFolder(folder) if folder is not None and peers.first else None
     ended = run_folder.ended() if run_folder is not None else None
-    columns = Columns()
+    columns, reports = Columns(), Reports(peers)
     if peers.share(ended is not None and ended.status == "done")[0]:
         stream = run_folder.events() if run_folder is not None else iter(())
     else:
@@ -60,10 +61,12 @@ def train(
                 corpus = load_corpus(recipe.corpus, tokenizer=recipe.tokenizer, progress=progress and peers.first)
             peers.share(None)
         trainer = Trainer(recipe, corpus=corpus, peers=peers)
+        reports.follow_(trainer)
         stream = trainer.events(SharedFolder(peers, trainer, run_folder) if folder is not None else None)
     for event in stream:
         columns.add(event)
         each(event)
+        reports.say(event)
     return columns
 
 
@@ -73,7 +76,9 @@ def check(recipe: Recipe) -> None:
         what = f"method {name_of(recipe.method)}" if name_of(recipe.method) in FEDERATED else "lora.ranks"
         raise RecipeError(f"{what} runs in one process only: leave --processes out")
     if recipe.metrics:
-        raise RecipeError(f"metrics = {', '.join(recipe.metrics)} look at all workers at once: leave them out, or --processes")
+        raise RecipeError(
+            f"metrics = {', '.join(recipe.metrics)} look at all workers at once: leave them out, or --processes"
+        )
     experts = recipe.experts
     if experts is None:
         return
@@ -151,32 +156,64 @@ def over(
     timeout_seconds: float = TIMEOUT_SECONDS,
     each: Callable[[Event], None] = lambda event: None,
 ) -> Columns:
-    """`lab.run.train` over ``num`` processes of this machine, from a script or a notebook: the events are read as they are written.
+    """`lab.run.train` over ``num`` processes of this machine, from a script or a notebook: their events arrive as they happen.
 
-    The processes are fresh ones, so that it does not matter what this one has done before (threads, a GPU). Stopping to take
-    events does not stop the run; leaving with an exception does.
+    The processes are fresh ones, so that it does not matter what this one has done before (threads, a GPU). Leaving with an
+    exception ends them. `lab.start` with ``processes`` does the same in the background, with knobs.
 
     Raises
     ------
     LabError
         with the message that the run ended with.
     """
-    run_folder = RunFolder(folder)
-    prepare(run_folder, recipe, num)
-    command = [sys.executable, "-m", "lab", "resume", str(run_folder.path), "--processes", str(num)]
-    command += ["--restarts", str(restarts), "--timeout", str(timeout_seconds)]
     columns = Columns()
-    with tempfile.TemporaryFile("w+") as said, subprocess.Popen(command, stdout=said, stderr=said) as started:
+    for event in events_over(num, recipe, RunFolder(folder), restarts, timeout_seconds):
+        columns.add(event)
+        each(event)
+    return columns
+
+
+def events_over(
+    num: int,
+    recipe: Recipe,
+    folder: RunFolder,
+    restarts: int = 0,
+    timeout_seconds: float = TIMEOUT_SECONDS,
+    between: Callable[[int, Callable[[], bool]], Iterable[tuple[str, Any]]] | None = None,
+    stopping: Callable[[], bool] = lambda: False,
+) -> Iterator[Event]:
+    """The events of a run over ``num`` processes that are started here; each once, also where a restart does steps again.
+
+    Parameters
+    ----------
+    between
+        knobs to turn before step t, in all processes; may wait as long as its second argument says so. With it, the
+        processes exchange a few hundred bytes in every step.
+    stopping
+        whether to end instead of doing that step.
+
+    Raises
+    ------
+    LabError
+        with the message that the run ended with.
+    """
+    prepare(folder, recipe, num)
+    command = [sys.executable, "-m", "lab", "resume", str(folder.path), "--processes", str(num)]
+    command += ["--restarts", str(restarts), "--timeout", str(timeout_seconds)]
+    listener = Listener(asks=between is not None)
+    env = os.environ | listener.environment()
+    with (
+        tempfile.TemporaryFile("w+") as said,
+        # In a session of its own: what interrupts a cell does not end the run.
+        subprocess.Popen(command, env=env, stdout=said, stderr=said, start_new_session=True) as started,
+    ):
         try:
-            for event in follow(run_folder, lambda: started.poll() is None):
-                columns.add(event)
-                each(event)
+            yield from listener.events(lambda: started.poll() is None, between or (lambda t, still: ()), stopping)
         finally:
             started.terminate()
         if started.wait():
             said.seek(0)
             raise LabError(said.read().strip().splitlines()[-1].removeprefix("lab: "))
-    return columns
 
 
 def prepare(folder: RunFolder, recipe: Recipe, num: int) -> None:
@@ -185,42 +222,3 @@ def prepare(folder: RunFolder, recipe: Recipe, num: int) -> None:
     check(recipe)
     folder.path.mkdir(parents=True, exist_ok=True)
     write_atomically(folder.path / "recipe.json", json.dumps(recipe.to_dict(), indent=1).encode())
-
-
-def follow(folder: RunFolder, going_on: Callable[[], bool], pause_seconds: float = 0.1) -> Iterator[Event]:
-    """The events of a run that other processes write, as they come, until nobody is going on with it.
-
-    A restart cuts the file back to its last checkpoint and writes the same steps again: they are handed out once.
-    """
-    at, tail = 0, b""  # how far the file was read, and its last line up to there
-    step, num = 0, 0  # of the newest event, and how many of that step were handed out
-    again = 0  # of them, how many were read since the file was cut
-    while True:
-        last = not going_on()
-        data = _read_from(folder.path / "events.jsonl", at - len(tail))
-        if not data.startswith(tail):
-            at, tail, again = 0, b"", 0
-            data = _read_from(folder.path / "events.jsonl", 0)
-        lines = data[len(tail) :].splitlines(keepends=True)
-        for line in lines[:-1] if lines and not lines[-1].endswith(b"\n") else lines:
-            at, tail = at + len(line), line
-            event = from_json(line.decode())
-            now = 0 if isinstance(event, Started) else event.step
-            again += now == step
-            if now > step:
-                step, num, again = now, 0, 1
-            if now == step and again > num:
-                num = again
-                yield event
-        if last:
-            return
-        time.sleep(pause_seconds)
-
-
-def _read_from(path: Path, start: int) -> bytes:
-    try:
-        with open(path, "rb") as file:
-            file.seek(start)
-            return file.read()
-    except FileNotFoundError:
-        return b""

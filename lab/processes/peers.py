@@ -49,6 +49,7 @@ class Peers:
         self.each = share_out(num_workers, self.num)
         self.mine = self.workers_of(self.index)
         self.first = self.index == 0
+        self.every_step = False
         self._groups: dict[tuple[int, ...], dist.ProcessGroup | None] = {}
 
     def workers_of(self, process: int) -> range:
