@@ -8,6 +8,7 @@ import re
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,8 +37,14 @@ class _Lab(click.Group):
 
             if ctx.params.get("debug") or not isinstance(error, LabError):
                 raise
-            click.echo(f"lab: {error}", err=True)
+            if not _said_elsewhere(error.exit_code):
+                click.echo(f"lab: {error}", err=True)
             ctx.exit(error.exit_code)
+
+
+def _said_elsewhere(exit_code: int) -> bool:
+    """Of several processes one speaks: about a lost one the launcher (75, `lab.processes.peers.PeerLost`), else the first here."""
+    return "ISTHMUS_LAUNCHED" in os.environ if exit_code == 75 else os.environ.get("LOCAL_RANK", "0") != "0"
 
 
 @click.group(cls=_Lab, context_settings={"help_option_names": ["-h", "--help"]})
@@ -54,12 +61,46 @@ override_option = click.option(
 runs_option = click.option("--runs", default="runs", show_default=True, help="Folder that holds the runs.")
 
 
+processes_option = click.option(
+    "--processes",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Spread the workers over so many processes.",
+)
+restarts_option = click.option(
+    "--restarts",
+    default=0,
+    show_default=True,
+    type=click.IntRange(0),
+    help="How often to go on when a process is lost.",
+)
+timeout_option = click.option(
+    "--timeout",
+    default=600.0,
+    show_default=True,
+    type=click.FloatRange(1),
+    help="Seconds until a silent process is lost.",
+)
+
+
 @main.command()
 @recipe_options
 @override_option
 @runs_option
 @click.option("--again", is_flag=True, help="Run anew even if this recipe has been run; the earlier run is kept.")
-def run(recipe: str, overrides: tuple[str, ...], runs: str, again: bool) -> None:
+@processes_option
+@restarts_option
+@timeout_option
+def run(
+    recipe: str,
+    overrides: tuple[str, ...],
+    runs: str,
+    again: bool,
+    processes: int,
+    restarts: int,
+    timeout: float,
+) -> None:
     """Train a RECIPE (a preset's name or a JSON file) and write runs/<id>/.
 
     The id follows from the recipe. A run that was cut off goes on; one that is finished is shown again.
@@ -73,18 +114,21 @@ def run(recipe: str, overrides: tuple[str, ...], runs: str, again: bool) -> None
     while again and path.exists():
         path = Path(runs) / f"{parsed.id}-{number}"
         number += 1
-    _train(parsed, RunFolder(path))
+    _train(parsed, RunFolder(path), processes, restarts, timeout)
 
 
 @main.command()
 @click.argument("run")
 @runs_option
-def resume(run: str, runs: str) -> None:
-    """Go on with a RUN that was stopped or killed, from its last whole checkpoint."""
+@processes_option
+@restarts_option
+@timeout_option
+def resume(run: str, runs: str, processes: int, restarts: int, timeout: float) -> None:
+    """Go on with a RUN that was stopped or killed, from its last whole checkpoint (over any number of processes)."""
     from lab.store import find_run
 
     folder = find_run(run, runs)
-    _train(folder.recipe(), folder)
+    _train(folder.recipe(), folder, processes, restarts, timeout)
 
 
 class _Progress:
@@ -164,11 +208,28 @@ def _findings(columns: Columns) -> Iterator[str]:
             yield f"routing: {sum(ghosts) / len(ghosts):.1%} of choices fall on experts that the worker does not hold"
 
 
-def _train(recipe: Recipe, folder: RunFolder) -> None:
+def _train(recipe: Recipe, folder: RunFolder, processes: int, restarts: int, timeout: float) -> None:
     from lab.run import train
 
     ended = folder.ended()
-    if ended is not None and ended.status == "done":
+    done = ended is not None and ended.status == "done"
+    launched = int(os.environ.get("WORLD_SIZE", "1")) > 1  # this is one of several processes
+    if launched or (processes > 1 and not done):
+        from lab.processes import launch as over
+
+        if not launched:
+            over.prepare(folder, recipe, processes)
+            try:
+                over.launch(folder, processes, restarts, timeout)
+            except KeyboardInterrupt:
+                click.echo(f"stopped; go on with: lab resume {folder.path} --processes {processes}", err=True)
+                sys.exit(130)
+            return
+        train = partial(over.train, timeout_seconds=timeout)
+        if os.environ.get("RANK") != "0":
+            train(recipe, folder.path)
+            return
+    if done:
         click.echo(f"already finished: {folder.path} (use --again to run it anew)")
     show = _Progress(recipe, folder)
     try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -16,6 +17,10 @@ from lab.codecs import Codec
 from lab.errors import RecipeError
 from lab.events import Sent
 from lab.fleet import Block, Fleet, Stack
+from lab.processes.alone import Alone
+
+if TYPE_CHECKING:
+    from lab.processes.peers import Peers
 
 
 class Ledger:
@@ -56,6 +61,12 @@ class Ledger:
         return sum(self.by(worker=worker).values())
 
 
+Encoded = dict[int, tuple[Tensor, ...]]  # what a codec made of rows, by worker
+Unfinished = tuple[
+    Mapping[int, float], Encoded, Tensor
+]  # a mean: weights of all workers; rows of those here; their part
+
+
 class Communicator:
     """Means, broadcasts and gathers over the holders that are up.
 
@@ -65,15 +76,18 @@ class Communicator:
         the workers; ``fleet.up`` says who takes part.
     codecs
         what travels instead of a state's tensors, by state name. Methods do not know about it.
+    peers
+        the other processes, where the workers are spread over several. Each writes the same ledger: that of all workers.
     """
 
-    def __init__(self, fleet: Fleet, codecs: Mapping[str, Codec] | None = None):
+    def __init__(self, fleet: Fleet, codecs: Mapping[str, Codec] | None = None, peers: Peers | Alone | None = None):
         self.fleet = fleet
         self.codecs = dict(codecs or {})
+        self.peers = peers or Alone()
         self.ledger = Ledger()
         self.t = 0  # the local step that is being finished
         self.residuals: dict[str, Stack] = {}  # what error feedback still owes, by state
-        self.observer: Callable[[str, Stack], None] | None = None  # may look at copies before they are averaged
+        self.observer: Callable[[str, Stack, Stack | None], None] | None = None  # looks at copies beside their mean
 
     @torch.no_grad()
     def mean(
@@ -106,37 +120,48 @@ class Communicator:
                 f"codecs.{state} remembers what it did not send, but this method sends {state} in parts: "
                 "use topk:…:forget, e3m0, int8 or bfloat16"
             )
-        if self.observer is not None:
-            self.observer(state, stack)
+        up = self.fleet.up if among is None else among
         agreed: list[Tensor] = []
         sent: dict[tuple[int, ...], dict[str, int]] = {}
+        unfinished: list[Unfinished] = []
+
+        def of_own(copies: Tensor, rows: list[int], weights: Mapping[int, float], base: Tensor | None) -> Unfinished:
+            """What the rows here add to the mean of the ``i``-th block, and what a codec makes of each of them."""
+            part, encoded, workers = torch.zeros_like(copies[:1]), Encoded(), [block.holders[r] for r in rows]
+            if codec is not None:
+                for row, worker in zip(rows, workers, strict=True):
+                    x = copies[row] if base is None else copies[row] - base[0]
+                    encoded[worker], decoded = self._through(codec, x, state, stack, i, row)
+                    part[0].add_(decoded, alpha=weights[worker])
+            elif rows:
+                some, all_here = copies if len(rows) == len(copies) else copies[rows], len(rows) == len(weights)
+                weights_H = some.new_tensor([weights[w] for w in workers])
+                part = some.mean(0, keepdim=True) if all_here and weights_W is None else weights_H[None] @ some
+                if base is not None:
+                    part = part - (base if all_here else base * weights_H.sum())
+            return weights, encoded, part
+
         for i, (block, copies) in enumerate(zip(stack.layout.blocks, stack.blocks, strict=True)):
-            rows = stack.rows(i, self.fleet.up if among is None else among)
+            workers, rows = tuple(w for w in block.everywhere if up[w]), stack.rows(i, up)
             base = None if minus is None else minus.blocks[i]
-            if not rows:
-                known = copies.mean(0, keepdim=True) if otherwise is None else otherwise.blocks[i]
+            if not workers:
+                known = copies.mean(0, keepdim=True)[: len(copies)] if otherwise is None else otherwise.blocks[i]
                 agreed.append(known if base is None else torch.zeros_like(base))
                 continue
-            weights_H = _normalised(weights_W, block, rows, copies)
+            payload = _payload(codec, block, copies)
+            _count(sent, workers, block.group, payload)
             if copies.is_meta:  # a dry run: shapes are enough, and those of one row
-                payload = sum(x.nbytes for x in ((copies[0],) if codec is None else codec.encode(copies[0])))
                 agreed.append(copies[:1])
-            elif codec is None:
-                some = copies if len(rows) == len(copies) else copies[rows]
-                payload = some[0].nbytes
-                mean = some.mean(0, keepdim=True) if weights_H is None else weights_H[None] @ some
-                agreed.append(mean if base is None else mean - base)
-            else:
-                mean, payload = torch.zeros_like(copies[:1]), -1
-                for k, row in enumerate(rows):
-                    x = copies[row] if base is None else copies[row] - base[0]
-                    decoded, row_bytes = self._through(codec, x, state, stack, i, row)
-                    if payload not in (-1, row_bytes):
-                        raise AssertionError(f"codec {codec!r} sent rows of unequal size")
-                    payload = row_bytes
-                    mean[0].add_(decoded, alpha=1 / len(rows) if weights_H is None else float(weights_H[k]))
-                agreed.append(mean)
-            _count(sent, tuple(block.holders[r] for r in rows), block.group, payload)
+                continue
+            own = of_own(copies, rows, _normalised(weights_W, workers, copies), base)
+            if any(sum(x.nbytes for x in row) != payload for row in own[1].values()):
+                raise AssertionError(f"codec {codec!r} sent rows of unequal size")
+            agreed.append(own[2])
+            unfinished += [own] if len(rows) < len(workers) else []
+        self.peers.finish_(unfinished, codec)
+        if self.observer is not None and not self.fleet.params.blocks[0].is_meta:
+            means = agreed if minus is None else [a + b for a, b in zip(agreed, minus.blocks, strict=True)]
+            self.observer(state, stack, Stack(stack.layout, means))
         summed = codec is None or codec.reducible  # on the way
         op = ("reduce" if summed else "gather") if to_server else ("all_reduce" if summed else "all_gather")
         self._write(op, state, sent)
@@ -147,43 +172,52 @@ class Communicator:
         stack.copy_(self.mean(stack, state, weights_W=weights_W), self.fleet.up)
 
     @torch.no_grad()
-    def broadcast_(self, agreed: Stack, stack: Stack, state: str, to: Sequence[int]) -> None:
+    def broadcast_(
+        self, agreed: Stack, stack: Stack, state: str, to: Sequence[int], known_by: Sequence[bool] | None = None
+    ) -> None:
         """The workers ``to`` receive an agreed state, one payload each, and copy it into ``stack``.
 
-        ``stack is agreed`` is a shared state: this process keeps it once, but each of them has to receive it.
+        ``stack is agreed`` is a shared state: a process keeps it once, but each of them has to receive it. ``known_by``
+        marks the workers that have it already (default: all others).
         """
         receives = [w in to for w in range(self.fleet.num_workers)]
+        sent: dict[tuple[int, ...], dict[str, int]] = {}
+        moves: list[tuple[Sequence[int], Sequence[int], Tensor]] = []
+        for block, x in zip(stack.layout.blocks, agreed.blocks, strict=True):
+            workers = tuple(w for w in block.everywhere if receives[w])
+            knows = [w for w in block.everywhere if (not receives[w] if known_by is None else known_by[w])]
+            if workers:
+                _count(sent, workers, block.group, block.numel * x.itemsize)
+                moves += [(knows, workers, x)] if knows else []
+        self.peers.bring_(moves)
         if stack is not agreed:
             stack.copy_(agreed, receives)
-        sent: dict[tuple[int, ...], dict[str, int]] = {}
-        for i, block in enumerate(stack.layout.blocks):
-            workers = tuple(w for w in block.holders if receives[w])
-            if workers:
-                _count(sent, workers, block.group, agreed.blocks[i].nbytes)
         self._write("broadcast", state, sent)
 
     @torch.no_grad()
     def send_(self, agreed: Stack, stack: Stack, state: str, cells: Sequence[tuple[int, int]]) -> None:
-        """Single rows (block, row) of ``stack`` receive their agreed values: what comes to a worker that did not have it.
+        """Single copies (block, place among its holders) of ``stack`` receive their agreed values: what comes to a worker.
 
         A worker that is down receives nothing now; it gets all that it missed when it is back.
         """
         sent: dict[tuple[int, ...], dict[str, int]] = {}
-        for i, row in cells:
-            block = stack.layout.blocks[i]
-            if not stack.blocks[i].is_meta:
-                stack.blocks[i][row] = agreed.blocks[i][0]
+        for i, k in cells:
+            block, mine = stack.layout.blocks[i], stack.blocks[i]
+            worker = block.everywhere[k]
+            if worker in block.holders and not mine.is_meta:
+                row = block.holders.index(worker)
+                mine[row] = agreed.blocks[i][0]
                 if state in self.residuals:
                     self.residuals[state].blocks[i][row] = 0.0  # what its former holder owed
-            if self.fleet.up[block.holders[row]]:
-                _count(sent, (block.holders[row],), block.group, agreed.blocks[i].nbytes)
+            if self.fleet.up[worker]:
+                _count(sent, (worker,), block.group, block.numel * mine.itemsize)
         self._write("broadcast", state, sent)
 
     @torch.no_grad()
     def gather(self, stack: Stack, state: str) -> dict[int, dict[str, Tensor]]:
         """The copies of all holders that are up, by worker and name: for aggregations that are not means."""
         if self.observer is not None:
-            self.observer(state, stack)
+            self.observer(state, stack, None)
         out: dict[int, dict[str, Tensor]] = {w: {} for w, up in enumerate(self.fleet.up) if up}
         sent: dict[tuple[int, ...], dict[str, int]] = {}
         for i, block in enumerate(stack.layout.blocks):
@@ -200,7 +234,7 @@ class Communicator:
     def collect(self, tensors: Mapping[int, Mapping[str, Tensor]], state: str, of: Stack) -> None:
         """Workers hand in tensors of their own making, by worker and name: parts of what they hold in ``of``."""
         if self.observer is not None:
-            self.observer(state, of)
+            self.observer(state, of, None)
         self._write_each("gather", tensors, state)
 
     def hand_out(self, tensors: Mapping[int, Mapping[str, Tensor]], state: str) -> None:
@@ -212,17 +246,28 @@ class Communicator:
 
         Where there are none: the values in ``otherwise``, or the mean of the last copies.
         """
-        blocks = []
-        for i, copies in enumerate(stack.blocks):
-            rows = stack.rows(i, self.fleet.up if among is None else among)
-            if not rows and otherwise is not None:
+        blocks: list[Tensor] = []
+        unfinished: list[Unfinished] = []
+        for i, (block, copies) in enumerate(zip(stack.layout.blocks, stack.blocks, strict=True)):
+            workers = [w for w in block.everywhere if (self.fleet.up if among is None else among)[w]]
+            if not workers and otherwise is not None:
                 blocks.append(otherwise.blocks[i])
                 continue
-            blocks.append((copies[rows] if 0 < len(rows) < len(copies) else copies).mean(0, keepdim=True))
+            weights = _normalised(None, workers or block.everywhere, copies)
+            rows = [row for row, w in enumerate(block.holders) if w in weights]
+            some = copies[rows] if len(rows) < len(copies) else copies
+            if len(rows) == len(weights):
+                blocks.append(some.mean(0, keepdim=True))
+            else:
+                blocks.append(some.sum(0, keepdim=True)[: len(copies)] / len(weights))
+                unfinished.append((weights, {}, blocks[i]))
+        self.peers.finish_(unfinished, None)
         return Stack(stack.layout, blocks)
 
-    def _through(self, codec: Codec, x: Tensor, state: str, stack: Stack, i: int, row: int) -> tuple[Tensor, int]:
-        """Encode and decode one row, with error feedback where the codec has it; the decoded row and the bytes that travel."""
+    def _through(
+        self, codec: Codec, x: Tensor, state: str, stack: Stack, i: int, row: int
+    ) -> tuple[tuple[Tensor, ...], Tensor]:
+        """Encode and decode one row, with error feedback where the codec has it."""
         if codec.error_feedback:
             if state not in self.residuals:
                 self.residuals[state] = Stack(stack.layout, [torch.zeros_like(b) for b in stack.blocks])
@@ -232,7 +277,7 @@ class Communicator:
         decoded = codec.decode(encoded, x)
         if codec.error_feedback:
             owed.copy_(x - decoded)
-        return decoded, sum(part.nbytes for part in encoded)
+        return encoded, decoded
 
     def _write_each(self, op: str, tensors: Mapping[int, Mapping[str, Tensor]], state: str) -> None:
         """Workers whose tensors are equally large go into one record."""
@@ -257,8 +302,16 @@ def _count(sent: dict[tuple[int, ...], dict[str, int]], workers: tuple[int, ...]
     groups[group] = groups.get(group, 0) + payload
 
 
-def _normalised(weights_W: Sequence[float] | None, block: Block, rows: list[int], like: Tensor) -> Tensor | None:
+def _payload(codec: Codec | None, block: Block, like: Tensor) -> int:
+    """Bytes of one row, or of what a codec makes of it: shapes say it, so that every process knows it of every block."""
+    if codec is None:
+        return block.numel * like.itemsize
+    return sum(x.nbytes for x in codec.encode(torch.empty(block.numel, dtype=like.dtype, device="meta")))
+
+
+def _normalised(weights_W: Sequence[float] | None, workers: Sequence[int], like: Tensor) -> dict[int, float]:
+    """What each worker counts in a mean over ``workers``."""
     if weights_W is None:
-        return None
-    weights_H = torch.tensor([weights_W[block.holders[r]] for r in rows], dtype=like.dtype, device=like.device)
-    return weights_H / weights_H.sum()
+        return dict.fromkeys(workers, 1 / len(workers))
+    weights = torch.tensor([weights_W[w] for w in workers], dtype=like.dtype, device="cpu")
+    return dict(zip(workers, (weights / weights.sum()).tolist(), strict=True))

@@ -5,7 +5,10 @@ the same holders and the same group lie side by side in one *block*, so that an 
 axis 0 and an elementwise optimizer is one fused call. Every worker's module parameters and gradients are views of its
 rows; forward and backward are ordinary PyTorch on an ordinary module.
 
-Legend: W workers in this process, H holders of a block, P elements of one copy of it.
+A process may hold only some of the N workers (`lab.processes`): blocks and their order are the same in all, rows are those
+of its own workers, and there may be none.
+
+Legend: W workers in this process, H holders of a block among them, P elements of one copy of it.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ import contextlib
 import ctypes
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -44,7 +47,8 @@ class Block:
     """Where tensors with the same holders and the same group lie inside one ``[H, P]`` tensor."""
 
     group: str  # what the tensors are ("attention", "mlp", …), for reading a ledger
-    holders: tuple[int, ...]  # worker of each row
+    everywhere: tuple[int, ...]  # the workers that hold it, in all processes
+    holders: tuple[int, ...]  # worker of each row: those of them that are in this process
     names: tuple[str, ...]
     shapes: tuple[torch.Size, ...]
     offsets: tuple[int, ...]  # first element of each tensor in a row
@@ -52,12 +56,16 @@ class Block:
     unit: str | None = None  # what moves between workers as one (an expert); None: stays where it is
     since: tuple[
         int, ...
-    ] = ()  # of each row of a unit: the local step in which it came to its worker, 0 from the start
+    ] = ()  # of a unit: the local step in which it came to each of ``everywhere``, 0 from the start
 
     @cached_property
     def index(self) -> Tensor:
         """The holders as an index into something that has an entry per worker, ``[H]``."""
-        return torch.tensor(self.holders, device="cpu")
+        return torch.tensor(self.holders, device="cpu", dtype=torch.long)
+
+    def came(self, row: int) -> int:
+        """Local step in which this row came to its worker, 0 from the start."""
+        return self.since[self.everywhere.index(self.holders[row])] if self.since else 0
 
 
 @dataclass(frozen=True)
@@ -70,6 +78,7 @@ class Layout:
 
     blocks: list[Block]
     place: dict[str, tuple[int, int]] = field(repr=False)  # name -> (block, position in it)
+    mine: Collection[int] | None = None  # the workers of this process; None: all
 
     @classmethod
     def of(
@@ -78,7 +87,9 @@ class Layout:
         shapes: dict[str, torch.Size],
         group: Callable[[str], str],
         unit: Callable[[str], str | None] = lambda name: None,
+        mine: Collection[int] | None = None,
     ) -> Layout:
+        """``holders`` are the workers that hold each tensor, in all processes."""
         together: dict[tuple[str, tuple[int, ...], str | None], list[str]] = {}
         for name, held_by in holders.items():
             together.setdefault((group(name), held_by, unit(name)), []).append(name)
@@ -92,16 +103,17 @@ class Layout:
                 end += shapes[name].numel()
             since = (0,) * len(held_by) if moves is not None else ()
             sizes = tuple(shapes[n] for n in names)
-            blocks.append(Block(label, held_by, tuple(names), sizes, tuple(offsets), end, moves, since))
-        return cls(blocks, place)
+            here = tuple(w for w in held_by if mine is None or w in mine)
+            blocks.append(Block(label, held_by, here, tuple(names), sizes, tuple(offsets), end, moves, since))
+        return cls(blocks, place, mine)
 
     def warming(self, t: int, warmup: int) -> list[tuple[int, int, float]]:
         """Rows that came to their worker less than ``warmup`` steps before: (block, row, factor of the learning rate)."""
         return [
-            (i, row, (t - since + 1) / warmup)
+            (i, row, (t - block.came(row) + 1) / warmup)
             for i, block in enumerate(self.blocks)
-            for row, since in enumerate(block.since)
-            if since and t - since + 1 < warmup
+            for row in range(len(block.holders) if block.since else 0)
+            if block.came(row) and t - block.came(row) + 1 < warmup
         ]
 
 
@@ -183,7 +195,7 @@ def clip_(grads: Stack, max_norm: float | None, how: str = "norm") -> None:
 @torch.no_grad()
 def worker_norms(stack: Stack) -> Tensor:
     """Euclidean norm over all tensors of each worker, ``[workers]``."""
-    num = 1 + max(max(b.holders) for b in stack.layout.blocks)
+    num = 1 + max(max(b.everywhere) for b in stack.layout.blocks)
     square_W = torch.zeros(num, device=stack.blocks[0].device, dtype=stack.blocks[0].dtype)
     for block, x in zip(stack.layout.blocks, stack.blocks, strict=True):
         square_W.index_add_(0, block.index, torch.linalg.vector_norm(x, dim=1).square())
@@ -191,7 +203,7 @@ def worker_norms(stack: Stack) -> Tensor:
 
 
 class Fleet:
-    """The W workers that live in this process.
+    """The workers of a run, those of this process with their numbers.
 
     Parameters
     ----------
@@ -201,6 +213,8 @@ class Fleet:
         starts from the values that this model has under the same name.
     num_workers
         N; the workers are 0 … N−1.
+    mine
+        the W workers that live in this process; None: all.
     device
         ``meta`` makes a dry fleet: all shapes, no numbers.
     threads
@@ -214,6 +228,7 @@ class Fleet:
         build: Callable[[int | None], nn.Module],
         num_workers: int,
         *,
+        mine: Sequence[int] | None = None,
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
         threads: int | None = None,
@@ -223,7 +238,8 @@ class Fleet:
         self.device, self.dtype = torch.device(device), dtype
         self.up = [True] * num_workers
         self.in_order = False  # set when the modules turn out to draw from torch's global generator
-        self.threads = max(1, min(num_workers, threads or num_cores()))
+        self.mine = range(num_workers) if mine is None else mine
+        self.threads = max(1, min(len(self.mine), threads or num_cores()))
         self._pool: ThreadPoolExecutor | None = None
         self._looked_for_draws = False
 
@@ -241,7 +257,7 @@ class Fleet:
         order = [n for n in values if n in holders] + [n for n in holders if n not in values]
         group = getattr(whole, "tensor_group", lambda name: "all")
         unit = getattr(whole, "tensor_unit", lambda name: None) if movable else (lambda name: None)
-        layout = Layout.of({n: tuple(holders[n]) for n in order}, shapes, group, unit)
+        layout = Layout.of({n: tuple(holders[n]) for n in order}, shapes, group, unit, mine)
         self.params = Stack.zeros(layout, self.device, dtype)
         self.grads = Stack.zeros(layout, self.device, dtype)
         # What no optimizer moves: buffers, frozen parameters, tensors that nobody holds. One copy for all.
@@ -251,8 +267,8 @@ class Fleet:
             with torch.no_grad():
                 for name in order:
                     self.params[name].copy_(values[name])
-            for w, module in enumerate(self.modules):
-                self._attach(module, partial(self.params.cell, worker=w), partial(self.grads.cell, worker=w))
+            for w in self.mine:
+                self._attach(self.modules[w], partial(self.params.cell, worker=w), partial(self.grads.cell, worker=w))
 
     def hold_(self, holders: Mapping[str, Sequence[int]], t: int) -> list[tuple[int, int]]:
         """From local step ``t`` on, the units are held by these workers; ``build`` must give modules to match.
@@ -262,34 +278,35 @@ class Fleet:
 
         Returns
         -------
-        the rows that arrived, as (block, row).
+        the copies that arrived, as (block, place among its holders everywhere).
         """
         arrived: list[tuple[int, int]] = []
         labels: dict[int, tuple[tuple[int, ...], tuple[int, ...]]] = {}
         for i, block in enumerate(self.layout.blocks):
-            if block.unit is None or set(block.holders) == set(holders[block.unit]):
+            if block.unit is None or set(block.everywhere) == set(holders[block.unit]):
                 continue
-            coming = iter(sorted(set(holders[block.unit]) - set(block.holders)))
-            held_by, since = list(block.holders), list(block.since)
-            for row, worker in enumerate(block.holders):
+            coming = iter(sorted(set(holders[block.unit]) - set(block.everywhere)))
+            held_by, since = list(block.everywhere), list(block.since)
+            for k, worker in enumerate(block.everywhere):
                 if worker not in holders[block.unit]:
-                    held_by[row], since[row] = next(coming), t
-                    arrived.append((i, row))
+                    held_by[k], since[k] = next(coming), t
+                    arrived.append((i, k))
             labels[i] = tuple(held_by), tuple(since)
         self.relabel_(labels)
         return arrived
 
     def relabel_(self, labels: Mapping[int, tuple[tuple[int, ...], tuple[int, ...]]]) -> None:
-        """Give the rows of some blocks other holders and arrival times; the workers concerned get modules to match."""
+        """Give some blocks other holders and arrival times; the workers concerned get modules to match."""
         concerned: set[int] = set()
         for i, (held_by, since) in labels.items():
             block = self.layout.blocks[i]
-            concerned |= set(block.holders) ^ set(held_by)
-            concerned |= {w for w, old in zip(held_by, block.holders, strict=True) if w != old}
-            self.layout.blocks[i] = replace(block, holders=held_by, since=since)
+            concerned |= set(block.everywhere) ^ set(held_by)
+            concerned |= {w for w, old in zip(held_by, block.everywhere, strict=True) if w != old}
+            here = tuple(w for w in held_by if w in self.mine)
+            self.layout.blocks[i] = replace(block, everywhere=held_by, holders=here, since=since)
         if self.device.type == "meta":
             return
-        for w in sorted(concerned):
+        for w in sorted(concerned & set(self.mine)):
             buffers = dict(self.modules[w].named_buffers(remove_duplicate=False))
             with torch.device("meta"):
                 self.modules[w] = self.build(w)
@@ -317,10 +334,10 @@ class Fleet:
 
     def num_params(self, worker: int = 0) -> int:
         """Elements that ``worker`` holds."""
-        return sum(b.numel for b in self.layout.blocks if worker in b.holders)
+        return sum(b.numel for b in self.layout.blocks if worker in b.everywhere)
 
     def backward(self, loss_of: Callable[[nn.Module, int], Tensor], seed: Callable[[int], int] = int) -> Tensor:
-        """Fill the gradient of every worker that is up; return their losses ``[N]``, NaN for those that are down.
+        """Fill the gradient of every worker here that is up; return their losses ``[N]``, NaN for all others.
 
         Workers run side by side, one thread each. A module that draws from torch's global generator (dropout) is found
         out in the first step, which runs in order; such fleets stay in order, with ``seed(worker)`` set before each.
@@ -328,7 +345,7 @@ class Fleet:
         loss_W = torch.full((self.num_workers,), float("nan"), dtype=torch.float64)
         if self.device.type == "meta":
             return loss_W
-        workers = [w for w in range(self.num_workers) if self.up[w]]
+        workers = [w for w in self.mine if self.up[w]]
 
         def one(w: int) -> None:
             for block, g in zip(self.layout.blocks, self.grads.blocks, strict=True):

@@ -24,6 +24,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -260,14 +261,22 @@ class Run:
         self.events.append(event)
         PUMP.news()
 
-    def between(self, t: int) -> Iterator[tuple[str, Any]]:
-        """Before local step ``t``: waits while the run is to wait; gives the knobs that are to be turned."""
+    def between(self, t: int, still: Callable[[], bool] | None = None) -> Iterator[tuple[str, Any]]:
+        """Before local step ``t``: waits while the run is to wait; gives the knobs that are to be turned.
+
+        ``still`` says, now and then, whether there is anybody to wait for.
+        """
+
+        def said() -> bool:
+            return bool(self._wanted or self._left or self._stopping)
+
         while True:
             with self._word:
                 if self._until_sync and self._synced:
                     self._left, self._until_sync = 0, False
-                if self._held:
-                    self._word.wait_for(lambda: self._wanted or self._left or self._stopping)
+                while self._held and not self._word.wait_for(said, None if still is None else IDLE):
+                    if still is not None and not still():
+                        return
                 wanted, self._wanted = self._wanted, {}
                 before, self._held = self._held, not self._left and not self._stopping
                 go = not self._held and not wanted
@@ -305,6 +314,9 @@ def start(
     again: bool = False,
     keep: bool = True,
     paused: bool = False,
+    processes: int = 1,
+    restarts: int = 0,
+    timeout_seconds: float = 600.0,
 ) -> Run:
     """Run a recipe in the background; returns at once.
 
@@ -328,6 +340,9 @@ def start(
         False: nothing is written.
     paused
         wait before the first step that is not there yet, until `Run.step` or `Run.resume`.
+    processes, restarts, timeout_seconds
+        spread the workers over so many processes; go on so often when one is lost, which is one that does not answer for so
+        long (`lab.processes`).
 
     Raises
     ------
@@ -339,7 +354,12 @@ def start(
     run_folder = RunFolder(path) if path is not None else None
     if run_folder is not None and run_folder.exists and run_folder.recipe() != recipe:
         raise RecipeError(f"{path} holds a run of another recipe ({run_folder.recipe().id}): give another folder")
-    run = Run(recipe, name or recipe.id, run_folder, _trained)
+    events = _trained
+    if processes > 1:
+        if run_folder is None:
+            raise RecipeError("several processes write a run folder: leave keep=False out, or processes")
+        events = partial(_spread, run_folder, processes, restarts, timeout_seconds)
+    run = Run(recipe, name or recipe.id, run_folder, events)
     if paused:
         run.pause()
     return _begin(run, views)
@@ -419,9 +439,13 @@ def _cell() -> tuple[str, str] | None:
         return None
 
 
+def _done(folder: RunFolder) -> bool:
+    ended = folder.ended()
+    return ended is not None and ended.status == "done"
+
+
 def _trained(run: Run) -> Iterator[Event]:
-    ended = run.folder.ended() if run.folder is not None else None
-    if run.folder is not None and ended is not None and ended.status == "done":
+    if run.folder is not None and _done(run.folder):
         yield from run.folder.events()
         return
     trainer = Trainer(run.recipe)
@@ -432,6 +456,15 @@ def _trained(run: Run) -> Iterator[Event]:
 
     trainer.between = between
     yield from trainer.events(run.folder)
+
+
+def _spread(folder: RunFolder, num: int, restarts: int, timeout_seconds: float, run: Run) -> Iterator[Event]:
+    from lab.processes.launch import events_over
+
+    if _done(folder):
+        yield from folder.events()
+        return
+    yield from events_over(num, run.recipe, folder, restarts, timeout_seconds, run.between, lambda: run.stopping)
 
 
 def _replayed(run: Run, speed: float) -> Iterator[Event]:

@@ -154,9 +154,9 @@ class Watch:
         self.start = s.local["params"].clone()
         comm.observer = self._observe
 
-    def _observe(self, state: str, stack: Stack) -> None:
+    def _observe(self, state: str, stack: Stack, mean: Stack | None) -> None:
         if self.before is not None:
-            self.before(state, stack)
+            self.before(state, stack, mean)
         if stack is self.s.local["params"] and any(self.s.fleet.up):
             self.seen.append(self._look())
             self.due = True

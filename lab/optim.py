@@ -127,7 +127,7 @@ def _leaves(params: Stack) -> list[tuple[int, slice]]:
     """What is one parameter of an optimizer: a whole block, or a row where rows may move; (block, rows)."""
     places: list[tuple[int, slice]] = []
     for i, (block, x) in enumerate(zip(params.layout.blocks, params.blocks, strict=True)):
-        if block.unit is None or x.is_meta or len(x) == 1:
+        if block.unit is None or x.is_meta or len(x) <= 1:
             places.append((i, slice(None)))
         else:
             places += [(i, slice(row, row + 1)) for row in range(len(x))]
@@ -166,7 +166,7 @@ def step_(
             held = range(len(params.blocks[i]))[part]
             gone = [k for k, row in enumerate(held) if down[block.holders[row]]]
             leaf.grad[gone] = 0.0
-            came_later = block.since and len(held) == 1 and block.since[held[0]]
+            came_later = len(held) == 1 and block.came(held[0])
             if gone and came_later and not optimizer.state.get(leaf):
                 asleep.append((leaf, leaf.grad))  # came while its worker was down: starts afresh when that is back
                 leaf.grad = None
@@ -227,10 +227,11 @@ def reset_(optimizer: torch.optim.Optimizer, params: Stack, up: list[bool]) -> N
 
 
 def forget_(optimizer: torch.optim.Optimizer, params: Stack, cells: Iterable[tuple[int, int]]) -> None:
-    """Single rows (block, row) of units start with a fresh optimizer state at their next step."""
-    gone = set(cells)
+    """Single copies (block, place among its holders) of units start with a fresh optimizer state at their next step."""
+    blocks = params.layout.blocks
+    gone = {(i, blocks[i].everywhere[k]) for i, k in cells}
     for leaf, (i, rows) in zip(optimizer.param_groups[0]["params"], _leaves(params), strict=True):
-        if (i, rows.start or 0) in gone and not leaf.is_meta:
+        if leaf.numel() and (i, blocks[i].holders[rows.start or 0]) in gone and not leaf.is_meta:
             optimizer.state.pop(leaf, None)
 
 

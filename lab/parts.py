@@ -14,7 +14,7 @@ def layout_like(stack: Stack, names: Iterable[str], shape: Callable[[str], Seque
     """A layout of some of the tensors, held by the same workers and in the same groups, with shapes of their own."""
     at = {n: stack.layout.blocks[stack.layout.place[n][0]] for n in names}
     shapes = {n: torch.Size(shape(n)) for n in at}
-    return Layout.of({n: b.holders for n, b in at.items()}, shapes, lambda n: at[n].group)
+    return Layout.of({n: b.everywhere for n, b in at.items()}, shapes, lambda n: at[n].group, mine=stack.layout.mine)
 
 
 def part(stack: Stack, names: Iterable[str]) -> Stack:

@@ -157,7 +157,7 @@ def plan(
         stacks += trainer.state.shared.values()
     held_W = [0] * recipe.num_workers
     for block, x in ((block, x) for s in stacks for block, x in zip(s.layout.blocks, s.blocks, strict=True)):
-        for w in block.holders:
+        for w in block.everywhere:
             held_W[w] += x[0].nbytes
     payload_W = [ledger.total_bytes(w) for w in range(recipe.num_workers)]
     busiest = payload_W.index(max(payload_W))

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from lab.adapters.factors import Adapters
 from lab.adapters.watch import AdapterWatch
+from lab.checkpoints import restore_, snapshot
 from lab.codecs import codec
 from lab.columns import Columns
 from lab.comm import Communicator
@@ -43,14 +44,17 @@ from lab.fleet import Stack
 from lab.methods import State
 from lab.methods.state import Loss
 from lab.models.build import build_fleet, check_memory
-from lab.optim import states
+from lab.processes.alone import Alone, with_all_losses
 from lab.recipe import Recipe
 from lab.seeds import derive
 from lab.store import Checkpoint, RunFolder
 from lab.tasks.text import Text, vocab_size_without_text
 from lab.watching.drift import DriftWatch, squares_W
+from lab.watching.health import nobody_holds, not_finite
 
 if TYPE_CHECKING:
+    from lab.processes.folder import SharedFolder
+    from lab.processes.peers import Peers
     from lab.watching.measure import Measures
 
 
@@ -62,23 +66,32 @@ class Trainer:
     """Everything that one run works with, built and checked before anything is written.
 
     ``dry=True`` is the dry run: the same loop and the same ``step`` on tensors without storage. No text is read, no loss
-    computed; what comes out is the communication calendar.
+    computed; what comes out is the communication calendar. ``peers`` are the other processes, if the workers are spread over
+    several: all of them build a trainer and take its events.
     """
 
-    def __init__(self, recipe: Recipe, *, dry: bool = False, corpus: Corpus | None = None, progress: bool = False):
-        self.recipe, self.dry = recipe, dry
+    def __init__(
+        self,
+        recipe: Recipe,
+        *,
+        dry: bool = False,
+        corpus: Corpus | None = None,
+        progress: bool = False,
+        peers: Peers | Alone | None = None,
+    ):
+        self.recipe, self.dry, self.peers = recipe, dry, peers or Alone()
         torch.set_num_threads(1)  # one intra-op thread a worker; more would fight over the cores
         self.text = None if dry else Text.of(recipe, corpus, progress)
         vocab_size = self.text.vocab_size if self.text else vocab_size_without_text(recipe)
         if self.text:
             self.batches, self.validation = self.text.batches, self.text.validation
-            check_memory(recipe, vocab_size)
+            check_memory(recipe, vocab_size, recipe.num_workers if self.peers.mine is None else len(self.peers.mine))
         self.experts = recipe.experts
-        self.fleet = build_fleet(recipe, vocab_size, "meta" if dry else "cpu", self.experts)
+        self.fleet = build_fleet(recipe, vocab_size, "meta" if dry else "cpu", self.experts, self.peers.mine)
         codecs = {state: codec(spec) for state, spec in recipe.codecs.items()}
         if not dry and any(c.sparse for c in codecs.values()):
             dry_run(recipe)  # whether they fit is known when the method first sends: better now than in mid-run
-        self.comm = Communicator(self.fleet, codecs)
+        self.comm = Communicator(self.fleet, codecs, self.peers)
         self.watch: Watch | None = None
         self.adapters: Adapters | None = None
         self.adapter_watch: AdapterWatch | None = None
@@ -89,7 +102,7 @@ class Trainer:
                 self.adapter_watch = AdapterWatch(self.fleet, self.adapters, samples_W)
         elif not dry and self.experts is not None and recipe.routing_every:
             ids = torch.cat([ids for ids, _ in self.validation])[:PROBE_WINDOWS]
-            self.watch = Watch(self.fleet, ids, self.experts)
+            self.watch = Watch(self.fleet, ids, self.experts, self.peers)
         self.method = recipe.method
         self.knobs: dict[str, Any] = {}  # where those stand that were turned
         self.between: Callable[[int], Iterable[tuple[str, Any]]] = lambda t: ()  # knobs to turn before step t; may wait
@@ -106,7 +119,7 @@ class Trainer:
         recipe.method.init(self.state)
         self.drift = DriftWatch(self.state)
         if not dry:
-            self.comm.observer = self._before_average
+            self.comm.observer = self._at_average
         self.up_tW = recipe.scenario.trace(recipe.num_workers, recipe.steps, recipe.seed)
         if (~self.up_tW[0] & self.up_tW.any(0)).any():
             recipe.check_late()
@@ -118,10 +131,11 @@ class Trainer:
         self.last_up = [True] * recipe.num_workers  # who holds the present state: all of them at the start
         self.t = 0  # finished local steps
         self._lost: set[str] = set()  # tensors that no worker which is up holds, as last reported
+        self._untold: list[Event] = []  # what happened since the processes last told each other their losses
 
     # the loop
 
-    def events(self, folder: RunFolder | None = None) -> Iterator[Event]:
+    def events(self, folder: RunFolder | SharedFolder | None = None) -> Iterator[Event]:
         """All events of the run, from the first on.
 
         With a folder they are also written there, with checkpoints. What the folder already holds of this run is replayed
@@ -156,7 +170,7 @@ class Trainer:
             if folder is not None:
                 folder.close()
 
-    def _steps(self, notes: list[str], folder: RunFolder | None) -> Iterator[Event]:
+    def _steps(self, notes: list[str], folder: RunFolder | SharedFolder | None) -> Iterator[Event]:
         recipe = self.recipe
         if self.t == 0:
             yield self._started()
@@ -173,29 +187,32 @@ class Trainer:
             before = time.perf_counter()
             changed = self._workers(t)
             if changed is not None:
-                yield changed
-                yield from self._nobody_holds(t)
+                self._untold += [changed, *self._nobody_holds(t)]
+                if self.peers.every_step:
+                    yield from self._tell(folder)
             draw = self.experts.draw if self.experts is not None else 0
             loss_W = self.method.step(self.state, self._grad, self.comm, t)
             self.t = t
             seconds = time.perf_counter() - before
             if self.experts is not None and self.experts.draw != draw:
-                yield Placed(t, self.experts.table, self.experts.moved)
-                yield from self._nobody_holds(t)
+                self._untold += [Placed(t, self.experts.table, self.experts.moved), *self._nobody_holds(t)]
             losses = [x if up else None for x, up in zip(loss_W.tolist(), self.fleet.up, strict=True)]
             if not self.dry:
-                yield Stepped(t, losses, self.state.schedule(t), seconds)
-            yield from self.comm.ledger.new()
+                self._untold.append(Stepped(t, losses, self.state.schedule(t), seconds))
+            sent = self.comm.ledger.new()
+            self._untold += sent
             if self.adapter_watch is not None and self.adapter_watch.covered is not None:
-                yield self.adapter_watch.new(t)
+                self._untold.append(self.adapter_watch.new(t))
+            watching = (recipe.checkpoint_every, recipe.routing_every if self.watch else 0)
+            if self.peers.every_step or sent or self._evaluates(t) or any(n and t % n == 0 for n in watching):
+                yield from self._tell(folder)
             if not self.dry:
-                self._check_losses(t, losses, folder)
                 if self.fleet.in_order and not warned_order:
                     yield Warned(
                         t, "the model draws random numbers inside its forward pass: workers run one after another"
                     )
                     warned_order = True
-                if self._evaluates(t):
+                if self._evaluates(t) and self.peers.mine is None:
                     self.drift.look(t)
                 yield from self.drift.new
                 self.drift.new.clear()
@@ -207,7 +224,8 @@ class Trainer:
                         scores = self.text.scores if self.text else lambda model: {}
                         yield self.adapter_watch.truncated(t, self.agreed(), self.validation_loss, scores)
                 if self.watch is not None and t % recipe.routing_every == 0:
-                    yield self.watch.look(t, self.fleet.whole_model(self.agreed()))
+                    whole = self.peers.whole(self.agreed(), self.last_up)
+                    yield self.watch.look(t, self.fleet.whole_model(whole) if self.peers.first else None)
                 if (
                     folder is not None
                     and recipe.checkpoint_every
@@ -225,6 +243,16 @@ class Trainer:
         if done and self.watch is not None and self.watch.steps:
             yield self.watch.saturated(self.t)
         yield Ended(self.t, "done" if done else "stopped", "")
+
+    def _tell(self, folder: RunFolder | SharedFolder | None) -> Iterator[Event]:
+        """What happened lately, with the losses of all processes: they exchange them only where they meet anyway."""
+        told, self._untold = self._untold, []
+        told = with_all_losses(told, self.fleet.mine, self.peers)
+        yield from told
+        for event in (e for e in told if isinstance(e, Stepped)):
+            for w, loss in enumerate(event.loss_W):
+                if loss is not None and not math.isfinite(loss):
+                    raise Diverged(f"loss of worker {w} is {loss} in step {event.step}: {_last_good(folder)}")
 
     # knobs
 
@@ -264,9 +292,9 @@ class Trainer:
             names = ["params"] if self.recipe.scenario.catch_up == "params" else list(self.state.local)
             for name in names:
                 known = self.comm.agreed(self.state.local[name], self.last_up, self.state.shared.get(name))
-                self.comm.broadcast_(known, self.state.local[name], name, to=returned)
+                self.comm.broadcast_(known, self.state.local[name], name, returned, self.last_up)
             for name, stack in self.state.shared.items():  # kept once in this process; they receive it all the same
-                self.comm.broadcast_(stack, stack, name, to=returned)
+                self.comm.broadcast_(stack, stack, name, returned, self.last_up)
         self.fleet.up = now
         if any(now):
             self.last_up = now
@@ -275,28 +303,21 @@ class Trainer:
         return WorkersChanged(t, [w for w, up in enumerate(now) if up], returned, left)
 
     def _nobody_holds(self, t: int) -> Iterator[Warned]:
-        """A word about tensors whose holders are all down while others go on."""
-        up, blocks = self.fleet.up, self.fleet.layout.blocks
-        lost = [b for b in blocks if any(up) and not any(up[w] for w in b.holders)]
-        names = list(dict.fromkeys(name.rpartition(".")[0] or name for b in lost for name in b.names))
-        news, self._lost = set(names) - self._lost, set(names)
-        if news:
-            yield Warned(
-                t,
-                f"from step {t} on nobody who is up holds {len(names)} parts of the model ({names[0]}, …; workers down: "
-                f"{', '.join(str(w) for w, u in enumerate(up) if not u)}): the run goes on with their last agreed copy",
-            )
+        missing, self._lost = nobody_holds(self.fleet, t, self._lost)
+        yield from missing
 
     # looking
 
     def _evaluates(self, t: int) -> bool:
         return t == self.recipe.steps or (self.recipe.eval_every > 0 and t % self.recipe.eval_every == 0)
 
-    def _before_average(self, state: str, stack: Stack) -> None:
-        self.drift.before_average(state, self.comm.t, self._evaluates(self.comm.t))
-        for watch in (self.watch, self.adapter_watch):
-            if watch is not None:
-                watch.before_average(state, stack)
+    def _at_average(self, state: str, stack: Stack, mean: Stack | None) -> None:
+        if self.peers.mine is None:  # over several processes it would take an average of its own
+            self.drift.before_average(state, self.comm.t, self._evaluates(self.comm.t))
+        if self.watch is not None and mean is not None:
+            self.watch.at_average(state, stack, mean)
+        if self.adapter_watch is not None:
+            self.adapter_watch.before_average(state, stack)
 
     def agreed(self) -> Stack:
         """What the model is at this moment: the server's, or else the mean over those who hold its present state."""
@@ -308,11 +329,16 @@ class Trainer:
     def _evaluate(self, t: int) -> Evaluated:
         agreed = self.agreed()
         square_W, count_W = squares_W([(self.state.local["params"], agreed)], self.last_up)
-        loss = self.validation_loss(agreed)
+        whole = self.peers.whole(agreed, self.last_up)
+        found: tuple[float, dict[str, float]] = 0.0, {}
+        if self.peers.first:
+            found = self.validation_loss(whole), self.text.scores(self.fleet.whole_model(whole)) if self.text else {}
+        seen = self.peers.share([sum(square_W), sum(count_W), *found])
+        loss, scores = seen[0][2:]
         if not math.isfinite(loss):
             raise Diverged(f"the averaged model's validation loss is {loss} after step {t}")
-        drift = math.sqrt(sum(square_W) / max(1, sum(count_W)))
-        return Evaluated(t, loss, drift, self.text.scores(self.fleet.whole_model(agreed)) if self.text else {})
+        drift = math.sqrt(sum(x[0] for x in seen) / max(1, sum(x[1] for x in seen)))
+        return Evaluated(t, loss, drift, scores)
 
     def validation_loss(self, agreed: Stack | nn.Module) -> float:
         """Nats per token of a model, or of one with these values, on the validation windows."""
@@ -340,111 +366,25 @@ class Trainer:
                 "torch": torch.__version__,
                 "platform": platform.platform(),
                 "cores": os.cpu_count(),
+                "processes": self.peers.num,
                 "threads": fleet.threads,
                 "threads_per_worker": 1,
             },
         )
 
-    def _check_losses(self, t: int, losses: list[float | None], folder: RunFolder | None) -> None:
-        for w, loss in enumerate(losses):
-            if loss is not None and not math.isfinite(loss):
-                raise Diverged(f"loss of worker {w} is {loss} in step {t}: {_last_good(folder)}")
-
-    def _check_params(self, t: int, folder: RunFolder) -> None:
-        for block, x in zip(self.fleet.layout.blocks, self.fleet.params.blocks, strict=True):
-            for row, ok in enumerate(x.isfinite().all(1).tolist()):
-                if not ok:
-                    raise Diverged(
-                        f"{block.group} parameters of worker {block.holders[row]} are not finite after step {t}: "
-                        + _last_good(folder)
-                    )
-
-    # checkpoints
+    def _check_params(self, t: int, folder: RunFolder | SharedFolder) -> None:
+        bad = not_finite(self.fleet.params, t)
+        for found in self.peers.share(bad[:1]):
+            if found:
+                raise Diverged(found[0] + _last_good(folder))
 
     def snapshot(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """All that decides the rest of the run, as tensors by name and small JSON values."""
-        tensors: dict[str, Tensor] = {}
-        for name, optimizer in self.state.optimizers.items():
-            for i, leaf in enumerate(optimizer.param_groups[0]["params"]):
-                for key, value in optimizer.state[leaf].items():
-                    if isinstance(value, Tensor):
-                        tensors[f"optimizer/{name}/{i}/{key}"] = value
-        for place, stacks in self._stacks().items():
-            for i, block in enumerate(stacks.blocks):
-                tensors[f"{place}/{i}"] = block
-        extra: dict[str, Any] = {"last_up": self.last_up, "up": self.fleet.up, "knobs": self.knobs}
-        extra["drift"] = self.drift.averaged
-        if self.experts is not None and self.experts.movable:
-            units = [(i, b) for i, b in enumerate(self.fleet.layout.blocks) if b.unit is not None]
-            extra |= {"draw": self.experts.draw, "labels": [[i, b.holders, b.since] for i, b in units]}
-        if self.watch is not None:
-            watched, extra["watch"] = self.watch.snapshot()
-            tensors |= watched
-        if self.adapter_watch is not None:
-            extra["last_covered"] = self.adapter_watch.last_M
-        if self.state.facts:
-            extra["facts"] = self.state.facts
-        return tensors, extra
+        return snapshot(self)
 
-    def _stacks(self) -> dict[str, Stack]:
-        """Stacks that do not belong to an optimizer."""
-        inner, outer = self._owned()
-        found = {f"local/{k}": v for k, v in self.state.local.items() if k not in inner}
-        found |= {f"shared/{k}": v for k, v in self.state.shared.items() if k not in outer}
-        found |= {f"measured/{k}": v for k, v in (self.measures.remembered if self.measures else {}).items()}
-        return found | {f"residual/{k}": v for k, v in self.comm.residuals.items()}
-
-    def _owned(self) -> tuple[dict[str, Stack], dict[str, Stack]]:
-        """States of optimizers, local and shared. ``outer.3`` moves the shared ``params.3`` and owns ``momentum_buffer.3``."""
-        inner: dict[str, Stack] = {}
-        outer: dict[str, Stack] = {}
-        for name, optimizer in self.state.optimizers.items():
-            mine, place = (inner, self.state.local) if name == "inner" else (outer, self.state.shared)
-            part = name[len("outer") :]
-            mine.update({k + part: v for k, v in states(optimizer, place["params" + part]).items()})
-        return inner, outer
-
-    @torch.no_grad()
     def restore(self, checkpoint: Checkpoint) -> None:
         """Put everything back as it was after the checkpoint's step."""
-        tensors, extra = checkpoint.tensors, checkpoint.extra
-        layout = self.fleet.layout
-        if "labels" in extra and self.experts is not None:
-            self.experts.take_(extra["draw"])
-            self.fleet.relabel_({i: (tuple(holders), tuple(since)) for i, holders, since in extra["labels"]})
-        for key, value in tensors.items():
-            kind, name, *rest = key.split("/")
-            if kind == "watch":
-                continue
-            if kind == "optimizer":
-                optimizer = self.state.optimizers[name]
-                leaf = optimizer.param_groups[0]["params"][int(rest[0])]
-                optimizer.state[leaf][rest[1]] = value
-            elif kind in ("residual", "measured"):
-                stack = Stack(layout, [tensors[f"{kind}/{name}/{i}"] for i in range(len(layout.blocks))])
-                if kind == "residual":
-                    self.comm.residuals[name] = stack
-                elif self.measures is not None:
-                    self.measures.remembered[name] = stack
-            else:
-                place = self.state.local if kind == "local" else self.state.shared
-                if name not in place:  # made by a later step: there is nothing yet to copy into
-                    place[name] = Stack(layout, [tensors[f"{kind}/{name}/{i}"] for i in range(len(layout.blocks))])
-                place[name].blocks[int(rest[0])].copy_(value)
-        inner, outer = self._owned()
-        self.state.local.update(inner)
-        self.state.shared.update(outer)
-        if self.watch is not None:
-            self.watch.restore(tensors, extra["watch"])
-        if self.measures is not None:
-            self.measures.restored()
-        if self.adapter_watch is not None:
-            self.adapter_watch.last_M = extra["last_covered"]
-        self.state.facts = extra.get("facts", self.state.facts)
-        self.t, self.drift.averaged = checkpoint.step, extra.get("drift", checkpoint.step)
-        self.last_up, self.fleet.up = extra["last_up"], extra["up"]
-        for knob, value in extra.get("knobs", {}).items():
-            self.turn(knob, value)
+        restore_(self, checkpoint)
 
 
 def train(
@@ -474,7 +414,7 @@ def dry_run(recipe: Recipe) -> list[Sent]:
     return [event for event in Trainer(recipe, dry=True).events() if isinstance(event, Sent)]
 
 
-def _last_good(folder: RunFolder | None) -> str:
+def _last_good(folder: RunFolder | SharedFolder | None) -> str:
     step = folder.last_step_saved() if folder is not None else None
     if step is None:
         return "there is no checkpoint before it; try a smaller learning rate (method.inner.lr) or more warm-up"

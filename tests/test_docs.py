@@ -85,7 +85,7 @@ def test_commands_of_cards_work(name: str, monkeypatch: pytest.MonkeyPatch, tmp_
     """The shell accepts every printed command, and each recipe that would be trained runs dry to its end."""
     monkeypatch.chdir(tmp_path)
     asked: list[Recipe] = []
-    monkeypatch.setattr("lab.cli._train", lambda recipe, folder: asked.append(recipe))
+    monkeypatch.setattr("lab.cli._train", lambda recipe, folder, *_: asked.append(recipe))
     monkeypatch.setattr("lab.plan.plan", lambda recipe, *_, **__: SimpleNamespace(to_text=lambda: recipe.id))
     text = (CARDS / f"{name}.md").read_text()
     commands = [line for block in re.findall(r"```sh\n(.*?)```", text, flags=re.S) for line in block.splitlines()]

@@ -596,11 +596,11 @@ def test_divergence_is_measured_before_the_average() -> None:
     seen: dict[str, Tensor] = {}
     look = trainer.comm.observer
 
-    def also(state: str, stack: Any) -> None:
+    def also(state: str, stack: Any, mean: Any) -> None:
         if state == "params":
             seen.update({n: stack[n].clone() for n in stack.names()})
         assert look is not None
-        look(state, stack)
+        look(state, stack, mean)
 
     trainer.comm.observer = also
     (routed,) = (e for e in trainer.events() if isinstance(e, Routed))

@@ -406,10 +406,10 @@ def test_drift_is_measured_before_the_average(method: str) -> None:
 
     inner = trainer.comm.observer
 
-    def observer(state: str, stack: Stack) -> None:
+    def observer(state: str, stack: Stack, mean: Stack | None) -> None:
         if state == "params" and trainer.comm.t not in seen:
             look(trainer.comm.t)
-        inner(state, stack)
+        inner(state, stack, mean)
 
     trainer.comm.observer = observer
     drifted = []

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from lab.comm import Communicator
 from lab.data import Corpus, load_corpus
-from lab.events import Event, Sent, Started, Stepped, Warned
+from lab.events import Drifted, Event, Sent, Started, Stepped, Warned
+from lab.experts.placement import Placement
 from lab.fleet import Fleet, Stack
 from lab.methods import (
     DDP,
@@ -36,8 +37,10 @@ from lab.methods import (
 from lab.methods.lordo import QHAdam
 from lab.methods.mt_dao import QHADOPT, Warm
 from lab.models.gpt import GPT
+from lab.models.moe import MoE
 from lab.optim import Nesterov, Optimizer
 from lab.recipe import Recipe
+from lab.scenarios import Outage, Scenario
 from lab.seeds import generator
 
 F64 = torch.float64
@@ -259,3 +262,45 @@ def story(events: Iterable[Event]) -> list[Event]:
             continue
         told.append(event)
     return told
+
+
+# Recipes that must give the same over one and over several processes: every listed method, and what could go wrong besides.
+
+STORM = Scenario(outages=(Outage(worker=1, first=3, last=4), Outage(worker=2, last=2)))
+DRAWN = Scenario(sample=2, sample_every=2, catch_up="params")
+EXPERTS = {
+    "model": MoE(dim=8, num_layers=2, num_heads=2, num_experts=4, expert_dim=4, top_k=2),
+    "routing_every": 2,
+    "eval_every": 3,
+}
+EVERY_TWO = FoMoE(sync_every={"params": 2, "exp_avg": 2, "exp_avg_sq": 3}, inner=Optimizer("AdamW", 1e-2))
+
+
+def of_four(method: Method | str, **changes: Any) -> Recipe:
+    return recipe(method, **({"num_workers": 4, "eval_every": 3, "checkpoint_every": 3} | changes))
+
+
+OVER_PROCESSES: dict[str, Recipe] = (
+    {name: of_four(m) for name, m in LISTED.items()}
+    | {f"{name}, storm": of_four(LISTED[name], scenario=STORM) for name in ("ddp", "photon FedAdam", "lordo", "noloco")}
+    | {f"{name}, storm": of_four(LISTED[name], scenario=STORM) for name in ("des_loc outer", "streaming_diloco three")}
+    | {f"{name}, drawn": of_four(LISTED[name], scenario=DRAWN) for name in ("photon", "diloco outer Adam")}
+    | {
+        "ddp topk": of_four("ddp", codecs={"grads": "topk:0.2"}, scenario=STORM),
+        "diloco int8": of_four(LISTED["diloco"], codecs={"params": "int8"}, scenario=STORM),
+        "diloco bfloat16": of_four(LISTED["diloco"], codecs={"params": "bfloat16"}, dtype="float32"),
+        "streaming_diloco e3m0": of_four(LISTED["streaming_diloco three"], codecs={"params": "e3m0"}),
+        "dropout": of_four(LISTED["des_loc"], model=dataclasses.replace(TINY, dropout=0.2)),
+        "experts on all": of_four(EVERY_TWO, **EXPERTS),
+        "experts on two": of_four(EVERY_TWO, placement=Placement(overlap=2), **EXPERTS),
+        "experts on two, apart": of_four(
+            LISTED["fomoe outer"], placement=Placement(overlap=2, layers="apart"), scenario=STORM, **EXPERTS
+        ),
+        "experts on one": of_four(LISTED["diloco"], placement=Placement(overlap=1), **EXPERTS),
+    }
+)
+
+
+def told(events: Iterable[Event]) -> list[Event]:
+    """A story without the drifts between evaluations, at which several processes do not look."""
+    return [event for event in story(events) if not isinstance(event, Drifted)]

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import chain
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,6 +17,10 @@ from torch import Tensor, nn
 from lab.events import Routed, Saturated
 from lab.experts.placement import Experts
 from lab.fleet import Block, Fleet, Stack
+from lab.processes.alone import Alone
+
+if TYPE_CHECKING:
+    from lab.processes.peers import Peers
 
 PROBE_WINDOWS = 8  # validation windows on which the agreed model's choices are followed
 DEAD = 0.01  # an expert is dead below this share of a uniform load
@@ -45,63 +50,73 @@ class Watch:
     Reads only. What it remembers (the agreed model's choices at every look, two bytes each) goes into checkpoints.
     """
 
-    def __init__(self, fleet: Fleet, probe: Tensor, experts: Experts):
-        self.fleet, self.probe = fleet, probe  # probe: [windows, T] token ids
+    def __init__(self, fleet: Fleet, probe: Tensor, experts: Experts, peers: Peers | Alone):
+        self.fleet, self.probe, self.peers = fleet, probe, peers  # probe: [windows, T] token ids
         self.num_layers, self.num_experts = len(experts.table), len(experts.table[0])
         self.steps: list[int] = []
         self.choices: list[Tensor] = []  # of each look, [L, N, k] int16
         self.divergence_LE: list[list[float | None]] = [[None] * self.num_experts for _ in range(self.num_layers)]
+        # Of each process its own part: they add up.
 
     @torch.no_grad()
-    def before_average(self, state: str, stack: Stack) -> None:
+    def at_average(self, state: str, stack: Stack, mean: Stack) -> None:
         """How far the copies of each expert have come apart: ‖copy − mean‖ / ‖mean‖, mean over the holders that are up."""
         if state != "params":
             return
-        for i, (block, copies) in enumerate(zip(stack.layout.blocks, stack.blocks, strict=True)):
-            rows = stack.rows(i, self.fleet.up)
-            if block.group != "experts" or len(rows) < 2:
+        for i, (block, copies, average) in enumerate(zip(stack.layout.blocks, stack.blocks, mean.blocks, strict=True)):
+            rows, num = stack.rows(i, self.fleet.up), sum(self.fleet.up[w] for w in block.everywhere)
+            if block.group != "experts" or num < 2:
                 continue
-            copies, (column, cells) = copies[rows], _cells(block)
-            mean = copies.mean(0, keepdim=True)
-            apart = _sums(copies - mean, column, len(cells)).sqrt()  # [rows, cells]
-            size = _sums(mean, column, len(cells)).sqrt()  # [1, cells]
-            for (layer, expert), value in zip(cells, (apart / size).mean(0).tolist(), strict=True):
+            column, cells = _cells(block)
+            apart = _sums(copies[rows] - average, column, len(cells)).sqrt()  # [rows, cells]
+            size = _sums(average, column, len(cells)).sqrt()  # [1, cells]
+            for (layer, expert), value in zip(cells, ((apart / size).sum(0) / num).tolist(), strict=True):
                 self.divergence_LE[layer][expert] = value
 
     @torch.no_grad()
-    def look(self, t: int, agreed: nn.Module) -> Routed:
-        """After local step ``t``. ``agreed``: the whole model, in eval mode."""
-        agreed(self.probe)
-        chosen = torch.stack([r.selected for r in agreed.routing()]).to(torch.int16)  # type: ignore[operator]
+    def look(self, t: int, agreed: nn.Module | None) -> Routed:
+        """After local step ``t``. ``agreed``: the whole model, in eval mode, at the first process."""
         churn_L: list[float | None] = [None] * self.num_layers
-        if self.choices:
-            both = self._common(self.choices[-1], chosen)  # [L, N]
-            churn_L = (1 - both / (2 * chosen.shape[-1] - both)).mean(1).tolist()
+        agreed_load: list[list[int]] = []
         self.steps.append(t)
-        self.choices.append(chosen)
-        load: list[list[list[int | None]] | None] = []
-        ghosts: list[list[float] | None] = []
-        entropy: list[list[float] | None] = []
-        for worker, module in enumerate(self.fleet.modules):
-            layers = module.routing() if self.fleet.up[worker] else []  # type: ignore[operator]
-            load.append([self._load(r) for r in layers] or None)
-            ghosts.append([_ghost_fraction(r) for r in layers] or None)
-            entropy.append([_entropy(r.mean_gate) for r in layers] or None)
-        agreed_load = [torch.bincount(c.flatten().long(), minlength=self.num_experts).tolist() for c in chosen]
-        return Routed(t, load, ghosts, entropy, agreed_load, churn_L, [list(row) for row in self.divergence_LE])
+        if agreed is not None:
+            agreed(self.probe)
+            chosen = torch.stack([r.selected for r in agreed.routing()]).to(torch.int16)  # type: ignore[operator]
+            if self.choices:
+                both = self._common(self.choices[-1], chosen)  # [L, N]
+                churn_L = (1 - both / (2 * chosen.shape[-1] - both)).mean(1).tolist()
+            self.choices.append(chosen)
+            agreed_load = [torch.bincount(c.flatten().long(), minlength=self.num_experts).tolist() for c in chosen]
+        mine: list[list[Any]] = [[], [], []]  # of each worker here: load, ghosts, entropy
+        for worker in self.fleet.mine:
+            layers = self.fleet.modules[worker].routing() if self.fleet.up[worker] else []  # type: ignore[operator]
+            mine[0].append([self._load(r) for r in layers] or None)
+            mine[1].append([_ghost_fraction(r) for r in layers] or None)
+            mine[2].append([_entropy(r.mean_gate) for r in layers] or None)
+        load, ghosts, entropy = (list(chain(*parts)) for parts in zip(*self.peers.share(mine), strict=True))
+        return Routed(t, load, ghosts, entropy, agreed_load, churn_L, self._divergence())
+
+    def _divergence(self) -> list[list[float | None]]:
+        parts = self.peers.share(self.divergence_LE)
+        cells = ([[p[layer][e] for p in parts] for e in range(self.num_experts)] for layer in range(self.num_layers))
+        return [[sum(x for x in c if x is not None) if c.count(None) < len(c) else None for c in row] for row in cells]
 
     def saturated(self, t: int) -> Saturated:
         """At the end: how much of the final choices each look had already."""
+        if not self.choices:  # it is the first process that looks
+            return Saturated(t, list(self.steps), [])
         last = self.choices[-1]
         overlap = [(self._common(c, last) / last.shape[-1]).mean(1).tolist() for c in self.choices]
         return Saturated(t, list(self.steps), overlap)
 
     def snapshot(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors = {"watch/choices": torch.stack(self.choices)} if self.choices else {}
-        return tensors, {"steps": self.steps, "divergence": self.divergence_LE}
+        return tensors, {"steps": self.steps, "divergence": self._divergence()}
 
     def restore(self, tensors: dict[str, Tensor], extra: dict[str, Any]) -> None:
-        self.steps, self.divergence_LE = list(extra["steps"]), extra["divergence"]
+        self.steps = list(extra["steps"])
+        if self.peers.first:
+            self.divergence_LE = extra["divergence"]
         self.choices = list(tensors["watch/choices"]) if "watch/choices" in tensors else []
 
     def _common(self, a: Tensor, b: Tensor) -> Tensor:

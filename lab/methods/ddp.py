@@ -27,7 +27,7 @@ class DDP:
     max_norm: Positive | None = 1.0
 
     def init(self, s: State) -> None:
-        holders = {block.holders for block in s.fleet.layout.blocks}
+        holders = {block.everywhere for block in s.fleet.layout.blocks}
         if self.max_norm is not None and len(holders) > 1:
             raise RecipeError(
                 "ddp cannot clip by norm where workers hold different tensors: each would scale what they share differently; "

@@ -64,7 +64,8 @@ class SPARTA:
         params, blocks = s.local["params"], s.local["params"].layout.blocks
         num = [max(1, round(self.fraction * b.numel)) for b in blocks]
         shapes = {str(i): torch.Size([k]) for i, k in enumerate(num)}  # the numbers drawn of block i are one tensor
-        layout = Layout.of({str(i): b.holders for i, b in enumerate(blocks)}, shapes, lambda i: blocks[int(i)].group)
+        holders = {str(i): b.everywhere for i, b in enumerate(blocks)}
+        layout = Layout.of(holders, shapes, lambda i: blocks[int(i)].group, mine=params.layout.mine)
         if params.blocks[0].is_meta:  # a dry run: how many there are is enough
             comm.mean_(Stack(layout, [x[:, :k] for x, k in zip(params.blocks, num, strict=True)]), "params")
             return

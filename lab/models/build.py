@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
@@ -15,7 +17,13 @@ from lab.models.start import start_values_
 from lab.recipe import Recipe
 
 
-def build_fleet(recipe: Recipe, vocab_size: int, device: str = "cpu", experts: Experts | None = None) -> Fleet:
+def build_fleet(
+    recipe: Recipe,
+    vocab_size: int,
+    device: str = "cpu",
+    experts: Experts | None = None,
+    mine: Sequence[int] | None = None,
+) -> Fleet:
     """The fleet of a recipe: every worker starts from the same values, with the experts and rank segments that it holds."""
     model, lora, dtype = recipe.model, recipe.lora, getattr(torch, recipe.dtype)
     ranks_W = lora.ranks_W(recipe.num_workers) if lora.ranks else ()
@@ -39,32 +47,32 @@ def build_fleet(recipe: Recipe, vocab_size: int, device: str = "cpu", experts: E
 
     movable = experts is not None and experts.movable
     with torch.device(device):
-        return Fleet(build, recipe.num_workers, device=device, dtype=dtype, movable=movable)
+        return Fleet(build, recipe.num_workers, mine=mine, device=device, dtype=dtype, movable=movable)
 
 
-def check_memory(recipe: Recipe, vocab_size: int) -> None:
-    """Refuse a recipe whose tensors cannot fit: stacks, and the activations of the workers that run at once."""
+def check_memory(recipe: Recipe, vocab_size: int, workers: int) -> None:
+    """Refuse a recipe whose tensors cannot fit: stacks of so many workers, and activations of those that run at once."""
     import psutil
 
     with torch.device("meta"):
         module = recipe.model.build(vocab_size, recipe.context)
     unit = getattr(module, "tensor_unit", lambda name: None)
-    copies = recipe.placement.overlap or recipe.num_workers
+    copies = (recipe.placement.overlap or recipe.num_workers) * workers / recipe.num_workers
     frozen = 0
     if recipe.lora.ranks:
         module = adapt_(module, recipe.lora, recipe.lora.bounds[-1])
         frozen = sum(p.numel() for p in module.parameters() if not p.requires_grad)
     named = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
-    held = sum(p.numel() * (copies if unit(n) else recipe.num_workers) for n, p in named)
+    held = sum(p.numel() * (copies if unit(n) else workers) for n, p in named)
     element = getattr(torch, recipe.dtype).itemsize
     stacks = (held * (2 + len(recipe.method.inner.state_names)) + 2 * frozen) * element
-    at_once = min(recipe.num_workers, num_cores())
+    at_once = min(workers, num_cores())
     a_token = recipe.model.floats_per_token(vocab_size)
     activations = at_once * recipe.batch_size * recipe.context * a_token * element
     free = psutil.virtual_memory().available
     if stacks + activations > free:
         raise RecipeError(
             f"this needs about {(stacks + activations) / 1e9:,.1f} GB of memory ({stacks / 1e9:,.1f} for the states of "
-            f"{recipe.num_workers} workers, {activations / 1e9:,.1f} for the activations of {at_once}), and {free / 1e9:,.1f} GB "
+            f"{workers} workers, {activations / 1e9:,.1f} for the activations of {at_once}), and {free / 1e9:,.1f} GB "
             "are free: use fewer workers, a smaller model, batch_size or context, or `lab plan` for a dry run"
         )

@@ -39,5 +39,5 @@ def descend_(optimizer: torch.optim.Optimizer, moved: Stack, up: Sequence[bool])
     """One step of an outer optimizer; ``moved`` is E[local − shared] and is used up. What nobody who is up holds stays."""
     for i, (leaf, m) in enumerate(zip(optimizer.param_groups[0]["params"], moved.blocks, strict=True)):
         if not m.is_meta:
-            leaf.grad = m.neg_() if moved.rows(i, up) else None
+            leaf.grad = m.neg_() if any(up[w] for w in moved.layout.blocks[i].everywhere) else None
     optimizer.step()

@@ -1,0 +1,49 @@
+"""What a run in one process has instead of peers, and what it has to say in either case."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from lab.codecs import Codec
+from lab.events import Event, Stepped
+from lab.fleet import Stack
+
+if TYPE_CHECKING:
+    from lab.comm import Unfinished
+    from lab.processes.peers import Peers
+
+
+class Alone:
+    """No other process: all workers are in this one. With several, `lab.processes.peers.Peers` does what this leaves out."""
+
+    mine: Sequence[int] | None = None  # the workers of this process; None: all
+    first = True  # whether this process evaluates the model and writes the run down
+    num = 1  # processes
+    every_step = True  # whether they meet in every step, so that losses are known at once
+
+    def finish_(self, means: Sequence[Unfinished], codec: Codec | None) -> None:
+        """Complete each mean, in place, with the parts of the other processes that have a worker in it."""
+
+    def bring_(self, moves: Sequence[tuple[Sequence[int], Sequence[int], Tensor]]) -> None:
+        """Copy each tensor, in place, from a process of the workers that know it to those of the workers that do not."""
+
+    def whole(self, agreed: Stack, known_by: Sequence[bool]) -> Stack:
+        """An agreed state with all its blocks, at the first process."""
+        return agreed
+
+    def share(self, value: Any) -> list[Any]:
+        """The small JSON values of all processes, at each of them."""
+        return [value]
+
+
+def with_all_losses(told: Sequence[Event], mine: Sequence[int], peers: Peers | Alone) -> list[Event]:
+    """The same events with the losses of all processes: each knows those of its own workers, which it has in a row."""
+    of_step = iter(
+        zip(*peers.share([[e.loss_W[w] for w in mine] for e in told if isinstance(e, Stepped)]), strict=True)
+    )
+    return [replace(e, loss_W=list(chain(*next(of_step)))) if isinstance(e, Stepped) else e for e in told]

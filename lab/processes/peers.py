@@ -1,0 +1,235 @@
+"""What the processes of a run say to each other."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from lab.codecs import Codec
+from lab.comm import Encoded, Unfinished
+from lab.errors import LabError, RecipeError
+from lab.fleet import Stack
+
+TIMEOUT_SECONDS = 600.0  # after which a process that does not answer counts as lost
+SLOT_BYTES = 256  # small values travel in one collective if they fit into this
+
+
+class PeerLost(LabError):
+    """Another process of the run ended, or did not answer in time."""
+
+    exit_code = 75  # sysexits.h: try again
+
+
+class Peers:
+    """The other processes of a run; `lab.comm.Alone` says what each method is for.
+
+    Parameters
+    ----------
+    num_workers
+        N, a multiple of the number of processes.
+
+    Raises
+    ------
+    RecipeError
+        if the workers cannot be shared out evenly.
+    PeerLost
+        from every method, if a process ended or did not answer within ``timeout_seconds`` (of `join`).
+    """
+
+    def __init__(self, num_workers: int, timeout_seconds: float = TIMEOUT_SECONDS):
+        self.index, self.num, self.timeout_seconds = dist.get_rank(), dist.get_world_size(), timeout_seconds
+        self.each = share_out(num_workers, self.num)
+        self.mine = self.workers_of(self.index)
+        self.first = self.index == 0
+        self.every_step = False
+        self._groups: dict[tuple[int, ...], dist.ProcessGroup | None] = {}
+
+    def workers_of(self, process: int) -> range:
+        return range(process * self.each, (process + 1) * self.each)
+
+    def process_of(self, worker: int) -> int:
+        return worker // self.each
+
+    def processes_of(self, workers: Iterator[int] | Sequence[int] | Mapping[int, Any]) -> tuple[int, ...]:
+        return tuple(sorted({w // self.each for w in workers}))
+
+    # what the communicator needs
+
+    def finish_(self, means: Sequence[Unfinished], codec: Codec | None) -> None:
+        if codec is None or codec.reducible:
+            self._sum_(means, codec)
+            return
+        for (weights, _, mean), heard in zip(means, self._gather(means), strict=True):
+            mean.zero_()
+            for worker, row in heard.items():  # in the same order everywhere, so that all have the same sum
+                mean[0].add_(codec.decode(row, mean[0]), alpha=weights[worker])
+
+    def _sum_(self, means: Sequence[Unfinished], codec: Codec | None) -> None:
+        """Each mean, in place, becomes the sum of the parts of all its processes."""
+        together: dict[tuple[tuple[int, ...], torch.dtype], list[Tensor]] = {}
+        for weights, _, part in means:
+            processes = self.processes_of(weights)
+            if len(processes) > 1:
+                together.setdefault((processes, part.dtype), []).append(part)
+        with listening(self.timeout_seconds):
+            under_way = []
+            for (processes, _), tensors in together.items():
+                group = self._group(processes)
+                if self.index not in processes:
+                    continue
+                flat = torch.cat([x.flatten() for x in tensors])
+                sent = (flat,) if codec is None else codec.encode(flat)
+                under_way.append((dist.all_reduce(sent[0], group=group, async_op=True), tensors, flat, sent))
+            for work, tensors, flat, sent in under_way:
+                work.wait()
+                total = flat if codec is None else codec.decode(sent, flat)
+                for x, values in zip(tensors, total.split([x.numel() for x in tensors]), strict=True):
+                    x.copy_(values.view_as(x))
+
+    def _gather(self, means: Sequence[Unfinished]) -> list[Encoded]:
+        """For each mean in which this process takes part the encoded rows of all its workers, in order; else nothing."""
+        heard: list[Encoded] = [{} for _ in means]
+        together: dict[tuple[int, ...], list[int]] = {}
+        for k, (weights, _, _) in enumerate(means):
+            together.setdefault(self.processes_of(weights), []).append(k)
+        with listening(self.timeout_seconds):
+            for processes, items in together.items():
+                group = self._group(processes) if len(processes) > 1 else None
+                if self.index not in processes or len(processes) == 1:
+                    continue
+                shapes = {k: next(iter(means[k][1].values())) for k in items}  # the same for all rows of a block
+                order = {p: [(k, w) for k in items for w in means[k][0] if self.process_of(w) == p] for p in processes}
+                each = {k: sum(x.nbytes for x in shapes[k]) for k in items}
+                sizes = [sum(each[k] for k, _ in order[p]) for p in processes]
+                mine = torch.cat([_bytes(x) for k, w in order[self.index] for x in means[k][1][w]])
+                for p, data in zip(processes, self._all_gather(mine, sizes, processes, group), strict=True):
+                    for k, w in order[p]:
+                        row = []
+                        for like in shapes[k]:
+                            row.append(data[: like.nbytes].clone().view(like.dtype).view(like.shape))
+                            data = data[like.nbytes :]
+                        heard[k][w] = tuple(row)
+        return [{w: h[w] for w in weights if w in h} for (weights, _, _), h in zip(means, heard, strict=True)]
+
+    def bring_(self, moves: Sequence[tuple[Sequence[int], Sequence[int], Tensor]]) -> None:
+        self.carry([(self.processes_of(knows), self.processes_of(to), x) for knows, to, x in moves])
+
+    def whole(self, agreed: Stack, known_by: Sequence[bool]) -> Stack:
+        moves, blocks = [], []
+        for block, x in zip(agreed.layout.blocks, agreed.blocks, strict=True):
+            knows = self.processes_of([w for w in block.everywhere if known_by[w]] or block.everywhere)
+            blocks.append(x if self.index or 0 in knows else x.new_empty(1, block.numel))
+            moves.append((knows, (0,), blocks[-1]))
+        self.carry(moves)
+        return Stack(agreed.layout, blocks)
+
+    def share(self, value: Any) -> list[Any]:
+        data = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+        slot = torch.zeros(SLOT_BYTES, dtype=torch.uint8)
+        slot[:8] = _bytes(torch.tensor([len(data)]))
+        slot[8 : 8 + len(data)] = data[: SLOT_BYTES - 8]
+        everyone = tuple(range(self.num))
+        with listening(self.timeout_seconds):
+            slots = self._all_gather(slot, [SLOT_BYTES] * self.num, everyone, None)
+            sizes = [int(s[:8].view(torch.int64)) for s in slots]
+            if max(sizes) > SLOT_BYTES - 8:
+                slots = self._all_gather(data, sizes, everyone, None)
+            else:
+                slots = [s[8 : 8 + size] for s, size in zip(slots, sizes, strict=True)]
+        return [json.loads(s.numpy().tobytes()) for s in slots]
+
+    # how it travels
+
+    def send_(self, tensors: Sequence[Tensor], to: int) -> None:
+        with listening(self.timeout_seconds):
+            for x in tensors:
+                dist.send(x.contiguous(), to)
+
+    def receive_(self, tensors: Sequence[Tensor], origin: int) -> None:
+        with listening(self.timeout_seconds):
+            for x in tensors:
+                dist.recv(x, origin)
+
+    def carry(self, moves: Sequence[tuple[Sequence[int], Sequence[int], Tensor]]) -> None:
+        """Copy tensors from the first of the processes that know each to those that do not, one buffer for each pair."""
+        together: dict[tuple[int, int, torch.dtype], list[Tensor]] = {}
+        for knows, to, x in moves:
+            for p in to:
+                if p not in knows:
+                    together.setdefault((knows[0], p, x.dtype), []).append(x)
+        for (origin, to_process, _), tensors in together.items():
+            if self.index == origin:
+                self.send_([torch.cat([x.flatten() for x in tensors])], to_process)
+            elif self.index == to_process:
+                flat = torch.cat([x.flatten() for x in tensors])
+                self.receive_([flat], origin)
+                for x, values in zip(tensors, flat.split([x.numel() for x in tensors]), strict=True):
+                    x.copy_(values.view_as(x))
+
+    def _all_gather(
+        self, mine: Tensor, sizes: Sequence[int], processes: Sequence[int], group: dist.ProcessGroup | None
+    ) -> list[Tensor]:
+        """The bytes of all these processes; ``sizes`` says how many each has."""
+        out = [mine if p == self.index else mine.new_empty(n) for p, n in zip(processes, sizes, strict=True)]
+        if len(set(sizes)) == 1:
+            out = [torch.empty_like(mine) for _ in processes]
+            dist.all_gather(out, mine, group=group)
+        else:
+            for p, x in zip(processes, out, strict=True):
+                if len(x):
+                    dist.broadcast(x, p, group=group)
+        return out
+
+    def _group(self, processes: tuple[int, ...]) -> dist.ProcessGroup | None:
+        """One group per set of processes. All processes make all groups, in the same order."""
+        if len(processes) == self.num:
+            return None
+        if processes not in self._groups:
+            self._groups[processes] = dist.new_group(list(processes))
+        return self._groups[processes]
+
+
+@contextlib.contextmanager
+def listening(timeout_seconds: float) -> Iterator[None]:
+    """Gloo's errors (a connection that closed, a timeout) become `PeerLost`."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise PeerLost(
+            f"another process of this run ended, or did not answer within {timeout_seconds:g} s "
+            f"({str(error).splitlines()[0][:160]})"
+        ) from error
+
+
+def share_out(num_workers: int, num: int) -> int:
+    """Workers of each of ``num`` processes. Raises RecipeError where they cannot be shared out evenly."""
+    if num_workers % num:
+        fitting = ", ".join(str(p) for p in range(1, num_workers + 1) if num_workers % p == 0)
+        raise RecipeError(
+            f"{num_workers} workers cannot be shared out evenly over {num} processes: use {fitting} processes, or change "
+            "num_workers"
+        )
+    return num_workers // num
+
+
+def _bytes(x: Tensor) -> Tensor:
+    return x.contiguous().view(-1).view(torch.uint8)
+
+
+def join(num_workers: int, timeout_seconds: float = TIMEOUT_SECONDS) -> Peers:
+    """Meet the other processes that a launcher (`launch`, ``accelerate launch``, ``notebook_launcher``) has started."""
+    from accelerate import PartialState
+
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    torch.set_num_threads(1)  # before anything else: a forked process whose parent has used more would hang
+    with listening(timeout_seconds):
+        PartialState(cpu=True, timeout=timedelta(seconds=timeout_seconds))
+    return Peers(num_workers, timeout_seconds)

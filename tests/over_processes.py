@@ -1,0 +1,45 @@
+"""One of several processes that run `toys.OVER_PROCESSES`, one recipe after another.
+
+python tests/over_processes.py FOLDER, with RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT set. Each recipe has a run folder of
+its name; what was begun there is resumed. The first process writes each story as JSON lines beside it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from pathlib import Path
+
+from toys import OVER_PROCESSES, corpus, told
+
+from lab.events import to_json
+from lab.processes.folder import SharedFolder
+from lab.processes.launch import check
+from lab.processes.peers import join
+from lab.run import Trainer
+from lab.store import RunFolder
+
+
+def main(out: Path) -> None:
+    peers = join(4, timeout_seconds=60.0)
+    for name, recipe in OVER_PROCESSES.items():
+        check(recipe)
+        trainer = Trainer(recipe, corpus=corpus(), peers=peers)
+        held = {w for block in trainer.fleet.layout.blocks for w in block.holders}
+        assert held == set(peers.mine), "a process has rows of its own workers and no others"
+        events = told(trainer.events(SharedFolder(peers, trainer, RunFolder(out / name))))
+        ledger = [to_json(r) for r in trainer.comm.ledger]
+        assert all(theirs == ledger for theirs in peers.share(ledger)), f"{name}: processes wrote different ledgers"
+        if peers.first:
+            (out / f"{name}.jsonl").write_text("".join(to_json(e) + "\n" for e in events))
+
+
+if __name__ == "__main__":
+    try:
+        main(Path(sys.argv[1]))
+    except BaseException:
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)  # the others are told by the connection that closes
+    os._exit(0)  # gloo's threads may abort an interpreter that is taken down in order (pytorch/pytorch#179291)

@@ -1,0 +1,278 @@
+"""One run over 1, 2 and 4 processes is the same run: losses, events, ledgers, checkpoints; and what happens when one is lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from toys import OVER_PROCESSES, corpus, told
+
+import lab
+from lab.errors import RecipeError
+from lab.events import Event, Turned, Warned, to_json
+from lab.processes.control import Once
+from lab.processes.launch import over, prepare
+from lab.processes.peers import PeerLost
+from lab.recipe import Recipe
+from lab.run import Trainer, train
+from lab.store import RunFolder
+
+pytestmark = pytest.mark.processes
+ROOT = Path(__file__).parent.parent
+RESUMED = ("des_loc outer, storm", "experts on two", "lordo error feedback", "ddp topk", "streaming_diloco three")
+TOLERANCE = {"diloco bfloat16": 1e-3}  # sums of narrow floats are rounded on the way; all else is float64
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+def run_over(num: int, out: Path) -> None:
+    """All recipes over ``num`` processes, which meet once."""
+    env = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(num)}
+    env |= {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(ROOT / "tests/over_processes.py"), str(out)]
+    started = []
+    for p in range(num):
+        with open(out / f"process-{p}.log", "w") as log:
+            mine = env | {"RANK": str(p), "LOCAL_RANK": str(p)}
+            started.append(subprocess.Popen(command, env=mine, stdout=log, stderr=subprocess.STDOUT))
+    try:
+        codes = [p.wait(timeout=250) for p in started]
+    finally:
+        for p in started:
+            p.kill()
+    said = "\n".join((out / f"process-{p}.log").read_text()[-2000:] for p in range(num))
+    assert codes == [0] * num, said
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("one")
+    for name, recipe in OVER_PROCESSES.items():
+        events = told(Trainer(recipe, corpus=corpus()).events(RunFolder(out / name)))
+        (out / f"{name}.jsonl").write_text("".join(to_json(e) + "\n" for e in events))
+    return out
+
+
+@pytest.fixture(scope="module")
+def four(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("four")
+    run_over(4, out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def two(four: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("two")
+    for name in RESUMED:
+        cut_off(four / name, out / name)
+    run_over(2, out)
+    return out
+
+
+def cut_off(run: Path, to: Path) -> None:
+    """The same run as if it had been stopped before its last checkpoint."""
+    shutil.copytree(run, to)
+    last = sorted((to / "checkpoints").glob("*.safetensors"))[-1]
+    last.unlink()
+    assert RunFolder(to).last_step_saved() == 3
+
+
+def read(out: Path, name: str) -> list[Any]:
+    return [json.loads(line) for line in (out / f"{name}.jsonl").read_text().splitlines()]
+
+
+def same(a: Any, b: Any, tolerance: float) -> bool:
+    if isinstance(a, float) and isinstance(b, float):
+        return abs(a - b) <= tolerance * max(1.0, abs(a))
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(same(x, y, tolerance) for x, y in zip(a, b, strict=True))
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k], tolerance) for k in a)
+    return bool(a == b)
+
+
+def check(one: Path, several: Path, name: str) -> None:
+    """Every event (losses, who is up, what was sent, where routers sent tokens …) and the last checkpoint are the same."""
+    tolerance = TOLERANCE.get(name, 1e-10)
+    want, got = read(one, name), read(several, name)
+    assert [e["kind"] for e in got] == [e["kind"] for e in want]
+    assert [e for e in got if e["kind"] == "sent"] == [e for e in want if e["kind"] == "sent"]
+    for a, b in zip(want, got, strict=True):
+        assert same(a, b, tolerance), (a, b)
+    (first, _), (second, _) = RunFolder(one / name).load(), RunFolder(several / name).load()
+    assert first is not None
+    assert second is not None
+    assert same(first.extra | {"drift": 0}, second.extra | {"drift": 0}, tolerance)
+    assert first.tensors.keys() == second.tensors.keys()
+    for key, x in first.tensors.items():
+        assert x.shape == second.tensors[key].shape, key
+        assert torch.allclose(x, second.tensors[key], rtol=0, atol=100 * tolerance), key
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("name", OVER_PROCESSES)
+def test_four_processes_of_one_worker_are_one_process_of_four(name: str, one: Path, four: Path) -> None:
+    check(one, four, name)
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("name", OVER_PROCESSES)
+def test_two_processes_of_two_workers_are_one_process_of_four(name: str, one: Path, two: Path) -> None:
+    check(one, two, name)
+    resumed = [e.message for e in RunFolder(two / name).events() if isinstance(e, Warned) and "resumed" in e.message]
+    assert resumed == (["resumed after step 3"] if name in RESUMED else [])
+
+
+@pytest.mark.parametrize("name", RESUMED)
+def test_a_checkpoint_of_four_processes_resumes_on_one(name: str, one: Path, four: Path, tmp_path: Path) -> None:
+    """(That it resumes on two is part of what two processes ran, and on four …)"""
+    cut_off(four / name, tmp_path / name)
+    events = told(Trainer(OVER_PROCESSES[name], corpus=corpus()).events(RunFolder(tmp_path / name)))
+    (tmp_path / f"{name}.jsonl").write_text("".join(to_json(e) + "\n" for e in events))
+    check(one, tmp_path, name)
+
+
+# --- one is lost -----------------------------------------------------------------------------------------------------
+
+SMALL = ["corpus=grammar?tokens=8000", "batch_size=2", "context=16", "dtype=float64", "steps=40", "checkpoint_every=4"]
+
+
+def begun(tmp_path: Path, *options: str) -> tuple[RunFolder, subprocess.Popen[str]]:
+    """``lab resume --processes 2`` of a small run, in a process of its own, as soon as it has saved something."""
+    folder = RunFolder(tmp_path / "run")
+    prepare(folder, Recipe.of("des_loc", SMALL), 2)
+    command = [sys.executable, "-m", "lab", "resume", str(folder.path), "--processes", "2", *options]
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    started = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while folder.last_step_saved() is None:
+        assert started.poll() is None, started.communicate()
+        time.sleep(0.02)
+    return folder, started
+
+
+def kill(launcher: subprocess.Popen[str], process: int) -> None:
+    for child in psutil.Process(launcher.pid).children(recursive=True):
+        if child.environ().get("RANK") == str(process):
+            child.kill()
+            return
+    raise AssertionError("there is no such process")
+
+
+def unbroken(tmp_path: Path) -> list[Event]:
+    train(Recipe.of("des_loc", SMALL), tmp_path / "unbroken")
+    return told(RunFolder(tmp_path / "unbroken").events())
+
+
+def close_events(a: list[Event], b: list[Event]) -> bool:
+    return same([json.loads(to_json(e)) for e in a], [json.loads(to_json(e)) for e in b], 1e-10)
+
+
+def test_a_killed_process_ends_the_run_with_one_line_and_one_process_can_go_on(tmp_path: Path) -> None:
+    folder, launcher = begun(tmp_path)
+    kill(launcher, 1)
+    _, said = launcher.communicate(timeout=60)
+    assert launcher.returncode == PeerLost.exit_code
+    (line,) = [line for line in said.splitlines() if line.startswith("lab: ")]
+    assert "process 1 of 2 was killed by SIGKILL" in line
+    assert f"lab resume {folder.path}" in line
+    assert "Traceback" not in said
+    assert folder.last_step_saved() not in (None, 40)
+    train(folder.recipe(), folder.path)
+    assert close_events(told(folder.events()), unbroken(tmp_path))
+
+
+def test_with_restarts_a_killed_process_changes_nothing(tmp_path: Path) -> None:
+    """The first process is killed, which writes the run."""
+    folder, launcher = begun(tmp_path, "--restarts", "1")
+    kill(launcher, 0)
+    assert launcher.wait(timeout=100) == 0, launcher.communicate()
+    assert close_events(told(folder.events()), unbroken(tmp_path))
+    assert any(isinstance(e, Warned) and "resumed after" in e.message for e in folder.events())
+
+
+def test_a_script_reads_along(tmp_path: Path) -> None:
+    """`over` hands out the events of processes that it has started, folds them, and says why a run ended."""
+    seen: list[Event] = []
+    columns = over(2, Recipe.of("des_loc", SMALL), tmp_path / "run", each=seen.append)
+    assert seen == list(RunFolder(tmp_path / "run").events())
+    assert close_events(told(seen), unbroken(tmp_path))
+    assert columns.ended is not None
+    assert columns.eval_loss
+
+
+# --- a hand on it ----------------------------------------------------------------------------------------------------
+
+
+def by_hand(folder: Path, processes: int) -> list[Event]:
+    """A run that is paused, stepped, turned, and stopped, always at the same steps; then one process trains the rest."""
+    run = lab.start(Recipe.of("des_loc", SMALL), folder=folder, processes=processes, paused=True)
+
+    def paused_after(t: int) -> None:
+        while not (run.t == t and run.status == "paused"):
+            assert not run.finished.wait(0.01), run.events[-1:]
+
+    paused_after(0)
+    run.step(3)
+    paused_after(3)
+    run.kill(1)
+    run.set(lr=0.5)
+    run.step(2)
+    paused_after(5)
+    run.revive(1)
+    run.set(sync_every={"params": 3})
+    run.step_sync()  # on its own period of 3
+    paused_after(6)
+    run.stop()
+    run.wait(60)
+    assert run.status == "stopped"
+    train(run.recipe, folder)
+    return [e for e in told(RunFolder(folder).events()) if not (isinstance(e, Turned) and e.knob == "paused")]
+
+
+def test_knobs_are_turned_at_the_same_step_in_all_processes(tmp_path: Path) -> None:
+    several, one = by_hand(tmp_path / "several", 2), by_hand(tmp_path / "one", 1)
+    assert [e.knob for e in several if isinstance(e, Turned)] == ["down", "lr", "down", "sync_every"]
+    assert close_events(one, several)
+
+
+# --- what it says ----------------------------------------------------------------------------------------------------
+
+
+def test_what_several_processes_cannot_run_is_refused(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    with pytest.raises(
+        RecipeError, match="4 workers cannot be shared out evenly over 3 processes: use 1, 2, 4 processes"
+    ):
+        prepare(folder, OVER_PROCESSES["ddp"], 3)
+    moving = OVER_PROCESSES["experts on two"].but(placement={"overlap": 2, "kind": "random"})
+    with pytest.raises(RecipeError, match="moves experts between workers"):
+        prepare(folder, moving, 2)
+    lost = OVER_PROCESSES["experts on one"].but(scenario={"outages": [{"worker": 2, "first": 3, "last": 4}]})
+    with pytest.raises(RecipeError, match=r"in step 3 all workers that hold an expert are down \(2\)"):
+        prepare(folder, lost, 2)
+    assert not folder.exists
+
+
+def test_events_are_told_once_through_a_restart(tmp_path: Path) -> None:
+    """Whoever listens hears every event once, though a restart begins with all of them and does some steps again."""
+    train(OVER_PROCESSES["des_loc outer"], tmp_path)
+    events = list(RunFolder(tmp_path).events())
+    half, once, heard = len(events) // 2, Once(), list[Event]()
+    for generation in (events[:half], events[: half - 4], events[: half + 3], events):
+        once.again()
+        heard += [e for event in generation for e in once.new(event)]
+    assert heard == events
