@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -91,18 +92,34 @@ class Notebook:
             arg=status,
         )
 
-    def run(self, k: int) -> None:
-        """Run a cell and wait for it."""
-        before = self.js(f"k => {CELL}.model.executionCount", k)
+    def begin(self, k: int) -> None:
+        """Run a cell, without waiting for it."""
         self.js(
             "k => { const nb = window.jupyterapp.shell.currentWidget.content; nb.activeCellIndex = k; nb.deselectAll(); }",
             k,
         )
-        self.js("() => { window.jupyterapp.commands.execute('notebook:run-cell'); }")
+        self.command("notebook:run-cell")
+
+    def run(self, k: int) -> None:
+        """Run a cell and wait for it."""
+        before = self.js(f"k => {CELL}.model.executionCount", k)
+        self.begin(k)
         self.page.wait_for_function(
             f"([k, before]) => {CELL}.model.executionCount !== before && {CELL}.model.executionCount", arg=[k, before]
         )
         self.wait("idle")
+
+    def ask(self, k: int) -> Any:
+        """Run a cell that prints JSON: what it says."""
+        self.run(k)
+        return json.loads("".join(output["text"] for output in self.outputs(k)))
+
+    def press(self, label: str) -> None:
+        """A button of the lab's."""
+        self.page.locator(".isthmus-panel button", has_text=label).first.click()
+
+    def command(self, name: str) -> None:
+        self.js("name => { window.jupyterapp.commands.execute(name); }", name)
 
     def reload(self) -> None:
         self.page.reload(wait_until="domcontentloaded")
@@ -116,9 +133,14 @@ class Notebook:
         """Until the first line of the first canvas has so many points."""
         self.page.wait_for_function(
             "num => { const held = document.querySelector('.isthmus-board')?.held; "
-            "return held?.panels[0]?.series && held.column(held.panels[0].series[0].x).length >= num; }",
+            "return held?.panels[0]?.series?.length && held.column(held.panels[0].series[0].x).length >= num; }",
             arg=num,
         )
+
+    def close(self) -> None:
+        """The kernel goes, and the page."""
+        self.js("() => window.jupyterapp.shell.currentWidget.context.sessionContext.shutdown()")
+        self.page.close()
 
     def save(self) -> Any:
         """The notebook as it is on disk then."""

@@ -1,14 +1,23 @@
-"""Views in a real JupyterLab: live from a thread, loaded again in mid-run, and what the saved notebook holds in the end."""
+"""A real JupyterLab: runs in the background, their pictures and buttons, and what the saved notebook holds in the end."""
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import papermill
 import pytest
 from browser import CHROMIUM, needs_chromium
-from jupyter import JupyterLab
+from jupyter import ROOT, JupyterLab, Notebook
+from toys import story
+
+from lab.events import Stepped
+from lab.store import RunFolder
 
 pytestmark = [needs_chromium, pytest.mark.processes, pytest.mark.slow]
 
@@ -74,9 +83,149 @@ def test_live_then_at_rest(lab: JupyterLab, again: bool) -> None:
     assert "widgets" not in saved.metadata
     assert set(saved.cells[0].outputs[0]["data"]) == RESTING
     assert len(Path(nb.file).read_bytes()) < 100_000
-    nb.js("() => window.jupyterapp.shell.currentWidget.context.sessionContext.shutdown()")
-    nb.page.close()
+    nb.close()
     reopened = lab.browser.new_page()
     reopened.goto(f"http://127.0.0.1:{lab.port}/lab/tree/{nb.file.name}?reset", wait_until="domcontentloaded")
     reopened.wait_for_selector(".jp-OutputArea .js-plotly-plot, .jp-OutputArea .plotly", timeout=90_000)
     reopened.close()
+
+
+RUN = """
+import json, lab, lab.live
+from toys import recipe
+from widgets import CommunicationBudget, Drift, Losses, SyncCalendar, Workers
+before = globals().get("run")
+method = {"name": "des_loc", "sync_every": {"params": 4, "exp_avg": 8}}
+run = lab.start(recipe(method, steps=STEPS, eval_every=50, checkpoint_every=100, seed=SEED), name=NAME)
+run.panel(Losses(), CommunicationBudget(run.recipe), SyncCalendar(run.recipe), Drift(), Workers(run.recipe))
+"""
+TELL = """
+alive = [r.name for r in lab.live._RUNS if not r.finished.is_set()]
+turned = [[e.step, e.knob, e.value] for e in run.columns.turned]
+print(json.dumps([run.status, run.t, before and before.status, alive, turned, len(run.columns.step)]))
+"""
+
+
+def cells(name: str, *more: str, steps: int = 20_000) -> list[str]:
+    """A run of its own for every name: two kernels do not write into one folder."""
+    filled = RUN.replace("NAME", repr(name)).replace("STEPS", str(steps)).replace("SEED", str(len(name)))
+    return [filled, TELL, *more]
+
+
+def at_rest(nb: Notebook, k: int = 0) -> int:
+    """Every output of this cell is text or a picture with all its forms; returns how many pictures there are."""
+    saved = nb.save()
+    assert "widgets" not in saved.metadata
+    shown = [set(output["data"]) for output in saved.cells[k].outputs]
+    assert all(forms in (RESTING, {"text/plain"}) for forms in shown), shown
+    return shown.count(RESTING)
+
+
+def test_steered_by_hand(lab: JupyterLab) -> None:
+    """Start, pause, a knob, stop; start again from the same cell while the run goes on; interrupt who waits for it."""
+    nb = lab.open("steered.ipynb", cells("class", "await run"))
+    nb.run(0)
+    nb.until_held(3)
+    status, t, before, alive, turned, _ = nb.ask(1)
+    assert (status, before, alive, turned) == ("running", None, ["class"], [])
+
+    nb.press("Pause")
+    nb.page.wait_for_function("() => document.querySelector('.isthmus-panel').textContent.includes('paused at step')")
+    (_, at, *_), (_, later, *_) = nb.ask(1), nb.ask(1)
+    assert at == later > t
+    period = nb.page.locator(".isthmus-period input").first
+    period.fill("16")
+    period.press("Enter")
+    nb.press("worker 1 up")
+    nb.press("One step")
+    nb.page.wait_for_function(
+        f"() => document.querySelector('.isthmus-panel').textContent.includes('paused at step {at + 1:,}')"
+    )
+    status, t, _, _, turned, _ = nb.ask(1)
+    assert (status, t) == ("paused", at + 1)
+    knobs = {knob: (step, value) for step, knob, value in turned if knob != "paused"}
+    assert knobs == {"sync_every": (at + 1, {"params": 16, "exp_avg": 8}), "down": (at + 1, [1])}
+
+    nb.press("Go on")
+    nb.run(0)  # the same cell again: the run that goes on is stopped first, and goes on from there
+    nb.until_held(at + 3)
+    status, t, before, alive, *_ = nb.ask(1)
+    assert (status, before, alive) == ("running", "stopped", ["class"])
+    assert t > at
+    assert nb.page.locator(".isthmus-board").count() == 5
+
+    nb.begin(2)
+    nb.wait("busy")
+    nb.page.wait_for_timeout(500)
+    nb.command("notebook:interrupt-kernel")
+    nb.wait("idle")
+    (error,) = nb.outputs(2)
+    assert error["ename"] in ("KeyboardInterrupt", "CancelledError")
+    status, t, _, alive, _, num_rows = nb.ask(1)
+    assert (status, alive, num_rows) == ("stopped", [], t)
+    nb.page.wait_for_selector("canvas", state="detached")
+    assert at_rest(nb) == 5
+    nb.close()
+
+
+def test_two_notebooks_at_once(lab: JupyterLab) -> None:
+    """Each has a kernel, runs and pictures of its own; what is stopped in one goes on in the other."""
+    both = [lab.open(f"{name}.ipynb", cells(name)) for name in ("left", "right")]
+    for nb in both:
+        nb.begin(0)
+    for nb in both:
+        nb.until_held(3)
+    left, right = both
+    left.press("Stop")
+    left.page.wait_for_selector("canvas", state="detached")
+    assert left.ask(1)[0] == "stopped"
+    status, t, *_ = right.ask(1)
+    assert status == "running"
+    right.until_held(t + 3)
+    for nb in both:
+        nb.close()
+
+
+def test_the_cockpit(lab: JupyterLab) -> None:
+    """Its controls stay in the page; what is saved while nothing runs holds words and pictures."""
+    source = "import lab\nfrom toys import recipe\nlab.cockpit(recipe(steps=60))"
+    nb = lab.open("cockpit.ipynb", [source])
+    nb.run(0)
+    nb.press("Start")
+    nb.page.wait_for_selector("canvas")
+    nb.page.wait_for_selector("canvas", state="detached")
+    nb.page.wait_for_selector(".jp-OutputArea .js-plotly-plot, .jp-OutputArea .plotly")
+    nb.page.wait_for_timeout(4000)  # plotly's PNG has come and gone
+    assert at_rest(nb) == 2
+    assert nb.file.stat().st_size < 300_000
+    assert "done at step 60 of 60" in nb.save().cells[0].outputs[0]["data"]["text/plain"]
+    assert nb.page.locator(".isthmus-panel button", has_text="Start").first.is_enabled()
+    nb.close()
+
+
+def test_the_same_numbers_everywhere(lab: JupyterLab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Terminal, papermill and JupyterLab, there with every view open: the same events, bit for bit."""
+    nb = lab.open("same.ipynb", cells("same", "columns = await run", "print(run.folder.path.resolve())", steps=60))
+    nb.run(0)
+    nb.run(2)
+    nb.run(3)
+    folders = [Path(nb.outputs(3)[0]["text"].strip())]
+    assert nb.page.locator(".jp-OutputArea .js-plotly-plot, .jp-OutputArea .plotly").count() > 0
+    nb.close()
+
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "tests")]))
+    done = papermill.execute_notebook(nb.file, tmp_path / "out.ipynb", cwd=tmp_path, progress_bar=False)
+    folders.append(Path(done.cells[3].outputs[0]["text"].strip()))
+    assert [set(o["data"]) for o in done.cells[0].outputs].count(RESTING) == 5
+
+    recipe = tmp_path / "recipe.json"
+    recipe.write_text(json.dumps(RunFolder(folders[0]).recipe().to_dict()))
+    command = [sys.executable, "-m", "lab", "run", str(recipe), "--runs", str(tmp_path / "terminal")]
+    subprocess.run(command, check=True, capture_output=True)
+    folders += (tmp_path / "terminal").iterdir()
+
+    in_lab, *others = [story(RunFolder(folder).events()) for folder in folders]
+    assert len({*folders}) == 3
+    assert sum(isinstance(e, Stepped) for e in in_lab) == 60
+    for other in others:
+        assert other == in_lab

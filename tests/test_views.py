@@ -320,8 +320,7 @@ def test_rows_of_a_board_are_even(num):
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
 def test_live_and_afterwards_are_the_same(shape, monkeypatch):
     """Fed event by event, or replayed from lines of JSON."""
-    monkeypatch.setattr(widgets.view, "surroundings", lambda: "batch")
-    monkeypatch.setattr(widgets.view, "display", lambda *a, **k: None)
+    Place(monkeypatch, "batch")
     live = RoutingStability()
     for event in routing(**shape):
         live(event)
@@ -490,9 +489,12 @@ def test_batch_is_one_output_at_the_end(monkeypatch):
     """No widget at all; less than 100 kB for 4 layers of 8 experts and 64 looks."""
     place, view = Place(monkeypatch, "batch"), RoutingStability()
     for event in routing():
-        assert place.shown == []
+        assert place.changed == []
         view(event)
-    ((_, picture),) = place.shown
+    ((place_id, nothing),) = place.shown
+    ((shown_id, picture),) = place.changed
+    assert nothing == {"text/plain": ""}
+    assert place_id == shown_id
     assert set(picture) == RESTING
     assert len(json.dumps(picture)) < 100_000
     assert view._screen.canvas is None
@@ -560,6 +562,20 @@ def test_drawing_is_rare_and_only_when_something_changed(monkeypatch):
     assert np.diff(drawn).min() > 5.0
 
 
+def test_a_program_hears_what_a_thread_shows_when_a_cell_ends(monkeypatch):
+    """nbclient listens while a cell runs; a picture that comes between two cells would be lost."""
+    place, view = Place(monkeypatch, "batch"), RoutingStability()
+    view.show()
+    thread = threading.Thread(target=view.add, args=tuple(routing(looks=3)))
+    thread.start()
+    thread.join()
+    assert place.changed == []
+    widgets.view.BATCH.flush()  # IPython says when
+    ((shown_id, picture),) = place.changed
+    assert shown_id == place.shown[0][0]
+    assert set(picture) == RESTING
+
+
 @pytest.mark.parametrize("where", ["live", "batch", "terminal"])
 @pytest.mark.parametrize("method", ["fold", "pictures", "nothing can be shown"])
 def test_a_view_that_raises_is_dropped_and_the_run_goes_on(where, method, monkeypatch, capsys):
@@ -608,7 +624,7 @@ def test_the_example_in_the_documentation_works(monkeypatch):
     view = names["Pace"]()
     for event in routing(looks=9):
         view(event)
-    assert len(place.shown) == 1
+    assert len(place.changed) == 1
     assert view.pictures()[0].series[0].y[-1] == 0.01
 
 

@@ -182,8 +182,8 @@ class Seat:
         self.run = start(recipe, name=name, folder=folder, again=again, views=[self.cockpit.losses.lane(self.letter)])
         controls = Controls(self.run, self.network.value)
         self.controls.children = [controls.widget]
-        self.run.watch(*self.cockpit.others, controls, Relink(self.cockpit.others), _Ending(self.cockpit))
         self.cockpit.show_pictures()
+        self.run.watch(*self.cockpit.others, controls, Relink(self.cockpit.others), _Ending(self.cockpit))
 
 
 class _Ending:

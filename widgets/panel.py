@@ -27,7 +27,7 @@ from lab.reproduce import NOTE
 from widgets.communication_budget import CommunicationBudget
 from widgets.routing_stability import RoutingStability
 from widgets.training_losses import Losses
-from widgets.view import View, surroundings
+from widgets.view import BATCH, View, surroundings
 
 STYLE = """<style>
 .isthmus-panel { border-top: 1px solid var(--jp-border-color2, #ccc); padding: 4px 0; }
@@ -256,7 +256,8 @@ class _Line:
 
     def __init__(self, run: Run):
         self.status, self.next = Status(run), 0.0
-        self.handle: Any = display({"text/plain": self.status.text()}, raw=True, display_id=True)
+        self.display_id = uuid.uuid4().hex
+        BATCH.show(self.display_id, {"text/plain": self.status.text()})
 
     def add(self, *events: Event) -> None:
         self.status.add(*events)
@@ -264,7 +265,7 @@ class _Line:
             self.next = time.monotonic() + 0.5
             if NOTE in os.environ:  # whoever executes the notebook wants to know as well
                 Path(os.environ[NOTE]).write_text(self.status.text())
-            self.handle.update({"text/plain": self.status.text()}, raw=True)
+            BATCH.update(self.display_id, {"text/plain": self.status.text()})
 
 
 class Relink:

@@ -208,7 +208,10 @@ class View:
         """Appear in this cell: live while a run goes on, at rest afterwards."""
         with self._lock:
             if self._at_rest:
-                Screen("batch" if surroundings() != "terminal" else "terminal").rest(self.board(), self.bundle)
+                if surroundings() == "terminal":
+                    print(self.board().text())
+                else:
+                    display(self.bundle(), raw=True, display_id=uuid.uuid4().hex)
                 return
             if self._screen is None:
                 self._place()
@@ -300,6 +303,8 @@ class Screen:
             forms = self.canvas._repr_mimebundle_()
             data = forms[0] if isinstance(forms, tuple) else forms
             display(data, raw=True, display_id=self.display_id)
+        elif self.where == "batch":
+            BATCH.show(self.display_id)
 
     def is_due(self) -> bool:
         return self.canvas is not None and self.clock() >= self.next
@@ -320,9 +325,42 @@ class Screen:
             self.canvas.draw(board, controls=[], at_rest=True)
             update_display(self.canvas.forms, raw=True, display_id=self.display_id)
         elif self.where == "batch":
-            display(forms(), raw=True, display_id=self.display_id)
+            BATCH.update(self.display_id, forms())
         else:
             print(board.text())
+
+
+class Batch:
+    """Outputs of a notebook that a program executes.
+
+    Such a program hears what is said while a cell runs. What a thread has to say at another time waits for the end of a cell.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: dict[str, dict[str, Any]] = {}
+        self._listens_to: Any = None
+
+    def show(self, display_id: str, forms: dict[str, Any] | None = None) -> None:
+        """Make a place in this cell."""
+        shell = get_ipython()
+        if shell is not self._listens_to and shell is not None:
+            shell.events.register("post_run_cell", lambda _: self.flush())
+            self._listens_to = shell
+        display(forms or {"text/plain": ""}, raw=True, display_id=display_id)
+
+    def update(self, display_id: str, forms: dict[str, Any]) -> None:
+        """Fill it."""
+        self._waiting[display_id] = forms
+        if threading.current_thread() is threading.main_thread():
+            self.flush()
+
+    def flush(self) -> None:
+        while self._waiting:
+            display_id, forms = self._waiting.popitem()
+            update_display(forms, raw=True, display_id=display_id)
+
+
+BATCH = Batch()
 
 
 @cache

@@ -207,7 +207,9 @@ class Once:
         self.seen = 0
 
     def new(self, event: Event) -> Iterator[Event]:
-        step = 0 if isinstance(event, Started) else event.step - isinstance(event, Turned)  # it is turned before its step
+        step = (
+            0 if isinstance(event, Started) else event.step - isinstance(event, Turned)
+        )  # it is turned before its step
         self.seen += step == self.step
         if step > self.step:
             self.step, self.num, self.seen = step, 0, 1
