@@ -14,6 +14,8 @@ from lab.network import NETWORKS, Network, step_seconds
 from lab.recipe import Recipe
 from lab.run import Trainer, dry_run
 
+UNITS = {"hours": 1, "minutes": 60, "seconds": 3600}  # in an hour
+
 
 @dataclass(frozen=True)
 class StatePlan:
@@ -116,11 +118,13 @@ class Plan:
                 "  workers differ: " + ", ".join(f"{w}: {human(b)}" for w, b in enumerate(self.payload_bytes_W))
             )
         if self.forecasts:
-            head = "hours with a server" if self.served else "hours on"
+            longest = max(f.total_hours for f in self.forecasts)
+            unit, per_hour = next(((u, n) for u, n in UNITS.items() if longest * n >= 2), ("seconds", 3600))
+            head = f"{unit} with a server" if self.served else f"{unit} on"
             lines += ["", f"{head:<22}{'compute':>10}{'network':>10}{'together':>10}{'DDP':>12}{'gain':>9}"]
             lines += [
-                f"  {f.network:<20}{f.compute_hours:>10.3g}{f.communication_hours:>10.3g}{f.total_hours:>10.3g}"
-                f"{f.ddp_hours:>12.3g}{f.ddp_hours / f.total_hours:>8.2f}×"
+                f"  {f.network:<20}{f.compute_hours * per_hour:>10.3g}{f.communication_hours * per_hour:>10.3g}"
+                f"{f.total_hours * per_hour:>10.3g}{f.ddp_hours * per_hour:>12.3g}{f.ddp_hours / f.total_hours:>8.2f}×"
                 for f in self.forecasts
             ]
         return "\n".join(lines)

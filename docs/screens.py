@@ -1,0 +1,97 @@
+"""Screenshots of every view, live in a real JupyterLab, in its light and its dark theme.
+
+``python -m docs.screens`` rewrites ``docs/screens/``. It needs Chromium and what the tests need, and ``pip install pillow``.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+import tempfile
+from pathlib import Path
+
+FOLDER = Path(__file__).parent / "screens"
+THEMES = {"light": "JupyterLab Light", "dark": "JupyterLab Dark"}
+COLOURS = 96  # of a picture: a canvas has few, and text has their shades
+
+SETUP = """
+import time
+from lab.events import Ended
+from lab.network import NETWORKS
+from lab.recipe import Recipe
+from lab.run import Trainer
+from lab.scenarios import Scenario
+from widgets import CommunicationBudget, Drift, Losses, RankSegments, RoutingStability, SyncCalendar, Workers
+import lab
+
+small = ["model=nano", "corpus=grammar?tokens=400000", "context=32", "batch_size=4", "eval_every=4"]
+storm = ['scenario.outages=[{"worker":2,"first":20,"last":34}]', "scenario.slow.1=2.0", 'scenario.joins.3=9']
+des_loc = Recipe.of("des_loc", [*small, "steps=48", "method.sync_every.params=4", "method.sync_every.exp_avg=8",
+                                "method.sync_every.exp_avg_sq=12", *storm])
+fomoe = Recipe.of("fomoe", ["corpus=grammar?tokens=400000", "steps=64", "batch_size=2", "context=32", "placement.overlap=2",
+                            "placement.kind=random", "placement.every=2", "method.sync_every=8", "routing_every=4"])
+prelort = Recipe.of("prelort", ["model=nano", "start=", "steps=12", "method.sync_every=4", "eval_every=4", "eval_windows=16"])
+told = {recipe: list(Trainer(recipe).events()) for recipe in (des_loc, fomoe, prelort)}
+
+def watch(view, recipe):
+    view.show()
+    view.add(*[event for event in told[recipe] if not isinstance(event, Ended)][: -len(told[recipe]) // 6 or None])
+    time.sleep(6)
+    view.add()
+"""
+VIEWS = {
+    "losses": "watch(Losses(), des_loc)",
+    "communication_budget": 'watch(CommunicationBudget(des_loc, network="10Mbit", budget="20 MB"), des_loc)',
+    "sync_calendar": "watch(SyncCalendar(des_loc), des_loc)",
+    "drift": "watch(Drift(), des_loc)",
+    "workers": "watch(Workers(des_loc), des_loc)",
+    "routing_stability": "watch(RoutingStability(), fomoe)",
+    "rank_segments": "watch(RankSegments(), prelort)",
+    "cockpit": "lab.cockpit(des_loc.but(steps=4000, scenario=Scenario()))",
+}
+
+
+def main() -> None:
+    import PIL.Image
+    from playwright.sync_api import sync_playwright
+
+    sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+    from browser import CHROMIUM
+    from jupyter import JupyterLab
+
+    def shoot(locator: object, file: Path) -> None:
+        picture = PIL.Image.open(io.BytesIO(locator.screenshot())).convert("RGB")  # type: ignore[attr-defined]
+        file.parent.mkdir(parents=True, exist_ok=True)
+        picture.quantize(COLOURS, dither=PIL.Image.Dither.NONE).save(file, optimize=True)
+        print(f"{file}: {file.stat().st_size / 1000:.0f} kB")
+
+    with sync_playwright() as playwright, tempfile.TemporaryDirectory() as folder:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        server = JupyterLab(Path(folder), chromium)
+        nb = server.open("screens.ipynb", [SETUP, *VIEWS.values()])
+        nb.page.set_default_timeout(300_000)
+        nb.page.set_viewport_size({"width": 1280, "height": 1600})
+        nb.command("application:toggle-left-area")
+        for k in range(len(VIEWS) + 1):
+            nb.run(k)
+        panel = nb.page.locator(".isthmus-panel").first
+        nb.press("Start")
+        panel.locator("canvas").first.wait_for()
+        nb.page.wait_for_timeout(15_000)
+        nb.press("Pause")
+        nb.page.wait_for_timeout(2000)
+        for name, theme in THEMES.items():
+            nb.js("theme => window.jupyterapp.commands.execute('apputils:change-theme', { theme })", theme)
+            nb.page.wait_for_timeout(3000)
+            for k, view in enumerate(VIEWS):
+                place = panel if view == "cockpit" else nb.page.locator(".isthmus-board").nth(k)
+                place.scroll_into_view_if_needed()
+                nb.page.wait_for_timeout(700)
+                shoot(place, FOLDER / f"{view}_{name}.png")
+        nb.close()
+        chromium.close()
+        server.close()
+
+
+if __name__ == "__main__":
+    main()
