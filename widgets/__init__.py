@@ -5,8 +5,10 @@ from widgets.communication_budget import CommunicationBudget
 from widgets.drift import Drift
 from widgets.figures import bytes_sent, calendar, calendars, losses
 from widgets.growing import Growing
+from widgets.knobs import Knobs
 from widgets.matrices import Grid, Matrix
 from widgets.pictures import Bars, Lines, Series
+from widgets.questions import Question
 from widgets.rank_segments import RankSegments
 from widgets.routing_stability import RoutingStability, holdings
 from widgets.sync_calendar import SyncCalendar
@@ -26,10 +28,12 @@ __all__ = [
     "Drift",
     "Grid",
     "Growing",
+    "Knobs",
     "Lines",
     "Losses",
     "Marks",
     "Matrix",
+    "Question",
     "RankSegments",
     "RoutingStability",
     "Series",

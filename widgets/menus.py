@@ -1,4 +1,4 @@
-"""A menu inside a plotly figure that has ended: each entry turns it into another figure of the same traces."""
+"""A menu or a slider inside a plotly figure that is at rest: each entry turns it into another figure of the same traces."""
 
 from __future__ import annotations
 
@@ -6,22 +6,56 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from widgets.axes import INK
+from widgets.pictures import COLOURS
 
-MODE_BAR = 60  # pixels that plotly's own buttons take in that corner
+MODE_BAR = 60  # pixels that plotly's own buttons take in the corner of a menu
+GROUND = "rgba(128,128,128,0.15)"
+SLIDER = 84  # pixels that a slider needs below a figure
 
 
 def with_menu(figures: Mapping[str, dict[str, Any]], active: str, label: str) -> dict[str, Any]:
-    """The figure ``active``, with a menu of all. Entries hold what differs from one to another, under plotly's long names.
+    """The figure ``active``, with a menu of all.
 
     Raises
     ------
     ValueError
         if the figures do not have the same traces in the same order, so that none can be turned into another.
     """
+    menu = {"buttons": _entries(figures, active, label), "type": "dropdown", "showactive": True}
+    menu |= {"active": list(figures).index(active), "x": 1, "xanchor": "right", "y": 1, "yanchor": "top"}
+    menu |= {"pad": {"t": 2, "r": MODE_BAR}, "font": {"size": 11}, "bgcolor": GROUND, "bordercolor": INK}
+    return {"data": figures[active]["data"], "layout": figures[active]["layout"] | {"updatemenus": [menu]}}
+
+
+def with_slider(figures: Mapping[str, dict[str, Any]], active: str, label: str) -> dict[str, Any]:
+    """The figure ``active``, with a slider below it that goes through all of them; they must be equally high.
+
+    Raises
+    ------
+    ValueError
+        as `with_menu` does.
+    """
+    layout = figures[active]["layout"]
+    now = {"prefix": f"{label}: ", "font": {"size": 13}, "xanchor": "left"}
+    slider = {"steps": _entries(figures, active, label), "active": list(figures).index(active), "currentvalue": now}
+    slider |= {"x": 0.03, "len": 0.94, "y": 0, "yanchor": "top", "pad": {"t": layout["margin"]["b"] + 8}}
+    slider |= {
+        "font": {"size": 11},
+        "bgcolor": GROUND,
+        "activebgcolor": COLOURS[0],
+        "bordercolor": INK,
+        "tickcolor": INK,
+    }
+    room = {"height": layout["height"] + SLIDER, "margin": layout["margin"] | {"b": layout["margin"]["b"] + SLIDER}}
+    return {"data": figures[active]["data"], "layout": layout | room | {"sliders": [slider]}}
+
+
+def _entries(figures: Mapping[str, dict[str, Any]], active: str, label: str) -> list[dict[str, Any]]:
+    """What turns any of the figures into each of them: what differs from one to another, under plotly's long names."""
     shapes = {name: [trace["type"] for trace in figure["data"]] for name, figure in figures.items()}
     if any(shape != shapes[active] for shape in shapes.values()):
         raise ValueError(f"a menu needs the same traces in every figure; {label}: {shapes}")
-    base, buttons = figures[active], []
+    entries = []
     flat = {name: [dict(_leaves(trace)) for trace in figure["data"]] for name, figure in figures.items()}
     keys = [_differing(versions) for versions in zip(*flat.values(), strict=True)]
     touched = [k for k, differ in enumerate(keys) if differ]
@@ -31,11 +65,8 @@ def with_menu(figures: Mapping[str, dict[str, Any]], active: str, label: str) ->
     for name, traces in flat.items():
         styles = {key: [traces[k].get(key) for k in touched] for key in styled}
         layout = {key: layouts[name].get(key) for key in laid_out}
-        buttons.append({"label": name, "method": "update", "args": [styles, layout, touched]})
-    menu = {"buttons": buttons, "active": list(figures).index(active), "type": "dropdown", "showactive": True}
-    menu |= {"x": 1, "xanchor": "right", "y": 1, "yanchor": "top", "pad": {"t": 2, "r": MODE_BAR}, "font": {"size": 11}}
-    menu |= {"bgcolor": "rgba(128,128,128,0.15)", "bordercolor": INK}
-    return {"data": base["data"], "layout": base["layout"] | {"updatemenus": [menu]}}
+        entries.append({"label": name, "method": "update", "args": [styles, layout, touched]})
+    return entries
 
 
 def _differing(flat: Sequence[dict[str, Any]]) -> list[str]:

@@ -1,10 +1,11 @@
 """An executed notebook as one HTML page that needs no network, and its figures as SVG files beside it.
 
-Figures stay interactive on the page; plotly's script comes once.
+Figures stay interactive on the page; plotly's script comes once. What is folded in JupyterLab is folded here too.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -14,6 +15,21 @@ import plotly.offline
 from nbconvert import HTMLExporter
 
 PLOTLY = "application/vnd.plotly.v1+json"
+HIDDEN = {"source_hidden": ".jp-Cell-inputWrapper", "outputs_hidden": ".jp-Cell-outputWrapper"}
+FOLD = """<style>
+details.folded { margin: 6px 0 6px 94px; } details.folded summary { cursor: pointer; color: #666; font: 13px sans-serif; }
+details.folded[open] { margin-left: 0; } details.folded[open] summary { margin-left: 94px; }
+</style><script>
+for (const cell of document.querySelectorAll(".celltag_source_hidden, .celltag_outputs_hidden")) {
+  const parts = Object.entries(%s).filter(([name]) => cell.classList.contains("celltag_" + name));
+  const found = parts.map(([, part]) => cell.querySelector(":scope > " + part)).filter((part) => part);
+  const words = cell.classList.contains("celltag_solution") ? "Solution" : found.length > 1 ? "Cell" : "Code";
+  const fold = Object.assign(document.createElement("details"), { className: "folded" });
+  fold.append(Object.assign(document.createElement("summary"), { textContent: words }));
+  found[0]?.before(fold);
+  fold.append(...found);
+}
+</script>"""
 
 
 def page(notebook: Path, out: Path) -> None:
@@ -21,6 +37,9 @@ def page(notebook: Path, out: Path) -> None:
     nb = nbformat.read(notebook, as_version=4)
     num_figures = 0
     for cell in nb.cells:
+        folded = [name for name in HIDDEN if cell.metadata.get("jupyter", {}).get(name)]
+        if folded:
+            cell.metadata["tags"] = [*cell.metadata.get("tags", []), *folded]
         for output in cell.get("outputs", []):
             figure = output.get("data", {}).get(PLOTLY)
             if figure is None:
@@ -37,6 +56,8 @@ def page(notebook: Path, out: Path) -> None:
     nb.metadata.pop("widgets", None)
     exporter = HTMLExporter(mathjax_url="", require_js_url="", jquery_url="", jupyter_widgets_base_url="")
     html, _ = exporter.from_notebook_node(nb)
+    html, _, end = html.rpartition("</body>")
+    html += f"{FOLD % json.dumps(HIDDEN)}</body>{end}"
     temporary = out.with_suffix(".tmp")
     temporary.write_text(html, encoding="utf-8")
     temporary.replace(out)
