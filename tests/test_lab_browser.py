@@ -229,3 +229,44 @@ def test_the_same_numbers_everywhere(lab: JupyterLab, tmp_path: Path, monkeypatc
     assert sum(isinstance(e, Stepped) for e in in_lab) == 60
     for other in others:
         assert other == in_lab
+
+
+ASK = """
+from widgets import Bars, Question
+places = {f"K = {k}": Bars("How many?", "bytes", ["DDP", "other"], [8, k], ["8 B", f"{k} B"]) for k in (1, 2, 4)}
+Question("How many?", "period", places, "K = 2", 2.0, "B")
+"""
+STORED = Path(__file__).parent.parent / "notebooks/stored/turned"
+AT_REST = f"from widgets import Losses; from lab.store import RunFolder; Losses.of(RunFolder({str(STORED)!r}).events())"
+TALL = "k => document.querySelectorAll('.js-plotly-plot')[k].clientHeight"
+
+
+def test_predict_then_move_the_slider(lab: JupyterLab) -> None:
+    """Enter in the field brings the picture in place of the widget; slider and menus at rest work and keep their height."""
+    nb = lab.open("ask.ipynb", [ASK, AT_REST])
+    nb.run(0)
+    nb.page.locator(".isthmus-panel input").fill("3")
+    nb.page.locator(".isthmus-panel input").press("Enter")
+    nb.page.wait_for_selector(".slider-rail-touch-rect", state="attached")
+    nb.run(1)
+    nb.page.wait_for_selector(".updatemenu-header")
+    before = [nb.js(TALL, k) for k in (0, 1)]
+    rail = nb.page.locator(".slider-rail-touch-rect")
+    box = rail.bounding_box()
+    assert box is not None
+    rail.click(position={"x": 0.98 * box["width"], "y": box["height"] / 2})
+    nb.page.wait_for_function(
+        "() => document.querySelector('.slider-container').textContent.startsWith('period: K = 4')"
+    )
+    nb.page.wait_for_function("() => document.querySelector('.js-plotly-plot').textContent.includes('4 B')")
+    nb.page.locator(".updatemenu-header").click()
+    nb.page.locator(".updatemenu-dropdown-button", has_text="bytes").click()
+    nb.page.wait_for_function(
+        "() => document.querySelectorAll('.js-plotly-plot')[1].textContent.includes('payload sent')"
+    )
+    assert [nb.js(TALL, k) for k in (0, 1)] == before
+    assert min(before) > 250
+    saved = nb.save()
+    assert "widgets" not in saved.metadata
+    assert all(RESTING <= set(cell.outputs[0]["data"]) <= RESTING | {"image/png"} for cell in saved.cells)
+    nb.page.close()

@@ -31,6 +31,7 @@ TINY = {
     "04_mt_dao": ["steps=8", "period=2", "long=4", 'seeds="0"', "toy_rounds=12", 'corpus="grammar?tokens=40000"'],
     "05_lordo": ["steps=16", "period=4", 'ranks="4"', 'seeds="0"', "toy_rounds=6", 'corpus="grammar?tokens=40000"'],
     "06_photon": ["steps=8", "period=4", 'rates="0.003"', 'seeds="0"', 'corpus="grammar?tokens=40000"'],
+    "10_classroom": ["steps=6", "live_steps=6", "speed=200.0", 'corpus="grammar?tokens=40000"'],
     "20_compare": [
         'methods="ddp,mt_dao,noloco"',
         "steps=16",

@@ -21,10 +21,15 @@ def with_menu(figures: Mapping[str, dict[str, Any]], active: str, label: str) ->
     ValueError
         if the figures do not have the same traces in the same order, so that none can be turned into another.
     """
-    menu = {"buttons": _entries(figures, active, label), "type": "dropdown", "showactive": True}
+    height = figures[active]["layout"]["height"]
+    menu = {"buttons": _entries(figures, active, label, height), "type": "dropdown", "showactive": True}
     menu |= {"active": list(figures).index(active), "x": 1, "xanchor": "right", "y": 1, "yanchor": "top"}
     menu |= {"pad": {"t": 2, "r": MODE_BAR}, "font": {"size": 11}, "bgcolor": GROUND, "bordercolor": INK}
-    return {"data": figures[active]["data"], "layout": figures[active]["layout"] | {"updatemenus": [menu]}}
+    layout = figures[active]["layout"] | {
+        "updatemenus": [menu],
+        "modebar": {"orientation": "v"},
+    }  # a row would cover it
+    return {"data": figures[active]["data"], "layout": layout}
 
 
 def with_slider(figures: Mapping[str, dict[str, Any]], active: str, label: str) -> dict[str, Any]:
@@ -37,7 +42,9 @@ def with_slider(figures: Mapping[str, dict[str, Any]], active: str, label: str) 
     """
     layout = figures[active]["layout"]
     now = {"prefix": f"{label}: ", "font": {"size": 13}, "xanchor": "left"}
-    slider = {"steps": _entries(figures, active, label), "active": list(figures).index(active), "currentvalue": now}
+    height = layout["height"] + SLIDER
+    slider = {"steps": _entries(figures, active, label, height), "active": list(figures).index(active)}
+    slider |= {"currentvalue": now}
     slider |= {"x": 0.03, "len": 0.94, "y": 0, "yanchor": "top", "pad": {"t": layout["margin"]["b"] + 8}}
     slider |= {
         "font": {"size": 11},
@@ -46,12 +53,15 @@ def with_slider(figures: Mapping[str, dict[str, Any]], active: str, label: str) 
         "bordercolor": INK,
         "tickcolor": INK,
     }
-    room = {"height": layout["height"] + SLIDER, "margin": layout["margin"] | {"b": layout["margin"]["b"] + SLIDER}}
+    room = {"height": height, "margin": layout["margin"] | {"b": layout["margin"]["b"] + SLIDER}}
     return {"data": figures[active]["data"], "layout": layout | room | {"sliders": [slider]}}
 
 
-def _entries(figures: Mapping[str, dict[str, Any]], active: str, label: str) -> list[dict[str, Any]]:
-    """What turns any of the figures into each of them: what differs from one to another, under plotly's long names."""
+def _entries(figures: Mapping[str, dict[str, Any]], active: str, label: str, height: int) -> list[dict[str, Any]]:
+    """What turns any of the figures into each of them: what differs from one to another, under plotly's long names.
+
+    The height is always said: JupyterLab takes it from the figure, which would then shrink to nothing.
+    """
     shapes = {name: [trace["type"] for trace in figure["data"]] for name, figure in figures.items()}
     if any(shape != shapes[active] for shape in shapes.values()):
         raise ValueError(f"a menu needs the same traces in every figure; {label}: {shapes}")
@@ -64,7 +74,7 @@ def _entries(figures: Mapping[str, dict[str, Any]], active: str, label: str) -> 
     laid_out = _differing(list(layouts.values()))
     for name, traces in flat.items():
         styles = {key: [traces[k].get(key) for k in touched] for key in styled}
-        layout = {key: layouts[name].get(key) for key in laid_out}
+        layout = {key: layouts[name].get(key) for key in laid_out} | {"height": height}
         entries.append({"label": name, "method": "update", "args": [styles, layout, touched]})
     return entries
 

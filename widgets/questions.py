@@ -13,6 +13,7 @@ import ipywidgets
 from IPython.display import display, update_display
 
 from widgets.boards import Board
+from widgets.cockpit import Keeper
 from widgets.menus import with_slider
 from widgets.panel import STYLE, bar
 from widgets.pictures import Bars, Note, Picture, bundle, stored
@@ -150,12 +151,15 @@ class _Asking:
         self.go.on_click(lambda _: self.commit())
         self.problem = ipywidgets.HTML()
         self.problem.add_class("isthmus-problem")
-        rows = [ipywidgets.HTML(STYLE), self.title, bar([self.field, self.go]), self.problem]
+        words = f"{question.title}\nNo prediction yet: run this cell to predict."
+        self.keeper = Keeper(words=words)
+        rows = [ipywidgets.HTML(STYLE), self.title, bar([self.field, self.go]), self.problem, self.keeper]
         self.widget = ipywidgets.VBox(rows)
         self.widget.add_class("isthmus-panel")
+        self.keeper.controls = self.widget.model_id
         forms = self.widget._repr_mimebundle_()
         data = dict(forms[0] if isinstance(forms, tuple) else forms)
-        display(data | {"text/plain": f"{question.title}\n(no prediction yet)"}, raw=True, display_id=self.display_id)
+        display(data | {"text/plain": words}, raw=True, display_id=self.display_id)
 
     def commit(self) -> None:
         """Look, if there is a prediction."""
@@ -167,6 +171,7 @@ class _Asking:
         update_display(self.question.bundle(), raw=True, display_id=self.display_id)
         words = f"{self.question.title} {self.question.verdict()}. Run this cell again to see the picture."
         self.title.value = html.escape(words)  # for a page that was loaded again and knows only the widget
-        self.widget.children = [self.title]
+        self.keeper.words = words
+        self.widget.children = [self.title, self.keeper]
         for widget in (self.field, self.go, self.problem):
             widget.close()
