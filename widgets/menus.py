@@ -25,11 +25,7 @@ def with_menu(figures: Mapping[str, dict[str, Any]], active: str, label: str) ->
     menu = {"buttons": _entries(figures, active, label, height), "type": "dropdown", "showactive": True}
     menu |= {"active": list(figures).index(active), "x": 1, "xanchor": "right", "y": 1, "yanchor": "top"}
     menu |= {"pad": {"t": 2, "r": MODE_BAR}, "font": {"size": 11}, "bgcolor": GROUND, "bordercolor": INK}
-    layout = figures[active]["layout"] | {
-        "updatemenus": [menu],
-        "modebar": {"orientation": "v"},
-    }  # a row would cover it
-    return {"data": figures[active]["data"], "layout": layout}
+    return {"data": figures[active]["data"], "layout": figures[active]["layout"] | {"updatemenus": [menu]}}
 
 
 def with_slider(figures: Mapping[str, dict[str, Any]], active: str, label: str) -> dict[str, Any]:
