@@ -242,9 +242,15 @@ TALL = "k => document.querySelectorAll('.js-plotly-plot')[k].clientHeight"
 
 
 def test_predict_then_move_the_slider(lab: JupyterLab) -> None:
-    """Enter in the field brings the picture in place of the widget; slider and menus at rest work and keep their height."""
+    """Enter in the field brings the picture in place of the widget; slider and menus at rest work and keep their height.
+
+    Saved before, there are words: no dead widget.
+    """
     nb = lab.open("ask.ipynb", [ASK, AT_REST])
     nb.run(0)
+    nb.page.wait_for_selector(".isthmus-panel input")
+    (output,) = nb.save().cells[0].outputs
+    assert output["data"] == {"text/plain": "How many?\nNo prediction yet: run this cell to predict."}
     nb.page.locator(".isthmus-panel input").fill("3")
     nb.page.locator(".isthmus-panel input").press("Enter")
     nb.page.wait_for_selector(".slider-rail-touch-rect", state="attached")

@@ -39,8 +39,9 @@ def choice(prediction: Any = None) -> Question:
     ("question", "words"),
     [
         (number(), "the lab finds 16 B"),
-        (number(16.5), "your prediction is right"),
-        (number("20"), "your prediction is too high"),
+        (number(16), "your prediction is right"),
+        (number(14), "your prediction is close"),
+        (number("24"), "your prediction is too high"),
         (number(64), "your prediction is 4 times too high"),
         (number(1), "your prediction is 16 times too low"),
         (choice(), "the lab finds enough"),
@@ -180,6 +181,8 @@ def test_every_knob_has_words() -> None:
     started = Started(1, recipe.to_dict(), 1, [1], 1, None, 1.0, {})
     odd = dict(settled_network("1Gbit") or {}) | {"latency_seconds": 9.0}
     turned = [
+        Turned(2, "lr", 2.0),
+        Turned(2, "lr", 2**0.5),
         Turned(2, "sync_every", 8),
         Turned(3, "network", settled_network("1Gbit")),
         Turned(4, "network", odd),
@@ -196,12 +199,13 @@ def test_every_knob_has_words() -> None:
     (picture,) = view.pictures()
     assert isinstance(picture, Calendar)
     assert [(m.name, list(m.at), m.to) for m in picture.marks] == [
+        ("learning rate × 1.41", [2], [9]),
         ("a sync every 8", [2], [6]),
         ("workers 0, 2 down", [6], [9]),
         ("1Gbit", [3], [3]),
         ("another link", [4], [9]),
         ("waits", [5], [5]),
     ]
-    assert len({m.colour for m in picture.marks}) == 5
+    assert len({m.colour for m in picture.marks}) == 6
     view.replay([started])
     assert isinstance(view.pictures()[0], Note)

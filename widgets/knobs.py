@@ -34,7 +34,10 @@ class Knobs(View):
             case Stepped():
                 self.last = event.step
             case Turned():
-                self.turned.setdefault(event.knob, []).append((event.step, event.value))
+                turns = self.turned.setdefault(event.knob, [])
+                if turns and turns[-1][0] == event.step and event.knob != "paused":
+                    turns.pop()  # no step was taken with it
+                turns.append((event.step, event.value))
 
     def pictures(self) -> list[Picture]:
         if self.recipe is None or not self.turned:
@@ -57,7 +60,7 @@ class Knobs(View):
             return ""
         match knob:
             case "lr":
-                return f"learning rate × {value:g}"
+                return f"learning rate × {value:.3g}"
             case "sync_every" if isinstance(value, dict):
                 return ", ".join(f"{state} every {n}" for state, n in value.items() if n != first.get(state))
             case "sync_every":

@@ -19,7 +19,7 @@ from widgets.panel import STYLE, bar
 from widgets.pictures import Bars, Note, Picture, bundle, stored
 from widgets.view import surroundings
 
-NEAR = 0.1  # relative: a prediction so close is called right
+EQUAL, NEAR = 0.02, 0.25  # relative: a prediction so close is called right, or close
 
 
 @dataclass(eq=False, repr=False)
@@ -93,7 +93,7 @@ class Question:
             return f"{'right' if right else 'not so'}: you said {self.prediction}, the lab finds {self.truth}"
         ratio = self.prediction / self.truth
         if abs(ratio - 1) <= NEAR:
-            return "your prediction is right"
+            return f"your prediction is {'right' if abs(ratio - 1) <= EQUAL else 'close'}"
         high, factor = ("high", ratio) if ratio > 1 else ("low", 1 / ratio)
         return f"your prediction is {factor:.2g} times too {high}" if factor >= 2 else f"your prediction is too {high}"
 
