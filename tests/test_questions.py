@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import ipywidgets
+import nbformat
 import pytest
 
 import widgets.questions
@@ -16,6 +18,7 @@ from lab.recipe import Recipe
 from lab.store import RunFolder
 from widgets.knobs import Knobs
 from widgets.menus import SLIDER, with_slider
+from widgets.pages import page
 from widgets.pictures import Bars, Note
 from widgets.questions import Question, _Asking
 from widgets.timelines import Calendar
@@ -209,3 +212,21 @@ def test_every_knob_has_words() -> None:
     assert len({m.colour for m in picture.marks}) == 6
     view.replay([started])
     assert isinstance(view.pictures()[0], Note)
+
+
+# --- pages -----------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_folded_in_a_notebook_is_folded_on_its_page(tmp_path: Path) -> None:
+    """Cells say so by their class, a script of the page folds them; without it they are to be read as any other."""
+    nb = nbformat.v4.new_notebook()
+    nb.cells = [nbformat.v4.new_code_cell(source) for source in ("'open'", "'code'", "'all'")]
+    nb.cells[1].metadata = {"jupyter": {"source_hidden": True}}
+    nb.cells[2].metadata = {"jupyter": {"source_hidden": True, "outputs_hidden": True}, "tags": ["solution"]}
+    nbformat.write(nb, tmp_path / "x.ipynb")
+    page(tmp_path / "x.ipynb", tmp_path / "x.html")
+    text = (tmp_path / "x.html").read_text()
+    tags = [re.findall(r"celltag_(\w+)", words) for words in re.findall(r'class="jp-Cell ([^"]*)"', text)]
+    assert tags == [[], ["source_hidden"], ["solution", "source_hidden", "outputs_hidden"]]
+    assert text.count('className: "folded"') == 1
+    assert text.rstrip().endswith("</html>")
