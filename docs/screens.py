@@ -11,6 +11,7 @@ import tempfile
 from pathlib import Path
 
 FOLDER = Path(__file__).parent / "screens"
+STORED = Path(__file__).parent.parent / "notebooks" / "stored" / "turned"
 THEMES = {"light": "JupyterLab Light", "dark": "JupyterLab Dark"}
 COLOURS = 96  # of a picture: a canvas has few, and text has their shades
 
@@ -21,7 +22,8 @@ from lab.network import NETWORKS
 from lab.recipe import Recipe
 from lab.run import Trainer
 from lab.scenarios import Scenario
-from widgets import CommunicationBudget, Drift, Losses, RankSegments, RoutingStability, SyncCalendar, Workers
+from lab.store import RunFolder
+from widgets import CommunicationBudget, Drift, Knobs, Losses, RankSegments, RoutingStability, SyncCalendar, Workers
 import lab
 
 small = ["model=nano", "corpus=grammar?tokens=400000", "context=32", "batch_size=4", "eval_every=4"]
@@ -31,22 +33,24 @@ des_loc = Recipe.of("des_loc", [*small, "steps=48", "method.sync_every.params=4"
 fomoe = Recipe.of("fomoe", ["corpus=grammar?tokens=400000", "steps=64", "batch_size=2", "context=32", "placement.overlap=2",
                             "placement.kind=random", "placement.every=2", "method.sync_every=8", "routing_every=4"])
 prelort = Recipe.of("prelort", ["model=nano", "start=", "steps=12", "method.sync_every=4", "eval_every=4", "eval_windows=16"])
-told = {recipe: list(Trainer(recipe).events()) for recipe in (des_loc, fomoe, prelort)}
+calm, experts, adapters = [list(Trainer(recipe).events()) for recipe in (des_loc, fomoe, prelort)]
+turned = list(RunFolder("STORED").events())
 
-def watch(view, recipe):
+def watch(view, events):
     view.show()
-    view.add(*[event for event in told[recipe] if not isinstance(event, Ended)][: -len(told[recipe]) // 6 or None])
+    view.add(*[event for event in events[: len(events) * 5 // 6] if not isinstance(event, Ended)])
     time.sleep(6)
     view.add()
 """
 VIEWS = {
-    "losses": "watch(Losses(), des_loc)",
-    "communication_budget": 'watch(CommunicationBudget(des_loc, network="10Mbit", budget="20 MB"), des_loc)',
-    "sync_calendar": "watch(SyncCalendar(des_loc), des_loc)",
-    "drift": "watch(Drift(), des_loc)",
-    "workers": "watch(Workers(des_loc), des_loc)",
-    "routing_stability": "watch(RoutingStability(), fomoe)",
-    "rank_segments": "watch(RankSegments(), prelort)",
+    "losses": "watch(Losses(), calm)",
+    "communication_budget": 'watch(CommunicationBudget(des_loc, network="10Mbit", budget="20 MB"), calm)',
+    "sync_calendar": "watch(SyncCalendar(des_loc), calm)",
+    "drift": "watch(Drift(), calm)",
+    "workers": "watch(Workers(des_loc), calm)",
+    "routing_stability": "watch(RoutingStability(), experts)",
+    "rank_segments": "watch(RankSegments(), adapters)",
+    "knobs": "watch(Knobs(), turned)",
     "cockpit": "lab.cockpit(des_loc.but(steps=4000, scenario=Scenario()))",
 }
 
@@ -68,7 +72,7 @@ def main() -> None:
     with sync_playwright() as playwright, tempfile.TemporaryDirectory() as folder:
         chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
         server = JupyterLab(Path(folder), chromium)
-        nb = server.open("screens.ipynb", [SETUP, *VIEWS.values()])
+        nb = server.open("screens.ipynb", [SETUP.replace("STORED", str(STORED)), *VIEWS.values()])
         nb.page.set_default_timeout(300_000)
         nb.page.set_viewport_size({"width": 1280, "height": 1600})
         nb.command("application:toggle-left-area")

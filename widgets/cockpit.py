@@ -14,9 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import anywidget
 import ipywidgets
-import traitlets
 from IPython.display import display, update_display
 
 from lab.data import CORPORA
@@ -32,6 +30,7 @@ from lab.presets import PRESETS
 from lab.recipe import Recipe
 from lab.store import RunFolder
 from widgets.communication_budget import CommunicationBudget
+from widgets.keeper import Keeper
 from widgets.panel import STYLE, Controls, Relink, Status, bar
 from widgets.training_losses import Losses
 from widgets.view import View, surroundings
@@ -195,14 +194,6 @@ class _Ending:
     def add(self, *events: Event) -> None:
         if any(isinstance(event, Ended) for event in events):
             self.cockpit.settle()
-
-
-class Keeper(anywidget.AnyWidget):
-    """Has a notebook saved with ``words`` in place of ``controls`` (the id of a widget's model), where there are words."""
-
-    _esm = Path(__file__).with_name("keeper.js")
-    controls = traitlets.Unicode().tag(sync=True)
-    words = traitlets.Unicode().tag(sync=True)
 
 
 class Cockpit:

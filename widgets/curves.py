@@ -6,7 +6,6 @@ payload and the priced seconds of the present step follow with the next one.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Hashable, Iterator
 
 import numpy as np
@@ -128,6 +127,7 @@ class Packs:
         self.kinds: list[list[Sent]] = []
         self.rows: list[int] = []  # of each row, its kind
         self._bytes: list[int] = []  # of each kind, of all workers
+        self._times: list[int] = []  # how many rows there are of each kind
         self._known: dict[Hashable, int] = {}
 
     def add(self, records: list[Sent]) -> int:
@@ -138,7 +138,9 @@ class Packs:
             kind = self._known[key] = len(self.kinds)
             self.kinds.append(records)
             self._bytes.append(sum(r.bytes_all for r in records))
+            self._times.append(0)
         self.rows.append(kind)
+        self._times[kind] += 1
         return self._bytes[kind]
 
     def bytes_W(self, num_workers: int) -> list[int]:
@@ -156,8 +158,8 @@ class Packs:
 
     def _counted(self) -> Iterator[tuple[Sent, int]]:
         """One record of each sort, and how many there are."""
-        for kind, times in sorted(Counter(self.rows).items()):
-            for record in self.kinds[kind]:
+        for records, times in zip(self.kinds, self._times, strict=True):
+            for record in records:
                 yield record, times
 
 

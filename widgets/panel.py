@@ -39,6 +39,8 @@ STYLE = """<style>
 .isthmus-large input, .isthmus-large select, .isthmus-large table { font-size: 20px !important; }
 .isthmus-large .jupyter-button, .isthmus-large input, .isthmus-large select { height: 40px; line-height: 36px; }
 .isthmus-large .widget-inline-hbox { height: auto; }
+.isthmus-large .isthmus-board { zoom: 1.5; }
+.isthmus-large .isthmus-board select, .isthmus-large .isthmus-board input { font-size: 12px !important; height: auto; line-height: normal; }
 .isthmus-large .isthmus-field { width: 430px !important; }
 .isthmus-large .isthmus-field .widget-label { width: 200px !important; height: auto; }
 .isthmus-large .isthmus-period { width: auto !important; }

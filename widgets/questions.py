@@ -13,7 +13,7 @@ import ipywidgets
 from IPython.display import display, update_display
 
 from widgets.boards import Board
-from widgets.cockpit import Keeper
+from widgets.keeper import Keeper
 from widgets.menus import with_slider
 from widgets.panel import STYLE, bar
 from widgets.pictures import Bars, Note, Picture, bundle, stored

@@ -456,7 +456,8 @@ class Panel {
     this.el.style.gridColumn = `span ${6 / Math.min(spec.per_row, most)}`;
     this.canvas.style.height = `${spec.height}px`;
     this.canvas.setAttribute("aria-label", spec.text);
-    const [width, height, dots] = [this.el.clientWidth, spec.height, window.devicePixelRatio || 1];
+    const zoom = this.el.currentCSSZoom || 1; // large type
+    const [width, height, dots] = [this.el.clientWidth, spec.height, (window.devicePixelRatio || 1) * zoom];
     if (!width) return; // hidden: the observer calls again when it is seen
     if (this.canvas.width !== Math.round(width * dots) || this.canvas.height !== Math.round(height * dots)) {
       this.canvas.width = Math.round(width * dots);

@@ -59,6 +59,7 @@ from widgets.pictures import Note, Picture, bundle, stored
 
 RATE = 8  # drawings of a view a second, at most
 SHARE = 0.02  # of the time that drawing all views together may take
+LIVELY = 60  # seconds after its last drawing until a view no longer counts among them
 
 
 @dataclass(frozen=True)
@@ -314,7 +315,7 @@ class Screen:
             began = self.clock()
             self.canvas.draw(board(), controls=[asdict(c) for c in controls])
             self.drawn = ended = self.clock()
-            num_live = sum(abs(ended - screen.drawn) < 2 for screen in Screen.made)  # they share `SHARE`
+            num_live = sum(abs(ended - screen.drawn) < LIVELY for screen in Screen.made)  # they share `SHARE`
             self.next = max(began + 1 / RATE, ended + (ended - began) * num_live / SHARE)
 
     def rest(self, board: Board, forms: Callable[[], dict[str, Any]]) -> None:

@@ -48,10 +48,8 @@ class Workers(View):
         up_TW = scenario.trace(num, recipe.steps, recipe.seed).numpy()
         unsampled = replace(scenario, sample=None).trace(num, recipe.steps, recipe.seed).numpy() & ~up_TW
         self._unsampled_TW = unsampled
+        self.plan = [self._planned(w, up_TW[:, w]) for w in range(num)]
         self.spans = [{} for _ in range(num)]
-        for t, up_W in enumerate(up_TW, start=1):
-            self._step(t, up_W.tolist())
-        self.plan, self.spans = self.spans, [{} for _ in range(num)]
         self.told = [Growing() for _ in range(num)]
 
     def fold(self, event: Event) -> None:
@@ -76,6 +74,20 @@ class Workers(View):
             else:
                 what = DOWN if COMPUTES in spans or SLOWLY in spans else LATE
             extend(*spans.setdefault(what, ([], [])), t)
+
+    def _planned(self, w: int, up_T: np.ndarray) -> dict[str, tuple[list[int], list[int]]]:
+        """What `_step` makes of all steps, at once."""
+        runs = np.where(up_T, SLOWLY if self.slow.get(w, 1.0) > 1 else COMPUTES, "")
+        before = np.maximum.accumulate(up_T)
+        runs = np.where(up_T, runs, np.where(self._unsampled_TW[:, w], UNSAMPLED, np.where(before, DOWN, LATE)))
+        edges = np.flatnonzero(runs[1:] != runs[:-1])
+        first, last = [1, *(edges + 2).tolist()], [*(edges + 1).tolist(), len(runs)]
+        out: dict[str, tuple[list[int], list[int]]] = {}
+        for a, b in zip(first, last, strict=True):
+            spans = out.setdefault(str(runs[a - 1]), ([], []))
+            spans[0].append(a)
+            spans[1].append(b)
+        return out
 
     def pictures(self) -> list[Picture]:
         if not self.spans:
