@@ -37,7 +37,10 @@ RESUMED = (
     "ddp topk",
     "streaming_diloco three",
 )
-TOLERANCE = {"diloco bfloat16": 1e-3, "fedit bfloat16": 1e-3}  # sums of narrow floats are rounded on the way; all else is float64
+TOLERANCE = {
+    "diloco bfloat16": 1e-3,
+    "fedit bfloat16": 1e-3,
+}  # sums of narrow floats are rounded on the way; all else is float64
 
 
 def free_port() -> int:
