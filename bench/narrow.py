@@ -5,10 +5,8 @@ python -m bench narrow, as root on Linux with ``ip`` and ``tc``.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from lab.network import Network
-from lab.processes.narrow import Measured, difference, why_not
+from lab.processes.narrow import difference, why_not
 from lab.recipe import Recipe
 
 EXPERTS = [
@@ -44,13 +42,6 @@ def on_the_wire(num: int, period: int = 2) -> dict[str, Recipe]:
     }
 
 
-def priced(m: Measured, network: Network, begin: int, end: int, alone_seconds: float = 0.0) -> tuple[float, float]:
-    """Bytes of all links and seconds of the steps after ``begin``, by the ledger."""
-    ledger = [replace(r, step=r.step - begin) for r in m.ledger]
-    bill = network.price(ledger, num_workers=len(m.bytes_W), steps=end - begin, compute_seconds=alone_seconds)
-    return float(bill.wire_bytes_W.sum()), bill.total_seconds
-
-
 def bytes_table(rate: float = 200e6, steps: tuple[int, int] = (4, 12)) -> None:
     """What left the processes against the ledger priced for a ring, which is gloo's all-reduce, with and without headers."""
     print("MB that left all processes      counted  payload by the ledger  counted ÷   framed by the ledger  counted ÷")
@@ -58,7 +49,7 @@ def bytes_table(rate: float = 200e6, steps: tuple[int, int] = (4, 12)) -> None:
         for name, r in on_the_wire(num).items():
             m = difference(r, rate, steps, look_between=name == "fomoe" and num > 2)
             counted = sum(m.bytes_W)
-            plain, framed = (priced(m, Network(framing=f), *steps)[0] for f in ("none", "ethernet"))
+            plain, framed = (float(m.bill(Network(framing=f)).wire_bytes_W.sum()) for f in ("none", "ethernet"))
             print(
                 f"{name:<8} {num} processes {counted / 1e6:19.3f} {plain / 1e6:22.3f} {counted / plain:10.3f} "
                 f"{framed / 1e6:22.3f} {counted / framed:10.3f}",
@@ -81,7 +72,7 @@ def seconds_table(num: int = 2, rates: tuple[float, ...] = (100e6, 10e6)) -> Non
         for name, r in recipes.items():
             m = found[name] = difference(r, rate, steps)
             alone = m.alone_seconds or alone
-            predicted = priced(m, Network(bits_per_second=rate, framing="ethernet"), *steps, alone)[1]
+            predicted = m.bill(Network(bits_per_second=rate, framing="ethernet"), alone).total_seconds
             print(
                 f"{name:<8} {rate / 1e6:.0f} Mbit/s, {num} processes: {m.seconds:.2f} s measured / {predicted:.2f} s predicted "
                 f"= {m.seconds / predicted:.3f} (computing {alone * 1000:.0f} ms a step)",

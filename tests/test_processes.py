@@ -33,6 +33,8 @@ RESUMED = (
     "des_loc outer, storm",
     "experts on two",
     "experts that move, outer",
+    "flora",
+    "prelort sample, outer, zero",
     "lordo error feedback",
     "ddp topk",
     "streaming_diloco three",

@@ -22,8 +22,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lab.errors import LabError
-from lab.events import Evaluated, Sent, Stepped
-from lab.processes.launch import prepare
+from lab.events import Evaluated, Event, Sent, Stepped
+from lab.network import Bill, Network
+from lab.processes.launch import events_over, prepare
 from lab.recipe import Recipe
 from lab.store import RunFolder
 
@@ -117,15 +118,49 @@ def pairs() -> None:
 
 @dataclass(frozen=True)
 class Measured:
-    """W: the processes, one worker each."""
+    """W: the processes, one worker each. Without links to count on, bytes and packets are empty."""
 
     bytes_W: list[int]  # that left each process, with all headers
     packets_W: list[int]
     between: dict[str, int]  # "sender-receiver", as seen on the bridge
-    seconds: float  # of all steps, by the first process
-    alone_seconds: float  # of a step in which nothing was sent, the median; 0 where there was none
+    step_seconds: dict[int, float]  # of each step, by the first process
     ledger: list[Sent]
     loss: float  # at the end
+
+    @classmethod
+    def of(cls, events: list[Event], counters: list[tuple[int, int]], between: dict[str, int]) -> Measured:
+        return cls(
+            [b for b, _ in counters],
+            [n for _, n in counters],
+            between,
+            {e.step: e.seconds for e in events if isinstance(e, Stepped)},
+            [e for e in events if isinstance(e, Sent)],
+            [e.loss for e in events if isinstance(e, Evaluated)][-1],
+        )
+
+    @property
+    def seconds(self) -> float:
+        return sum(self.step_seconds.values())
+
+    @property
+    def alone_seconds(self) -> float:
+        """Of a step in which nothing was sent, the median without the first ones, which warm up; 0 where there was none."""
+        sends = {r.step for r in self.ledger}
+        alone = sorted(x for t, x in self.step_seconds.items() if t > 2 and t not in sends)
+        return alone[len(alone) // 2] if alone else 0.0
+
+    def after(self, step: int) -> Measured:
+        """The later steps alone, with the bytes of all."""
+        later = {t: x for t, x in self.step_seconds.items() if t > step}
+        return replace(self, step_seconds=later, ledger=[r for r in self.ledger if r.step > step])
+
+    def bill(self, network: Network, alone_seconds: float | None = None) -> Bill:
+        """What the ledger says that these steps cost on a network, if computing takes so long a step (default: as alone)."""
+        begin = min(self.step_seconds) - 1
+        num = 1 + max((w for r in self.ledger for w in r.workers), default=0)
+        alone = self.alone_seconds if alone_seconds is None else alone_seconds
+        ledger = [replace(r, step=r.step - begin) for r in self.ledger]
+        return network.price(ledger, num_workers=num, steps=len(self.step_seconds), compute_seconds=alone)
 
     def less(self, other: Measured) -> Measured:
         """What this run had more than a shorter one."""
@@ -134,9 +169,7 @@ class Measured:
             bytes_W=[a - b for a, b in zip(self.bytes_W, other.bytes_W, strict=True)],
             packets_W=[a - b for a, b in zip(self.packets_W, other.packets_W, strict=True)],
             between={pair: n - other.between.get(pair, 0) for pair, n in self.between.items()},
-            seconds=self.seconds - other.seconds,
-            ledger=[r for r in self.ledger if r.step > max([r.step for r in other.ledger], default=0)],
-        )
+        ).after(max(other.step_seconds))
 
 
 def measure(recipe: Recipe, bits_per_second: float, look_between: bool = False) -> Measured:
@@ -191,18 +224,13 @@ def measure(recipe: Recipe, bits_per_second: float, look_between: bool = False) 
         between = json.loads(sniffer.communicate("")[0]) if sniffer is not None else {}
         counters = [sent(name) for name in names]
         events = list(folder.events())
-    ledger = [e for e in events if isinstance(e, Sent)]
-    took = {e.step: e.seconds for e in events if isinstance(e, Stepped)}
-    alone = sorted(s for t, s in took.items() if t > 2 and t not in {r.step for r in ledger})  # the first ones warm up
-    return Measured(
-        [b for b, _ in counters],
-        [n for _, n in counters],
-        between,
-        sum(took.values()),
-        alone[len(alone) // 2] if alone else 0.0,
-        ledger,
-        [e.loss for e in events if isinstance(e, Evaluated)][-1],
-    )
+    return Measured.of(events, counters, between)
+
+
+def loopback(recipe: Recipe) -> Measured:
+    """The same without links of its own, where none can be made: nothing is slowed down, no bytes are counted."""
+    with tempfile.TemporaryDirectory() as path:
+        return Measured.of(list(events_over(recipe.num_workers, recipe, RunFolder(Path(path) / "run"))), [], {})
 
 
 def difference(recipe: Recipe, bits_per_second: float, steps: tuple[int, int], look_between: bool = False) -> Measured:
