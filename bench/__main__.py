@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 
-ALL = ("fleet", "scaling", "memory", "start", "dry", "experts", "nested", "live", "watching", "page")
+ALL = ("fleet", "scaling", "memory", "start", "dry", "experts", "nested", "live", "watching", "page", "real_ddp")
 
 for name in sys.argv[1:] or ALL:
     importlib.import_module(f"bench.{name}").main()

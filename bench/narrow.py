@@ -1,189 +1,13 @@
-"""What really travels, and how long it takes: recipes over processes in network namespaces, joined by links of a chosen rate.
+"""What really travels, and how long it takes, on links of a chosen rate (`lab.processes.narrow`), beside the priced ledger.
 
-Each process has a namespace of its own. A veth pair leads from it to a bridge, which has a namespace too; ``tc … tbf`` limits
-both ends of each pair. Bytes are those of the kernel's own interface counters, headers and acknowledgements included. Needs
-root on Linux with ``ip`` and ``tc``; addresses stay inside the namespaces. All that is made is removed, and what a crash has
-left behind goes before the next run.
-
-To leave out what starting and the last evaluation send, each figure is that of a longer run less that of a shorter one.
+python -m bench narrow, as root on Linux with ``ip`` and ``tc``.
 """
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
-import shutil
-import subprocess
-import sys
-import tempfile
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from pathlib import Path
-
-from lab.events import Sent, Stepped
 from lab.network import Network
+from lab.processes.narrow import difference, why_not
 from lab.recipe import Recipe
-from lab.store import RunFolder
-
-PREFIX = "isthmus-"
-ROOT = Path(__file__).parent.parent
-
-
-def _run(*command: str) -> str:
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise OSError(f"{' '.join(command)}: {done.stderr.strip()}")
-    return done.stdout
-
-
-def remove_all() -> None:
-    """End what still runs in our namespaces and remove them; the links in them go with them."""
-    for line in _run("ip", "netns", "list").splitlines():
-        name = line.split()[0]
-        if name.startswith(PREFIX):
-            for pid in _run("ip", "netns", "pids", name).split():
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(int(pid), 9)
-            _run("ip", "netns", "del", name)
-
-
-def why_not() -> str | None:
-    """Why this machine cannot do it, None if it can."""
-    for tool in ("ip", "tc"):
-        if shutil.which(tool) is None:
-            return f"{tool} is not installed"
-    try:
-        with narrow(1, 1e9):
-            return None
-    except OSError as error:
-        return str(error)
-
-
-@contextlib.contextmanager
-def narrow(num: int, bits_per_second: float) -> Iterator[list[str]]:
-    """The names of ``num`` namespaces 10.77.0.1 … on one bridge, each behind a link of this rate in both directions."""
-    remove_all()
-    hub, names = f"{PREFIX}hub", [f"{PREFIX}{p}" for p in range(num)]
-    try:
-        _run("ip", "netns", "add", hub)
-        _run("ip", "-n", hub, "link", "add", "bridge0", "type", "bridge")
-        _run("ip", "-n", hub, "link", "set", "bridge0", "up")
-        for p, name in enumerate(names):
-            _run("ip", "netns", "add", name)
-            _run("ip", "-n", name, "link", "set", "lo", "up")
-            _run("ip", "-n", hub, "link", "add", f"port{p}", "type", "veth", "peer", "name", "wan0", "netns", name)
-            _run("ip", "-n", hub, "link", "set", f"port{p}", "master", "bridge0", "up")
-            _run("ip", "-n", name, "addr", "add", f"10.77.0.{p + 1}/24", "dev", "wan0")
-            _run("ip", "-n", name, "link", "set", "wan0", "up")
-            for where, device in ((name, "wan0"), (hub, f"port{p}")):
-                # No packet may be larger than the bucket, or tbf drops it: large segments are cut before they are counted.
-                _run("ip", "netns", "exec", where, "ip", "link", "set", device, "gso_max_segs", "1")
-                rate, burst = f"{bits_per_second:.0f}bit", f"{max(16_000, int(bits_per_second / 8 / 250))}"
-                shape = ("root", "tbf", "rate", rate, "burst", burst, "latency", "200ms")
-                _run("tc", "-n", where, "qdisc", "add", "dev", device, *shape)
-        yield names
-    finally:
-        remove_all()
-
-
-def sent(name: str) -> tuple[int, int]:
-    """Bytes and packets that have left this namespace by its link so far."""
-    (device,) = json.loads(_run("ip", "-n", name, "-s", "-j", "link", "show", "wan0"))
-    return int(device["stats64"]["tx"]["bytes"]), int(device["stats64"]["tx"]["packets"])
-
-
-def pairs() -> None:
-    """Count what crosses the bridge by sender and receiver, until the input ends; prints JSON. Runs in the hub."""
-    import select
-    import socket
-
-    sniffer = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x0003))
-    sniffer.setsockopt(socket.SOL_SOCKET, 33, 1 << 26)  # SO_RCVBUFFORCE
-    seen: dict[str, int] = {}
-    frame = bytearray(34)
-    print("ready", flush=True)
-    while True:
-        ready, _, _ = select.select([sniffer, sys.stdin], [], [])
-        if sys.stdin in ready and sniffer not in ready:
-            break
-        num, (_, _, kind, *_) = sniffer.recvfrom_into(frame, 0, socket.MSG_TRUNC)
-        if kind == socket.PACKET_OUTGOING and frame[12:14] == b"\x08\x00":  # each packet leaves the bridge once
-            key = f"{frame[29] - 1}-{frame[33] - 1}"
-            seen[key] = seen.get(key, 0) + num
-    print(json.dumps(seen))
-
-
-@dataclass(frozen=True)
-class Measured:
-    bytes_W: list[int]  # that left each process, with all headers
-    packets_W: list[int]
-    between: dict[str, int]  # "sender-receiver", as seen on the bridge
-    seconds: float  # of all steps, by the first process
-    alone_seconds: float  # of a step in which nothing was sent, on average; 0 where there was none
-    ledger: list[Sent]
-
-    def less(self, other: Measured) -> Measured:
-        """What this run had more than a shorter one."""
-        return Measured(
-            [a - b for a, b in zip(self.bytes_W, other.bytes_W, strict=True)],
-            [a - b for a, b in zip(self.packets_W, other.packets_W, strict=True)],
-            {pair: n - other.between.get(pair, 0) for pair, n in self.between.items()},
-            self.seconds - other.seconds,
-            self.alone_seconds,
-            [r for r in self.ledger if r.step > max([r.step for r in other.ledger], default=0)],
-        )
-
-
-def measure(recipe: Recipe, bits_per_second: float) -> Measured:
-    """One run over as many processes as there are workers, one a namespace."""
-    num = recipe.num_workers
-    with narrow(num, bits_per_second) as names, tempfile.TemporaryDirectory() as path:
-        folder = RunFolder(Path(path) / "run")
-        folder.path.mkdir()
-        (folder.path / "recipe.json").write_text(json.dumps(recipe.to_dict()))
-        env = os.environ | {
-            "PYTHONPATH": str(ROOT),
-            "OMP_NUM_THREADS": "1",
-            "MASTER_ADDR": "10.77.0.1",
-            "MASTER_PORT": "29500",
-            "GLOO_SOCKET_IFNAME": "wan0",
-            "WORLD_SIZE": str(num),
-        }
-        inside = ("ip", "netns", "exec")
-        sniffer = subprocess.Popen(
-            [*inside, f"{PREFIX}hub", sys.executable, "-c", "from bench.narrow import pairs; pairs()"],
-            env=env,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        assert sniffer.stdout is not None
-        sniffer.stdout.readline()
-        started = []
-        for p, name in enumerate(names):
-            command = [*inside, name, sys.executable, "-m", "lab", "resume", str(folder.path)]
-            with open(Path(path) / f"{p}.log", "w") as log:
-                mine = env | {"RANK": str(p), "LOCAL_RANK": "0"}
-                started.append(subprocess.Popen(command, env=mine, stdout=log, stderr=subprocess.STDOUT))
-        codes = [p.wait() for p in started]
-        if any(codes):
-            raise SystemExit("\n".join((Path(path) / f"{p}.log").read_text() for p in range(num)))
-        between = json.loads(sniffer.communicate("")[0])
-        counters = [sent(name) for name in names]
-        events = list(folder.events())
-    ledger = [e for e in events if isinstance(e, Sent)]
-    took = {e.step: e.seconds for e in events if isinstance(e, Stepped)}
-    alone = [s for t, s in took.items() if t > 2 and t not in {r.step for r in ledger}]  # the first ones warm up
-    counted = [b for b, _ in counters], [n for _, n in counters]
-    return Measured(*counted, between, sum(took.values()), sum(alone) / max(1, len(alone)), ledger)
-
-
-def difference(recipe: Recipe, bits_per_second: float, steps: tuple[int, int]) -> Measured:
-    """What the steps after the first ``steps[0]`` took, up to ``steps[1]``."""
-    short, long = (measure(recipe.but(steps=n), bits_per_second) for n in steps)
-    return long.less(short)
-
 
 EXPERTS = [
     "model=moe-nano",
@@ -198,7 +22,6 @@ COMMON = [
     "eval_every=0",
     "checkpoint_every=0",
 ]
-HEADERS = 66  # bytes of Ethernet, IP and TCP with timestamps, per packet
 
 
 def recipe(method: str, num_workers: int, *more: str) -> Recipe:
@@ -219,28 +42,23 @@ def on_the_wire(num: int, period: int = 2) -> dict[str, Recipe]:
     }
 
 
-def bytes_table(rate: float = 200e6) -> None:
-    """What left the processes against the ledger priced for a ring, which is gloo's all-reduce."""
+def bytes_table(rate: float = 200e6, steps: tuple[int, int] = (4, 12)) -> None:
+    """What left the processes against the ledger priced for a ring, which is gloo's all-reduce, with and without headers."""
+    print("MB that left all processes      counted  payload by the ledger  counted ÷   framed by the ledger  counted ÷")
     for num in (2, 4):
         for name, r in on_the_wire(num).items():
-            m = difference(r, rate, (4, 12))
-            priced = (
-                Network()
-                .price([replace(x, step=x.step - 4) for x in m.ledger], num_workers=num, steps=8)
-                .wire_bytes_W.sum()
-            )
-            total, headers = sum(m.bytes_W), HEADERS * sum(m.packets_W)
+            m = difference(r, rate, steps, look_between=name == "fomoe" and num > 2)
+            counted = sum(m.bytes_W)
+            plain, framed = (float(m.bill(Network(framing=f)).wire_bytes_W.sum()) for f in ("none", "ethernet"))
             print(
-                f"{name:<8} {num} processes: priced {priced / 1e6:8.3f} MB, measured {total / 1e6:8.3f} MB ({total / priced:.3f}×), "
-                f"without packet headers {(total - headers) / 1e6:8.3f} MB ({(total - headers) / priced:.3f}×)",
+                f"{name:<8} {num} processes {counted / 1e6:19.3f} {plain / 1e6:22.3f} {counted / plain:10.3f} "
+                f"{framed / 1e6:22.3f} {counted / framed:10.3f}",
                 flush=True,
             )
-            if name == "fomoe" and num > 2:
+            if m.between:
                 print(f"  between processes: { {k: round(v / 1e6, 3) for k, v in sorted(m.between.items())} } MB")
-                print(
-                    f"  experts are held by {sorted({r.workers for r in m.ledger if 'experts' in r.payload_bytes})}",
-                    flush=True,
-                )
+                held = sorted({r.workers for r in m.ledger if "experts" in r.payload_bytes})
+                print(f"  experts are held by {held}", flush=True)
 
 
 def seconds_table(num: int = 2, rates: tuple[float, ...] = (100e6, 10e6)) -> None:
@@ -253,12 +71,8 @@ def seconds_table(num: int = 2, rates: tuple[float, ...] = (100e6, 10e6)) -> Non
         alone, found = 0.0, {}
         for name, r in recipes.items():
             m = found[name] = difference(r, rate, steps)
-            ledger = [replace(x, step=x.step - steps[0]) for x in m.ledger]
             alone = m.alone_seconds or alone
-            net = Network(bits_per_second=rate)
-            predicted = net.price(
-                ledger, num_workers=num, steps=steps[1] - steps[0], compute_seconds=alone
-            ).total_seconds
+            predicted = m.bill(Network(bits_per_second=rate, framing="ethernet"), alone).total_seconds
             print(
                 f"{name:<8} {rate / 1e6:.0f} Mbit/s, {num} processes: {m.seconds:.2f} s measured / {predicted:.2f} s predicted "
                 f"= {m.seconds / predicted:.3f} (computing {alone * 1000:.0f} ms a step)",

@@ -13,7 +13,6 @@ from pathlib import Path
 FOLDER = Path(__file__).parent / "screens"
 STORED = Path(__file__).parent.parent / "notebooks" / "stored" / "turned"
 THEMES = {"light": "JupyterLab Light", "dark": "JupyterLab Dark"}
-COLOURS = 96  # of a picture: a canvas has few, and text has their shades
 
 SETUP = """
 import time
@@ -27,11 +26,12 @@ from widgets import CommunicationBudget, Drift, Knobs, Losses, RankSegments, Rou
 import lab
 
 small = ["model=nano", "corpus=grammar?tokens=400000", "context=32", "batch_size=4", "eval_every=4"]
-storm = ['scenario.outages=[{"worker":2,"first":20,"last":34}]', "scenario.slow.1=2.0", 'scenario.joins.3=9']
+storm = ['scenario.outages=[{"worker":2,"first":20,"last":30},{"worker":3,"first":1,"last":8}]', "scenario.slow.1=2.0"]
 des_loc = Recipe.of("des_loc", [*small, "steps=48", "method.sync_every.params=4", "method.sync_every.exp_avg=8",
                                 "method.sync_every.exp_avg_sq=12", *storm])
 fomoe = Recipe.of("fomoe", ["corpus=grammar?tokens=400000", "steps=64", "batch_size=2", "context=32", "placement.overlap=2",
-                            "placement.kind=random", "placement.every=2", "method.sync_every=8", "routing_every=4"])
+                            "placement.kind=random", "placement.every=2", "routing_every=4",
+                            *(f"method.sync_every.{state}=8" for state in ("params", "exp_avg", "exp_avg_sq"))])
 prelort = Recipe.of("prelort", ["model=nano", "start=", "steps=12", "method.sync_every=4", "eval_every=4", "eval_windows=16"])
 calm, experts, adapters = [list(Trainer(recipe).events()) for recipe in (des_loc, fomoe, prelort)]
 turned = list(RunFolder("STORED").events())
@@ -66,19 +66,22 @@ def main() -> None:
     def shoot(locator: object, file: Path) -> None:
         picture = PIL.Image.open(io.BytesIO(locator.screenshot())).convert("RGB")  # type: ignore[attr-defined]
         file.parent.mkdir(parents=True, exist_ok=True)
-        picture.quantize(COLOURS, dither=PIL.Image.Dither.NONE).save(file, optimize=True)
+        picture.save(file, optimize=True)
         print(f"{file}: {file.stat().st_size / 1000:.0f} kB")
 
     with sync_playwright() as playwright, tempfile.TemporaryDirectory() as folder:
         chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
         server = JupyterLab(Path(folder), chromium)
         nb = server.open("screens.ipynb", [SETUP.replace("STORED", str(STORED)), *VIEWS.values()])
-        nb.page.set_default_timeout(300_000)
-        nb.page.set_viewport_size({"width": 1280, "height": 1600})
+        nb.page.set_default_timeout(60_000)
+        nb.page.set_viewport_size({"width": 1280, "height": 2400})
         nb.command("application:toggle-left-area")
         for k in range(len(VIEWS) + 1):
             nb.run(k)
-        panel = nb.page.locator(".isthmus-panel").first
+            for output in nb.outputs(k):
+                if output["output_type"] == "error":
+                    raise SystemExit(output["evalue"])
+        panel = nb.page.locator(".isthmus-panel:has(button)").first
         nb.press("Start")
         panel.locator("canvas").first.wait_for()
         nb.page.wait_for_timeout(15_000)

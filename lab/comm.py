@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import product
 from typing import TYPE_CHECKING
 
 import torch
@@ -62,6 +63,7 @@ class Ledger:
 
 
 Encoded = dict[int, tuple[Tensor, ...]]  # what a codec made of rows, by worker
+Named = Mapping[int, Mapping[str, Tensor]]  # tensors by worker and name
 Unfinished = tuple[
     Mapping[int, float], Encoded, Tensor
 ]  # a mean: weights of all workers; rows of those here; their part
@@ -127,7 +129,8 @@ class Communicator:
 
         def of_own(copies: Tensor, rows: list[int], weights: Mapping[int, float], base: Tensor | None) -> Unfinished:
             """What the rows here add to the mean of the ``i``-th block, and what a codec makes of each of them."""
-            part, encoded, workers = torch.zeros_like(copies[:1]), Encoded(), [block.holders[r] for r in rows]
+            part = copies.new_zeros(1 if to_server else min(1, len(copies)), block.numel)
+            encoded, workers = Encoded(), [block.holders[r] for r in rows]
             if codec is not None:
                 for row, worker in zip(rows, workers, strict=True):
                     x = copies[row] if base is None else copies[row] - base[0]
@@ -145,8 +148,10 @@ class Communicator:
             workers, rows = tuple(w for w in block.everywhere if up[w]), stack.rows(i, up)
             base = None if minus is None else minus.blocks[i]
             if not workers:
-                known = copies.mean(0, keepdim=True)[: len(copies)] if otherwise is None else otherwise.blocks[i]
-                agreed.append(known if base is None else torch.zeros_like(base))
+                if base is None and otherwise is None:
+                    agreed.append(_mean(copies, range(len(copies)), block.everywhere, unfinished))
+                else:
+                    agreed.append(torch.zeros_like(base) if base is not None else otherwise.blocks[i])  # type: ignore[union-attr]
                 continue
             payload = _payload(codec, block, copies)
             _count(sent, workers, block.group, payload)
@@ -157,8 +162,8 @@ class Communicator:
             if any(sum(x.nbytes for x in row) != payload for row in own[1].values()):
                 raise AssertionError(f"codec {codec!r} sent rows of unequal size")
             agreed.append(own[2])
-            unfinished += [own] if len(rows) < len(workers) else []
-        self.peers.finish_(unfinished, codec)
+            unfinished += [own] if to_server or len(rows) < len(workers) else []
+        self.peers.finish_(unfinished, codec, to_server)
         if self.observer is not None and not self.fleet.params.blocks[0].is_meta:
             means = agreed if minus is None else [a + b for a, b in zip(agreed, minus.blocks, strict=True)]
             self.observer(state, stack, Stack(stack.layout, means))
@@ -188,7 +193,7 @@ class Communicator:
             knows = [w for w in block.everywhere if (not receives[w] if known_by is None else known_by[w])]
             if workers:
                 _count(sent, workers, block.group, block.numel * x.itemsize)
-                moves += [(knows, workers, x)] if knows else []
+                moves.append((knows or self.peers.knows(block), workers, x))
         self.peers.bring_(moves)
         if stack is not agreed:
             stack.copy_(agreed, receives)
@@ -214,32 +219,38 @@ class Communicator:
         self._write("broadcast", state, sent)
 
     @torch.no_grad()
-    def gather(self, stack: Stack, state: str) -> dict[int, dict[str, Tensor]]:
-        """The copies of all holders that are up, by worker and name: for aggregations that are not means."""
+    def gather(self, stack: Stack, state: str) -> Named:
+        """The copies of all holders that are up, by worker and name, at a server: for aggregations that are not means.
+
+        The server is the first process; at the others these are shapes without numbers (``is_meta``).
+        """
         if self.observer is not None:
             self.observer(state, stack, None)
         out: dict[int, dict[str, Tensor]] = {w: {} for w, up in enumerate(self.fleet.up) if up}
         sent: dict[tuple[int, ...], dict[str, int]] = {}
-        for i, block in enumerate(stack.layout.blocks):
-            rows = stack.rows(i, self.fleet.up)
-            if not rows:
-                continue
-            _count(sent, tuple(block.holders[r] for r in rows), block.group, stack.blocks[i][0].nbytes)
-            for name in block.names:
-                for row in rows:
-                    out[block.holders[row]][name] = stack[name][row]
+        for block, copies in zip(stack.layout.blocks, stack.blocks, strict=True):
+            workers = tuple(w for w in block.everywhere if self.fleet.up[w])
+            if workers:
+                _count(sent, workers, block.group, block.numel * copies.itemsize)
+            for name, w in product(block.names, workers):
+                out[w][name] = stack.cell_or_shape(name, w)
         self._write("gather", state, sent)
-        return out
+        return self.peers.collect(out)
 
-    def collect(self, tensors: Mapping[int, Mapping[str, Tensor]], state: str, of: Stack) -> None:
-        """Workers hand in tensors of their own making, by worker and name: parts of what they hold in ``of``."""
+    def collect(self, tensors: Named, state: str, of: Stack) -> Named:
+        """Workers hand in tensors of their own making, by worker and name: parts of what they hold in ``of``.
+
+        Those of workers elsewhere are given by their shape. What comes back is as of `gather`.
+        """
         if self.observer is not None:
             self.observer(state, of, None)
         self._write_each("gather", tensors, state)
+        return self.peers.collect(tensors)
 
-    def hand_out(self, tensors: Mapping[int, Mapping[str, Tensor]], state: str) -> None:
-        """A server hands tensors of its own making to workers, by worker and name."""
+    def hand_out(self, tensors: Named, state: str) -> Named:
+        """A server hands tensors of its own making to workers, by worker and name: what those here (at the server: all) got."""
         self._write_each("broadcast", tensors, state)
+        return self.peers.deal(tensors)
 
     def agreed(self, stack: Stack, among: Sequence[bool] | None = None, otherwise: Stack | None = None) -> Stack:
         """The mean over the holders that are up (or marked in ``among``): for looking at it. Nothing is sent or counted.
@@ -253,14 +264,9 @@ class Communicator:
             if not workers and otherwise is not None:
                 blocks.append(otherwise.blocks[i])
                 continue
-            weights = _normalised(None, workers or block.everywhere, copies)
-            rows = [row for row, w in enumerate(block.holders) if w in weights]
-            some = copies[rows] if len(rows) < len(copies) else copies
-            if len(rows) == len(weights):
-                blocks.append(some.mean(0, keepdim=True))
-            else:
-                blocks.append(some.sum(0, keepdim=True)[: len(copies)] / len(weights))
-                unfinished.append((weights, {}, blocks[i]))
+            held_by = workers or block.everywhere
+            rows = [row for row, w in enumerate(block.holders) if w in held_by]
+            blocks.append(_mean(copies, rows, held_by, unfinished))
         self.peers.finish_(unfinished, None)
         return Stack(stack.layout, blocks)
 
@@ -279,7 +285,7 @@ class Communicator:
             owed.copy_(x - decoded)
         return encoded, decoded
 
-    def _write_each(self, op: str, tensors: Mapping[int, Mapping[str, Tensor]], state: str) -> None:
+    def _write_each(self, op: str, tensors: Named, state: str) -> None:
         """Workers whose tensors are equally large go into one record."""
         alike: dict[tuple[tuple[str, int], ...], list[int]] = {}
         for worker, named in tensors.items():
@@ -307,6 +313,16 @@ def _payload(codec: Codec | None, block: Block, like: Tensor) -> int:
     if codec is None:
         return block.numel * like.itemsize
     return sum(x.nbytes for x in codec.encode(torch.empty(block.numel, dtype=like.dtype, device="meta")))
+
+
+def _mean(copies: Tensor, rows: Sequence[int], workers: Sequence[int], unfinished: list[Unfinished]) -> Tensor:
+    """The plain mean over the copies of ``workers``, of which those in ``rows`` are here."""
+    some = copies[rows] if len(rows) < len(copies) else copies
+    if len(rows) == len(workers):
+        return some.mean(0, keepdim=True)
+    part = some.sum(0, keepdim=True)[: len(copies)] / len(workers)
+    unfinished.append((dict.fromkeys(workers, 1 / len(workers)), {}, part))
+    return part
 
 
 def _normalised(weights_W: Sequence[float] | None, workers: Sequence[int], like: Tensor) -> dict[int, float]:

@@ -174,7 +174,9 @@ class Covered:
     contributors_M: list[list[int]]  # workers
     mass_M: list[float]  # their part of the samples of all who took part
     since_M: list[int]  # local steps since the segment was handed in last, before this time
-    bias: float  # ‖Σ p_k·B_k·A_k − B̄·Ā‖ / ‖Σ p_k·B_k·A_k‖ with zero-padded mean factors; 0 where nothing has moved
+    # ‖Σ p_k·B_k·A_k − B̄·Ā‖ / ‖Σ p_k·B_k·A_k‖ with zero-padded mean factors; 0 where nothing has moved, None where no process
+    # has all factors
+    bias: float | None
 
 
 @dataclass(frozen=True)

@@ -146,6 +146,11 @@ class Stack:
             raise KeyError(f"worker {worker} does not hold {name}")
         return self[name][held_by.index(worker)]
 
+    def cell_or_shape(self, name: str, worker: int) -> Tensor:
+        """The same; of a worker in another process its shape, on ``meta``."""
+        here = worker in self.layout.blocks[self.layout.place[name][0]].holders
+        return self.cell(name, worker) if here else self[name].new_empty(self[name].shape[1:], device="meta")
+
     def clone(self) -> Stack:
         return Stack(self.layout, [b.clone() for b in self.blocks])
 
@@ -240,6 +245,8 @@ class Fleet:
         self.in_order = False  # set when the modules turn out to draw from torch's global generator
         self.mine = range(num_workers) if mine is None else mine
         self.threads = max(1, min(len(self.mine), threads or num_cores()))
+        # Called with the blocks that got other holders and, for each that has other rows here now, whose row each was.
+        self.rows_moved: Callable[[Mapping[int, Block], Mapping[int, Sequence[int | None]]], None] = lambda *_: None
         self._pool: ThreadPoolExecutor | None = None
         self._looked_for_draws = False
 
@@ -268,7 +275,7 @@ class Fleet:
                 for name in order:
                     self.params[name].copy_(values[name])
             for w in self.mine:
-                self._attach(self.modules[w], partial(self.params.cell, worker=w), partial(self.grads.cell, worker=w))
+                self.attach(self.modules[w], partial(self.params.cell, worker=w), partial(self.grads.cell, worker=w))
 
     def hold_(self, holders: Mapping[str, Sequence[int]], t: int) -> list[tuple[int, int]]:
         """From local step ``t`` on, the units are held by these workers; ``build`` must give modules to match.
@@ -298,35 +305,27 @@ class Fleet:
     def relabel_(self, labels: Mapping[int, tuple[tuple[int, ...], tuple[int, ...]]]) -> None:
         """Give some blocks other holders and arrival times; the workers concerned get modules to match."""
         concerned: set[int] = set()
+        before, rows = {i: self.layout.blocks[i] for i in labels}, dict[int, list[int | None]]()
         for i, (held_by, since) in labels.items():
-            block = self.layout.blocks[i]
+            block = before[i]
             concerned |= set(block.everywhere) ^ set(held_by)
-            concerned |= {w for w, old in zip(held_by, block.everywhere, strict=True) if w != old}
-            here = tuple(w for w in held_by if w in self.mine)
+            pairs = [(w, old) for w, old in zip(held_by, block.everywhere, strict=True) if w in self.mine]
+            was = [block.holders.index(old) if old in self.mine else None for _, old in pairs]
+            here = tuple(w for w, _ in pairs)
+            if was != list(range(len(block.holders))):
+                rows[i] = was
+            concerned |= {w for w, old in pairs if i in rows or w != old}
             self.layout.blocks[i] = replace(block, everywhere=held_by, holders=here, since=since)
+        self.rows_moved(before, rows)
         if self.device.type == "meta":
             return
         for w in sorted(concerned & set(self.mine)):
             buffers = dict(self.modules[w].named_buffers(remove_duplicate=False))
             with torch.device("meta"):
                 self.modules[w] = self.build(w)
-            self._attach(
+            self.attach(
                 self.modules[w], partial(self.params.cell, worker=w), partial(self.grads.cell, worker=w), buffers
             )
-
-    def frozen(self, names: Iterable[str]) -> Stack:
-        """Frozen tensors as an agreed stack ``[1, P]`` of which every module has views: who changes it, changes all models."""
-        shapes = {n: self.constants[n].shape for n in names}
-        everybody = tuple(range(self.num_workers))
-        layout = Layout.of(dict.fromkeys(shapes, everybody), shapes, lambda name: "frozen")
-        stack = Stack(layout, [torch.empty(1, b.numel, device=self.device, dtype=self.dtype) for b in layout.blocks])
-        for name in shapes if self.device.type != "meta" else ():
-            stack[name].copy_(self.constants[name])
-            self.constants[name] = stack[name][0]
-        for w, module in enumerate(self.modules if shapes and self.device.type != "meta" else ()):
-            buffers = dict(module.named_buffers(remove_duplicate=False))
-            self._attach(module, partial(self.params.cell, worker=w), partial(self.grads.cell, worker=w), buffers)
-        return stack
 
     @property
     def layout(self) -> Layout:
@@ -378,10 +377,10 @@ class Fleet:
         """The whole model, in eval mode, as views of agreed values: no copy. Names nobody holds keep their first values."""
         with torch.device("meta"):
             model = self.build(None)
-        self._attach(model, lambda name: agreed[name][0])
+        self.attach(model, lambda name: agreed[name][0])
         return model.eval().requires_grad_(False)
 
-    def _attach(
+    def attach(
         self,
         module: nn.Module,
         value: Callable[[str], Tensor],

@@ -117,6 +117,7 @@ class Trainer:
             samples_W,
         )
         recipe.method.init(self.state)
+        self.peers.attach_(self.state, self.comm)
         self.drift = DriftWatch(self.state)
         if not dry:
             self.comm.observer = self._at_average
@@ -221,8 +222,10 @@ class Trainer:
                 if self._evaluates(t):
                     yield self._evaluate(t)
                     if self.adapter_watch is not None:
+                        whole = self.peers.whole(self.agreed(), self.last_up)
                         scores = self.text.scores if self.text else lambda model: {}
-                        yield self.adapter_watch.truncated(t, self.agreed(), self.validation_loss, scores)
+                        if self.peers.first:
+                            yield self.adapter_watch.truncated(t, whole, self.validation_loss, scores)
                 if self.watch is not None and t % recipe.routing_every == 0:
                     whole = self.peers.whole(self.agreed(), self.last_up)
                     yield self.watch.look(t, self.fleet.whole_model(whole) if self.peers.first else None)
@@ -296,6 +299,8 @@ class Trainer:
             for name, stack in self.state.shared.items():  # kept once in this process; they receive it all the same
                 self.comm.broadcast_(stack, stack, name, returned, self.last_up)
         self.fleet.up = now
+        for block in self.fleet.layout.blocks:
+            self.peers.saw(block, now)
         if any(now):
             self.last_up = now
         if t == 1 and all(now):
@@ -322,7 +327,7 @@ class Trainer:
     def agreed(self) -> Stack:
         """What the model is at this moment: the server's, or else the mean over those who hold its present state."""
         if self.state.served:
-            return self.state.shared["params"]
+            return self.peers.told(self.state.shared["params"])
         return self.comm.agreed(self.state.local["params"], self.last_up, self.state.shared.get("params"))
 
     @torch.no_grad()

@@ -16,7 +16,10 @@ import nbformat
 
 ROOT = Path(__file__).parent.parent
 CELL = "window.jupyterapp.shell.currentWidget.content.widgets[k]"
-QUIET = {"@jupyterlab/apputils-extension/notification": '{"fetchNews": "false", "checkForUpdates": false}'}
+SETTINGS = {
+    "@jupyterlab/apputils-extension/notification": '{"fetchNews": "false", "checkForUpdates": false}',
+    "@jupyterlab/notebook-extension/tracker": '{"windowingMode": "none"}',  # cells out of sight are there all the same
+}
 
 
 class JupyterLab:
@@ -27,7 +30,7 @@ class JupyterLab:
         with socket.socket() as s:
             s.bind(("127.0.0.1", 0))
             self.port = s.getsockname()[1]
-        for name, settings in QUIET.items():
+        for name, settings in SETTINGS.items():
             file = folder / ".settings" / f"{name}.jupyterlab-settings"
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(settings)

@@ -19,10 +19,11 @@ from lab.errors import RecipeError
 from lab.events import Placed, Routed, Saturated, Sent, Warned
 from lab.experts.placement import Experts, Placement, deal, moved, resident, shuffled
 from lab.experts.routing import balance
-from lab.fleet import Fleet
+from lab.fleet import Fleet, Layout, Stack
 from lab.methods import FoMoE, State
 from lab.models.moe import MoE
 from lab.optim import AdamW, Nesterov, Optimizer
+from lab.optimizers.outer import descend_
 from lab.recipe import Recipe
 from lab.run import Trainer, dry_run, train
 from lab.scenarios import Outage, Scenario
@@ -637,3 +638,21 @@ def test_federations_of_any_shape_can_be_planned(shape: tuple[int, int, int]) ->
     num_workers, num_experts, overlap = shape
     model = MoE(dim=8, num_layers=1, num_heads=2, num_experts=num_experts, expert_dim=4, top_k=1)
     assert dry_run(recipe(overlap, "random", model=model, num_workers=num_workers, steps=7))
+
+
+def test_an_outer_step_is_the_first_for_some_and_a_later_one_for_others() -> None:
+    """Nesterov by hand, where nobody who was up held a tensor when the others moved for the first time."""
+    layout = Layout.of({"a": (0,), "b": (1,)}, {"a": torch.Size([2]), "b": torch.Size([2])}, lambda name: "all")
+    shared = Stack(layout, [torch.zeros(1, 2, dtype=torch.float64) for _ in range(2)])
+    optimizer = Nesterov(0.5, 0.9).over(shared)
+
+    def moved(a: float, b: float) -> Stack:  # E[local − shared], minus the gradient
+        return Stack(layout, [torch.full((1, 2), -x, dtype=torch.float64) for x in (a, b)])
+
+    descend_(optimizer, moved(1.0, 0.0), [True, False])
+    assert shared["a"][0].tolist() == pytest.approx([-0.5 * (1.0 + 0.9)] * 2)
+    assert shared["b"][0].tolist() == [0.0, 0.0]
+    descend_(optimizer, moved(2.0, 3.0), [True, True])
+    momentum = 0.9 * 1.0 + 2.0
+    assert shared["a"][0].tolist() == pytest.approx([-0.95 - 0.5 * (2.0 + 0.9 * momentum)] * 2)
+    assert shared["b"][0].tolist() == pytest.approx([-0.5 * (3.0 + 0.9 * 3.0)] * 2)

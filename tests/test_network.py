@@ -36,6 +36,15 @@ def price(records: list[Sent], n: Network, steps: int = 1, workers: int = 4, **m
     return n.price(records, num_workers=workers, steps=steps, **more)
 
 
+def test_frames_on_an_ethernet() -> None:
+    """A payload of two full segments: two frames of 1514 and one acknowledgement of 66; time grows with it, latency does not."""
+    records = [sent(1, (0, 1), 2 * 1448)]
+    plain, framed = price(records, net("ring")), price(records, net("ring", framing="ethernet"))
+    assert framed.wire_bytes_W.sum() == pytest.approx(2 * (2 * 1514 + 66))  # both hand theirs to the other
+    growth = (framed.total_seconds - 2 * L) / (plain.total_seconds - 2 * L)
+    assert growth == pytest.approx((2 * 1514 + 66) / (2 * 1448))
+
+
 # topology, op, n workers -> seconds, bytes on all wires (in payloads S). B = one payload a second, the server four.
 FORMS = [
     ("ring", "all_reduce", 2, 1.0 + 2 * L, 2),

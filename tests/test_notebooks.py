@@ -32,6 +32,7 @@ TINY = {
     "05_lordo": ["steps=16", "period=4", 'ranks="4"', 'seeds="0"', "toy_rounds=6", 'corpus="grammar?tokens=40000"'],
     "06_photon": ["steps=8", "period=4", 'rates="0.003"', 'seeds="0"', 'corpus="grammar?tokens=40000"'],
     "10_classroom": ["steps=6", "live_steps=6", "speed=200.0", 'corpus="grammar?tokens=40000"'],
+    "21_for_real": ["steps=4", "first=0", 'rates="1000"', 'methods="DDP,DES-LOC"', "period=2", "batch=1"],
     "20_compare": [
         'methods="ddp,mt_dao,noloco"',
         "steps=16",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from lab.comm import Communicator
 from lab.data import Corpus, load_corpus
-from lab.events import Drifted, Event, Sent, Started, Stepped, Warned
+from lab.events import Covered, Drifted, Event, Sent, Started, Stepped, Warned
 from lab.experts.placement import Placement
 from lab.fleet import Fleet, Stack
 from lab.methods import (
@@ -24,6 +25,7 @@ from lab.methods import (
     SPARTA,
     DeMo,
     DiLoCo,
+    FedIT,
     FoMoE,
     LocalAdam,
     LocalSGD,
@@ -31,12 +33,14 @@ from lab.methods import (
     Method,
     NoLoCo,
     Photon,
+    PreLort,
     State,
     StreamingDiLoCo,
 )
 from lab.methods.lordo import QHAdam
 from lab.methods.mt_dao import QHADOPT, Warm
 from lab.models.gpt import GPT
+from lab.models.lora import LoRA
 from lab.models.moe import MoE
 from lab.optim import Nesterov, Optimizer
 from lab.recipe import Recipe
@@ -267,6 +271,8 @@ def story(events: Iterable[Event]) -> list[Event]:
 # Recipes that must give the same over one and over several processes: every listed method, and what could go wrong besides.
 
 STORM = Scenario(outages=(Outage(worker=1, first=3, last=4), Outage(worker=2, last=2)))
+BOTH_GONE = Scenario(outages=(Outage(worker=1, first=2, last=5), Outage(worker=3, first=4, last=5)))
+MOVING = Placement(overlap=2, kind="random")
 DRAWN = Scenario(sample=2, sample_every=2, catch_up="params")
 EXPERTS = {
     "model": MoE(dim=8, num_layers=2, num_heads=2, num_experts=4, expert_dim=4, top_k=2),
@@ -280,8 +286,24 @@ def of_four(method: Method | str, **changes: Any) -> Recipe:
     return recipe(method, **({"num_workers": 4, "eval_every": 3, "checkpoint_every": 3} | changes))
 
 
+CLIENTS, EQUAL = LoRA(ranks=(1, 2, 4, 2)), LoRA(ranks=(2, 2, 2, 2))
+SERVED = {  # some clients are away, the first as well, and the largest
+    name: of_four(
+        dataclasses.replace(METHODS[name](), sync_every=2, inner=Optimizer("AdamW", 3e-2)),  # type: ignore[type-var]
+        lora={"fedit": EQUAL, "fedex_lora": EQUAL, "ffa_lora": dataclasses.replace(CLIENTS, train="B")}.get(
+            name, CLIENTS
+        ),
+        scenario=Scenario(outages=(Outage(worker=0, first=3, last=3), Outage(worker=2, first=4, last=5))),
+    )
+    for name in FEDERATED
+}
+# Of the listed ones those that differ in what they send: what moves a row is no matter of processes.
+ALONE_AS_WELL = re.compile(
+    r".* (SGD|SGDM|ADOPT|RMSprop|FedMom|FedYogi|QHM|unclipped|clip value|coin|gradient|one wave)$"
+)
 OVER_PROCESSES: dict[str, Recipe] = (
-    {name: of_four(m) for name, m in LISTED.items()}
+    {name: of_four(m) for name, m in LISTED.items() if not ALONE_AS_WELL.match(name)}
+    | SERVED
     | {f"{name}, storm": of_four(LISTED[name], scenario=STORM) for name in ("ddp", "photon FedAdam", "lordo", "noloco")}
     | {f"{name}, storm": of_four(LISTED[name], scenario=STORM) for name in ("des_loc outer", "streaming_diloco three")}
     | {f"{name}, drawn": of_four(LISTED[name], scenario=DRAWN) for name in ("photon", "diloco outer Adam")}
@@ -296,11 +318,29 @@ OVER_PROCESSES: dict[str, Recipe] = (
         "experts on two, apart": of_four(
             LISTED["fomoe outer"], placement=Placement(overlap=2, layers="apart"), scenario=STORM, **EXPERTS
         ),
+        "experts that move": of_four(EVERY_TWO, placement=MOVING, **EXPERTS),
+        "experts that move, outer": of_four(LISTED["fomoe outer"], placement=MOVING, scenario=STORM, **EXPERTS),
+        "experts that move, one": of_four(
+            EVERY_TWO, placement=Placement(overlap=1, kind="random"), scenario=STORM, **EXPERTS
+        ),
+        "experts that nobody holds": of_four(
+            LISTED["diloco"], placement=Placement(overlap=1), scenario=STORM, **EXPERTS
+        ),
+        "experts that nobody holds, mean": of_four(
+            EVERY_TWO, placement=Placement(overlap=2), scenario=BOTH_GONE, **EXPERTS
+        ),
+        "adapters of four ranks, des_loc": of_four("des_loc", lora=CLIENTS),
+        "prelort sample, outer, zero": of_four(
+            PreLort(2, nested="sample", uncovered="zero", outer=Nesterov(0.7, 0.9)), lora=CLIENTS, scenario=STORM
+        ),
+        "fedit int8": of_four(FedIT(2), lora=EQUAL, codecs={"params": "int8"}),
+        "fedit bfloat16": of_four(FedIT(2), lora=EQUAL, codecs={"params": "bfloat16"}, dtype="float32"),
         "experts on one": of_four(LISTED["diloco"], placement=Placement(overlap=1), **EXPERTS),
     }
 )
 
 
 def told(events: Iterable[Event]) -> list[Event]:
-    """A story without the drifts between evaluations, at which several processes do not look."""
-    return [event for event in story(events) if not isinstance(event, Drifted)]
+    """A story without what several processes do not see: drifts between evaluations, how wrong the mean of factors is."""
+    known = [event for event in story(events) if not isinstance(event, Drifted)]
+    return [dataclasses.replace(e, bias=None) if isinstance(e, Covered) else e for e in known]

@@ -92,9 +92,10 @@ class RankSegments(View):
         return Lines("Which segments hold the energy?", STEP, y, [*thin, *lines], hover=ENERGY)
 
     def _bias(self) -> Lines | None:
-        if not self.covered:
+        known = [(x.step, x.bias) for x in self.covered if x.bias is not None]
+        if not known:
             return None
-        bias = Series("bias of mean factors", [x.step for x in self.covered], [x.bias for x in self.covered])
+        bias = Series("bias of mean factors", [step for step, _ in known], [x for _, x in known])
         return Lines("How wrong is the mean of factors?", STEP, "relative error", [bias], hover=BIAS)
 
     def _bytes(self) -> Lines | None:

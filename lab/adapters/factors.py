@@ -69,8 +69,8 @@ class Adapters:
 
 
 def cells(stack: Stack, worker: int) -> Callable[[str], Tensor]:
-    """Where one worker's copies are found by name."""
-    return lambda name: stack.cell(name, worker)
+    """Where one worker's copies are found by name; the shapes of one in another process."""
+    return lambda name: stack.cell_or_shape(name, worker)
 
 
 def padded(pair: Pair, rank: int) -> Pair:

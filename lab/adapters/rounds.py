@@ -6,15 +6,16 @@ Who is up at the beginning of a round takes part in it; who comes back in its mi
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Literal
 
 import torch
-from torch import Tensor
 
 from lab.adapters.factors import Adapters, Pair
-from lab.comm import Communicator
+from lab.comm import Communicator, Named
 from lab.errors import RecipeError
+from lab.fleet import Fleet, Layout, Stack
 from lab.methods.state import State
 from lab.optim import Optimizer, reset_
 
@@ -34,9 +35,39 @@ def open_(s: State, inner: Optimizer, inner_states: InnerStates, train: str = "b
     if inner_states == "reset":
         inner.check_reset()
     s.optimizers["inner"] = inner.over(s.local["params"], s.grads)
-    s.shared["params"] = s.local["params"].first()
+    s.shared["params"] = _beginning(s.fleet)
     s.served = True
     return s.adapters
+
+
+def _beginning(fleet: Fleet) -> Stack:
+    """The server's state, of all tensors: also of those that no worker of this process holds."""
+    stack = fleet.params.first()
+    missing = [i for i, x in enumerate(stack.blocks) if not len(x)]
+    for i in missing:
+        stack.blocks[i] = stack.blocks[i].new_zeros(1, stack.layout.blocks[i].numel)
+    values = dict(fleet.build(None).named_parameters()) if missing and 0 in fleet.mine else {}
+    for name in [n for i in missing for n in stack.layout.blocks[i].names if n in values]:
+        stack[name].copy_(values[name].detach())
+    return stack
+
+
+def frozen(fleet: Fleet, names: Iterable[str]) -> Stack:
+    """Frozen tensors as an agreed stack ``[1, P]`` of which every module has views: who changes it, changes all models here."""
+    shapes = {n: fleet.constants[n].shape for n in names}
+    everybody = tuple(range(fleet.num_workers))
+    layout = Layout.of(dict.fromkeys(shapes, everybody), shapes, lambda name: "frozen")
+    stack = Stack(layout, [torch.empty(1, b.numel, device=fleet.device, dtype=fleet.dtype) for b in layout.blocks])
+    if fleet.device.type == "meta":
+        return stack
+    for name in shapes:
+        stack[name].copy_(fleet.constants[name])
+        fleet.constants[name] = stack[name][0]
+    for w in fleet.mine:
+        module = fleet.modules[w]
+        buffers = dict(module.named_buffers(remove_duplicate=False))
+        fleet.attach(module, partial(fleet.params.cell, worker=w), partial(fleet.grads.cell, worker=w), buffers)
+    return stack
 
 
 def need_equal_ranks(adapters: Adapters, name: str) -> None:
@@ -84,13 +115,13 @@ def rescale_(s: State, clients: Sequence[int], up: bool) -> None:
                     params.cell(name, w).mul_(factor if up else 1 / factor)
 
 
-def hand_in(s: State, comm: Communicator) -> dict[int, dict[str, Tensor]]:
+def hand_in(s: State, comm: Communicator) -> Named:
     """The factors of all clients that are up, at the server, in the server's scale: for aggregations that are no means."""
     rescale_(s, [w for w, u in enumerate(s.fleet.up) if u], up=True)
     return comm.gather(s.local["params"], "params")
 
 
-def pairs_of(s: State, handed: Mapping[int, Mapping[str, Tensor]], target: str) -> dict[int, Pair]:
+def pairs_of(s: State, handed: Named, target: str) -> dict[int, Pair]:
     """A and B of one map, by client."""
     adapters = s.adapters
     assert adapters is not None
@@ -114,4 +145,4 @@ def coverage(s: State, weight: Weight) -> list[float]:
     n_W = list(s.samples_W) if weight == "samples" and s.samples_W else [1] * s.fleet.num_workers
     up = [w for w, u in enumerate(s.fleet.up) if u]
     total = sum(n_W[w] for w in up)
-    return [sum(n_W[w] for w in b.holders if w in up) / total if total else 0.0 for b in s.fleet.layout.blocks]
+    return [sum(n_W[w] for w in b.everywhere if w in up) / total if total else 0.0 for b in s.fleet.layout.blocks]

@@ -27,7 +27,7 @@ class AdapterWatch:
     def __init__(self, fleet: Fleet, adapters: Adapters, samples_W: Sequence[int] | None):
         self.fleet, self.adapters, self.samples_W = fleet, adapters, samples_W
         self.last_M = [0] * len(adapters.bounds)  # local step in which each segment was handed in last
-        self.covered: tuple[list[list[int]], list[float], float] | None = None
+        self.covered: tuple[list[list[int]], list[float], float | None] | None = None
 
     @torch.no_grad()
     def before_average(self, state: str, stack: Stack) -> None:
@@ -38,15 +38,15 @@ class AdapterWatch:
             return
         p = samples(self.samples_W, up, "samples")
         reach = [[w for w in up if adapters.ranks_W[w] >= high] for high in adapters.bounds]
-        difference, whole = 0.0, 0.0
-        for target in adapters.targets if adapters.lora.train == "both" else ():
+        difference, whole, all_here = 0.0, 0.0, len(self.fleet.mine) == self.fleet.num_workers
+        for target in adapters.targets if adapters.lora.train == "both" and all_here else ():
             pairs = [_pair64(adapters, stack, target, w) for w in up]  # small differences of large norms
             weights = [p[w] for w in up]
             A, B = stacked(pairs, weights)
             mean_A, mean_B = mean([padded(pair, adapters.rank) for pair in pairs], weights)
             whole += product_norm((A, B)) ** 2
             difference += product_norm((torch.cat([A, mean_A]), torch.cat([B, -mean_B], 1))) ** 2
-        bias = (difference / whole) ** 0.5 if whole else 0.0
+        bias = ((difference / whole) ** 0.5 if whole else 0.0) if all_here else None
         self.covered = reach, [sum(p[w] for w in workers) for workers in reach], bias
 
     def new(self, t: int) -> Covered:

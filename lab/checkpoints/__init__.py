@@ -14,6 +14,7 @@ Several processes write the same file as one (`lab.processes.folder`).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -73,14 +74,19 @@ def _owned(trainer: Trainer) -> tuple[dict[str, Stack], dict[str, Stack]]:
     return inner, outer
 
 
+def take_places_(trainer: Trainer, extra: Mapping[str, Any]) -> None:
+    """Experts go where they were."""
+    if "labels" in extra and trainer.experts is not None:
+        trainer.experts.take_(extra["draw"])
+        trainer.fleet.relabel_({i: (tuple(holders), tuple(since)) for i, holders, since in extra["labels"]})
+
+
 @torch.no_grad()
 def restore_(trainer: Trainer, checkpoint: Checkpoint) -> None:
     """Put everything back as it was after the checkpoint's step."""
     tensors, extra = checkpoint.tensors, checkpoint.extra
     layout = trainer.fleet.layout
-    if "labels" in extra and trainer.experts is not None:
-        trainer.experts.take_(extra["draw"])
-        trainer.fleet.relabel_({i: (tuple(holders), tuple(since)) for i, holders, since in extra["labels"]})
+    take_places_(trainer, extra)
     for key, value in tensors.items():
         kind, name, *rest = key.split("/")
         if kind == "watch":
@@ -112,5 +118,7 @@ def restore_(trainer: Trainer, checkpoint: Checkpoint) -> None:
     trainer.state.facts = extra.get("facts", trainer.state.facts)
     trainer.t, trainer.drift.averaged = checkpoint.step, extra.get("drift", checkpoint.step)
     trainer.last_up, trainer.fleet.up = extra["last_up"], extra["up"]
+    for block in layout.blocks:
+        trainer.peers.saw(block, trainer.fleet.up)
     for knob, value in extra.get("knobs", {}).items():
         trainer.turn(knob, value)

@@ -7,7 +7,17 @@ from pydantic import Field
 from torch import Tensor
 
 from lab.adapters.factors import Adapters, mean, samples, stacked
-from lab.adapters.rounds import InnerStates, Weight, fetching, hand_in, need_equal_ranks, open_, pairs_of, start_
+from lab.adapters.rounds import (
+    InnerStates,
+    Weight,
+    fetching,
+    frozen,
+    hand_in,
+    need_equal_ranks,
+    open_,
+    pairs_of,
+    start_,
+)
 from lab.comm import Communicator
 from lab.config import Period, Positive, config
 from lab.fleet import clip_
@@ -36,7 +46,7 @@ class FedExLoRA:
     def init(self, s: State) -> None:
         adapters = open_(s, self.inner, self.inner_states)
         need_equal_ranks(adapters, "fedex_lora")
-        s.shared["base"] = s.fleet.frozen([f"{t}.weight" for t in adapters.targets])
+        s.shared["base"] = frozen(s.fleet, [f"{t}.weight" for t in adapters.targets])
 
     def step(self, s: State, grad: Grad, comm: Communicator, t: int) -> Tensor:
         begins = (t - 1) % self.sync_every == 0
@@ -61,11 +71,15 @@ class FedExLoRA:
         stack: dict[str, Tensor] = {}
         for target in adapters.targets:
             pairs = pairs_of(s, handed, target)
-            every, weights = [pairs[k] for k in pairs], [p[k] for k in pairs]
-            A, B = stacked(every, weights)
+            A, B = stacked([pairs[k] for k in pairs], [p[k] for k in pairs])
             stack |= {f"{target}.lora_A": A, f"{target}.lora_B": B}
-            if not A.is_meta:
-                mean_A, mean_B = mean(every, weights)
-                s.shared["base"][f"{target}.weight"][0].add_(B @ A - mean_B @ mean_A, alpha=adapters.scale)
-                adapters.put_(s.shared["params"], target, mean_A, mean_B)
-        comm.hand_out(dict.fromkeys(handed, stack), "params")
+        received = next(iter(comm.hand_out(dict.fromkeys(handed, stack), "params").values()), None)
+        if received is None or s.fleet.device.type == "meta":
+            return
+        for target in adapters.targets:
+            A, B = received[f"{target}.lora_A"], received[f"{target}.lora_B"]
+            halves = zip(A.chunk(len(p)), B.chunk(len(p), 1), p.values(), strict=True)
+            parts = [(a, b * weight) for a, b, weight in halves]  # the weights stand at the A's alone
+            mean_A, mean_B = mean(parts, [1.0] * len(p))
+            s.shared["base"][f"{target}.weight"][0].add_(B @ A - mean_B @ mean_A, alpha=adapters.scale)
+            adapters.put_(s.shared["params"], target, mean_A, mean_B)

@@ -47,11 +47,10 @@ class FlexLoRA:
     @torch.no_grad()
     def aggregate_(self, s: State, comm: Communicator) -> None:
         handed, adapters = hand_in(s, comm), s.adapters
-        if adapters is None or s.fleet.device.type == "meta":
-            return
+        assert adapters is not None
         p = samples(s.samples_W, list(handed), self.weight)
         for target in adapters.targets:
             pairs = pairs_of(s, handed, target)
             product = stacked([pairs[k] for k in pairs], [p[k] for k in pairs])
-            if product[1].any():
+            if not product[1].is_meta and product[1].any():
                 adapters.put_(s.shared["params"], target, *refactored(product, adapters.rank))

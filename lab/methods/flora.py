@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from lab.adapters.factors import Adapters, samples, stacked
-from lab.adapters.rounds import Weight, fetching, hand_in, open_, pairs_of, start_
+from lab.adapters.rounds import Weight, fetching, frozen, hand_in, open_, pairs_of, start_
 from lab.comm import Communicator
 from lab.config import Period, Positive, config
 from lab.fleet import clip_
@@ -41,7 +41,7 @@ class FLoRA:
 
     def init(self, s: State) -> None:
         adapters = open_(s, self.inner, "reset")
-        s.shared["base"] = s.fleet.frozen([f"{t}.weight" for t in adapters.targets])
+        s.shared["base"] = frozen(s.fleet, [f"{t}.weight" for t in adapters.targets])
 
     def step(self, s: State, grad: Grad, comm: Communicator, t: int) -> Tensor:
         begins = (t - 1) % self.sync_every == 0
@@ -67,8 +67,11 @@ class FLoRA:
             pairs = pairs_of(s, handed, target)
             A, B = stacked([pairs[k] for k in pairs], [p[k] for k in pairs])
             stack |= {f"{target}.lora_A": A, f"{target}.lora_B": B}
-            if not A.is_meta:
-                s.shared["base"][f"{target}.weight"][0].add_(B @ A, alpha=adapters.scale)
-                new = fresh_A(adapters.lora, adapters.rank, A, generator(self.init_seed, "flora", t, target))
-                adapters.put_(s.shared["params"], target, new, B.new_zeros(len(B), adapters.rank))
-        comm.hand_out(dict.fromkeys(handed, stack), "params")
+        received = next(iter(comm.hand_out(dict.fromkeys(handed, stack), "params").values()), None)
+        for target in adapters.targets if s.fleet.device.type != "meta" else ():
+            if received is not None:
+                product = received[f"{target}.lora_B"] @ received[f"{target}.lora_A"]
+                s.shared["base"][f"{target}.weight"][0].add_(product, alpha=adapters.scale)
+            A, B = adapters.agreed(s.shared["params"], target)
+            new = fresh_A(adapters.lora, adapters.rank, A, generator(self.init_seed, "flora", t, target))
+            adapters.put_(s.shared["params"], target, new, torch.zeros_like(B))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Annotated
 
 import torch
@@ -66,12 +67,17 @@ class HetLoRA:
         if adapters is None or not to:
             return
         server = [adapters.agreed(s.shared["params"], target) for target in adapters.targets]
-        comm.hand_out({w: self.named(s, [(A[: ranks[w]], B[:, : ranks[w]]) for A, B in server]) for w in to}, "params")
-        params.copy_(s.shared["params"], [w in to for w in range(s.fleet.num_workers)])
+        cut = {w: self.named(s, [(A[: ranks[w]], B[:, : ranks[w]]) for A, B in server]) for w in to}
+        received = comm.hand_out(cut, "params")
+        for w in to if s.fleet.device.type != "meta" else ():
+            for name, x in received[w].items() if w in s.fleet.mine else ():
+                mine = params.cell(name, w)
+                mine[tuple(slice(n) for n in x.shape)] = x
         start_(s, to, self.inner_states, at_round=(t - 1) % self.sync_every == 0)
         if s.fleet.device.type != "meta":
-            for w in to:
-                s.facts["tails"][w] = float(self.tail(s.fleet.modules[w], ranks[w]).detach())
+            here = {w: float(self.tail(s.fleet.modules[w], ranks[w]).detach()) for w in to if w in s.fleet.mine}
+            for w, tail in comm.peers.tell(here).items():
+                s.facts["tails"][w] = tail
 
     def regularised(self, s: State) -> Loss:
         """The client's loss at its present rank, with the regulariser on the tail."""
@@ -96,17 +102,21 @@ class HetLoRA:
         up = [w for w, u in enumerate(s.fleet.up) if u]
         assert adapters is not None
         dry = s.fleet.device.type == "meta"
+        pruned = dict[int, int]()
         for w in up if not dry else ():
-            if float(self.tail(s.fleet.modules[w], ranks[w])) < s.facts["tails"][w]:
-                ranks[w] = max(1, math.floor(self.gamma * ranks[w]))
+            if w in s.fleet.mine and float(self.tail(s.fleet.modules[w], ranks[w])) < s.facts["tails"][w]:
+                pruned[w] = max(1, math.floor(self.gamma * ranks[w]))
+        for w, rank in comm.peers.tell(pruned).items():
+            ranks[w] = rank
         rescale_(s, up, up=True)
-        pairs: dict[int, list[Pair]] = {}
+        cut: dict[int, dict[str, Tensor]] = {}
         for w in up:
             whole = [adapters.pair(cells(params, w), t, adapters.ranks_W[w]) for t in adapters.targets]
-            pairs[w] = [(A[: ranks[w]], B[:, : ranks[w]]) for A, B in whole]
-        comm.collect({w: self.named(s, pairs[w]) for w in up}, "params", of=params)
-        if dry:
+            cut[w] = self.named(s, [(A[: ranks[w]], B[:, : ranks[w]]) for A, B in whole])
+        handed = comm.collect(cut, "params", of=params)
+        if any(x.is_meta for x in handed[up[0]].values()):
             return
+        pairs = {w: [_pair(named, target) for target in adapters.targets] for w, named in handed.items()}
         p = shares({w: math.sqrt(sum(product_norm(pair) ** 2 for pair in pairs[w])) for w in up})
         for i, target in enumerate(adapters.targets):
             A, B = mean([padded(pairs[w][i], adapters.rank) for w in up], [p[w] for w in up])
@@ -121,6 +131,12 @@ class HetLoRA:
                 if low < len(A):
                     out |= {f"{target}.lora_A.{m}": A[low:high], f"{target}.lora_B.{m}": B[:, low:high]}
         return out
+
+
+def _pair(named: Mapping[str, Tensor], target: str) -> Pair:
+    """A and B of one map, put together from what there is of its segments."""
+    A = [x for name, x in named.items() if name.startswith(f"{target}.lora_A.")]
+    return torch.cat(A), torch.cat([x for name, x in named.items() if name.startswith(f"{target}.lora_B.")], 1)
 
 
 def _norm(x: Tensor) -> Tensor:

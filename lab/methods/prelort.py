@@ -131,7 +131,7 @@ class PreLort:
             descend_(s.optimizers["outer"], mean, s.fleet.up)
         if self.uncovered == "zero":
             agreed = s.shared["params"]
-            for i, block in enumerate(agreed.layout.blocks):
-                for name in block.names if not agreed.rows(i, s.fleet.up) else ():
+            for block in agreed.layout.blocks:
+                for name in block.names if not any(s.fleet.up[w] for w in block.everywhere) else ():
                     if ".lora_B." in name:
                         agreed[name].zero_()

@@ -51,8 +51,7 @@ class RaFLoRA:
     @torch.no_grad()
     def aggregate_(self, s: State, comm: Communicator) -> None:
         handed, adapters = hand_in(s, comm), s.adapters
-        if adapters is None or s.fleet.device.type == "meta":
-            return
+        assert adapters is not None
         for target in adapters.targets:
             pairs = pairs_of(s, handed, target)
             parts, weights = [], []
@@ -62,5 +61,5 @@ class RaFLoRA:
                 parts += [(pairs[k][0][low:high], pairs[k][1][:, low:high]) for k in reach]
                 weights += [p[k] for k in reach]
             product = stacked(parts, weights)
-            if product[1].any():
+            if not product[1].is_meta and product[1].any():
                 adapters.put_(s.shared["params"], target, *refactored(product, adapters.rank))

@@ -37,7 +37,19 @@ def outer_step_(s: State, comm: Communicator, weights_W: Sequence[float] | None 
 
 def descend_(optimizer: torch.optim.Optimizer, moved: Stack, up: Sequence[bool]) -> None:
     """One step of an outer optimizer; ``moved`` is E[local − shared] and is used up. What nobody who is up holds stays."""
-    for i, (leaf, m) in enumerate(zip(optimizer.param_groups[0]["params"], moved.blocks, strict=True)):
+    leaves, known = optimizer.param_groups[0]["params"], []
+    for i, (leaf, m) in enumerate(zip(leaves, moved.blocks, strict=True)):
         if not m.is_meta:
             leaf.grad = m.neg_() if any(up[w] for w in moved.layout.blocks[i].everywhere) else None
+        if leaf.grad is not None and optimizer.state.get(leaf):
+            known.append((leaf, leaf.grad))
+    if 0 < len(known) < sum(leaf.grad is not None for leaf in leaves):
+        # Some move for the first time, those that nobody held until now: torch's fused SGD cannot take both at once.
+        for leaf, _ in known:
+            leaf.grad = None
+        optimizer.step()
+        for leaf in leaves:
+            leaf.grad = None
+        for leaf, grad in known:
+            leaf.grad = grad
     optimizer.step()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -11,10 +11,11 @@ from torch import Tensor
 
 from lab.codecs import Codec
 from lab.events import Event, Stepped
-from lab.fleet import Stack
+from lab.fleet import Block, Stack
 
 if TYPE_CHECKING:
-    from lab.comm import Unfinished
+    from lab.comm import Communicator, Named, Unfinished
+    from lab.methods.state import State
     from lab.processes.peers import Peers
 
 
@@ -26,11 +27,40 @@ class Alone:
     num = 1  # processes
     every_step = True  # whether they meet in every step, so that losses are known at once
 
-    def finish_(self, means: Sequence[Unfinished], codec: Codec | None) -> None:
-        """Complete each mean, in place, with the parts of the other processes that have a worker in it."""
+    def attach_(self, state: State, comm: Communicator) -> None:
+        """A run begins with this."""
+
+    def knows(self, block: Block) -> Sequence[int]:
+        """Workers whose processes have the latest agreed values of a block."""
+        return block.everywhere
+
+    def saw(self, block: Block, up: Sequence[bool]) -> None:
+        """Who is up from now on."""
+
+    def finish_(self, means: Sequence[Unfinished], codec: Codec | None, to_server: bool = False) -> None:
+        """Complete each mean, in place, with the parts of the other processes that have a worker in it.
+
+        ``to_server``: only at the first process.
+        """
+
+    def collect(self, tensors: Named) -> Named:
+        """At the first process the tensors of all workers; at others what they look like."""
+        return tensors
+
+    def deal(self, tensors: Named) -> Named:
+        """What workers here receive of these tensors of the first process; there, all."""
+        return tensors
+
+    def tell(self, values: Mapping[int, Any]) -> dict[int, Any]:
+        """Small JSON values of workers here: those of all workers."""
+        return dict(values)
 
     def bring_(self, moves: Sequence[tuple[Sequence[int], Sequence[int], Tensor]]) -> None:
         """Copy each tensor, in place, from a process of the workers that know it to those of the workers that do not."""
+
+    def told(self, agreed: Stack) -> Stack:
+        """A server's state, which all processes know then as far as their workers hold it."""
+        return agreed
 
     def whole(self, agreed: Stack, known_by: Sequence[bool]) -> Stack:
         """An agreed state with all its blocks, at the first process."""

@@ -97,7 +97,7 @@ class Reports:
     def follow_(self, trainer: Trainer) -> None:
         """Let the other end turn this trainer's knobs and stop it: in all processes, before the same step.
 
-        Costs at least two exchanges of `lab.processes.peers.SLOT_BYTES` a step, one of them of the step's losses.
+        Costs two exchanges of `lab.processes.peers.SLOT_BYTES` a step, one of them of the step's losses, and one for each knob.
         """
         if not self.asks:
             return

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lab.checkpoints import take_places_
 from lab.errors import LabError
 from lab.events import Checkpointed, Event
 from lab.fleet import Block, Layout
@@ -35,6 +36,7 @@ class SharedFolder:
         head, notes = self.peers.share([found and [found.step, found.events_bytes, found.extra], notes])[0]
         if head is None:
             return None, notes
+        take_places_(self.trainer, head[2])  # rows are those of the holders of that time
         cells = self._split(found.tensors, None) if found is not None else {}
         mine: dict[str, Tensor] = {}
         for p in range(self.peers.num):
@@ -103,8 +105,7 @@ class SharedFolder:
             i, only = _leaves(layout, name, mine)[number] if kind == "optimizer" else (number, None)
             cell, block = cells.setdefault((kind, name, i, leaf_key), {}), layout.blocks[i]
             if kind == "shared" or (kind == "optimizer" and name != "inner"):
-                knows = [w for w in block.everywhere if self.trainer.last_up[w]] or block.everywhere
-                if mine is None or knows[0] in mine:
+                if mine is None or self.peers.knows(block)[0] in mine:
                     cell[None] = x
             else:
                 workers = _here(block, mine) if only is None else [only]
@@ -123,12 +124,15 @@ class SharedFolder:
             leaves = _leaves(layout, name, mine) if kind == "optimizer" else []
             some = next(iter(rows.values()))
             if None in rows:
-                made: dict[tuple[int, int | None], Tensor] = {(i, None): some[: len(workers)] if some.dim() else some}
+                made: dict[tuple[int, int | None], Tensor] = {
+                    (i, None): some[: len(workers)] if some.dim() and not self.peers.served else some
+                }
             elif (i, None) in leaves or not leaves:
                 held = [rows[w] for w in workers if w in rows]
-                made = {
-                    (i, None): (torch.stack(held) if held else some.new_empty(0, *some.shape)) if some.dim() else some
-                }
+                if some.dim():
+                    made = {(i, None): torch.stack(held) if held else some.new_empty(0, *some.shape)}
+                else:  # a step count: the same for all of a block, but where each row has its own
+                    made = {(i, None): held[0] if held else some}
                 if workers and not held:
                     continue  # a fresh one has no state yet
             else:

@@ -17,7 +17,6 @@ from lab.columns import Columns
 from lab.data import load_corpus
 from lab.errors import LabError, RecipeError
 from lab.events import Event
-from lab.methods import FEDERATED, name_of
 from lab.processes.control import Listener, Reports
 from lab.processes.folder import SharedFolder
 from lab.processes.peers import TIMEOUT_SECONDS, PeerLost, Peers, join, share_out
@@ -55,12 +54,13 @@ def train(
         stream = run_folder.events() if run_folder is not None else iter(())
     else:
         check(recipe)
-        corpus = None
-        for turn in range(2):  # the first process prepares the text, the others find it ready
-            if peers.first == (turn == 0) and not task_name(recipe.corpus):
-                corpus = load_corpus(recipe.corpus, tokenizer=recipe.tokenizer, progress=progress and peers.first)
+        for turn in range(2):  # the first process prepares text and starting values, the others find them ready
+            if peers.first == (turn == 0):
+                say = progress and peers.first
+                plain = not task_name(recipe.corpus)
+                corpus = load_corpus(recipe.corpus, tokenizer=recipe.tokenizer, progress=say) if plain else None
+                trainer = Trainer(recipe, corpus=corpus, progress=say, peers=peers)
             peers.share(None)
-        trainer = Trainer(recipe, corpus=corpus, peers=peers)
         reports.follow_(trainer)
         stream = trainer.events(SharedFolder(peers, trainer, run_folder) if folder is not None else None)
     for event in stream:
@@ -72,30 +72,10 @@ def train(
 
 def check(recipe: Recipe) -> None:
     """Raises RecipeError for what one process can simulate and several cannot run (yet)."""
-    if name_of(recipe.method) in FEDERATED or recipe.lora.ranks:
-        what = f"method {name_of(recipe.method)}" if name_of(recipe.method) in FEDERATED else "lora.ranks"
-        raise RecipeError(f"{what} runs in one process only: leave --processes out")
     if recipe.metrics:
         raise RecipeError(
             f"metrics = {', '.join(recipe.metrics)} look at all workers at once: leave them out, or --processes"
         )
-    experts = recipe.experts
-    if experts is None:
-        return
-    if experts.movable:
-        raise RecipeError(
-            "placement.kind = 'random' moves experts between workers, which several processes cannot do yet: run it in one "
-            "process, or use placement.kind=fixed"
-        )
-    up_tW = recipe.scenario.trace(recipe.num_workers, recipe.steps, recipe.seed)
-    for workers in {tuple(held_by) for held_by in experts.holders.values()}:
-        alone = (~up_tW[:, list(workers)].any(1) & up_tW.any(1)).nonzero()
-        if len(alone):
-            raise RecipeError(
-                f"in step {int(alone[0]) + 1} all workers that hold an expert are down ({', '.join(map(str, workers))}) while "
-                "others go on: over several processes nobody has its values then; run this scenario in one process, or raise "
-                "placement.overlap"
-            )
 
 
 def launch(folder: RunFolder, num: int, restarts: int = 0, timeout_seconds: float = TIMEOUT_SECONDS) -> None:

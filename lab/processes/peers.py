@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,9 +15,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lab.codecs import Codec
-from lab.comm import Encoded, Unfinished
+from lab.comm import Communicator, Encoded, Named, Unfinished
 from lab.errors import LabError, RecipeError
-from lab.fleet import Stack
+from lab.fleet import Block, Stack
+from lab.methods.state import State
 
 TIMEOUT_SECONDS = 600.0  # after which a process that does not answer counts as lost
 SLOT_BYTES = 256  # small values travel in one collective if they fit into this
@@ -50,6 +52,8 @@ class Peers:
         self.mine = self.workers_of(self.index)
         self.first = self.index == 0
         self.every_step = False
+        self.served = False  # the first process is a server, which keeps the model
+        self._known: dict[str | tuple[int, ...], Sequence[int]] = {}
         self._groups: dict[tuple[int, ...], dist.ProcessGroup | None] = {}
 
     def workers_of(self, process: int) -> range:
@@ -61,9 +65,29 @@ class Peers:
     def processes_of(self, workers: Iterator[int] | Sequence[int] | Mapping[int, Any]) -> tuple[int, ...]:
         return tuple(sorted({w // self.each for w in workers}))
 
+    def attach_(self, state: State, comm: Communicator) -> None:
+        from lab.processes.moving import regrow_
+
+        self._known.clear()
+        self.served = state.served
+        state.fleet.rows_moved = partial(regrow_, state, comm, self)
+
+    def knows(self, block: Block) -> Sequence[int]:
+        """Workers whose processes have the latest agreed values of a block: its holders when any of them was up last."""
+        return (0,) if self.served else self._known.get(block.unit or block.everywhere, block.everywhere)
+
+    def saw(self, block: Block, up: Sequence[bool], all_know: bool = False) -> None:
+        """Who is up from now on; ``all_know``: all holders have just been told."""
+        here = [w for w in block.everywhere if up[w]]
+        if here or all_know:
+            self._known[block.unit or block.everywhere] = here or block.everywhere
+
     # what the communicator needs
 
-    def finish_(self, means: Sequence[Unfinished], codec: Codec | None) -> None:
+    def finish_(self, means: Sequence[Unfinished], codec: Codec | None, to_server: bool = False) -> None:
+        if to_server:
+            self._to_server_(means, codec)
+            return
         if codec is None or codec.reducible:
             self._sum_(means, codec)
             return
@@ -71,6 +95,68 @@ class Peers:
             mean.zero_()
             for worker, row in heard.items():  # in the same order everywhere, so that all have the same sum
                 mean[0].add_(codec.decode(row, mean[0]), alpha=weights[worker])
+
+    def _to_server_(self, means: Sequence[Unfinished], codec: Codec | None) -> None:
+        """Each mean, in place, becomes the sum of the parts of all its processes, at the first process."""
+        rows = codec is not None and not codec.reducible  # each travels by itself
+        parts: dict[int, dict[str, Tensor]] = {}
+        for k, (weights, encoded, part) in enumerate(means):
+            row = part[0] if len(part) else part.new_empty(part.shape[1])
+            like = (row,) if codec is None else codec.encode(row.to("meta"))
+            for w in weights if rows else [p * self.each for p in self.processes_of(weights)]:
+                mine = (encoded.get(w) if rows else codec.encode(row) if codec else (row,)) if w in self.mine else None
+                named = {f"{k}/{j}": x if mine is None else mine[j] for j, x in enumerate(like)}
+                parts.setdefault(w, {}).update({n: x if mine else x.to("meta") for n, x in named.items()})
+        heard = self.collect(parts)
+        for k, (weights, _, part) in enumerate(means) if self.first else ():
+            total = torch.zeros_like(part[0])
+            for w, of_w in heard.items():
+                sent = tuple(x for n, x in of_w.items() if n.startswith(f"{k}/"))
+                if sent:
+                    x = sent[0] if codec is None else codec.decode(sent, total)
+                    total.add_(x, alpha=weights[w] if rows else 1.0)
+            part[0] = total
+
+    def collect(self, tensors: Named) -> Named:
+        out = {w: dict(named) for w, named in tensors.items()}
+        with listening(self.timeout_seconds):
+            for p in range(1, self.num):
+                of_p = {(w, n): x for w in out if self.process_of(w) == p for n, x in out[w].items()}
+                if self.index == p:
+                    self._send_flat(list(of_p.values()), 0)
+                elif self.first:
+                    for (w, n), x in zip(of_p, self._receive_flat(list(of_p.values()), p), strict=True):
+                        out[w][n] = x
+        return out if self.first else {w: {n: x.to("meta") for n, x in named.items()} for w, named in out.items()}
+
+    def deal(self, tensors: Named) -> Named:
+        out = {w: named for w, named in tensors.items() if self.first or w in self.mine}
+        with listening(self.timeout_seconds):
+            for p in range(1, self.num):
+                to = [w for w in tensors if self.process_of(w) == p]
+                once = list({id(tensors[w]): tensors[w] for w in to}.values())  # who gets the same gets it together
+                flat = [x for named in once for x in named.values()]
+                if self.first:
+                    self._send_flat(flat, p)
+                elif self.index == p:
+                    got = iter(self._receive_flat(flat, 0))
+                    new = {id(named): {n: next(got) for n in named} for named in once}
+                    out |= {w: new[id(tensors[w])] for w in to}
+        return out
+
+    def tell(self, values: Mapping[int, Any]) -> dict[int, Any]:
+        return dict(sorted((w, x) for part in self.share(list(values.items())) for w, x in part))
+
+    def _send_flat(self, tensors: Sequence[Tensor], to: int) -> None:
+        if tensors:
+            dist.send(torch.cat([_bytes(x) for x in tensors]), to)
+
+    def _receive_flat(self, like: Sequence[Tensor], origin: int) -> list[Tensor]:
+        data = torch.empty(sum(x.nbytes for x in like), dtype=torch.uint8)
+        if len(data):
+            dist.recv(data, origin)
+        parts = data.split([x.nbytes for x in like]) if like else ()
+        return [part.clone().view(x.dtype).view(x.shape) for part, x in zip(parts, like, strict=True)]
 
     def _sum_(self, means: Sequence[Unfinished], codec: Codec | None) -> None:
         """Each mean, in place, becomes the sum of the parts of all its processes."""
@@ -120,12 +206,18 @@ class Peers:
         return [{w: h[w] for w in weights if w in h} for (weights, _, _), h in zip(means, heard, strict=True)]
 
     def bring_(self, moves: Sequence[tuple[Sequence[int], Sequence[int], Tensor]]) -> None:
-        self.carry([(self.processes_of(knows), self.processes_of(to), x) for knows, to, x in moves])
+        self.carry([((0,) if self.served else self.processes_of(k), self.processes_of(to), x) for k, to, x in moves])
+
+    def told(self, agreed: Stack) -> Stack:
+        self.bring_([((), b.everywhere, x) for b, x in zip(agreed.layout.blocks, agreed.blocks, strict=True)])
+        return agreed
 
     def whole(self, agreed: Stack, known_by: Sequence[bool]) -> Stack:
+        if self.served:
+            return agreed
         moves, blocks = [], []
         for block, x in zip(agreed.layout.blocks, agreed.blocks, strict=True):
-            knows = self.processes_of([w for w in block.everywhere if known_by[w]] or block.everywhere)
+            knows = self.processes_of([w for w in block.everywhere if known_by[w]] or self.knows(block))
             blocks.append(x if self.index or 0 in knows else x.new_empty(1, block.numel))
             moves.append((knows, (0,), blocks[-1]))
         self.carry(moves)
