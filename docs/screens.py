@@ -66,7 +66,8 @@ def main() -> None:
     def shoot(locator: object, file: Path) -> None:
         picture = PIL.Image.open(io.BytesIO(locator.screenshot())).convert("RGB")  # type: ignore[attr-defined]
         file.parent.mkdir(parents=True, exist_ok=True)
-        picture.save(file, optimize=True)
+        few = picture.quantize(256, method=PIL.Image.Quantize.MAXCOVERAGE, dither=PIL.Image.Dither.NONE)
+        few.save(file, optimize=True)  # others lose the colours of thin strokes
         print(f"{file}: {file.stat().st_size / 1000:.0f} kB")
 
     with sync_playwright() as playwright, tempfile.TemporaryDirectory() as folder:
