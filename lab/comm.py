@@ -153,14 +153,15 @@ class Communicator:
                 else:
                     agreed.append(torch.zeros_like(base) if base is not None else otherwise.blocks[i])  # type: ignore[union-attr]
                 continue
-            payload = _payload(codec, block, copies)
-            _count(sent, workers, block.group, payload)
             if copies.is_meta:  # a dry run: shapes are enough, and those of one row
+                _count(sent, workers, block.group, _payload(codec, block, copies))
                 agreed.append(copies[:1])
                 continue
             own = of_own(copies, rows, _normalised(weights_W, workers, copies), base)
-            if any(sum(x.nbytes for x in row) != payload for row in own[1].values()):
+            each = {sum(x.nbytes for x in row) for row in own[1].values()} or {_payload(codec, block, copies)}
+            if len(each) > 1:
                 raise AssertionError(f"codec {codec!r} sent rows of unequal size")
+            _count(sent, workers, block.group, *each)
             agreed.append(own[2])
             unfinished += [own] if to_server or len(rows) < len(workers) else []
         self.peers.finish_(unfinished, codec, to_server)
@@ -309,10 +310,10 @@ def _count(sent: dict[tuple[int, ...], dict[str, int]], workers: tuple[int, ...]
 
 
 def _payload(codec: Codec | None, block: Block, like: Tensor) -> int:
-    """Bytes of one row, or of what a codec makes of it: shapes say it, so that every process knows it of every block."""
+    """Bytes of one row, or of what a codec makes of any: for blocks of which there is none here."""
     if codec is None:
         return block.numel * like.itemsize
-    return sum(x.nbytes for x in codec.encode(torch.empty(block.numel, dtype=like.dtype, device="meta")))
+    return sum(x.nbytes for x in codec.encode(like.new_zeros(block.numel)))
 
 
 def _mean(copies: Tensor, rows: Sequence[int], workers: Sequence[int], unfinished: list[Unfinished]) -> Tensor:

@@ -102,7 +102,7 @@ class Peers:
         parts: dict[int, dict[str, Tensor]] = {}
         for k, (weights, encoded, part) in enumerate(means):
             row = part[0] if len(part) else part.new_empty(part.shape[1])
-            like = (row,) if codec is None else codec.encode(row.to("meta"))
+            like = (row,) if codec is None else codec.encode(row)
             for w in weights if rows else [p * self.each for p in self.processes_of(weights)]:
                 mine = (encoded.get(w) if rows else codec.encode(row) if codec else (row,)) if w in self.mine else None
                 named = {f"{k}/{j}": x if mine is None else mine[j] for j, x in enumerate(like)}
