@@ -442,7 +442,9 @@ class Panel {
     this.readout.hidden = true;
     this.pointer = null;
     this.canvas.addEventListener("pointermove", (e) => {
-      this.pointer = [e.offsetX, e.offsetY];
+      const box = this.canvas.getBoundingClientRect(); // in the page's pixels, which large type makes more than the canvas's
+      const scale = this.canvas.clientWidth / box.width;
+      this.pointer = [(e.clientX - box.left) * scale, (e.clientY - box.top) * scale];
       changed();
     });
     this.canvas.addEventListener("pointerleave", () => {
