@@ -33,7 +33,11 @@ if TYPE_CHECKING:
     from lab.network import Bill, Network
 
 
-@dataclass
+_LISTS = {Drifted: "drifted", WorkersChanged: "changes", Turned: "turned", Warned: "warnings", Placed: "placed"}
+_LISTS |= {Routed: "routed", Covered: "covered", Truncated: "truncated", Measured: "measured"}
+
+
+@dataclass(repr=False)
 class Columns:
     """One run as columns. ``add`` takes events as they come; reading is cheap at any time."""
 
@@ -80,30 +84,19 @@ class Columns:
                 self.eval_loss.append(event.loss)
                 self.drift.append(event.drift)
                 self.scores.append(event.scores)
-            case Drifted():
-                self.drifted.append(event)
             case Started():
                 self.started = event
             case Ended():
                 self.ended = event
-            case WorkersChanged():
-                self.changes.append(event)
-            case Turned():
-                self.turned.append(event)
-            case Warned():
-                self.warnings.append(event)
-            case Placed():
-                self.placed.append(event)
-            case Routed():
-                self.routed.append(event)
+            case _ if type(event) in _LISTS:
+                getattr(self, _LISTS[type(event)]).append(event)
             case Saturated():
                 self.saturated = event
-            case Covered():
-                self.covered.append(event)
-            case Truncated():
-                self.truncated.append(event)
-            case Measured():
-                self.measured.append(event)
+
+    def __repr__(self) -> str:
+        loss = f", validation loss {self.eval_loss[-1]:.4f}" if self.eval_loss else ""
+        status = self.ended.status if self.ended else "not ended"
+        return f"<Columns of {len(self.step):,} local steps, {status}{loss}, {self.ledger.total_bytes():,} bytes sent>"
 
     @property
     def recipe(self) -> Recipe:

@@ -7,9 +7,12 @@ from collections.abc import Iterable
 
 
 class LabError(Exception):
-    """Something went wrong that the user can act on. The command line prints the message alone."""
+    """Something went wrong that the user can act on. The command line, and a notebook, print the message alone."""
 
     exit_code = 1
+
+    def _render_traceback_(self) -> list[str]:  # what IPython asks for; the traceback itself is there as ever
+        return [f"{type(self).__name__}: {self}"]
 
 
 class RecipeError(LabError):

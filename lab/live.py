@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from lab.columns import Columns
+from lab.data import corpora
 from lab.errors import LabError, RecipeError
 from lab.events import Ended, Event, Sent, Started, Stepped, Turned
 from lab.knobs import settled
@@ -93,7 +94,7 @@ class Run:
         return "running" if self.events else "starting"
 
     def __repr__(self) -> str:
-        return f"{self.name}: {self.status}, step {self.t} of {self.recipe.steps}"
+        return f"{self.name}: {self.status}, step {self.t:,} of {self.recipe.steps:,}"
 
     def watch(self, *views: Watcher) -> None:
         """Feed these as well: first all that happened, then what happens."""
@@ -124,6 +125,7 @@ class Run:
         self._say(math.inf, until_sync=True)
 
     def resume(self) -> None:
+        """Go on after a pause."""
         self._say(math.inf)
 
     def stop(self) -> None:
@@ -350,6 +352,7 @@ def start(
         for a recipe that is wrong, or a folder that holds the run of another.
     """
     recipe = Recipe.of(recipe, overrides)
+    corpora.check(recipe.corpus)
     path = _path(recipe, folder, again) if keep else None
     run_folder = RunFolder(path) if path is not None else None
     if run_folder is not None and run_folder.exists and run_folder.recipe() != recipe:

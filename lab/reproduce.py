@@ -177,21 +177,27 @@ def _parameter(text: str) -> tuple[str, Any]:
         return key, value
 
 
-def _declared(notebook: dict[str, Any]) -> set[str]:
-    """Names that the cell tagged ``parameters`` assigns."""
+def _declared(notebook: dict[str, Any]) -> dict[str, str]:
+    """Names that the cell tagged ``parameters`` assigns, with their types as they are written there."""
     for cell in notebook["cells"]:
         if "parameters" in cell.get("metadata", {}).get("tags", []):
             lines = "".join(cell["source"]).splitlines()
-            return {line.split(":")[0].split("=")[0].strip() for line in lines if "=" in line and line[0].isalpha()}
-    return set()
+            sides = [line.split("=")[0] for line in lines if "=" in line and line[0].isalpha()]
+            return {name.strip(): kind.strip() for name, _, kind in (side.partition(":") for side in sides)}
+    return {}
 
 
 def check_parameters(source: Path, notebook: dict[str, Any], values: dict[str, Any]) -> None:
     declared = _declared(notebook)
-    for key in values:
+    for key, value in values.items():
         if key not in declared:
             there = ", ".join(sorted(declared)) or "none"
             raise RecipeError(f"{source.stem} has no parameter {key!r}: there are {there}")
+        fits = {"int": (int,), "float": (int, float), "str": (str,)}.get(declared[key], (object,))
+        if not isinstance(value, fits):
+            raise RecipeError(
+                f"{source.stem}: {key} = {value!r} is not allowed: it takes a value of type {declared[key]}"
+            )
 
 
 def digest(source: Path, parameters: dict[str, Any]) -> str:

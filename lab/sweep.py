@@ -63,14 +63,18 @@ def sweep(name: str, parameters: Sequence[str], out: Path, *, jobs: int | None =
     ``out`` with every parameter and every claim.
     """
     source = find(name)
+    if not parameters:
+        raise RecipeError("nothing to combine: give at least one parameter, for example -p seed=0,1,2")
     notebook = json.loads(source.read_text())
     grid = combinations(parameters)
-    check_parameters(source, notebook, grid[0])
+    for values in grid:
+        check_parameters(source, notebook, values)
     out.mkdir(parents=True, exist_ok=True)
     cells = [Cell(values, out / f"{source.stem}-{digest(source, values)}.ipynb") for values in grid]
     missing = [cell for cell in cells if again or not is_done(cell.target)]
     done = len(cells) - len(missing)
-    click.echo(f"{source.stem}: {len(cells)} combinations" + (f", {done} already done" if done else ""))
+    many = "1 combination" if len(cells) == 1 else f"{len(cells)} combinations"
+    click.echo(f"{source.stem}: {many}" + (f", {done} already done" if done else ""))
     execute_all(source, missing, jobs)
     for cell in cells:
         if cell.problem is None:

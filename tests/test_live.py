@@ -230,6 +230,20 @@ def test_columns_stay_until_asked_again() -> None:
 # --- the end ---------------------------------------------------------------------------------------------------------
 
 
+def test_a_corpus_that_is_not_there_is_refused_at_once() -> None:
+    """Before a run begins; IPython shows the line alone."""
+    with pytest.raises(RecipeError, match="unknown corpus 'nonsense'") as raised:
+        start(recipe(corpus="nonsense:abc"), keep=False)
+    assert raised.value._render_traceback_() == [f"RecipeError: {raised.value}"]
+
+
+def test_columns_in_one_line() -> None:
+    run = start(recipe(), keep=False)
+    line = repr(run.wait(PATIENCE))
+    assert line.startswith("<Columns of 6 local steps, done, validation loss ")
+    assert line.endswith(f"{run.columns.ledger.total_bytes():,} bytes sent>")
+
+
 def test_what_the_run_raised_is_raised(tmp_path: Path) -> None:
     """By `wait` and `await`, as often as asked, with the traceback of the place where it happened."""
     r = recipe(method={"name": "diloco", "inner": {"name": "SGD", "lr": 1e300}})

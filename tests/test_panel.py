@@ -98,6 +98,9 @@ def test_knobs_turn_the_run(paused: tuple[Any, Controls]) -> None:
 def test_what_is_refused_is_said_and_put_back(paused: tuple[Any, Controls]) -> None:
     """One line, as text, for screen readers too; the field shows again what is true; the next word clears it."""
     run, controls = paused
+    controls.periods["params"].value = -4
+    assert controls.periods["params"].value == 2
+    assert "-4" in controls.problem.value
     run.stop()
     run.finished.wait(PATIENCE)
     controls.lr.value = 2.0
@@ -127,7 +130,7 @@ def test_what_makes_no_sense_cannot_be_chosen() -> None:
 def test_everything_has_a_name_for_the_keyboard_and_a_screen_reader(paused: tuple[Any, Controls]) -> None:
     """Buttons and fields, no bare pictures to click on: each has a label and a hint."""
     _, controls = paused
-    kinds = (ipywidgets.Button, ipywidgets.ToggleButton, ipywidgets.BoundedIntText, ipywidgets.Dropdown)
+    kinds = (ipywidgets.Button, ipywidgets.ToggleButton, ipywidgets.IntText, ipywidgets.Dropdown)
     fields = [w for w in inside(controls.widget) if isinstance(w, kinds)]
     assert len(fields) >= 5 + 2 + 1 + 3
     assert all(w.description and w.tooltip for w in fields)

@@ -62,7 +62,7 @@ def test_a_sweep_runs_what_is_missing_and_compares(tmp_path: Path) -> None:
     executed = {p: p.stat().st_mtime_ns for p in out.glob("tiny-*.ipynb")}
     again = CliRunner().invoke(main, [*arguments[:2], "-p", "x=3", *arguments[4:]])
     assert again.exit_code == 0
-    assert "tiny: 1 combinations, 1 already done" in again.stdout
+    assert "tiny: 1 combination, 1 already done" in again.stdout
     assert all(p.stat().st_mtime_ns == then for p, then in executed.items())
 
 
@@ -89,6 +89,19 @@ def test_an_unknown_parameter_is_one_line(tmp_path: Path) -> None:
     out = CliRunner().invoke(main, ["sweep", str(notebook(tmp_path / "tiny.ipynb")), "-p", "z=1,2", "--out", "o"])
     assert out.exit_code == 2
     assert "tiny has no parameter 'z': there are label, x" in out.stderr
+
+
+@pytest.mark.parametrize(
+    ("parameters", "says"),
+    [(["-p", "x=1,two"], "tiny: x = 'two' is not allowed: it takes a value of type int"), ([], "nothing to combine")],
+)
+def test_nothing_starts_with_a_wrong_value_or_with_none(parameters: list[str], says: str, tmp_path: Path) -> None:
+    out = CliRunner().invoke(
+        main, ["sweep", str(notebook(tmp_path / "tiny.ipynb")), *parameters, "--out", str(tmp_path / "o")]
+    )
+    assert out.exit_code == 2
+    assert says in out.stderr
+    assert not (tmp_path / "o").exists()
 
 
 def test_the_comparison_by_hand(tmp_path: Path) -> None:

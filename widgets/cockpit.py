@@ -17,7 +17,7 @@ from typing import Any
 import ipywidgets
 from IPython.display import display, update_display
 
-from lab.data import CORPORA
+from lab.data import CORPORA, corpora
 from lab.errors import LabError
 from lab.events import Ended, Event
 from lab.knobs import periods
@@ -69,12 +69,12 @@ class Seat:
         alike = [name for name in HERE if (name in FEDERATED) == (mine in FEDERATED)]
         names = [mine, *(name for name in alike if name != mine)]
         self.method = _field(ipywidgets.Dropdown(options=names, value=mine), "method")
-        self.workers = _field(ipywidgets.BoundedIntText(recipe.num_workers, min=1, max=256), "workers")
-        self.steps = _field(ipywidgets.BoundedIntText(recipe.steps, min=1, max=1_000_000), "local steps")
+        self.workers = _field(ipywidgets.IntText(recipe.num_workers), "workers")
+        self.steps = _field(ipywidgets.IntText(recipe.steps), "local steps")
         corpora = dict.fromkeys([recipe.corpus, *(name for name in CORPORA if name in ("stdlib", "grammar"))])
         self.corpus = _field(ipywidgets.Combobox(options=list(corpora), value=recipe.corpus), "corpus")
         self.network = _field(ipywidgets.Dropdown(options=list(NETWORKS), value="100Mbit"), "link")
-        self.periods: dict[str, ipywidgets.BoundedIntText] = {}
+        self.periods: dict[str, ipywidgets.IntText] = {}
         self.period_box = ipywidgets.VBox()
         self.forecast = ipywidgets.HTML()
         self.problem = ipywidgets.HTML()
@@ -133,7 +133,7 @@ class Seat:
         self.periods = {}
         now = periods(parse_method(self._with_method()["method"]))
         for state, period in (now if isinstance(now, dict) else {"params": now} if now else {}).items():
-            field = _field(ipywidgets.BoundedIntText(period, min=1, max=1_000_000), f"{state} every")
+            field = _field(ipywidgets.IntText(period), f"{state} every")
             field.observe(lambda _: self.later.ask(), "value")
             self.periods[state] = field
         self.period_box.children = list(self.periods.values())
@@ -145,6 +145,7 @@ class Seat:
         said: list[str] = []
 
         def make() -> None:
+            corpora.check(self.corpus.value)
             said.append(to_html(plan(self.recipe, {network: NETWORKS[network]}, device=DEVICE)))
 
         if self.attempt(make) and asked == self._asked:

@@ -32,11 +32,13 @@ from widgets.view import BATCH, View, surroundings
 STYLE = """<style>
 .isthmus-panel { border-top: 1px solid var(--jp-border-color2, #ccc); padding: 4px 0; }
 .isthmus-panel .widget-html-content { color: var(--jp-ui-font-color1, inherit); line-height: 1.4; }
+.isthmus-panel td, .isthmus-panel th { padding-right: 12px; text-align: right; }
+.isthmus-panel td:first-child, .isthmus-panel th:first-child { text-align: left; }
 .isthmus-problem .widget-html-content { color: var(--jp-error-color1, #b00020); }
 .isthmus-panel button:focus-visible, .isthmus-panel input:focus-visible, .isthmus-panel select:focus-visible {
   outline: 2px solid var(--jp-brand-color1, #1976d2); outline-offset: 1px; }
 .isthmus-large, .isthmus-large .widget-html-content, .isthmus-large .widget-label, .isthmus-large button,
-.isthmus-large input, .isthmus-large select, .isthmus-large table { font-size: 20px !important; }
+.isthmus-large input, .isthmus-large select, .isthmus-large table, .isthmus-large .widget-readout { font-size: 20px !important; }
 .isthmus-large .jupyter-button, .isthmus-large input, .isthmus-large select { height: 40px; line-height: 36px; }
 .isthmus-large .widget-inline-hbox { height: auto; }
 .isthmus-large .isthmus-board { zoom: 1.5; }
@@ -115,7 +117,7 @@ class Controls:
             "stop": self._button("Stop", "stop", "End here and keep everything; starting again goes on", run.stop),
         }
         rows: list[ipywidgets.Widget] = [ipywidgets.HTML(STYLE), bar(self.buttons.values()), self.line, self.problem]
-        self.periods: dict[str, ipywidgets.BoundedIntText] = {}
+        self.periods: dict[str, ipywidgets.IntText] = {}
         self.workers: list[ipywidgets.ToggleButton] = []
         if not run.is_replay:
             rows[2:2] = self._knobs()
@@ -134,16 +136,16 @@ class Controls:
             tooltip="Factor on the learning rate, from the next step on",
         )  # fmt: skip
         self.lr.observe(lambda change: self._turn(self.lr, change, lambda v: run.set(lr=v)), "value")
-        networks = [*([] if self._link else [("a network …", None)]), *((name, name) for name in NETWORKS)]
+        networks = [*([] if self._link else [("a network …", "")]), *((name, name) for name in NETWORKS)]
         self.network = ipywidgets.Dropdown(
-            options=networks, value=self._link, description="link", tooltip="What views price on"
+            options=networks, value=self._link or "", description="link", tooltip="What views price on"
         )
         self.network.observe(lambda change: self._turn(self.network, change, lambda v: run.set(network=v)), "value")
         now = periods(run.recipe.method)
         why_not = _refusal(run)
         for state, period in (now if isinstance(now, dict) else {"params": now} if now else {}).items():
-            field = ipywidgets.BoundedIntText(
-                period, min=1, max=1_000_000, description=f"{state} every", continuous_update=False,
+            field = ipywidgets.IntText(
+                period, description=f"{state} every", continuous_update=False,
                 disabled=bool(why_not), tooltip=why_not or f"Local steps between two syncs of {state}",
                 style={"description_width": "initial"}, layout={"width": "170px"},
             )  # fmt: skip
@@ -161,7 +163,7 @@ class Controls:
     def _switches(self) -> ipywidgets.Widget:
         run, count = self.run, self.run.recipe.num_workers
         if count > MOST_TOGGLES:
-            which = ipywidgets.BoundedIntText(0, min=0, max=count - 1, description="worker", layout={"width": "150px"})
+            which = ipywidgets.IntText(0, description="worker", layout={"width": "150px"})
             kill = self._button("Kill", "power-off", "Take this worker down", lambda: run.kill(which.value))
             revive = self._button("Revive", "plug", "Bring this worker back", lambda: run.revive(which.value))
             return bar([which, kill, revive])
@@ -190,7 +192,7 @@ class Controls:
 
     def _turn(self, widget: Any, change: Any, do: Callable[[Any], None]) -> None:
         """A knob was moved; where that is refused it goes back."""
-        if self._quiet or change["new"] is None:
+        if self._quiet or change["new"] == "":
             return
         if not self.attempt(lambda: do(change["new"])):
             self._quiet = True
@@ -208,7 +210,9 @@ class Controls:
             self.line.value = html.escape(self.status.text())
         if self.status.last is not None:
             for widget in _within(self.widget):
-                if isinstance(widget, ipywidgets.Button | ipywidgets.ToggleButton | ipywidgets.BoundedIntText):
+                if isinstance(
+                    widget, ipywidgets.Button | ipywidgets.ToggleButton | ipywidgets.IntText | ipywidgets.FloatLogSlider
+                ):
                     widget.disabled = True
 
     def close(self) -> None:

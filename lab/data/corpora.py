@@ -71,6 +71,12 @@ class Hub:
     revision: str = ""
 
 
+def check(spec: str) -> None:
+    """Raise what `open_source` would, where that can be known at once. Tasks (``task:…``) are not looked at."""
+    if not spec.startswith(("stdlib", "task:")):
+        open_source(spec)
+
+
 def open_source(spec: str) -> Source:
     """The source that ``spec`` names. Lists files but reads none.
 
