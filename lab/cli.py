@@ -7,7 +7,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,27 +61,15 @@ override_option = click.option(
 runs_option = click.option("--runs", default="runs", show_default=True, help="Folder that holds the runs.")
 
 
-processes_option = click.option(
-    "--processes",
-    default=1,
-    show_default=True,
-    type=click.IntRange(1),
-    help="Spread the workers over so many processes.",
-)
-restarts_option = click.option(
-    "--restarts",
-    default=0,
-    show_default=True,
-    type=click.IntRange(0),
-    help="How often to go on when a process is lost.",
-)
-timeout_option = click.option(
-    "--timeout",
-    default=600.0,
-    show_default=True,
-    type=click.FloatRange(1),
-    help="Seconds until a silent process is lost.",
-)
+def process_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """What decides over how many processes a run is spread, and what happens when one is lost."""
+    for name, default, allowed, words in (
+        ("--timeout", 600.0, click.FloatRange(1), "Seconds until a silent process is lost."),
+        ("--restarts", 0, click.IntRange(0), "How often to go on when a process is lost."),
+        ("--processes", 1, click.IntRange(1), "Spread the workers over so many processes."),
+    ):  # help lists the last one first
+        command = click.option(name, default=default, show_default=True, type=allowed, help=words)(command)
+    return command
 
 
 @main.command()
@@ -89,9 +77,7 @@ timeout_option = click.option(
 @override_option
 @runs_option
 @click.option("--again", is_flag=True, help="Run anew even if this recipe has been run; the earlier run is kept.")
-@processes_option
-@restarts_option
-@timeout_option
+@process_options
 def run(
     recipe: str,
     overrides: tuple[str, ...],
@@ -120,9 +106,7 @@ def run(
 @main.command()
 @click.argument("run")
 @runs_option
-@processes_option
-@restarts_option
-@timeout_option
+@process_options
 def resume(run: str, runs: str, processes: int, restarts: int, timeout: float) -> None:
     """Go on with a RUN that was stopped or killed, from its last whole checkpoint (over any number of processes)."""
     from lab.store import find_run

@@ -77,9 +77,9 @@ class Workers(View):
 
     def _planned(self, w: int, up_T: np.ndarray) -> dict[str, tuple[list[int], list[int]]]:
         """What `_step` makes of all steps, at once."""
-        runs = np.where(up_T, SLOWLY if self.slow.get(w, 1.0) > 1 else COMPUTES, "")
-        before = np.maximum.accumulate(up_T)
-        runs = np.where(up_T, runs, np.where(self._unsampled_TW[:, w], UNSAMPLED, np.where(before, DOWN, LATE)))
+        works = SLOWLY if self.slow.get(w, 1.0) > 1 else COMPUTES
+        has_worked = np.maximum.accumulate(up_T)
+        runs = np.select([up_T, self._unsampled_TW[:, w], has_worked], [works, UNSAMPLED, DOWN], LATE)
         edges = np.flatnonzero(runs[1:] != runs[:-1])
         first, last = [1, *(edges + 2).tolist()], [*(edges + 1).tolist(), len(runs)]
         out: dict[str, tuple[list[int], list[int]]] = {}
