@@ -5,7 +5,20 @@ from __future__ import annotations
 import importlib
 import sys
 
-ALL = ("fleet", "scaling", "memory", "start", "dry", "experts", "nested", "live", "watching", "page", "real_ddp")
+ALL = (
+    "fleet",
+    "scaling",
+    "memory",
+    "start",
+    "dry",
+    "experts",
+    "nested",
+    "live",
+    "watching",
+    "page",
+    "real_ddp",
+    "compute",
+)
 
 for name in sys.argv[1:] or ALL:
     importlib.import_module(f"bench.{name}").main()

@@ -17,7 +17,7 @@ import contextlib
 import ctypes
 import os
 import sys
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -179,6 +179,11 @@ def _as(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x.to(dtype) if x.is_floating_point() else x
 
 
+def wide(x: Tensor) -> Tensor:
+    """In float64, to sum up many numbers; Apple's GPUs have no more than float32."""
+    return x.float() if x.device.type == "mps" else x.double()
+
+
 @torch.no_grad()
 def clip_(grads: Stack, max_norm: float | None, how: str = "norm") -> None:
     """Clip every worker's gradient by itself, in place.
@@ -194,7 +199,7 @@ def clip_(grads: Stack, max_norm: float | None, how: str = "norm") -> None:
         return
     scale_W = (max_norm / (worker_norms(grads) + 1e-6)).clamp_(max=1.0)
     for block, g in zip(grads.layout.blocks, grads.blocks, strict=True):
-        g.mul_(scale_W[block.index, None])
+        g.mul_(scale_W[block.index.to(g.device), None])
 
 
 @torch.no_grad()
@@ -203,7 +208,7 @@ def worker_norms(stack: Stack) -> Tensor:
     num = 1 + max(max(b.everywhere) for b in stack.layout.blocks)
     square_W = torch.zeros(num, device=stack.blocks[0].device, dtype=stack.blocks[0].dtype)
     for block, x in zip(stack.layout.blocks, stack.blocks, strict=True):
-        square_W.index_add_(0, block.index, torch.linalg.vector_norm(x, dim=1).square())
+        square_W.index_add_(0, block.index.to(x.device), torch.linalg.vector_norm(x, dim=1).square())
     return square_W.sqrt()
 
 
@@ -245,6 +250,8 @@ class Fleet:
         self.in_order = False  # set when the modules turn out to draw from torch's global generator
         self.mine = range(num_workers) if mine is None else mine
         self.threads = max(1, min(len(self.mine), threads or num_cores()))
+        if self.device.type not in ("cpu", "meta"):
+            self.threads = 1  # a GPU takes one launch after another
         # Called with the blocks that got other holders and, for each that has other rows here now, whose row each was.
         self.rows_moved: Callable[[Mapping[int, Block], Mapping[int, Sequence[int | None]]], None] = lambda *_: None
         self._pool: ThreadPoolExecutor | None = None
@@ -268,8 +275,9 @@ class Fleet:
         self.params = Stack.zeros(layout, self.device, dtype)
         self.grads = Stack.zeros(layout, self.device, dtype)
         # What no optimizer moves: buffers, frozen parameters, tensors that nobody holds. One copy for all.
-        self.constants = {n: _as(v, dtype) for n, v in values.items() if n not in holders}
-        self.constants |= dict(whole.named_buffers(remove_duplicate=False))
+        constants = {n: _as(v, dtype) for n, v in values.items() if n not in holders}
+        constants |= dict(whole.named_buffers(remove_duplicate=False))
+        self.constants = {n: v.to(self.device) for n, v in constants.items()}
         if self.device.type != "meta":
             with torch.no_grad():
                 for name in order:
@@ -335,26 +343,36 @@ class Fleet:
         """Elements that ``worker`` holds."""
         return sum(b.numel for b in self.layout.blocks if worker in b.everywhere)
 
-    def backward(self, loss_of: Callable[[nn.Module, int], Tensor], seed: Callable[[int], int] = int) -> Tensor:
+    def backward(
+        self, loss_of: Callable[[nn.Module, int], Tensor | Iterator[Tensor]], seed: Callable[[int], int] = int
+    ) -> Tensor:
         """Fill the gradient of every worker here that is up; return their losses ``[N]``, NaN for all others.
 
         Workers run side by side, one thread each. A module that draws from torch's global generator (dropout) is found
-        out in the first step, which runs in order; such fleets stay in order, with ``seed(worker)`` set before each.
+        out in the first step, which runs in order; such fleets stay in order, with ``seed(worker)`` set before each. On a
+        GPU workers always run so.
+
+        Parameters
+        ----------
+        loss_of
+            of a worker's module; or parts that sum to it, one after another.
         """
         loss_W = torch.full((self.num_workers,), float("nan"), dtype=torch.float64)
         if self.device.type == "meta":
             return loss_W
         workers = [w for w in self.mine if self.up[w]]
+        found: dict[int, list[Tensor]] = {}
 
         def one(w: int) -> None:
             for block, g in zip(self.layout.blocks, self.grads.blocks, strict=True):
                 if w in block.holders:
                     g[block.holders.index(w)].zero_()
             loss = loss_of(self.modules[w], w)
-            loss.backward()  # type: ignore[no-untyped-call]
-            loss_W[w] = loss.detach()
+            for part in (loss,) if isinstance(loss, Tensor) else loss:
+                part.backward()  # type: ignore[no-untyped-call]
+                found.setdefault(w, []).append(part.detach())
 
-        if self._looked_for_draws and not self.in_order:
+        if self._looked_for_draws and not self.in_order and self.device.type == "cpu":
             list(self.pool.map(one, workers))
         else:
             with torch.random.fork_rng(devices=[]):
@@ -364,6 +382,8 @@ class Fleet:
                     self.pool.submit(one, w).result()
                     self.in_order |= not torch.equal(before, torch.get_rng_state())
             self._looked_for_draws |= bool(workers)
+        for w, parts in found.items():  # only now: on a GPU this waits for all that was launched
+            loss_W[w] = sum(parts[1:], parts[0])
         return loss_W
 
     @property

@@ -13,6 +13,7 @@ from pydantic import BeforeValidator, Field, SkipValidation
 from pydantic_core import to_jsonable_python
 
 from lab.codecs import codec
+from lab.compute import Compute
 from lab.config import checked, config
 from lab.errors import RecipeError, one_of
 from lab.experts.placement import Experts, Placement
@@ -88,6 +89,10 @@ class Recipe:
         how often the averaged model is scored (0: never but at the end), and on how many validation windows.
     checkpoint_every
         steps between two checkpoints (0: none).
+    dtype
+        of parameters, gradients and states, and so of what travels.
+    compute
+        where, how precisely and how much at a time.
     """
 
     method: Annotated[SkipValidation[Any], BeforeValidator(parse_method)] = Field(default_factory=DESLOC)
@@ -113,9 +118,11 @@ class Recipe:
     eval_windows: Count = 64
     checkpoint_every: Annotated[int, Field(ge=0)] = 100
     dtype: Literal["float32", "float64", "bfloat16"] = "float32"
+    compute: Compute = Field(default_factory=Compute)
 
     def __post_init__(self) -> None:
         self.scenario.check(self.num_workers)
+        self.compute.check(self.batch_size, self.dtype)
         period = getattr(self.method, "sync_every", 1)
         if name_of(self.method) in FEDERATED and self.scenario.sample and self.scenario.sample_every % period:
             raise RecipeError(

@@ -11,6 +11,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,8 @@ from lab.checkpoints import restore_, snapshot
 from lab.codecs import codec
 from lab.columns import Columns
 from lab.comm import Communicator
+from lab.compute import device_of
+from lab.compute.together import Together, together
 from lab.data import Corpus
 from lab.errors import LabError
 from lab.events import (
@@ -81,13 +84,19 @@ class Trainer:
     ):
         self.recipe, self.dry, self.peers = recipe, dry, peers or Alone()
         torch.set_num_threads(1)  # one intra-op thread a worker; more would fight over the cores
+        device = torch.device("meta") if dry else device_of(recipe.compute, recipe.dtype)
         self.text = None if dry else Text.of(recipe, corpus, progress)
         vocab_size = self.text.vocab_size if self.text else vocab_size_without_text(recipe)
         if self.text:
-            self.batches, self.validation = self.text.batches, self.text.validation
-            check_memory(recipe, vocab_size, recipe.num_workers if self.peers.mine is None else len(self.peers.mine))
+            self.batches = self.text.batches
+            self.validation = [(ids.to(device), targets.to(device)) for ids, targets in self.text.validation]
+            workers = recipe.num_workers if self.peers.mine is None else len(self.peers.mine)
+            check_memory(recipe, vocab_size, workers, device)
         self.experts = recipe.experts
-        self.fleet = build_fleet(recipe, vocab_size, "meta" if dry else "cpu", self.experts, self.peers.mine)
+        self.fleet = build_fleet(recipe, vocab_size, device, self.experts, self.peers.mine)
+        self.together: Together | None = None  # all workers at once, where that is faster
+        if not dry and recipe.compute.vectorised is not False:
+            self.together = together(self.fleet, recipe.compute, recipe.batch_size * recipe.context)
         codecs = {state: codec(spec) for state, spec in recipe.codecs.items()}
         if not dry and any(c.sparse for c in codecs.values()):
             dry_run(recipe)  # whether they fit is known when the method first sends: better now than in mid-run
@@ -271,15 +280,17 @@ class Trainer:
                 yield Turned(t, knob, self.knobs[knob])
 
     def _grad(self, s: State, loss: Loss | None = None) -> Tensor:
-        t = self.t + 1
+        t, compute = self.t + 1, self.recipe.compute
 
-        def loss_of(module: nn.Module, worker: int) -> Tensor:
-            ids, targets = self.batches.get(worker, t)
-            if loss is not None:
-                return loss(module, worker, ids, targets)
-            return module.loss(ids, targets)  # type: ignore[operator, no-any-return]
+        def losses(module: nn.Module, worker: int) -> Iterator[Tensor]:
+            of: Any = module.loss if loss is None else partial(loss, module, worker)
+            return compute.losses(of, *self.batches.get(worker, t), s.fleet.device)
 
-        return s.fleet.backward(loss_of, lambda worker: derive(self.recipe.seed, "forward", worker, t))
+        if self.together is not None:
+            loss_W = self.together.backward(lambda worker: self.batches.get(worker, t), own_loss=loss is not None)
+            if loss_W is not None:
+                return loss_W
+        return s.fleet.backward(losses, lambda worker: derive(self.recipe.seed, "forward", worker, t))
 
     def _workers(self, t: int) -> WorkersChanged | None:
         """Who is up in step ``t``; those who come back first receive what they missed."""
@@ -371,6 +382,7 @@ class Trainer:
                 "torch": torch.__version__,
                 "platform": platform.platform(),
                 "cores": os.cpu_count(),
+                "device": str(fleet.device),
                 "processes": self.peers.num,
                 "threads": fleet.threads,
                 "threads_per_worker": 1,

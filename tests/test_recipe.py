@@ -131,6 +131,7 @@ CHANGES: dict[str, Any] = {
     "metrics": ["rates"],
     "metrics_every": 33,
     "lora": {"ranks": [4]},
+    "compute": {"accumulate": 2},
 }
 
 

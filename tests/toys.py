@@ -312,6 +312,8 @@ OVER_PROCESSES: dict[str, Recipe] = (
         "diloco int8": of_four(LISTED["diloco"], codecs={"params": "int8"}, scenario=STORM),
         "diloco bfloat16": of_four(LISTED["diloco"], codecs={"params": "bfloat16"}, dtype="float32"),
         "streaming_diloco e3m0": of_four(LISTED["streaming_diloco three"], codecs={"params": "e3m0"}),
+        "cut batches": of_four(LISTED["des_loc"], compute={"accumulate": 2}),
+        "all workers at once": of_four(LISTED["des_loc"], compute={"vectorised": True}, scenario=STORM),
         "dropout": of_four(LISTED["des_loc"], model=dataclasses.replace(TINY, dropout=0.2)),
         "experts on all": of_four(EVERY_TWO, **EXPERTS),
         "experts on two": of_four(EVERY_TWO, placement=Placement(overlap=2), **EXPERTS),
@@ -338,6 +340,25 @@ OVER_PROCESSES: dict[str, Recipe] = (
         "experts on one": of_four(LISTED["diloco"], placement=Placement(overlap=1), **EXPERTS),
     }
 )
+
+
+# What a device could do wrong does not depend on periods: every method once, and what takes another way through the code.
+ON_A_DEVICE = {
+    name: recipe.but(compute={"device": "auto"})
+    for name, recipe in OVER_PROCESSES.items()
+    if name in METHODS
+    or name
+    in (
+        "ddp topk",
+        "diloco int8",
+        "streaming_diloco e3m0",
+        "des_loc outer, storm",
+        "lordo error feedback",
+        "experts on two",
+        "experts that move, outer",
+        "dropout",
+    )
+}
 
 
 def told(events: Iterable[Event]) -> list[Event]:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lab.fleet import Stack
+from lab.fleet import Layout, Stack
 from lab.optim import states
 from lab.store import Checkpoint
 
@@ -51,7 +51,11 @@ def snapshot(trainer: Trainer) -> tuple[dict[str, Tensor], dict[str, Any]]:
         extra["last_covered"] = trainer.adapter_watch.last_M
     if trainer.state.facts:
         extra["facts"] = trainer.state.facts
-    return tensors, extra
+    return {name: x.cpu() for name, x in tensors.items()}, extra
+
+
+def _stack(layout: Layout, tensors: Mapping[str, Tensor], name: str, device: torch.device) -> Stack:
+    return Stack(layout, [tensors[f"{name}/{i}"].to(device) for i in range(len(layout.blocks))])
 
 
 def _stacks(trainer: Trainer) -> dict[str, Stack]:
@@ -93,10 +97,12 @@ def restore_(trainer: Trainer, checkpoint: Checkpoint) -> None:
             continue
         if kind == "optimizer":
             optimizer = trainer.state.optimizers[name]
-            leaf = optimizer.param_groups[0]["params"][int(rest[0])]
-            optimizer.state[leaf][rest[1]] = value
+            group = optimizer.param_groups[0]
+            leaf = group["params"][int(rest[0])]
+            counts = value.dim() == 0 and not group.get("fused")  # step counts stay on the CPU, as torch has them
+            optimizer.state[leaf][rest[1]] = value if counts else value.to(leaf.device)
         elif kind in ("residual", "measured"):
-            stack = Stack(layout, [tensors[f"{kind}/{name}/{i}"] for i in range(len(layout.blocks))])
+            stack = _stack(layout, tensors, f"{kind}/{name}", trainer.fleet.device)
             if kind == "residual":
                 trainer.comm.residuals[name] = stack
             elif trainer.measures is not None:
@@ -104,7 +110,7 @@ def restore_(trainer: Trainer, checkpoint: Checkpoint) -> None:
         else:
             place = trainer.state.local if kind == "local" else trainer.state.shared
             if name not in place:  # made by a later step: there is nothing yet to copy into
-                place[name] = Stack(layout, [tensors[f"{kind}/{name}/{i}"] for i in range(len(layout.blocks))])
+                place[name] = _stack(layout, tensors, f"{kind}/{name}", trainer.fleet.device)
             place[name].blocks[int(rest[0])].copy_(value)
     inner, outer = _owned(trainer)
     trainer.state.local.update(inner)

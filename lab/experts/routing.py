@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lab.events import Routed, Saturated
 from lab.experts.placement import Experts
-from lab.fleet import Block, Fleet, Stack
+from lab.fleet import Block, Fleet, Stack, wide
 from lab.processes.alone import Alone
 
 if TYPE_CHECKING:
@@ -153,5 +153,6 @@ def _cells(block: Block) -> tuple[Tensor, list[tuple[int, int]]]:
 
 
 def _sums(x: Tensor, column: Tensor, num_cells: int) -> Tensor:
-    """Squares of ``x [rows, P]`` summed within each cell, ``[rows, cells]``, in float64."""
-    return torch.zeros(len(x), num_cells, dtype=torch.float64).index_add_(1, column, x.double().square())
+    """Squares of ``x [rows, P]`` summed within each cell, ``[rows, cells]``."""
+    squares = wide(x).square()
+    return squares.new_zeros(len(x), num_cells).index_add_(1, column.to(x.device), squares)

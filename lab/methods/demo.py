@@ -118,10 +118,10 @@ class Strongest:
 @functools.cache
 def dct(n: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """The orthonormal cosine transform of n numbers, ``[n, n]``: row k holds √(2/n)·cos(π·k·(2i + 1) / 2n), row 0 √(1/n)."""
-    k, i = torch.meshgrid(*[torch.arange(n, dtype=torch.float64, device=device)] * 2, indexing="ij")
+    k, i = torch.meshgrid(*[torch.arange(n, dtype=torch.float64, device="cpu")] * 2, indexing="ij")
     out = torch.cos(math.pi * k * (2 * i + 1) / (2 * n)) * math.sqrt(2 / n)
     out[0] = math.sqrt(1 / n)
-    return out.to(dtype)
+    return out.to(dtype).to(device)
 
 
 def side(n: int, chunk: int) -> int:

@@ -87,12 +87,12 @@ class PreLort:
         def nested(module: nn.Module, worker: int, ids: Tensor, targets: Tensor) -> Tensor:
             cut: Cut = module.cut  # type: ignore[assignment]
             ranks = self.ranks_of(cut.rank, occurring)
-            omega = torch.tensor(self.weights_of(ranks))
+            omega = torch.tensor(self.weights_of(ranks), device=ids.device)
             if self.nested == "none" or len(ranks) == 1:
                 return module.loss(ids, targets)  # type: ignore[operator, no-any-return]
             if self.nested == "matryoshka":
-                index = torch.arange(cut.rank)
-                per_index = (omega[:, None] * (index < torch.tensor(ranks)[:, None])).sum(0)  # P_i = Σ_{r ≥ i} ω_r
+                index, reach = torch.arange(cut.rank, device=ids.device), torch.tensor(ranks, device=ids.device)
+                per_index = (omega[:, None] * (index < reach[:, None])).sum(0)  # P_i = Σ_{r ≥ i} ω_r
                 with weighted(module, per_index.to(next(module.parameters()).dtype)):
                     return module.loss(ids, targets)  # type: ignore[operator, no-any-return]
             if self.nested == "sum":

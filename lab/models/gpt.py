@@ -89,7 +89,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         B, T, D = x.shape
         qkv = self.qkv(x).view(B, T, 3, self.num_heads, D // self.num_heads).permute(2, 0, 3, 1, 4)  # 3 B N T D/N
-        q, k = rotate(qkv[:2], cos, sin)
+        q, k = rotate(qkv[:2], cos, sin).to(qkv.dtype)  # angles are finer than bfloat16
         v = qkv[2].contiguous()  # a copy, so that backward need not keep all of qkv
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         return self.out(y.transpose(1, 2).reshape(B, T, D))  # type: ignore[no-any-return]
@@ -157,8 +157,9 @@ class GPTModule(nn.Module):
 
     @staticmethod
     def criterion(logits: Tensor, targets: Tensor) -> Tensor:
-        """Mean cross entropy of logits ``[B, T, V]``; targets of −100 do not count."""
-        return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+        """Mean cross entropy of logits ``[B, T, V]``, in float32 at least; targets of −100 do not count."""
+        fine = torch.promote_types(logits.dtype, torch.float32)
+        return F.cross_entropy(logits.flatten(0, 1).to(fine), targets.flatten())
 
     @staticmethod
     def tensor_group(name: str) -> str:

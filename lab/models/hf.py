@@ -80,8 +80,9 @@ class HFModule(nn.Module):
 
     @staticmethod
     def criterion(logits: Tensor, targets: Tensor) -> Tensor:
-        """Mean cross entropy of logits ``[B, T, V]``; targets of −100 do not count."""
-        return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+        """Mean cross entropy of logits ``[B, T, V]``, in float32 at least; targets of −100 do not count."""
+        fine = torch.promote_types(logits.dtype, torch.float32)
+        return F.cross_entropy(logits.flatten(0, 1).to(fine), targets.flatten())
 
     @staticmethod
     def tensor_group(name: str) -> str:

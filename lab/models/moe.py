@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, cast
 
@@ -317,7 +318,7 @@ class Mix(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class Routing:
-    """Where one layer's router sent the tokens of the last forward pass."""
+    """Where one layer's router sent the tokens of the last forward pass, on the CPU."""
 
     selected: Tensor  # [N, k] ids of the chosen experts, the largest gate first
     mean_gate: Tensor  # [E] mean over tokens of the gate of each known expert, before the choice
@@ -367,9 +368,16 @@ class MoELayer(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         c, experts = self.c, cast(list[Expert], list(self.experts.values()))
-        router = self.router if c.skip_token else torch.stack([e.router for e in experts])  # E D
-        weights = [e.up for e in experts] + [e.down for e in experts]
-        y, balance, logits, chosen = Mix.apply(x.view(-1, c.dim), router, c, self.held, self.training, *weights)
+        router: Tensor = self.router if c.skip_token else torch.stack([e.router for e in experts])  # E D
+        weights: list[Tensor] = [*(e.up for e in experts), *(e.down for e in experts)]
+        rows, device = x.view(-1, c.dim), x.device.type
+        as_it_is: AbstractContextManager[object] = nullcontext()
+        if torch.is_autocast_enabled(device):  # which does not reach into a gradient by hand
+            narrow = torch.get_autocast_dtype(device)
+            rows, router, *weights = (t.to(narrow) for t in (rows, router, *weights))
+            as_it_is = torch.autocast(device, enabled=False)
+        with as_it_is:
+            y, balance, logits, chosen = Mix.apply(rows, router, c, self.held, self.training, *weights)
         self.last = logits, chosen
         y = y.view_as(x)
         return y + self.shared(x) if c.num_shared_experts else y, balance
@@ -377,8 +385,8 @@ class MoELayer(nn.Module):
     def routing(self) -> Routing | None:
         if self.last is None:
             return None
-        logits, chosen = self.last
-        ids = torch.tensor(self.known, device=chosen.device)
+        logits, chosen = (x.cpu() for x in self.last)
+        ids = torch.tensor(self.known)
         return Routing(ids[chosen], gates_of(logits, self.c)[0].mean(0), self.known, self.resident)
 
 
@@ -473,8 +481,9 @@ class MoEModule(nn.Module):
 
     @staticmethod
     def criterion(logits: Tensor, targets: Tensor) -> Tensor:
-        """Mean cross entropy of logits ``[B, T, V]``; targets of −100 do not count."""
-        return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+        """Mean cross entropy of logits ``[B, T, V]``, in float32 at least; targets of −100 do not count."""
+        fine = torch.promote_types(logits.dtype, torch.float32)
+        return F.cross_entropy(logits.flatten(0, 1).to(fine), targets.flatten())
 
     def routing(self) -> list[Routing]:
         """Of the last forward pass, one per layer; empty before the first."""

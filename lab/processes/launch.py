@@ -46,7 +46,7 @@ def train(
     timeout_seconds
         after which a process that does not answer counts as lost.
     """
-    peers = peers or join(recipe.num_workers, timeout_seconds)
+    peers = peers or join(recipe.num_workers, timeout_seconds, recipe.compute.device)
     run_folder = RunFolder(folder) if folder is not None and peers.first else None
     ended = run_folder.ended() if run_folder is not None else None
     columns, reports = Columns(), Reports(peers)

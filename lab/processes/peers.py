@@ -46,7 +46,8 @@ class Peers:
         from every method, if a process ended or did not answer within ``timeout_seconds`` (of `join`).
     """
 
-    def __init__(self, num_workers: int, timeout_seconds: float = TIMEOUT_SECONDS):
+    def __init__(self, num_workers: int, timeout_seconds: float = TIMEOUT_SECONDS, device: str | torch.device = "cpu"):
+        self.device = torch.device(device)  # where tensors of workers lie
         self.index, self.num, self.timeout_seconds = dist.get_rank(), dist.get_world_size(), timeout_seconds
         self.each = share_out(num_workers, self.num)
         self.mine = self.workers_of(self.index)
@@ -152,7 +153,7 @@ class Peers:
             dist.send(torch.cat([_bytes(x) for x in tensors]), to)
 
     def _receive_flat(self, like: Sequence[Tensor], origin: int) -> list[Tensor]:
-        data = torch.empty(sum(x.nbytes for x in like), dtype=torch.uint8)
+        data = torch.empty(sum(x.nbytes for x in like), dtype=torch.uint8, device=self.device)
         if len(data):
             dist.recv(data, origin)
         parts = data.split([x.nbytes for x in like]) if like else ()
@@ -316,12 +317,31 @@ def _bytes(x: Tensor) -> Tensor:
     return x.contiguous().view(-1).view(torch.uint8)
 
 
-def join(num_workers: int, timeout_seconds: float = TIMEOUT_SECONDS) -> Peers:
-    """Meet the other processes that a launcher (`launch`, ``accelerate launch``, ``notebook_launcher``) has started."""
+def join(num_workers: int, timeout_seconds: float = TIMEOUT_SECONDS, device: str = "cpu") -> Peers:
+    """Meet the other processes that a launcher (`launch`, ``accelerate launch``, ``notebook_launcher``) has started.
+
+    Parameters
+    ----------
+    device
+        of `lab.compute.Compute`. With GPUs, tensors on them travel by NCCL, and all else by gloo (not tried on GPUs).
+
+    Raises
+    ------
+    RecipeError
+        if this machine has fewer GPUs than processes: NCCL wants one for each.
+    """
     from accelerate import PartialState
 
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     torch.set_num_threads(1)  # before anything else: a forked process whose parent has used more would hang
+    gpus = torch.cuda.device_count() if device in ("auto", "cuda") else 0
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if 0 < gpus < here:
+        raise RecipeError(
+            f"{here} processes on this machine and {gpus} GPUs: use {gpus} processes (several workers of a process share its GPU), "
+            "or compute.device=cpu"
+        )
+    backend = {"backend": "cuda:nccl,cpu:gloo"} if gpus else {}
     with listening(timeout_seconds):
-        PartialState(cpu=True, timeout=timedelta(seconds=timeout_seconds))
-    return Peers(num_workers, timeout_seconds)
+        state = PartialState(cpu=not gpus, timeout=timedelta(seconds=timeout_seconds), **backend)
+    return Peers(num_workers, timeout_seconds, state.device)

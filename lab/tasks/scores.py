@@ -12,12 +12,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+def _logits(model: nn.Module, ids: Tensor, rows: Tensor, at: Tensor) -> Tensor:
+    """Those after single positions, ``[len(rows), V]``: computed where the model is, looked at on the CPU."""
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    logits: Tensor = model(ids.to(device))[rows.to(device), at.to(device)]
+    return logits.cpu()
+
+
 @torch.no_grad()
 def nats_of_rows(model: nn.Module, ids: Tensor, targets: Tensor) -> Tensor:
     """Negative log likelihood of the targets of each row that are not -100, summed: float64 [B]."""
-    mask = targets >= 0
-    loss = F.cross_entropy(model(ids)[mask].double(), targets[mask], reduction="none")
-    return torch.zeros(len(ids), dtype=torch.float64).index_add_(0, mask.nonzero()[:, 0], loss)
+    rows, at = (targets >= 0).nonzero(as_tuple=True)
+    loss = F.cross_entropy(_logits(model, ids, rows, at).double(), targets[rows, at], reduction="none")
+    return torch.zeros(len(ids), dtype=torch.float64).index_add_(0, rows, loss)
 
 
 def nats(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[float, int]:
@@ -32,7 +39,7 @@ def nats(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[fl
 @torch.no_grad()
 def likeliest(model: nn.Module, ids: Tensor, at: Tensor, labels: Tensor) -> list[int]:
     """Which of the tokens ``labels`` [L] is the likeliest after position ``at`` [B] of each row."""
-    logits = model(ids)[torch.arange(len(ids)), at]  # B V
+    logits = _logits(model, ids, torch.arange(len(ids)), at)
     return logits[:, labels].argmax(1).tolist()  # type: ignore[no-any-return]
 
 
@@ -52,8 +59,7 @@ def generate(model: nn.Module, prompts: Sequence[Tensor], max_tokens: int, end: 
     going = torch.arange(len(prompts))
     for _ in range(max_tokens):
         here = size[going]
-        logits = model(ids[going, : int(here.max())])
-        token = logits[torch.arange(len(going)), here - 1].argmax(1)
+        token = _logits(model, ids[going, : int(here.max())], torch.arange(len(going)), here - 1).argmax(1)
         goes_on = token != end if end is not None else torch.ones_like(token, dtype=torch.bool)
         going, here, token = going[goes_on], here[goes_on], token[goes_on]
         if not len(going):
