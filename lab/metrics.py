@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from lab.comm import Communicator
+from lab.comm import Communicator, Meeting
 from lab.events import Event
 from lab.fleet import Stack, worker_norms
 from lab.methods import State
@@ -154,10 +154,10 @@ class Watch:
         self.start = s.local["params"].clone()
         comm.observer = self._observe
 
-    def _observe(self, state: str, stack: Stack, mean: Stack | None) -> None:
+    def _observe(self, meeting: Meeting) -> None:
         if self.before is not None:
-            self.before(state, stack, mean)
-        if stack is self.s.local["params"] and any(self.s.fleet.up):
+            self.before(meeting)
+        if meeting.stack is self.s.local["params"] and any(self.s.fleet.up):
             self.seen.append(self._look())
             self.due = True
 

@@ -35,11 +35,11 @@ from toys import (
 )
 
 from lab.codecs import codec
-from lab.errors import RecipeError
+from lab.errors import Diverged, RecipeError
 from lab.events import Ended, Evaluated, Event, Sent, Stepped, Warned, WorkersChanged, to_json
 from lab.methods import DDP, DESLOC, DeMo, DiLoCo, LocalAdam, LocalSGD, Method, NoLoCo, noloco
 from lab.optim import ELEMENTWISE, ZERO_AT_START, AdamW, Nesterov, Optimizer
-from lab.run import Diverged, Trainer, dry_run, train
+from lab.run import Trainer, dry_run, train
 from lab.scenarios import Outage, Scenario
 from lab.store import RunFolder
 

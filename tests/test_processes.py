@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from toys import OVER_PROCESSES, corpus, told
+from toys import OVER_PROCESSES, corpus, story
 
 import lab
 from lab.errors import RecipeError
@@ -74,7 +74,7 @@ def run_over(num: int, out: Path) -> None:
 def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("one")
     for name, recipe in OVER_PROCESSES.items():
-        events = told(Trainer(recipe, corpus=corpus()).events(RunFolder(out / name)))
+        events = story(Trainer(recipe, corpus=corpus()).events(RunFolder(out / name)))
         (out / f"{name}.jsonl").write_text("".join(to_json(e) + "\n" for e in events))
     return out
 
@@ -123,12 +123,15 @@ def check(one: Path, several: Path, name: str) -> None:
     want, got = read(one, name), read(several, name)
     assert [e["kind"] for e in got] == [e["kind"] for e in want]
     assert [e for e in got if e["kind"] == "sent"] == [e for e in want if e["kind"] == "sent"]
+    evaluated = {e["step"] for e in want if e["kind"] == "evaluated"}
     for a, b in zip(want, got, strict=True):
+        if a["kind"] == "covered" and b["bias"] is None and b["step"] not in evaluated:
+            a["bias"] = None  # nobody has all factors
         assert same(a, b, tolerance), (a, b)
     (first, _), (second, _) = RunFolder(one / name).load(), RunFolder(several / name).load()
     assert first is not None
     assert second is not None
-    assert same(first.extra | {"drift": 0}, second.extra | {"drift": 0}, tolerance)
+    assert same(first.extra, second.extra, tolerance)
     assert first.tensors.keys() == second.tensors.keys()
     for key, x in first.tensors.items():
         assert x.shape == second.tensors[key].shape, key
@@ -153,7 +156,7 @@ def test_two_processes_of_two_workers_are_one_process_of_four(name: str, one: Pa
 def test_a_checkpoint_of_four_processes_resumes_on_one(name: str, one: Path, four: Path, tmp_path: Path) -> None:
     """(That it resumes on two is part of what two processes ran, and on four …)"""
     cut_off(four / name, tmp_path / name)
-    events = told(Trainer(OVER_PROCESSES[name], corpus=corpus()).events(RunFolder(tmp_path / name)))
+    events = story(Trainer(OVER_PROCESSES[name], corpus=corpus()).events(RunFolder(tmp_path / name)))
     (tmp_path / f"{name}.jsonl").write_text("".join(to_json(e) + "\n" for e in events))
     check(one, tmp_path, name)
 
@@ -186,7 +189,7 @@ def kill(launcher: subprocess.Popen[str], process: int) -> None:
 
 def unbroken(tmp_path: Path) -> list[Event]:
     train(Recipe.of("des_loc", SMALL), tmp_path / "unbroken")
-    return told(RunFolder(tmp_path / "unbroken").events())
+    return story(RunFolder(tmp_path / "unbroken").events())
 
 
 def close_events(a: list[Event], b: list[Event]) -> bool:
@@ -204,7 +207,7 @@ def test_a_killed_process_ends_the_run_with_one_line_and_one_process_can_go_on(t
     assert "Traceback" not in said
     assert folder.last_step_saved() not in (None, 40)
     train(folder.recipe(), folder.path)
-    assert close_events(told(folder.events()), unbroken(tmp_path))
+    assert close_events(story(folder.events()), unbroken(tmp_path))
 
 
 def test_with_restarts_a_killed_process_changes_nothing(tmp_path: Path) -> None:
@@ -212,7 +215,7 @@ def test_with_restarts_a_killed_process_changes_nothing(tmp_path: Path) -> None:
     folder, launcher = begun(tmp_path, "--restarts", "1")
     kill(launcher, 0)
     assert launcher.wait(timeout=100) == 0, launcher.communicate()
-    assert close_events(told(folder.events()), unbroken(tmp_path))
+    assert close_events(story(folder.events()), unbroken(tmp_path))
     assert any(isinstance(e, Warned) and "resumed after" in e.message for e in folder.events())
 
 
@@ -221,7 +224,7 @@ def test_a_script_reads_along(tmp_path: Path) -> None:
     seen: list[Event] = []
     columns = over(2, Recipe.of("des_loc", SMALL), tmp_path / "run", each=seen.append)
     assert seen == list(RunFolder(tmp_path / "run").events())
-    assert close_events(told(seen), unbroken(tmp_path))
+    assert close_events(story(seen), unbroken(tmp_path))
     assert columns.ended is not None
     assert columns.eval_loss
 
@@ -252,7 +255,7 @@ def by_hand(folder: Path, processes: int) -> list[Event]:
     run.wait(60)
     assert run.status == "stopped"
     train(run.recipe, folder)
-    return [e for e in told(RunFolder(folder).events()) if not (isinstance(e, Turned) and e.knob == "paused")]
+    return [e for e in story(RunFolder(folder).events()) if not (isinstance(e, Turned) and e.knob == "paused")]
 
 
 def test_knobs_are_turned_at_the_same_step_in_all_processes(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lab.comm import Communicator
 from lab.data import Corpus, load_corpus
-from lab.events import Covered, Drifted, Event, Sent, Started, Stepped, Warned
+from lab.events import Event, Sent, Started, Stepped, Warned
 from lab.experts.placement import Placement
 from lab.fleet import Fleet, Stack
 from lab.methods import (
@@ -338,9 +338,3 @@ OVER_PROCESSES: dict[str, Recipe] = (
         "experts on one": of_four(LISTED["diloco"], placement=Placement(overlap=1), **EXPERTS),
     }
 )
-
-
-def told(events: Iterable[Event]) -> list[Event]:
-    """A story without what several processes do not see: drifts between evaluations, how wrong the mean of factors is."""
-    known = [event for event in story(events) if not isinstance(event, Drifted)]
-    return [dataclasses.replace(e, bias=None) if isinstance(e, Covered) else e for e in known]
