@@ -15,7 +15,6 @@ from toys import OVER_PROCESSES, corpus, story
 
 from lab.events import to_json
 from lab.processes.folder import SharedFolder
-from lab.processes.launch import check
 from lab.processes.peers import join
 from lab.run import Trainer
 from lab.store import RunFolder
@@ -24,7 +23,6 @@ from lab.store import RunFolder
 def main(out: Path) -> None:
     peers = join(4, timeout_seconds=60.0)
     for name, recipe in OVER_PROCESSES.items():
-        check(recipe)
         trainer = Trainer(recipe, corpus=corpus(), peers=peers)
         held = {w for block in trainer.fleet.layout.blocks for w in block.holders}
         assert held == set(peers.mine), "a process has rows of its own workers and no others"

@@ -18,6 +18,7 @@ from test_views import Place
 from lab.columns import Columns
 from lab.comm import Ledger, Meeting
 from lab.events import Drifted, Ended, Evaluated, Event, Sent, Started, Stepped, from_json, to_json
+from lab.fleet import Stack
 from lab.network import NETWORKS, Meter, Network
 from lab.recipe import Recipe
 from lab.run import Trainer
@@ -429,6 +430,35 @@ def test_drift_is_measured_before_the_average(method: str) -> None:
             )
     if method in ("local_adam", "diloco"):
         assert all(max(x for x in e.to_mean_W if x is not None) > 0 for e in drifted)
+
+
+@pytest.mark.parametrize(
+    ("method", "looks"),
+    {
+        "local_adam": [5, 10, 11],
+        "diloco": [5, 10, 11],
+        "diloco int8": [11],
+        "noloco": [11],
+        "streaming_diloco": [11],
+        "sparta": [11],
+    }.items(),
+)
+def test_between_evaluations_looking_takes_no_mean_of_its_own(
+    method: str, looks: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would travel over several processes. Where the method makes it anyway, distances are taken from that."""
+    name, *int8 = method.split()
+    recipe = RECIPE.but(method=name, steps=11, eval_every=0, scenario={}, codecs={"params": "int8"} if int8 else {})
+    trainer = Trainer(Recipe.of(recipe, ["method.sync_every=5"]))
+    agreed, made = trainer.comm.agreed, set[int]()
+
+    def counted(*what: Any) -> Stack:
+        made.add(trainer.comm.t)
+        return agreed(*what)
+
+    monkeypatch.setattr(trainer.comm, "agreed", counted)
+    assert [e.step for e in trainer.events() if isinstance(e, Drifted)] == looks
+    assert made == {11}
 
 
 def test_drift_is_drawn_as_it_was_recorded(events: list[Event]) -> None:

@@ -273,6 +273,7 @@ def story(events: Iterable[Event]) -> list[Event]:
 STORM = Scenario(outages=(Outage(worker=1, first=3, last=4), Outage(worker=2, last=2)))
 BOTH_GONE = Scenario(outages=(Outage(worker=1, first=2, last=5), Outage(worker=3, first=4, last=5)))
 MOVING = Placement(overlap=2, kind="random")
+METRICS = ("alignment", "spectrum", "rates", "gradients", "activations", "noise")
 DRAWN = Scenario(sample=2, sample_every=2, catch_up="params")
 EXPERTS = {
     "model": MoE(dim=8, num_layers=2, num_heads=2, num_experts=4, expert_dim=4, top_k=2),
@@ -336,5 +337,14 @@ OVER_PROCESSES: dict[str, Recipe] = (
         "fedit int8": of_four(FedIT(2), lora=EQUAL, codecs={"params": "int8"}),
         "fedit bfloat16": of_four(FedIT(2), lora=EQUAL, codecs={"params": "bfloat16"}, dtype="float32"),
         "experts on one": of_four(LISTED["diloco"], placement=Placement(overlap=1), **EXPERTS),
+    }
+    | {
+        f"{name}, measured": r.but(metrics=METRICS, metrics_every=2)
+        for name, r in {
+            "des_loc outer, storm": of_four(LISTED["des_loc outer"], scenario=STORM),
+            "lordo": of_four(LISTED["lordo"]),
+            "prelort": SERVED["prelort"],
+            "experts that move": of_four(EVERY_TWO, placement=MOVING, scenario=BOTH_GONE, **EXPERTS),
+        }.items()
     }
 )

@@ -66,6 +66,10 @@ class Alone:
         """An agreed state with all its blocks, at the first process."""
         return agreed
 
+    def everyone(self, stack: Stack) -> Stack:
+        """At the first process the copies of all workers, for looking at them; elsewhere of use to nobody."""
+        return stack
+
     def share(self, value: Any) -> list[Any]:
         """The small JSON values of all processes, at each of them."""
         return [value]
