@@ -19,7 +19,7 @@ from toys import OVER_PROCESSES, corpus, story
 
 import lab
 from lab.errors import RecipeError
-from lab.events import Event, Turned, Warned, to_json
+from lab.events import Checkpointed, Event, Turned, Warned, to_json
 from lab.processes.control import Once
 from lab.processes.launch import over, prepare
 from lab.processes.peers import PeerLost
@@ -264,6 +264,43 @@ def test_knobs_are_turned_at_the_same_step_in_all_processes(tmp_path: Path) -> N
     several, one = by_hand(tmp_path / "several", 2), by_hand(tmp_path / "one", 1)
     assert [e.knob for e in several if isinstance(e, Turned)] == ["down", "lr", "down", "sync_every"]
     assert close_events(one, several)
+
+
+ALONE = """
+import lab, sys
+from lab.recipe import Recipe
+run = lab.start(Recipe.of("des_loc", sys.argv[2:]), folder=sys.argv[1], processes=2, paused=True)
+run.step(3)
+while not (run.t == 3 and run.status == "paused"):
+    run.finished.wait(0.01)
+print("paused", flush=True)
+run.wait()
+"""
+
+
+def test_when_whoever_started_it_is_gone_the_run_stops_with_a_checkpoint(tmp_path: Path) -> None:
+    """A notebook's kernel is killed while its run is paused; nothing is left behind, and one process trains the rest."""
+    folder = RunFolder(tmp_path / "run")
+    command = [sys.executable, "-c", ALONE, str(folder.path), *SMALL]
+    started = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE)
+    assert started.stdout is not None
+    assert started.stdout.readline() == b"paused\n"
+    left = psutil.Process(started.pid).children(recursive=True)
+    assert left
+    started.kill()
+    started.communicate()
+    _, alive = psutil.wait_procs(left, timeout=60)
+    assert not alive
+    assert folder.last_step_saved() == 3
+    ended = folder.ended()
+    assert ended is not None
+    assert ended.status == "stopped"
+    train(folder.recipe(), folder.path)
+    theirs, ours = (
+        [e for e in events if not isinstance(e, Turned | Checkpointed)]
+        for events in (story(folder.events()), unbroken(tmp_path))
+    )
+    assert close_events(theirs, ours)
 
 
 # --- what it says ----------------------------------------------------------------------------------------------------
