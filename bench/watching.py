@@ -131,7 +131,7 @@ def look(shape: dict[str, Any]) -> tuple[float, float]:
     """Milliseconds of a step, and of a look at how far the workers are apart."""
     trainer = Trainer(Recipe.of("diloco", []).but(**shape, steps=40, eval_every=0, checkpoint_every=0))
     steps = [e.seconds for e in trainer.events() if isinstance(e, Stepped)]
-    watch, times = DriftWatch(trainer.state), []
+    watch, times = DriftWatch(trainer.state, trainer.comm), []
     for t in range(1, 21):
         began = time.perf_counter()
         watch.look(t)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING
 
@@ -69,6 +70,17 @@ Unfinished = tuple[
 ]  # a mean: weights of all workers; rows of those here; their part
 
 
+@dataclass(frozen=True)
+class Meeting:
+    """What an observer sees when copies come together, before anything is done with the result."""
+
+    state: str
+    stack: Stack  # the copies
+    mean: Stack | None  # with what was subtracted; None where they were gathered
+    plain: bool = False  # every process has the mean, over all that are up, of the copies as they are
+    handed: Named | None = None  # by `Communicator.gather`
+
+
 class Communicator:
     """Means, broadcasts and gathers over the holders that are up.
 
@@ -89,7 +101,7 @@ class Communicator:
         self.ledger = Ledger()
         self.t = 0  # the local step that is being finished
         self.residuals: dict[str, Stack] = {}  # what error feedback still owes, by state
-        self.observer: Callable[[str, Stack, Stack | None], None] | None = None  # looks at copies beside their mean
+        self.observer: Callable[[Meeting], None] | None = None
 
     @torch.no_grad()
     def mean(
@@ -167,7 +179,8 @@ class Communicator:
         self.peers.finish_(unfinished, codec, to_server)
         if self.observer is not None and not self.fleet.params.blocks[0].is_meta:
             means = agreed if minus is None else [a + b for a, b in zip(agreed, minus.blocks, strict=True)]
-            self.observer(state, stack, Stack(stack.layout, means))
+            plain = codec is None and weights_W is None and among is None and not to_server
+            self.observer(Meeting(state, stack, Stack(stack.layout, means), plain))
         summed = codec is None or codec.reducible  # on the way
         op = ("reduce" if summed else "gather") if to_server else ("all_reduce" if summed else "all_gather")
         self._write(op, state, sent)
@@ -225,8 +238,6 @@ class Communicator:
 
         The server is the first process; at the others these are shapes without numbers (``is_meta``).
         """
-        if self.observer is not None:
-            self.observer(state, stack, None)
         out: dict[int, dict[str, Tensor]] = {w: {} for w, up in enumerate(self.fleet.up) if up}
         sent: dict[tuple[int, ...], dict[str, int]] = {}
         for block, copies in zip(stack.layout.blocks, stack.blocks, strict=True):
@@ -236,7 +247,10 @@ class Communicator:
             for name, w in product(block.names, workers):
                 out[w][name] = stack.cell_or_shape(name, w)
         self._write("gather", state, sent)
-        return self.peers.collect(out)
+        handed = self.peers.collect(out)
+        if self.observer is not None:
+            self.observer(Meeting(state, stack, None, handed=handed))
+        return handed
 
     def collect(self, tensors: Named, state: str, of: Stack) -> Named:
         """Workers hand in tensors of their own making, by worker and name: parts of what they hold in ``of``.
@@ -244,7 +258,7 @@ class Communicator:
         Those of workers elsewhere are given by their shape. What comes back is as of `gather`.
         """
         if self.observer is not None:
-            self.observer(state, of, None)
+            self.observer(Meeting(state, of, None))
         self._write_each("gather", tensors, state)
         return self.peers.collect(tensors)
 

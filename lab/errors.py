@@ -21,6 +21,10 @@ class RecipeError(LabError):
     exit_code = 2
 
 
+class Diverged(LabError):
+    """A loss or a parameter stopped being a number."""
+
+
 def one_of(what: str, got: object, allowed: Iterable[object]) -> str:
     """``unknown method 'deslok': use one of des_loc, diloco (did you mean 'des_loc'?)``"""
     names = [str(a) for a in allowed]

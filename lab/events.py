@@ -98,7 +98,8 @@ class Evaluated:
 class Drifted:
     """How far every worker's parameters are from others: root mean squares over parameters, None for who is down.
 
-    Looked at before the average, if there is one in this step (`Evaluated.drift` is what is left after it).
+    Looked at before the average, if there is one in this step (`Evaluated.drift` is what is left after it). When:
+    `lab.watching.drift.DriftWatch`.
     """
 
     kind: ClassVar[str] = "drifted"
@@ -174,8 +175,8 @@ class Covered:
     contributors_M: list[list[int]]  # workers
     mass_M: list[float]  # their part of the samples of all who took part
     since_M: list[int]  # local steps since the segment was handed in last, before this time
-    # ‖Σ p_k·B_k·A_k − B̄·Ā‖ / ‖Σ p_k·B_k·A_k‖ with zero-padded mean factors; 0 where nothing has moved, None where no process
-    # has all factors
+    # ‖Σ p_k·B_k·A_k − B̄·Ā‖ / ‖Σ p_k·B_k·A_k‖ with zero-padded mean factors; 0 where nothing has moved. None, over several
+    # processes, between evaluations where the method does not gather the factors themselves (`lab.adapters.watch`)
     bias: float | None
 
 

@@ -180,8 +180,8 @@ def _as(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def wide(x: Tensor) -> Tensor:
-    """In float64, to sum up many numbers; Apple's GPUs have no more than float32."""
-    return x.float() if x.device.type == "mps" else x.double()
+    """In float64, for sums of many numbers; Apple's GPUs have no more than float32."""
+    return x.to(torch.float32 if x.device.type == "mps" else torch.float64)
 
 
 @torch.no_grad()

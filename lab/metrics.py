@@ -5,16 +5,16 @@ Legend: N workers, P elements of all tensors together. Costs are per call, besid
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from lab.comm import Communicator
+from lab.comm import Communicator, Meeting
 from lab.events import Event
-from lab.fleet import Stack, worker_norms
+from lab.fleet import Layout, Stack, wide, worker_norms
 from lab.methods import State
 from lab.recipe import Recipe
 from lab.run import Trainer
@@ -25,9 +25,15 @@ T = TypeVar("T")
 @torch.no_grad()
 def relative_change(now: Stack, before: Stack) -> float:
     """‖now − before‖ / ‖before‖ over all tensors and workers."""
-    change = sum(float((a - b).square().sum()) for a, b in zip(now.blocks, before.blocks, strict=True))
-    size = sum(float(b.square().sum()) for b in before.blocks)
+    change, size = changed(now, before)
     return (change / size) ** 0.5 if size else float("nan")
+
+
+@torch.no_grad()
+def changed(now: Stack, before: Stack) -> tuple[float, float]:
+    """‖now − before‖² and ‖before‖² over all tensors and the workers here."""
+    change = sum(float((a - b).square().sum()) for a, b in zip(now.blocks, before.blocks, strict=True))
+    return change, sum(float(b.square().sum()) for b in before.blocks)
 
 
 def along(
@@ -85,12 +91,18 @@ def gradient_norms(trainer: Trainer) -> list[float]:
 def noise(trainer: Trainer) -> float:
     """`noise_scale` in sequences, from the gradients that the workers would take next: one more forward and backward pass.
 
-    NaN where a worker is down. The workers' parameters should be equal, so look right after a sync.
+    NaN where a worker is down. The workers' parameters should be equal, so look right after a sync. Over several processes
+    all of them call it, and the mean gradient travels.
     """
-    if not all(trainer.fleet.up):
+    fleet, n = trainer.fleet, trainer.recipe.num_workers
+    if not all(fleet.up):
         return float("nan")
     trainer._grad(trainer.state)  # overwritten by the next step
-    return noise_scale(trainer.state.grads, trainer.recipe.num_workers, trainer.recipe.batch_size)
+    big = trainer.comm.agreed(fleet.grads)
+    once = [x for b, x in zip(big.layout.blocks, big.blocks, strict=True) if b.everywhere[0] in fleet.mine]
+    here = [_size(once), float(inner_products(fleet.grads, fleet.grads, n).sum())]
+    size_big, sizes = (sum(x) for x in zip(*trainer.peers.share(here), strict=True))
+    return _noise_scale(size_big, sizes / n, n, trainer.recipe.batch_size)
 
 
 def activations(trainer: Trainer) -> dict[str, float]:
@@ -106,7 +118,7 @@ def inner_products(a: Stack, b: Stack, num_workers: int) -> Tensor:
     """⟨a_w, b_w⟩ of every worker over all tensors that it holds, ``[N]``; ``b`` may be agreed (one row). O(N·P)."""
     out = torch.zeros(num_workers, dtype=torch.float64)
     for block, x, y in zip(a.layout.blocks, a.blocks, b.blocks, strict=True):
-        out.index_add_(0, block.index, (x * y).sum(1, dtype=torch.float64).expand(len(block.holders)))
+        out.index_add_(0, block.index, wide(x * y).sum(1).cpu().double().expand(len(block.holders)))
     return out
 
 
@@ -121,7 +133,7 @@ def pairwise_cosines(a: Stack, num_workers: int) -> Tensor:
     products, mine, theirs = (torch.zeros(num_workers, num_workers, dtype=torch.float64) for _ in range(3))
     for block, x in zip(a.layout.blocks, a.blocks, strict=True):
         at = torch.meshgrid(block.index, block.index, indexing="ij")
-        gram = x.double() @ x.double().T
+        gram = (wide(x) @ wide(x).T).cpu().double()
         products[at] += gram
         mine[at] += gram.diag()[:, None]
         theirs[at] += gram.diag()[None, :]
@@ -145,21 +157,28 @@ class Watch:
 
     A pseudo-gradient is where a worker was after the last average less where it is now. ``momentum`` is a local state or,
     if there is none of that name, a shared one (the outer momentum). Costs a copy of the parameters and O(N²·P) per average.
-    Methods that never average all parameters at once (in fragments, in pairs, some numbers) are not seen.
+    Methods that never average all parameters at once (in fragments, in pairs, some numbers) are not seen. Without ``look`` it
+    only says when, and remembers where the workers were.
+
+    Over several processes cosines between their workers take the workers' numbers: at every such average the parameters, the
+    pseudo-gradients and a local momentum of all workers travel to the first process, which alone sees something. That is
+    looking and not the method, so the ledger leaves it out.
     """
 
-    def __init__(self, s: State, comm: Communicator, momentum: str = "exp_avg"):
-        self.s, self.momentum, self.seen = s, momentum, list[Alignment]()
+    def __init__(self, s: State, comm: Communicator, momentum: str = "exp_avg", look: bool = True):
+        self.s, self.momentum, self.look, self.seen = s, momentum, look, list[Alignment]()
         self.comm, self.before, self.due = comm, comm.observer, False
-        self.start = s.local["params"].clone()
+        self.start, self.held = s.local["params"].clone(), holders(s.fleet.layout)
         comm.observer = self._observe
 
-    def _observe(self, state: str, stack: Stack, mean: Stack | None) -> None:
+    def _observe(self, meeting: Meeting) -> None:
         if self.before is not None:
-            self.before(state, stack, mean)
-        if stack is self.s.local["params"] and any(self.s.fleet.up):
-            self.seen.append(self._look())
+            self.before(meeting)
+        if meeting.stack is self.s.local["params"] and any(self.s.fleet.up):
+            self.follow_()
             self.due = True
+            if self.look:
+                self._look()
 
     def after(self) -> bool:
         """Whether the parameters were averaged in the step that is done now."""
@@ -168,24 +187,57 @@ class Watch:
             self.start = self.s.local["params"].clone()
         return due
 
+    def follow_(self) -> None:
+        """Experts may have moved: who holds one now began with what was agreed."""
+        if self.held != holders(self.s.fleet.layout):
+            self.start = followed(self.start, self.held, self.s.shared["params"])
+            self.held = holders(self.s.fleet.layout)
+
     def close(self) -> None:
         """Stop looking."""
         self.comm.observer = self.before
 
     @torch.no_grad()
-    def _look(self) -> Alignment:
-        s, n = self.s, self.s.fleet.num_workers
-        now, up = s.local["params"], torch.tensor(s.fleet.up)
+    def _look(self) -> None:
+        s, n, peers = self.s, self.s.fleet.num_workers, self.comm.peers
+        now, up, momentum = s.local["params"], torch.tensor(s.fleet.up), s.shared.get(self.momentum)
         moved = Stack(now.layout, [a - b for a, b in zip(self.start.blocks, now.blocks, strict=True)])
+        local = s.local.get(self.momentum)
+        if local is not None:
+            momentum = peers.everyone(local) if local.layout is now.layout else None  # that of LoRDO has its own shapes
+        elif momentum is not None:
+            momentum = peers.whole(momentum, s.fleet.up)
+        moved, now = peers.everyone(moved), peers.everyone(now)
+        if not peers.first:
+            return
+        if local is not None and momentum is not None:
+            momentum = self.comm.agreed(momentum)
         mean = self.comm.agreed(moved)
         between = pairwise_cosines(moved, n)[up][:, up]
         others = ~torch.eye(len(between), dtype=torch.bool)
-        momentum = s.local.get(self.momentum) or s.shared.get(self.momentum)
-        along = cosines(moved, self.comm.agreed(momentum), n)[up].mean() if momentum is not None else float("nan")
-        norm = float(torch.stack([b.double().square().sum() for b in mean.blocks]).sum().sqrt())
         with_mean = float(cosines(moved, mean, n)[up].mean())
+        along = float(cosines(moved, momentum, n)[up].mean()) if momentum is not None else float("nan")
         apart = float(drift(now, self.comm.agreed(now), n)[up].square().mean().sqrt())
-        return Alignment(self.comm.t, float(between[others].mean()), with_mean, float(along), apart, norm)
+        norm = _size(mean.blocks) ** 0.5
+        self.seen.append(Alignment(self.comm.t, float(between[others].mean()), with_mean, along, apart, norm))
+
+
+def holders(layout: Layout) -> list[tuple[int, ...]]:
+    """The workers of each block's rows here."""
+    return [block.holders for block in layout.blocks]
+
+
+@torch.no_grad()
+def followed(old: Stack, held: Sequence[tuple[int, ...]], fresh: Stack) -> Stack:
+    """An old copy of a state, row by row that of who holds it now. ``held``: who did then; who is new has ``fresh`` values."""
+    blocks = list(old.blocks)
+    for i, (block, was) in enumerate(zip(old.layout.blocks, held, strict=True)):
+        if block.holders != was:
+            blocks[i] = fresh.blocks[i].expand(len(block.holders), -1).clone()
+            for row, worker in enumerate(block.holders):
+                if worker in was:
+                    blocks[i][row] = old.blocks[i][was.index(worker)]
+    return Stack(old.layout, blocks)
 
 
 def alignment(
@@ -219,10 +271,17 @@ def noise_scale(grads: Stack, num_workers: int, samples: int) -> float:
     same parameters: right after a sync, with N > 1. Both parts are unbiased, their ratio is not: average over steps. NaN
     where the estimate of |G|² is not positive.
     """
-    big = Stack(grads.layout, [b.mean(0, keepdim=True) for b in grads.blocks])
-    size_big = sum(float(b.double().square().sum()) for b in big.blocks)
+    size_big = _size([b.mean(0) for b in grads.blocks])
     size_small = float(inner_products(grads, grads, num_workers).mean())
-    n = num_workers
+    return _noise_scale(size_big, size_small, num_workers, samples)
+
+
+def _size(blocks: Sequence[Tensor]) -> float:
+    return sum(float(wide(b).square().sum()) for b in blocks)
+
+
+def _noise_scale(size_big: float, size_small: float, n: int, samples: int) -> float:
+    """From |G|² of the mean gradient of ``n`` workers, and its mean over them."""
     signal = (n * size_big - size_small) / (n - 1)
     noise = (size_small - size_big) * samples * n / (n - 1)
     return noise / signal if signal > 0 else float("nan")
@@ -240,7 +299,7 @@ def basis_similarity(a: Tensor, b: Tensor) -> float:
 @torch.no_grad()
 def spectrum(x: Tensor) -> Tensor:
     """Singular values of a matrix, largest first. O(p²·q) for p ≤ q: seconds at p in the thousands."""
-    values: Tensor = torch.linalg.svdvals(x.double())
+    values: Tensor = torch.linalg.svdvals(x.cpu().double())
     return values
 
 
@@ -261,7 +320,7 @@ def activation_norms(module: nn.Module, run: Callable[[nn.Module], object]) -> d
 
         def keep(_: nn.Module, __: Any, output: Any, name: str = name) -> None:
             if isinstance(output, Tensor) and output.is_floating_point():
-                found[name] = float(output.double().square().mean().sqrt())
+                found[name] = float(wide(output).square().mean().sqrt())
 
         handles.append(part.register_forward_hook(keep))
     try:
@@ -278,5 +337,5 @@ def norms_by_group(stack: Stack, num_workers: int) -> dict[str, list[float]]:
     square: dict[str, Tensor] = {}
     for block, x in zip(stack.layout.blocks, stack.blocks, strict=True):
         of_group = square.setdefault(block.group, torch.zeros(num_workers, dtype=torch.float64))
-        of_group.index_add_(0, block.index, x.double().square().sum(1))
+        of_group.index_add_(0, block.index, wide(x).square().sum(1).cpu().double())
     return {group: x.sqrt().tolist() for group, x in square.items()}

@@ -27,12 +27,11 @@ from lab.comm import Communicator
 from lab.compute import device_of
 from lab.compute.together import Together, together
 from lab.data import Corpus
-from lab.errors import LabError
+from lab.errors import Diverged, LabError
 from lab.events import (
     VERSION,
     Checkpointed,
     Ended,
-    Evaluated,
     Event,
     Placed,
     Sent,
@@ -47,22 +46,19 @@ from lab.fleet import Stack
 from lab.methods import State
 from lab.methods.state import Loss
 from lab.models.build import build_fleet, check_memory
-from lab.processes.alone import Alone, with_all_losses
+from lab.processes.alone import Alone, with_all_workers
 from lab.recipe import Recipe
 from lab.seeds import derive
 from lab.store import Checkpoint, RunFolder
 from lab.tasks.text import Text, vocab_size_without_text
-from lab.watching.drift import DriftWatch, squares_W
+from lab.watching.drift import DriftWatch
 from lab.watching.health import nobody_holds, not_finite
+from lab.watching.looks import Looks
 
 if TYPE_CHECKING:
     from lab.processes.folder import SharedFolder
     from lab.processes.peers import Peers
     from lab.watching.measure import Measures
-
-
-class Diverged(LabError):
-    """A loss or a parameter stopped being a number."""
 
 
 class Trainer:
@@ -108,7 +104,7 @@ class Trainer:
         if recipe.lora.ranks:
             self.adapters = Adapters.of(recipe.lora, recipe.num_workers, list(self.fleet.layout.place))
             if not dry:
-                self.adapter_watch = AdapterWatch(self.fleet, self.adapters, samples_W)
+                self.adapter_watch = AdapterWatch(self.fleet, self.adapters, samples_W, self.peers)
         elif not dry and self.experts is not None and recipe.routing_every:
             ids = torch.cat([ids for ids, _ in self.validation])[:PROBE_WINDOWS]
             self.watch = Watch(self.fleet, ids, self.experts, self.peers)
@@ -127,9 +123,9 @@ class Trainer:
         )
         recipe.method.init(self.state)
         self.peers.attach_(self.state, self.comm)
-        self.drift = DriftWatch(self.state)
+        self.drift, self.looks = DriftWatch(self.state, self.comm), Looks(self)
         if not dry:
-            self.comm.observer = self._at_average
+            self.comm.observer = self.looks.at_average
         self.up_tW = recipe.scenario.trace(recipe.num_workers, recipe.steps, recipe.seed)
         if (~self.up_tW[0] & self.up_tW.any(0)).any():
             recipe.check_late()
@@ -211,10 +207,10 @@ class Trainer:
                 self._untold.append(Stepped(t, losses, self.state.schedule(t), seconds))
             sent = self.comm.ledger.new()
             self._untold += sent
-            if self.adapter_watch is not None and self.adapter_watch.covered is not None:
-                self._untold.append(self.adapter_watch.new(t))
-            watching = (recipe.checkpoint_every, recipe.routing_every if self.watch else 0)
-            if self.peers.every_step or sent or self._evaluates(t) or any(n and t % n == 0 for n in watching):
+            if not self.dry:
+                self._untold += self.looks.by_worker(t)
+            saves = folder is not None and recipe.checkpoint_every > 0 and t % recipe.checkpoint_every == 0
+            if self.peers.every_step or sent or saves or self.looks.due(t):
                 yield from self._tell(folder)
             if not self.dry:
                 if self.fleet.in_order and not warned_order:
@@ -222,28 +218,8 @@ class Trainer:
                         t, "the model draws random numbers inside its forward pass: workers run one after another"
                     )
                     warned_order = True
-                if self._evaluates(t) and self.peers.mine is None:
-                    self.drift.look(t)
-                yield from self.drift.new
-                self.drift.new.clear()
-                if self.measures is not None:
-                    yield from self.measures.after(t)
-                if self._evaluates(t):
-                    yield self._evaluate(t)
-                    if self.adapter_watch is not None:
-                        whole = self.peers.whole(self.agreed(), self.last_up)
-                        scores = self.text.scores if self.text else lambda model: {}
-                        if self.peers.first:
-                            yield self.adapter_watch.truncated(t, whole, self.validation_loss, scores)
-                if self.watch is not None and t % recipe.routing_every == 0:
-                    whole = self.peers.whole(self.agreed(), self.last_up)
-                    yield self.watch.look(t, self.fleet.whole_model(whole) if self.peers.first else None)
-                if (
-                    folder is not None
-                    and recipe.checkpoint_every
-                    and t % recipe.checkpoint_every == 0
-                    and t < recipe.steps
-                ):
+                yield from self.looks.together(t)
+                if folder is not None and saves and t < recipe.steps:
                     self._check_params(t, folder)
                     yield folder.save(t, *self.snapshot())
         done = self.t == recipe.steps
@@ -259,7 +235,7 @@ class Trainer:
     def _tell(self, folder: RunFolder | SharedFolder | None) -> Iterator[Event]:
         """What happened lately, with the losses of all processes: they exchange them only where they meet anyway."""
         told, self._untold = self._untold, []
-        told = with_all_losses(told, self.fleet.mine, self.peers)
+        told = with_all_workers(told, self.fleet.mine, self.peers)
         yield from told
         for event in (e for e in told if isinstance(e, Stepped)):
             for w, loss in enumerate(event.loss_W):
@@ -324,48 +300,11 @@ class Trainer:
 
     # looking
 
-    def _evaluates(self, t: int) -> bool:
-        return t == self.recipe.steps or (self.recipe.eval_every > 0 and t % self.recipe.eval_every == 0)
-
-    def _at_average(self, state: str, stack: Stack, mean: Stack | None) -> None:
-        if self.peers.mine is None:  # over several processes it would take an average of its own
-            self.drift.before_average(state, self.comm.t, self._evaluates(self.comm.t))
-        if self.watch is not None and mean is not None:
-            self.watch.at_average(state, stack, mean)
-        if self.adapter_watch is not None:
-            self.adapter_watch.before_average(state, stack)
-
     def agreed(self) -> Stack:
         """What the model is at this moment: the server's, or else the mean over those who hold its present state."""
         if self.state.served:
             return self.peers.told(self.state.shared["params"])
         return self.comm.agreed(self.state.local["params"], self.last_up, self.state.shared.get("params"))
-
-    @torch.no_grad()
-    def _evaluate(self, t: int) -> Evaluated:
-        agreed = self.agreed()
-        square_W, count_W = squares_W([(self.state.local["params"], agreed)], self.last_up)
-        whole = self.peers.whole(agreed, self.last_up)
-        found: tuple[float, dict[str, float]] = 0.0, {}
-        if self.peers.first:
-            found = self.validation_loss(whole), self.text.scores(self.fleet.whole_model(whole)) if self.text else {}
-        seen = self.peers.share([sum(square_W), sum(count_W), *found])
-        loss, scores = seen[0][2:]
-        if not math.isfinite(loss):
-            raise Diverged(f"the averaged model's validation loss is {loss} after step {t}")
-        drift = math.sqrt(sum(x[0] for x in seen) / max(1, sum(x[1] for x in seen)))
-        return Evaluated(t, loss, drift, scores)
-
-    def validation_loss(self, agreed: Stack | nn.Module) -> float:
-        """Nats per token of a model, or of one with these values, on the validation windows."""
-        model = self.fleet.whole_model(agreed) if isinstance(agreed, Stack) else agreed
-
-        def one(batch: tuple[Tensor, Tensor]) -> tuple[float, int]:
-            with torch.no_grad():
-                return float(model.loss(*batch)) * len(batch[0]), len(batch[0])  # type: ignore[operator]
-
-        sums = list(self.fleet.pool.map(one, self.validation))
-        return sum(s for s, _ in sums) / sum(n for _, n in sums)
 
     def _started(self) -> Started:
         recipe, fleet, text = self.recipe, self.fleet, self.text

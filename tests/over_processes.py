@@ -11,11 +11,10 @@ import sys
 import traceback
 from pathlib import Path
 
-from toys import OVER_PROCESSES, corpus, told
+from toys import OVER_PROCESSES, corpus, story
 
 from lab.events import to_json
 from lab.processes.folder import SharedFolder
-from lab.processes.launch import check
 from lab.processes.peers import join
 from lab.run import Trainer
 from lab.store import RunFolder
@@ -24,11 +23,10 @@ from lab.store import RunFolder
 def main(out: Path) -> None:
     peers = join(4, timeout_seconds=60.0)
     for name, recipe in OVER_PROCESSES.items():
-        check(recipe)
         trainer = Trainer(recipe, corpus=corpus(), peers=peers)
         held = {w for block in trainer.fleet.layout.blocks for w in block.holders}
         assert held == set(peers.mine), "a process has rows of its own workers and no others"
-        events = told(trainer.events(SharedFolder(peers, trainer, RunFolder(out / name))))
+        events = story(trainer.events(SharedFolder(peers, trainer, RunFolder(out / name))))
         ledger = [to_json(r) for r in trainer.comm.ledger]
         assert all(theirs == ledger for theirs in peers.share(ledger)), f"{name}: processes wrote different ledgers"
         if peers.first:

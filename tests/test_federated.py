@@ -609,7 +609,7 @@ def test_what_is_evaluated_is_the_servers_model_at_every_prefix() -> None:
     assert cut.loss_M[-1] == shown.loss
     model: Any = trainer.fleet.whole_model(trainer.state.shared["params"])
     with cut_to(model, 2):
-        assert cut.loss_M[1] == trainer.validation_loss(model)
+        assert cut.loss_M[1] == trainer.looks.validation_loss(model)
     assert cut.aurac["loss"] == pytest.approx(area([1, 2, 4], cut.loss_M))
     assert sum(cut.energy_M) == pytest.approx(1)
     assert sum(cut.spectrum_M) == pytest.approx(1)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from toys import F64, TEXT, batch, close, fill_, story
 
-from lab.comm import Communicator
+from lab.comm import Communicator, Meeting
 from lab.errors import RecipeError
 from lab.events import Placed, Routed, Saturated, Sent, Warned
 from lab.experts.placement import Experts, Placement, deal, moved, resident, shuffled
@@ -597,11 +597,11 @@ def test_divergence_is_measured_before_the_average() -> None:
     seen: dict[str, Tensor] = {}
     look = trainer.comm.observer
 
-    def also(state: str, stack: Any, mean: Any) -> None:
-        if state == "params":
-            seen.update({n: stack[n].clone() for n in stack.names()})
+    def also(meeting: Meeting) -> None:
+        if meeting.state == "params":
+            seen.update({n: meeting.stack[n].clone() for n in meeting.stack.names()})
         assert look is not None
-        look(state, stack, mean)
+        look(meeting)
 
     trainer.comm.observer = also
     (routed,) = (e for e in trainer.events() if isinstance(e, Routed))

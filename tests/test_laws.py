@@ -35,11 +35,12 @@ from toys import (
 )
 
 from lab.codecs import codec
-from lab.errors import RecipeError
+from lab.errors import Diverged, RecipeError
 from lab.events import Ended, Evaluated, Event, Sent, Stepped, Warned, WorkersChanged, to_json
+from lab.fleet import Stack
 from lab.methods import DDP, DESLOC, DeMo, DiLoCo, LocalAdam, LocalSGD, Method, NoLoCo, noloco
 from lab.optim import ELEMENTWISE, ZERO_AT_START, AdamW, Nesterov, Optimizer
-from lab.run import Diverged, Trainer, dry_run, train
+from lab.run import Trainer, dry_run, train
 from lab.scenarios import Outage, Scenario
 from lab.store import RunFolder
 
@@ -538,11 +539,20 @@ def test_parameters_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:
     assert folder.ended() is not None
 
 
-def test_a_validation_loss_that_is_not_a_number_ends_the_run() -> None:
+def test_a_validation_loss_that_is_not_a_number_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """The averaged model is looked at too: workers may have finite losses and a mean that is not."""
     trainer = Trainer(recipe("local_sgd", eval_every=1), corpus=corpus())
+    agreed = trainer.agreed
+
+    def broken() -> Stack:
+        mean = agreed()
+        if trainer.t == 3:
+            mean.blocks[0].fill_(math.nan)
+        return mean
+
+    monkeypatch.setattr(trainer, "agreed", broken)
     with pytest.raises(Diverged, match="validation loss is nan after step 3"):
-        drive(trainer.events(), 3, lambda: trainer.fleet.params.blocks[0].fill_(math.nan))
+        list(trainer.events())
 
 
 def test_a_run_that_blows_up_says_so() -> None:

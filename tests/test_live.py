@@ -20,16 +20,17 @@ from toys import corpus, recipe, story
 
 import lab.live
 from lab.columns import Columns
-from lab.errors import LabError, RecipeError
+from lab.errors import Diverged, LabError, RecipeError
 from lab.events import Checkpointed, Ended, Event, Sent, Started, Stepped, Turned, WorkersChanged
 from lab.knobs import settled
 from lab.live import Pump, Run, replay, start
 from lab.methods import FEDERATED
 from lab.network import NETWORKS
 from lab.optim import AdamW
-from lab.run import Diverged, Trainer, train
+from lab.run import Trainer, train
 from lab.scenarios import Outage, Scenario
 from lab.store import RunFolder
+from lab.watching.looks import Looks
 
 PATIENCE = 60.0
 
@@ -266,10 +267,10 @@ def test_what_the_run_raised_is_raised(tmp_path: Path) -> None:
 def test_an_error_of_our_own_is_not_swallowed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Views still learn that it is over."""
 
-    def broken(self: Trainer, t: int) -> None:
+    def broken(self: Looks, agreed: object) -> None:
         raise ZeroDivisionError("in the loop")
 
-    monkeypatch.setattr(Trainer, "_evaluate", broken)
+    monkeypatch.setattr(Looks, "validation_loss", broken)
     seen = Seen()
     run = start(recipe(), keep=False, views=[seen])
     with pytest.raises(ZeroDivisionError, match="in the loop"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,12 @@ import test_laws as laws
 import torch
 from test_comm import HOLDERS, fleet_of_sites, scale, sites
 from torch import nn
-from toys import F64, LISTED, Bench, corpus, drawn, recipe, story
+from toys import F64, LISTED, METRICS, OVER_PROCESSES, Bench, corpus, drawn, recipe, story
 
 from lab import metrics
+from lab.comm import Meeting
 from lab.events import Evaluated, Event, Measured, Sent, Started
-from lab.fleet import Stack
+from lab.fleet import Layout, Stack
 from lab.methods import MTDAO, SPARTA, DeMo, DiLoCo, LocalSGD, LoRDO, NoLoCo, Photon, StreamingDiLoCo
 from lab.metrics import alignment, rates_of_change
 from lab.optim import Optimizer
@@ -217,11 +219,9 @@ def test_methods_on_partial_holders(method: object, agree: bool) -> None:
 
 # --- as events --------------------------------------------------------------------------------------------------------
 
-ALL = ("alignment", "spectrum", "rates", "gradients", "activations", "noise")
-
 
 def measured(name: str, **changes: Any) -> list[Measured]:
-    r = recipe(LISTED["local_adam"], steps=6, metrics=ALL, metrics_every=3, **changes)
+    r = recipe(LISTED["local_adam"], steps=6, metrics=METRICS, metrics_every=3, **changes)
     return [e for e in Trainer(r, corpus=corpus()).events() if isinstance(e, Measured) and e.metric == name]
 
 
@@ -244,8 +244,37 @@ def test_metrics_are_events_when_asked_for() -> None:
 
 def test_measuring_changes_nothing_and_is_resumed(tmp_path: Path) -> None:
     """Losses and bytes are those of the run that measures nothing; stopped anywhere and resumed, all events are the same."""
-    r = recipe(LISTED["local_adam"], steps=6, metrics=ALL, metrics_every=2)
+    r = recipe(LISTED["local_adam"], steps=6, metrics=METRICS, metrics_every=2)
     with_them = story(Trainer(r, corpus=corpus()).events())
     without = story(Trainer(r.but(metrics=[]), corpus=corpus()).events())
     assert [e for e in with_them if not isinstance(e, Measured | Started)] == without[1:]
     laws.stop_and_go(r, tmp_path)
+
+
+def test_what_is_remembered_follows_experts_that_move() -> None:
+    """A worker that stays keeps its row wherever it is now; a cell that came begins with what arrived, and counts from there."""
+    layout = Layout.of({"a": (0, 1), "b": (0, 1, 2)}, {"a": torch.Size([1]), "b": torch.Size([1])}, lambda n: n)
+    old = Stack(layout, [torch.tensor([[1.0], [2.0]]), torch.tensor([[3.0], [4.0], [5.0]])])
+    held = metrics.holders(layout)
+    layout.blocks[0] = dataclasses.replace(layout.blocks[0], everywhere=(1, 2, 3), holders=(1, 2, 3))
+    for fresh in (torch.tensor([[7.0]]), torch.tensor([[0.0], [7.0], [7.0]])):
+        now = metrics.followed(old, held, Stack(layout, [fresh, old.blocks[1]]))
+        assert now["a"].tolist() == [[2.0], [7.0], [7.0]]
+        assert now["b"].tolist() == [[3.0], [4.0], [5.0]]
+    trainer = Trainer(OVER_PROCESSES["experts that move, measured"], corpus=corpus())
+    assert trainer.measures is not None
+    watch, params, inner, came = trainer.measures.watch, trainer.state.local["params"], trainer.comm.observer, 0
+
+    def also(meeting: Meeting) -> None:
+        nonlocal came
+        assert watch is not None
+        assert inner is not None
+        inner(meeting)
+        for i, block in enumerate(params.layout.blocks if meeting.stack is params else ()):
+            for row in [r for r in range(len(block.holders)) if block.came(r) > max(0, trainer.comm.t - 2)]:
+                assert torch.equal(watch.start.blocks[i][row], trainer.state.shared["params"].blocks[i][0])
+                came += 1
+
+    trainer.comm.observer = also
+    list(trainer.events())
+    assert came

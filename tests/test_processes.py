@@ -15,11 +15,11 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from toys import OVER_PROCESSES, corpus, told
+from toys import OVER_PROCESSES, corpus, story
 
 import lab
 from lab.errors import RecipeError
-from lab.events import Event, Turned, Warned, to_json
+from lab.events import Checkpointed, Event, Turned, Warned, to_json
 from lab.processes.control import Once
 from lab.processes.launch import over, prepare
 from lab.processes.peers import PeerLost
@@ -38,6 +38,8 @@ RESUMED = (
     "lordo error feedback",
     "ddp topk",
     "streaming_diloco three",
+    "des_loc outer, storm, measured",
+    "experts that move, measured",
 )
 TOLERANCE = {
     "diloco bfloat16": 1e-3,
@@ -74,7 +76,7 @@ def run_over(num: int, out: Path) -> None:
 def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("one")
     for name, recipe in OVER_PROCESSES.items():
-        events = told(Trainer(recipe, corpus=corpus()).events(RunFolder(out / name)))
+        events = story(Trainer(recipe, corpus=corpus()).events(RunFolder(out / name)))
         (out / f"{name}.jsonl").write_text("".join(to_json(e) + "\n" for e in events))
     return out
 
@@ -123,12 +125,15 @@ def check(one: Path, several: Path, name: str) -> None:
     want, got = read(one, name), read(several, name)
     assert [e["kind"] for e in got] == [e["kind"] for e in want]
     assert [e for e in got if e["kind"] == "sent"] == [e for e in want if e["kind"] == "sent"]
+    evaluated = {e["step"] for e in want if e["kind"] == "evaluated"}
     for a, b in zip(want, got, strict=True):
+        if a["kind"] == "covered" and b["bias"] is None and b["step"] not in evaluated:
+            a["bias"] = None  # nobody has all factors
         assert same(a, b, tolerance), (a, b)
     (first, _), (second, _) = RunFolder(one / name).load(), RunFolder(several / name).load()
     assert first is not None
     assert second is not None
-    assert same(first.extra | {"drift": 0}, second.extra | {"drift": 0}, tolerance)
+    assert same(first.extra, second.extra, tolerance)
     assert first.tensors.keys() == second.tensors.keys()
     for key, x in first.tensors.items():
         assert x.shape == second.tensors[key].shape, key
@@ -153,7 +158,7 @@ def test_two_processes_of_two_workers_are_one_process_of_four(name: str, one: Pa
 def test_a_checkpoint_of_four_processes_resumes_on_one(name: str, one: Path, four: Path, tmp_path: Path) -> None:
     """(That it resumes on two is part of what two processes ran, and on four …)"""
     cut_off(four / name, tmp_path / name)
-    events = told(Trainer(OVER_PROCESSES[name], corpus=corpus()).events(RunFolder(tmp_path / name)))
+    events = story(Trainer(OVER_PROCESSES[name], corpus=corpus()).events(RunFolder(tmp_path / name)))
     (tmp_path / f"{name}.jsonl").write_text("".join(to_json(e) + "\n" for e in events))
     check(one, tmp_path, name)
 
@@ -186,7 +191,7 @@ def kill(launcher: subprocess.Popen[str], process: int) -> None:
 
 def unbroken(tmp_path: Path) -> list[Event]:
     train(Recipe.of("des_loc", SMALL), tmp_path / "unbroken")
-    return told(RunFolder(tmp_path / "unbroken").events())
+    return story(RunFolder(tmp_path / "unbroken").events())
 
 
 def close_events(a: list[Event], b: list[Event]) -> bool:
@@ -204,7 +209,7 @@ def test_a_killed_process_ends_the_run_with_one_line_and_one_process_can_go_on(t
     assert "Traceback" not in said
     assert folder.last_step_saved() not in (None, 40)
     train(folder.recipe(), folder.path)
-    assert close_events(told(folder.events()), unbroken(tmp_path))
+    assert close_events(story(folder.events()), unbroken(tmp_path))
 
 
 def test_with_restarts_a_killed_process_changes_nothing(tmp_path: Path) -> None:
@@ -212,7 +217,7 @@ def test_with_restarts_a_killed_process_changes_nothing(tmp_path: Path) -> None:
     folder, launcher = begun(tmp_path, "--restarts", "1")
     kill(launcher, 0)
     assert launcher.wait(timeout=100) == 0, launcher.communicate()
-    assert close_events(told(folder.events()), unbroken(tmp_path))
+    assert close_events(story(folder.events()), unbroken(tmp_path))
     assert any(isinstance(e, Warned) and "resumed after" in e.message for e in folder.events())
 
 
@@ -221,7 +226,7 @@ def test_a_script_reads_along(tmp_path: Path) -> None:
     seen: list[Event] = []
     columns = over(2, Recipe.of("des_loc", SMALL), tmp_path / "run", each=seen.append)
     assert seen == list(RunFolder(tmp_path / "run").events())
-    assert close_events(told(seen), unbroken(tmp_path))
+    assert close_events(story(seen), unbroken(tmp_path))
     assert columns.ended is not None
     assert columns.eval_loss
 
@@ -252,13 +257,50 @@ def by_hand(folder: Path, processes: int) -> list[Event]:
     run.wait(60)
     assert run.status == "stopped"
     train(run.recipe, folder)
-    return [e for e in told(RunFolder(folder).events()) if not (isinstance(e, Turned) and e.knob == "paused")]
+    return [e for e in story(RunFolder(folder).events()) if not (isinstance(e, Turned) and e.knob == "paused")]
 
 
 def test_knobs_are_turned_at_the_same_step_in_all_processes(tmp_path: Path) -> None:
     several, one = by_hand(tmp_path / "several", 2), by_hand(tmp_path / "one", 1)
     assert [e.knob for e in several if isinstance(e, Turned)] == ["down", "lr", "down", "sync_every"]
     assert close_events(one, several)
+
+
+ALONE = """
+import lab, sys
+from lab.recipe import Recipe
+run = lab.start(Recipe.of("des_loc", sys.argv[2:]), folder=sys.argv[1], processes=2, paused=True)
+run.step(3)
+while not (run.t == 3 and run.status == "paused"):
+    run.finished.wait(0.01)
+print("paused", flush=True)
+run.wait()
+"""
+
+
+def test_when_whoever_started_it_is_gone_the_run_stops_with_a_checkpoint(tmp_path: Path) -> None:
+    """A notebook's kernel is killed while its run is paused; nothing is left behind, and one process trains the rest."""
+    folder = RunFolder(tmp_path / "run")
+    command = [sys.executable, "-c", ALONE, str(folder.path), *SMALL]
+    started = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE)
+    assert started.stdout is not None
+    assert started.stdout.readline() == b"paused\n"
+    left = psutil.Process(started.pid).children(recursive=True)
+    assert left
+    started.kill()
+    started.communicate()
+    _, alive = psutil.wait_procs(left, timeout=60)
+    assert not alive
+    assert folder.last_step_saved() == 3
+    ended = folder.ended()
+    assert ended is not None
+    assert ended.status == "stopped"
+    train(folder.recipe(), folder.path)
+    theirs, ours = (
+        [e for e in events if not isinstance(e, Turned | Checkpointed)]
+        for events in (story(folder.events()), unbroken(tmp_path))
+    )
+    assert close_events(theirs, ours)
 
 
 # --- what it says ----------------------------------------------------------------------------------------------------
@@ -270,8 +312,6 @@ def test_what_several_processes_cannot_run_is_refused(tmp_path: Path) -> None:
         RecipeError, match="4 workers cannot be shared out evenly over 3 processes: use 1, 2, 4 processes"
     ):
         prepare(folder, OVER_PROCESSES["ddp"], 3)
-    with pytest.raises(RecipeError, match="metrics = rates look at all workers at once"):
-        prepare(folder, OVER_PROCESSES["ddp"].but(metrics=["rates"]), 2)
     assert not folder.exists
 
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from test_views import Place
 
 from lab.columns import Columns
-from lab.comm import Ledger
+from lab.comm import Ledger, Meeting
 from lab.events import Drifted, Ended, Evaluated, Event, Sent, Started, Stepped, from_json, to_json
 from lab.fleet import Stack
 from lab.network import NETWORKS, Meter, Network
@@ -406,10 +406,10 @@ def test_drift_is_measured_before_the_average(method: str) -> None:
 
     inner = trainer.comm.observer
 
-    def observer(state: str, stack: Stack, mean: Stack | None) -> None:
-        if state == "params" and trainer.comm.t not in seen:
+    def observer(meeting: Meeting) -> None:
+        if meeting.state == "params" and trainer.comm.t not in seen:
             look(trainer.comm.t)
-        inner(state, stack, mean)
+        inner(meeting)
 
     trainer.comm.observer = observer
     drifted = []
@@ -418,7 +418,7 @@ def test_drift_is_measured_before_the_average(method: str) -> None:
             drifted.append(event)
             if event.step not in seen:  # an evaluation between two averages
                 look(event.step)
-    expected = [7, 10] if method == "ddp" else [5, 7, 10]
+    expected = [5, 7, 10] if method in ("local_adam", "diloco") else [7, 10]  # a mean of all between evaluations
     if method != "streaming_diloco":  # which sends one of its fragments in between
         assert [e.step for e in drifted] == expected
     assert {7, 10} <= {e.step for e in drifted}
@@ -430,6 +430,35 @@ def test_drift_is_measured_before_the_average(method: str) -> None:
             )
     if method in ("local_adam", "diloco"):
         assert all(max(x for x in e.to_mean_W if x is not None) > 0 for e in drifted)
+
+
+@pytest.mark.parametrize(
+    ("method", "looks"),
+    {
+        "local_adam": [5, 10, 11],
+        "diloco": [5, 10, 11],
+        "diloco int8": [11],
+        "noloco": [11],
+        "streaming_diloco": [11],
+        "sparta": [11],
+    }.items(),
+)
+def test_between_evaluations_looking_takes_no_mean_of_its_own(
+    method: str, looks: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would travel over several processes. Where the method makes it anyway, distances are taken from that."""
+    name, *int8 = method.split()
+    recipe = RECIPE.but(method=name, steps=11, eval_every=0, scenario={}, codecs={"params": "int8"} if int8 else {})
+    trainer = Trainer(Recipe.of(recipe, ["method.sync_every=5"]))
+    agreed, made = trainer.comm.agreed, set[int]()
+
+    def counted(*what: Any) -> Stack:
+        made.add(trainer.comm.t)
+        return agreed(*what)
+
+    monkeypatch.setattr(trainer.comm, "agreed", counted)
+    assert [e.step for e in trainer.events() if isinstance(e, Drifted)] == looks
+    assert made == {11}
 
 
 def test_drift_is_drawn_as_it_was_recorded(events: list[Event]) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lab.comm import Communicator
 from lab.data import Corpus, load_corpus
-from lab.events import Covered, Drifted, Event, Sent, Started, Stepped, Warned
+from lab.events import Event, Sent, Started, Stepped, Warned
 from lab.experts.placement import Placement
 from lab.fleet import Fleet, Stack
 from lab.methods import (
@@ -273,6 +273,7 @@ def story(events: Iterable[Event]) -> list[Event]:
 STORM = Scenario(outages=(Outage(worker=1, first=3, last=4), Outage(worker=2, last=2)))
 BOTH_GONE = Scenario(outages=(Outage(worker=1, first=2, last=5), Outage(worker=3, first=4, last=5)))
 MOVING = Placement(overlap=2, kind="random")
+METRICS = ("alignment", "spectrum", "rates", "gradients", "activations", "noise")
 DRAWN = Scenario(sample=2, sample_every=2, catch_up="params")
 EXPERTS = {
     "model": MoE(dim=8, num_layers=2, num_heads=2, num_experts=4, expert_dim=4, top_k=2),
@@ -339,6 +340,15 @@ OVER_PROCESSES: dict[str, Recipe] = (
         "fedit bfloat16": of_four(FedIT(2), lora=EQUAL, codecs={"params": "bfloat16"}, dtype="float32"),
         "experts on one": of_four(LISTED["diloco"], placement=Placement(overlap=1), **EXPERTS),
     }
+    | {
+        f"{name}, measured": r.but(metrics=METRICS, metrics_every=2)
+        for name, r in {
+            "des_loc outer, storm": of_four(LISTED["des_loc outer"], scenario=STORM),
+            "lordo": of_four(LISTED["lordo"]),
+            "prelort": SERVED["prelort"],
+            "experts that move": of_four(EVERY_TWO, placement=MOVING, scenario=BOTH_GONE, **EXPERTS),
+        }.items()
+    }
 )
 
 
@@ -349,6 +359,9 @@ ON_A_DEVICE = {
     if name in METHODS
     or name
     in (
+        "des_loc outer, storm, measured",
+        "prelort, measured",
+        "experts that move, measured",
         "ddp topk",
         "diloco int8",
         "streaming_diloco e3m0",
@@ -359,9 +372,3 @@ ON_A_DEVICE = {
         "dropout",
     )
 }
-
-
-def told(events: Iterable[Event]) -> list[Event]:
-    """A story without what several processes do not see: drifts between evaluations, how wrong the mean of factors is."""
-    known = [event for event in story(events) if not isinstance(event, Drifted)]
-    return [dataclasses.replace(e, bias=None) if isinstance(e, Covered) else e for e in known]

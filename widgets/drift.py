@@ -37,7 +37,8 @@ class Drift(View):
         if not len(self.step):
             return [
                 Note(
-                    "How far apart are they?", "No look yet: there is one before every average and at every evaluation."
+                    "How far apart are they?",
+                    "No look yet: there is one at every evaluation, and before averages of all workers.",
                 )
             ]
         out: list[Picture] = [self._lines("How far apart are they?", "distance from the mean", self.to_mean, 0)]

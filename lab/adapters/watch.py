@@ -5,49 +5,67 @@ Legend: M segments, K clients that take part.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from lab.adapters.factors import Adapters, Pair, cells, mean, padded, product_norm, refactored, samples, stacked
+from lab.adapters.factors import Adapters, Pair, mean, padded, product_norm, refactored, samples, stacked
+from lab.comm import Meeting, Named
 from lab.events import Covered, Truncated
 from lab.fleet import Fleet, Stack
 from lab.models.lora import cut_to
+from lab.processes.alone import Alone
+
+if TYPE_CHECKING:
+    from lab.processes.peers import Peers
 
 
 class AdapterWatch:
     """Follows the adapters of a run. Reads only.
 
     Costs, per aggregation, products of the stacked factors (Σ r_k)² · (d_in + d_out) per map; per evaluation, one pass over
-    the validation examples for each prefix.
+    the validation examples for each prefix. Over several processes the factors travel to the first process for an aggregation
+    in a step with an evaluation; at others the bias is only known where the method itself gathers them.
     """
 
-    def __init__(self, fleet: Fleet, adapters: Adapters, samples_W: Sequence[int] | None):
-        self.fleet, self.adapters, self.samples_W = fleet, adapters, samples_W
+    def __init__(self, fleet: Fleet, adapters: Adapters, samples_W: Sequence[int] | None, peers: Peers | Alone):
+        self.fleet, self.adapters, self.samples_W, self.peers = fleet, adapters, samples_W, peers
         self.last_M = [0] * len(adapters.bounds)  # local step in which each segment was handed in last
         self.covered: tuple[list[list[int]], list[float], float | None] | None = None
 
-    @torch.no_grad()
-    def before_average(self, state: str, stack: Stack) -> None:
-        """The communicator's observer: the clients' factors, just before they are aggregated."""
-        adapters = self.adapters
+    def before_average(self, meeting: Meeting, evaluated: bool) -> None:
+        """The clients' factors, just before they are aggregated."""
+        adapters, params = self.adapters, self.fleet.params
         up = [w for w, u in enumerate(self.fleet.up) if u]
-        if state != "params" or not up:
+        if meeting.state != "params" or not up or self.covered is not None:
             return
         p = samples(self.samples_W, up, "samples")
         reach = [[w for w in up if adapters.ranks_W[w] >= high] for high in adapters.bounds]
-        difference, whole, all_here = 0.0, 0.0, len(self.fleet.mine) == self.fleet.num_workers
-        for target in adapters.targets if adapters.lora.train == "both" and all_here else ():
-            pairs = [_pair64(adapters, stack, target, w) for w in up]  # small differences of large norms
-            weights = [p[w] for w in up]
+        handed = meeting.handed
+        if adapters.lora.train == "both" and handed is None and (evaluated or self.peers.mine is None):
+            place, blocks = params.layout.place, params.layout.blocks
+            held = {w: [n for n in place if w in blocks[place[n][0]].everywhere] for w in up}
+            handed = self.peers.collect({w: {n: params.cell_or_shape(n, w) for n in held[w]} for w in up})
+        bias = 0.0 if adapters.lora.train != "both" else None
+        if bias is None and handed is not None and self.peers.first:
+            bias = self.bias(handed, p)
+        self.covered = reach, [sum(p[w] for w in workers) for workers in reach], bias
+
+    @torch.no_grad()
+    def bias(self, handed: Named, p: Mapping[int, float]) -> float:
+        """How wrong the product of the mean factors is, of those that clients hand in, with these weights (`Covered.bias`)."""
+        adapters, weights = self.adapters, list(p.values())
+        difference, whole = 0.0, 0.0
+        for target in adapters.targets:
+            pairs = [_pair64(adapters, handed[w], target, w) for w in p]  # small differences of large norms
             A, B = stacked(pairs, weights)
             mean_A, mean_B = mean([padded(pair, adapters.rank) for pair in pairs], weights)
             whole += product_norm((A, B)) ** 2
             difference += product_norm((torch.cat([A, mean_A]), torch.cat([B, -mean_B], 1))) ** 2
-        bias = ((difference / whole) ** 0.5 if whole else 0.0) if all_here else None
-        self.covered = reach, [sum(p[w] for w in workers) for workers in reach], bias
+        return (difference / whole) ** 0.5 if whole else 0.0
 
     def new(self, t: int) -> Covered:
         """The aggregation of local step ``t`` as an event."""
@@ -97,6 +115,6 @@ def area(ranks: Sequence[int], values: Sequence[float]) -> float:
     return float(np.trapezoid(values, ranks) / (ranks[-1] - ranks[0]))
 
 
-def _pair64(adapters: Adapters, stack: Stack, target: str, worker: int) -> Pair:
-    A, B = adapters.pair(cells(stack, worker), target, adapters.ranks_W[worker])
-    return A.double(), B.double()
+def _pair64(adapters: Adapters, named: Mapping[str, Tensor], target: str, worker: int) -> Pair:
+    A, B = adapters.pair(named.__getitem__, target, adapters.ranks_W[worker])
+    return A.cpu().double(), B.cpu().double()

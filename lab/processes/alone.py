@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from lab.codecs import Codec
-from lab.events import Event, Stepped
+from lab.events import Drifted, Event, Stepped
 from lab.fleet import Block, Stack
 
 if TYPE_CHECKING:
@@ -66,14 +66,34 @@ class Alone:
         """An agreed state with all its blocks, at the first process."""
         return agreed
 
+    def everyone(self, stack: Stack) -> Stack:
+        """At the first process the copies of all workers, for looking at them; elsewhere of use to nobody."""
+        return stack
+
     def share(self, value: Any) -> list[Any]:
         """The small JSON values of all processes, at each of them."""
         return [value]
 
 
-def with_all_losses(told: Sequence[Event], mine: Sequence[int], peers: Peers | Alone) -> list[Event]:
-    """The same events with the losses of all processes: each knows those of its own workers, which it has in a row."""
-    of_step = iter(
-        zip(*peers.share([[e.loss_W[w] for w in mine] for e in told if isinstance(e, Stepped)]), strict=True)
-    )
-    return [replace(e, loss_W=list(chain(*next(of_step)))) if isinstance(e, Stepped) else e for e in told]
+def with_all_workers(told: Sequence[Event], mine: Sequence[int], peers: Peers | Alone) -> list[Event]:
+    """The same events with the losses and distances of all workers: each process knows those of its own, who are in a row."""
+    known = [[x[w] for w in mine] for event in told for x in _by_worker(event)]
+    whole = (list(chain(*parts)) for parts in zip(*peers.share(known), strict=True))
+    out: list[Event] = []
+    for event in told:
+        match event:
+            case Stepped():
+                event = replace(event, loss_W=next(whole))
+            case Drifted():
+                event = replace(event, to_mean_W=next(whole), to_shared_W=next(whole))
+        out.append(event)
+    return out
+
+
+def _by_worker(event: Event) -> tuple[list[float | None], ...]:
+    match event:
+        case Stepped():
+            return (event.loss_W,)
+        case Drifted():
+            return (event.to_mean_W, event.to_shared_W)
+    return ()

@@ -147,8 +147,8 @@ class SharedFolder:
         state, params = self.trainer.state, self.trainer.fleet.params
         if kind == "optimizer":
             return (params if name == "inner" else state.shared["params" + name.removeprefix("outer")]).layout
-        place = {"local": state.local, "shared": state.shared, "residual": self.trainer.comm.residuals}[kind]
-        return place.get(name, params).layout  # what a later step makes looks like the parameters
+        place = {"local": state.local, "shared": state.shared}.get(kind, {})
+        return place.get(name, params).layout  # what a later step makes, owes or remembers looks like the parameters
 
 
 def _here(block: Block, mine: Sequence[int] | None) -> list[int]:

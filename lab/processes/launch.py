@@ -15,7 +15,7 @@ from typing import Any
 
 from lab.columns import Columns
 from lab.data import load_corpus
-from lab.errors import LabError, RecipeError
+from lab.errors import LabError
 from lab.events import Event
 from lab.processes.control import Listener, Reports
 from lab.processes.folder import SharedFolder
@@ -53,7 +53,6 @@ def train(
     if peers.share(ended is not None and ended.status == "done")[0]:
         stream = run_folder.events() if run_folder is not None else iter(())
     else:
-        check(recipe)
         for turn in range(2):  # the first process prepares text and starting values, the others find them ready
             if peers.first == (turn == 0):
                 say = progress and peers.first
@@ -68,14 +67,6 @@ def train(
         each(event)
         reports.say(event)
     return columns
-
-
-def check(recipe: Recipe) -> None:
-    """Raises RecipeError for what one process can simulate and several cannot run (yet)."""
-    if recipe.metrics:
-        raise RecipeError(
-            f"metrics = {', '.join(recipe.metrics)} look at all workers at once: leave them out, or --processes"
-        )
 
 
 def launch(folder: RunFolder, num: int, restarts: int = 0, timeout_seconds: float = TIMEOUT_SECONDS) -> None:
@@ -197,8 +188,7 @@ def events_over(
 
 
 def prepare(folder: RunFolder, recipe: Recipe, num: int) -> None:
-    """Check a recipe for ``num`` processes and put it where they will find it."""
+    """Put a recipe where ``num`` processes will find it. Raises RecipeError where they cannot share its workers."""
     share_out(recipe.num_workers, num)
-    check(recipe)
     folder.path.mkdir(parents=True, exist_ok=True)
     write_atomically(folder.path / "recipe.json", json.dumps(recipe.to_dict(), indent=1).encode())

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -223,6 +224,25 @@ class Peers:
             moves.append((knows, (0,), blocks[-1]))
         self.carry(moves)
         return Stack(agreed.layout, blocks)
+
+    def everyone(self, stack: Stack) -> Stack:
+        blocks = [replace(b, holders=b.everywhere) for b in stack.layout.blocks]
+        rows = [
+            [[k for k, w in enumerate(b.everywhere) if self.process_of(w) == p] for b in blocks]
+            for p in range(self.num)
+        ]
+        out = [x.new_empty(len(b.everywhere), b.numel) for b, x in zip(blocks, stack.blocks, strict=True)]
+        with listening(self.timeout_seconds):
+            for p in range(self.num):
+                theirs = stack.blocks
+                if self.index == p != 0:
+                    self._send_flat(theirs, 0)
+                elif self.first and p:
+                    shapes = [x.new_empty(len(k), x.shape[1], device="meta") for x, k in zip(out, rows[p], strict=True)]
+                    theirs = self._receive_flat(shapes, p)
+                for x, k, mine in zip(out, rows[p], theirs, strict=True) if self.first else ():
+                    x[k] = mine
+        return Stack(replace(stack.layout, blocks=blocks, mine=None), out) if self.first else stack
 
     def share(self, value: Any) -> list[Any]:
         data = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
