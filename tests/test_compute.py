@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -25,9 +26,10 @@ from lab.compute.together import SMALL, together
 from lab.errors import RecipeError
 from lab.events import Event, Stepped, to_json
 from lab.methods import DDP
-from lab.models.build import build_fleet
+from lab.models.build import build_fleet, check_memory
 from lab.models.lora import LoRA
 from lab.optim import Optimizer
+from lab.processes.peers import join
 from lab.recipe import Recipe
 from lab.run import Trainer
 from lab.seeds import generator
@@ -292,3 +294,25 @@ def test_a_device_that_is_not_there() -> None:
 def test_what_does_not_go_together_is_refused(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         recipe().but(**fields)
+
+
+def test_every_process_wants_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NCCL refuses two processes on one GPU, later and less plainly."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    with pytest.raises(RecipeError, match=r"4 processes on this machine and 2 GPUs: use 2 processes"):
+        join(4, device="auto")
+
+
+def test_memory_is_asked_of_what_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a GPU its own, for one worker at a time; less for batches in parts."""
+    large = recipe(model="mini", batch_size=1000, context=1000, num_workers=2, dtype="float32")
+
+    def asked(**compute: Any) -> float:
+        with pytest.raises(RecipeError, match=r"are free on cuda.*compute\.accumulate") as refused:
+            check_memory(large.but(compute=compute), 256, 2, torch.device("cuda"))
+        return float(re.findall(r"([\d.]+) for the activations", str(refused.value))[0])
+
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1_000_000, 1_000_000))
+    assert asked(vectorised=True) == pytest.approx(2 * asked(), rel=0.01)
+    assert asked(accumulate=4) == pytest.approx(asked() / 4, abs=0.1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Annotated, Literal
@@ -81,13 +82,18 @@ class Compute:
                 yield loss * (num / sum(count)) if self.accumulate > 1 else loss
 
 
+def only_cpus() -> bool:
+    """Whether ``accelerate launch --cpu`` says so."""
+    return os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1", "yes")
+
+
 def device_of(compute: Compute, dtype: str) -> torch.device:
     """What this process computes on. Raises RecipeError where the machine does not have what the recipe asks for."""
     if compute.device == "cpu":
         return torch.device("cpu")
     from accelerate import PartialState  # takes a second, which runs on the CPU do without
 
-    chosen: torch.device = PartialState().device
+    chosen: torch.device = PartialState(cpu=only_cpus()).device
     if compute.device not in ("auto", chosen.type):
         raise RecipeError(
             f"compute.device = {compute.device!r}, but Accelerate finds nothing better than {chosen.type} for this process: use auto"

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lab.codecs import Codec
 from lab.comm import Communicator, Encoded, Named, Unfinished
+from lab.compute import only_cpus
 from lab.errors import LabError, RecipeError
 from lab.fleet import Block, Stack
 from lab.methods.state import State
@@ -354,7 +355,7 @@ def join(num_workers: int, timeout_seconds: float = TIMEOUT_SECONDS, device: str
 
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     torch.set_num_threads(1)  # before anything else: a forked process whose parent has used more would hang
-    gpus = torch.cuda.device_count() if device in ("auto", "cuda") else 0
+    gpus = torch.cuda.device_count() if device in ("auto", "cuda") and not only_cpus() else 0
     here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if 0 < gpus < here:
         raise RecipeError(
