@@ -22,7 +22,7 @@ from lab.errors import RecipeError
 from lab.events import Checkpointed, Event, Turned, Warned, to_json
 from lab.processes.control import Once
 from lab.processes.launch import over, prepare
-from lab.processes.peers import PeerLost
+from lab.processes.peers import PeerLost, network_to
 from lab.recipe import Recipe
 from lab.run import Trainer, train
 from lab.store import RunFolder
@@ -313,6 +313,16 @@ def test_what_several_processes_cannot_run_is_refused(tmp_path: Path) -> None:
     ):
         prepare(folder, OVER_PROCESSES["ddp"], 3)
     assert not folder.exists
+
+
+def test_processes_talk_over_the_network_that_leads_to_the_first() -> None:
+    """By the name of a machine gloo would take 127.0.0.1 on many."""
+    assert network_to("localhost") is None
+    assert network_to("no.such.host.invalid") is None
+    for name, addresses in psutil.net_if_addrs().items():
+        for a in addresses:
+            if a.family == socket.AF_INET and not a.address.startswith("127."):
+                assert network_to(a.address) == name
 
 
 def test_events_are_told_once_through_a_restart(tmp_path: Path) -> None:

@@ -196,7 +196,6 @@ def measure(recipe: Recipe, bits_per_second: float, look_between: bool = False) 
             "OMP_NUM_THREADS": "1",
             "MASTER_ADDR": "10.77.0.1",
             "MASTER_PORT": "29500",
-            "GLOO_SOCKET_IFNAME": "wan0",
             "WORLD_SIZE": str(num),
         }
         inside = ("ip", "netns", "exec")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import json
 import os
+import socket
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
@@ -338,6 +340,22 @@ def _bytes(x: Tensor) -> Tensor:
     return x.contiguous().view(-1).view(torch.uint8)
 
 
+def network_to(address: str) -> str | None:
+    """The network interface by which this machine reaches another one; None where that is this machine, or unknown."""
+    import psutil
+
+    with contextlib.suppress(OSError):
+        family, kind, _, _, place = socket.getaddrinfo(address, 9, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, kind) as s:
+            s.connect(place)  # sends nothing
+            mine = s.getsockname()[0]
+        if not ipaddress.ip_address(mine).is_loopback:
+            return next(
+                (n for n, found in psutil.net_if_addrs().items() if any(a.address == mine for a in found)), None
+            )
+    return None
+
+
 def join(num_workers: int, timeout_seconds: float = TIMEOUT_SECONDS, device: str = "cpu") -> Peers:
     """Meet the other processes that a launcher (`launch`, ``accelerate launch``, ``notebook_launcher``) has started.
 
@@ -353,6 +371,9 @@ def join(num_workers: int, timeout_seconds: float = TIMEOUT_SECONDS, device: str
     """
     from accelerate import PartialState
 
+    network = network_to(os.environ.get("MASTER_ADDR", "localhost"))
+    if network is not None:  # gloo would take what this machine's name stands for: 127.0.0.1 on many
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", network)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     torch.set_num_threads(1)  # before anything else: a forked process whose parent has used more would hang
     gpus = torch.cuda.device_count() if device in ("auto", "cuda") and not only_cpus() else 0
