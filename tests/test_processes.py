@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -19,7 +20,7 @@ from toys import OVER_PROCESSES, corpus, story
 
 import lab
 from lab.errors import RecipeError
-from lab.events import Checkpointed, Event, Turned, Warned, to_json
+from lab.events import Checkpointed, Event, Started, Turned, Warned, to_json
 from lab.processes.control import Once
 from lab.processes.launch import over, prepare
 from lab.processes.peers import PeerLost, network_to
@@ -29,6 +30,7 @@ from lab.store import RunFolder
 
 pytestmark = pytest.mark.processes
 ROOT = Path(__file__).parent.parent
+DOCUMENT = (ROOT / "docs/processes.md").read_text()
 RESUMED = (
     "des_loc outer, storm",
     "experts on two",
@@ -229,6 +231,23 @@ def test_a_script_reads_along(tmp_path: Path) -> None:
     assert close_events(story(seen), unbroken(tmp_path))
     assert columns.ended is not None
     assert columns.eval_loss
+
+
+def test_the_launcher_of_notebooks_runs_it(tmp_path: Path) -> None:
+    """The block of the documents, in a process that has trained with threads before, as a notebook's kernel has."""
+    (block,) = re.findall(r"```python\n(from accelerate import notebook_launcher\n.*?)```", DOCUMENT, flags=re.S)
+    block = block.replace("29777", str(free_port())).replace("num_processes=4", "num_processes=2")
+    code = f"""
+import lab
+recipe = lab.Recipe.of("des_loc", {SMALL!r})
+lab.train(recipe, "runs/one")
+{block}"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    one, two = (list(RunFolder(tmp_path / "runs" / name).events()) for name in ("one", "real"))
+    assert close_events(story(one), story(two))
+    assert isinstance(two[0], Started)
+    assert two[0].environment["processes"] == 2
 
 
 # --- a hand on it ----------------------------------------------------------------------------------------------------
