@@ -6,10 +6,16 @@ from lab.events import Warned
 from lab.fleet import Fleet, Stack
 
 
+EVERYTHING = "everything"
+
+
 def nobody_holds(fleet: Fleet, t: int, known: set[str]) -> tuple[list[Warned], set[str]]:
-    """A word about tensors whose holders are all down while others go on, and their names; those in ``known`` are no news."""
+    """A word about tensors whose holders are all down, and their names; those in ``known`` are no news."""
     up = fleet.up
-    lost = [b for b in fleet.layout.blocks if any(up) and not any(up[w] for w in b.everywhere)]
+    if not any(up):
+        message = f"from step {t} on no worker is up: steps go by and nothing is trained until one is back"
+        return [] if EVERYTHING in known else [Warned(t, message)], {EVERYTHING}
+    lost = [b for b in fleet.layout.blocks if not any(up[w] for w in b.everywhere)]
     names = list(dict.fromkeys(name.rpartition(".")[0] or name for b in lost for name in b.names))
     if not set(names) - known:
         return [], set(names)
