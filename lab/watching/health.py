@@ -5,7 +5,6 @@ from __future__ import annotations
 from lab.events import Warned
 from lab.fleet import Fleet, Stack
 
-
 EVERYTHING = "everything"
 
 
