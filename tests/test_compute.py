@@ -125,7 +125,7 @@ def accelerator() -> Iterator[Accelerator]:
 def test_bf16_is_that_of_accelerate(vectorised: bool, accelerator: Accelerator) -> None:
     """One worker and plain SGD, against a model and an optimizer that Accelerate has prepared: bit for bit.
 
-    Through `vmap` attention is another kernel, which rounds otherwise.
+    Through `vmap` products are batched, which round otherwise.
     """
     sgd = DDP(inner=Optimizer("SGD", 0.5), max_norm=None)
     mine = recipe(sgd, num_workers=1, dtype="float32", compute={"mixed_precision": "bf16", "vectorised": vectorised})

@@ -10,12 +10,12 @@ Legend: W workers in this process, B sequences, T positions.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lab.compute import Compute
 from lab.errors import RecipeError
@@ -41,9 +41,8 @@ class Together:
     def __init__(self, fleet: Fleet, compute: Compute, required: bool):
         self.fleet, self.compute, self.required = fleet, compute, required
         self.works = True
-        # vmap has no rule for the fused attention of CPUs, and would call it for one worker after another
-        every = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-        self.attention = [SDPBackend.MATH] if fleet.device.type == "cpu" else every
+        # vmap has no rule for the fused attention of CPUs and calls it for each worker: as fast as any other way, so not worth a word
+        warnings.filterwarnings("ignore", message="There is a performance drop because we have not yet implemented")
         self.loss = _Loss(fleet.modules[fleet.mine[0]])
 
     def backward(self, batch_of: Callable[[int], tuple[Tensor, Tensor]], own_loss: bool = False) -> Tensor | None:
@@ -71,7 +70,7 @@ class Together:
         leaves = {f"module.{n}": (x if of_all else x[rows]).detach().requires_grad_() for n, x in stacks.items()}
         ids, targets = (torch.stack(x).to(fleet.device) for x in zip(*map(batch_of, up), strict=True))
         try:
-            with self.compute.precision(fleet.device), sdpa_kernel(self.attention):
+            with self.compute.precision(fleet.device):
                 losses = vmap(lambda p, *batch: functional_call(self.loss, p, batch))(leaves, ids, targets)
         except RuntimeError as error:
             self._refuse(str(error).strip().splitlines()[0][:160])
