@@ -107,8 +107,9 @@ def execute(source: Path, target: Path, parameters: dict[str, Any]) -> str | Non
         )
     except PapermillExecutionError as error:
         return f"cell {error.exec_count} raised {error.ename}: {error.evalue} (see {target})"
+    pages = Path(__file__).parent.parent / "widgets/pages.py"  # by its path: the package imports torch and pandas
     page = subprocess.run(
-        [sys.executable, "-m", "widgets.pages", str(target), str(target.with_suffix(".html"))],
+        [sys.executable, "-P", str(pages), str(target), str(target.with_suffix(".html"))],
         capture_output=True,
         text=True,
     )

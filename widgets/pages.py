@@ -1,6 +1,7 @@
 """An executed notebook as one HTML page that needs no network, and its figures as SVG files beside it.
 
 Figures stay interactive on the page; plotly's script comes once. What is folded in JupyterLab is folded here too.
+This file is also a program, run by its path, and so imports nothing of the lab.
 """
 
 from __future__ import annotations
