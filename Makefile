@@ -1,9 +1,11 @@
 # Every target sets up .venv by itself and installs again only when a dependency file changed.
 #   make demo PYTHON=python3.12           another Python (3.11 or newer)
+#   make test JOBS=0                      in one process; by default as many share the tests as there are cores, four at most
 #   make demo PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu"   torch without GPU packages on Linux
 
 PYTHON ?= python3
 PIP_FLAGS ?=
+JOBS ?= logical
 BIN := .venv/bin
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt
 NEEDS := pyproject.toml constraints.txt
@@ -16,7 +18,7 @@ demo: .venv/installed  ## train four methods on real text, draw what they sent, 
 	@echo "The page above opens in any browser. To go on by yourself: make lab"
 
 test: .venv/installed-test  ## the whole test suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --maxprocesses 4 --dist worksteal
 
 lab: .venv/installed  ## JupyterLab on the notebooks
 	$(BIN)/jupyter lab --notebook-dir=. notebooks/00_start_here.ipynb

@@ -140,6 +140,19 @@ class Notebook:
             arg=num,
         )
 
+    def until_tidy(self) -> None:
+        """Until plotly's PNG has come and gone, or has not come in four seconds."""
+        self.page.wait_for_function(
+            """() => {
+              const { content } = window.jupyterapp.shell.currentWidget;
+              const held = content.widgets.flatMap((cell) => cell.model.outputs?.toJSON() ?? []);
+              const there = held.some((output) => "image/png" in (output.data ?? {}));
+              window.seen = { since: performance.now(), came: there, ...window.seen, ...(there && { came: true }) };
+              return !there && (window.seen.came || performance.now() - window.seen.since > 4000);
+            }""",
+            polling=50,
+        )
+
     def close(self) -> None:
         """The kernel goes, and the page."""
         self.js("() => window.jupyterapp.shell.currentWidget.context.sessionContext.shutdown()")

@@ -1,6 +1,6 @@
-"""One process of a real ``DistributedDataParallel`` run on the toy problem; prints the final parameters as JSON.
+"""One process of real ``DistributedDataParallel`` runs on the toy problem; prints the final parameters of each as JSON.
 
-python tests/real_ddp.py PROCESS PROCESSES RENDEZVOUS_FILE OPTIMIZER STEPS MAX_NORM
+python tests/real_ddp.py PROCESS PROCESSES RENDEZVOUS_FILE STEPS OPTIMIZER:MAX_NORM …
 """
 
 from __future__ import annotations
@@ -27,9 +27,7 @@ class Loss(nn.Module):
         return self.net.loss(x, y)
 
 
-def main(process: int, processes: int, rendezvous: str, name: str, steps: int, max_norm: float) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=process, world_size=processes)
+def run(process: int, steps: int, name: str, max_norm: float) -> list[float]:
     model = DistributedDataParallel(Loss())
     optimizer = getattr(torch.optim, name)(model.parameters(), lr=1e-2)
     for t in range(1, steps + 1):
@@ -38,7 +36,16 @@ def main(process: int, processes: int, rendezvous: str, name: str, steps: int, m
         if max_norm:
             nn.utils.clip_grad_norm_(model.parameters(), max_norm)
         optimizer.step()
-    print(json.dumps(flat(model).tolist()), flush=True)
+    return flat(model).tolist()
+
+
+def main(process: int, processes: int, rendezvous: str, steps: int, each: list[str]) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=process, world_size=processes)
+    cases = {case: case.split(":") for case in each}
+    print(
+        json.dumps({case: run(process, steps, name, float(norm)) for case, (name, norm) in cases.items()}), flush=True
+    )
     dist.barrier()
     # Gloo's threads may still hold tensors while the interpreter is taken down, which now and then aborts a process whose
     # work is done (pytorch/pytorch#179291). What fails before this line still ends with its own exit status.
@@ -46,5 +53,5 @@ def main(process: int, processes: int, rendezvous: str, name: str, steps: int, m
 
 
 if __name__ == "__main__":
-    _, process, processes, rendezvous, name, steps, max_norm = sys.argv
-    main(int(process), int(processes), rendezvous, name, int(steps), float(max_norm))
+    _, process, processes, rendezvous, steps, *each = sys.argv
+    main(int(process), int(processes), rendezvous, int(steps), each)

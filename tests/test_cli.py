@@ -24,11 +24,6 @@ def lab(*arguments: str):
     return CliRunner().invoke(main, arguments)
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory, monkeypatch):
-    monkeypatch.setenv("ISTHMUS_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
-
-
 @pytest.fixture
 def runs(tmp_path):
     return str(tmp_path / "runs")

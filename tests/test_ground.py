@@ -29,8 +29,7 @@ def blocks(language: str) -> list[str]:
 
 @pytest.fixture
 def elsewhere(tmp_path, monkeypatch):
-    """An empty working folder with a cache of its own, where the default text is short."""
-    monkeypatch.setenv("ISTHMUS_CACHE", str(tmp_path / "cache"))
+    """An empty working folder."""
     monkeypatch.chdir(tmp_path)
 
 
@@ -41,6 +40,7 @@ def test_readme_python_runs(elsewhere):
     assert "('params',)" in out.stdout
 
 
+@pytest.mark.slow
 def test_readme_commands_run(elsewhere):
     """Every ``lab …`` line of the README works as printed, in order."""
     commands = [line for block in blocks("sh") for line in block.splitlines() if line.startswith("lab ")]

@@ -78,7 +78,7 @@ def test_live_then_at_rest(lab: JupyterLab, again: bool) -> None:
     (output,) = kinds(nb.outputs(0))
     assert RESTING <= output <= RESTING | {"image/png"}  # which JupyterLab's plotly adds
     nb.page.wait_for_selector(".jp-OutputArea .js-plotly-plot, .jp-OutputArea .plotly")
-    nb.page.wait_for_timeout(4000)  # plotly's PNG has come and gone
+    nb.until_tidy()
     saved = nb.save()
     assert "widgets" not in saved.metadata
     assert set(saved.cells[0].outputs[0]["data"]) == RESTING
@@ -195,7 +195,7 @@ def test_the_cockpit(lab: JupyterLab) -> None:
     nb.page.wait_for_selector("canvas")
     nb.page.wait_for_selector("canvas", state="detached")
     nb.page.wait_for_selector(".jp-OutputArea .js-plotly-plot, .jp-OutputArea .plotly")
-    nb.page.wait_for_timeout(4000)  # plotly's PNG has come and gone
+    nb.until_tidy()
     assert at_rest(nb) == 2
     assert nb.file.stat().st_size < 300_000
     assert "done at step 60 of 60" in nb.save().cells[0].outputs[0]["data"]["text/plain"]

@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import itertools
 import math
+import shutil
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -580,16 +581,23 @@ def final(trainer: Trainer) -> dict[str, Tensor]:
 
 
 def stop_and_go(r: Any, folder: Path) -> None:
-    """Stop after every step in turn; each time the rest of the run must be that of a run that never stopped."""
-    whole = Trainer(r, corpus=corpus())
-    told = story(whole.events(RunFolder(folder / "whole")))
-    want = final(whole)
+    """Stop after every step in turn; each time the rest of the run must be that of a run that never stopped.
+
+    What a run that is killed then leaves behind is what its folder holds at that moment.
+    """
+    whole, written, heard = Trainer(r, corpus=corpus()), RunFolder(folder / "whole"), list[Event]()
+    for event in whole.events(written):
+        heard.append(event)
+        if isinstance(event, Stepped):
+            assert written._file is not None
+            written._file.flush()  # later lines than the checkpoint's are there, and have to go
+            shutil.copytree(written.path, folder / f"stopped-{event.step}")
+    told, want = story(heard), final(whole)
     assert isinstance(told[-1], Ended)
     for stop in range(1, r.steps + 1):
         path = folder / f"stopped-{stop}"
-        stream = Trainer(r, corpus=corpus()).events(RunFolder(path))
-        next(e for e in stream if isinstance(e, Stepped) and e.step == stop)
-        stream.close()  # type: ignore[attr-defined]
+        assert RunFolder(path).last_step_saved() == (stop - 1 or None)
+        assert any(isinstance(e, Stepped) and e.step == stop for e in RunFolder(path).events())
         again = Trainer(r, corpus=corpus())
         events = list(again.events(RunFolder(path)))
         assert story(events) == told, stop

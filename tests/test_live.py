@@ -9,14 +9,13 @@ import math
 import subprocess
 import sys
 import threading
-import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from toys import corpus, recipe, story
+from toys import PATIENCE, corpus, recipe, story, until
 
 import lab.live
 from lab.columns import Columns
@@ -32,24 +31,7 @@ from lab.scenarios import Outage, Scenario
 from lab.store import RunFolder
 from lab.watching.looks import Looks
 
-PATIENCE = 60.0
-
-
-@pytest.fixture(autouse=True)
-def nothing_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Runs go to a folder of the test, and none goes on after it."""
-    monkeypatch.chdir(tmp_path)
-    yield
-    for run in lab.live._RUNS:
-        run.stop()
-        assert run.finished.wait(PATIENCE)
-
-
-def until(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
+pytestmark = pytest.mark.usefixtures("nothing_left_behind")
 
 
 def held(run: Run, t: int) -> None:

@@ -15,9 +15,9 @@ from lab.cli import main
 NOTEBOOKS = sorted(Path("notebooks").glob("[0-9]*.ipynb"))
 TINY = {
     "00_start_here": ["steps=12", "sync_every=2", 'corpus="grammar?tokens=40000"'],
-    "02_fomoe": ["steps=16", "period=4", 'seeds="0"', "timing_rounds=2", 'corpus="grammar?tokens=40000"'],
+    "02_fomoe": ["steps=8", "period=2", 'seeds="0"', "timing_rounds=2", 'corpus="grammar?tokens=40000"'],
     "03_prelort": [
-        "steps=8",
+        "steps=4",
         "period=2",
         'seeds="0"',
         'ranks="4,2,2,1"',
@@ -27,9 +27,9 @@ TINY = {
         "toy_rounds=2",
         "toy_size=16",
     ],
-    "01_des_loc": ["steps=16", "base=2", 'long="4,8"', 'seeds="0"', "toy_steps=384", 'corpus="grammar?tokens=40000"'],
+    "01_des_loc": ["steps=8", "base=2", 'long="4,8"', 'seeds="0"', "toy_steps=384", 'corpus="grammar?tokens=40000"'],
     "04_mt_dao": ["steps=8", "period=2", "long=4", 'seeds="0"', "toy_rounds=12", 'corpus="grammar?tokens=40000"'],
-    "05_lordo": ["steps=16", "period=4", 'ranks="4"', 'seeds="0"', "toy_rounds=6", 'corpus="grammar?tokens=40000"'],
+    "05_lordo": ["steps=8", "period=2", 'ranks="4"', 'seeds="0"', "toy_rounds=6", 'corpus="grammar?tokens=40000"'],
     "06_photon": ["steps=8", "period=4", 'rates="0.003"', 'seeds="0"', 'corpus="grammar?tokens=40000"'],
     "10_classroom": ["steps=6", "live_steps=6", "speed=200.0", 'corpus="grammar?tokens=40000"'],
     "21_for_real": ["steps=4", "first=0", 'rates="1000"', 'methods="DDP,DES-LOC"', "period=2", "batch=1"],
@@ -41,7 +41,7 @@ TINY = {
         "copies=2",
         'corpus="grammar?tokens=40000"',
     ],
-    "07_streaming_and_gossip": ["steps=16", "period=4", 'seeds="0"', "toy_rounds=4", 'corpus="grammar?tokens=40000"'],
+    "07_streaming_and_gossip": ["steps=8", "period=2", 'seeds="0"', "toy_rounds=4", 'corpus="grammar?tokens=40000"'],
 }
 
 
@@ -68,10 +68,10 @@ def test_source_is_clean(path):
         assert re.match(r"\w+: (int|str|float|bool) = ", line), line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
-def test_runs_ends_with_claims_and_makes_a_page(path, tmp_path, monkeypatch):
+def test_runs_ends_with_claims_and_makes_a_page(path, tmp_path):
     """Executed by `lab reproduce`; a second call does nothing; the page loads nothing from elsewhere."""
-    monkeypatch.setenv("ISTHMUS_CACHE", str(tmp_path / "cache"))
     arguments = ["reproduce", str(path), "--out", str(tmp_path / "out")]
     for parameter in [*TINY[path.stem], f'runs="{tmp_path}/runs"']:
         arguments += ["-p", parameter]
@@ -101,6 +101,7 @@ def test_runs_ends_with_claims_and_makes_a_page(path, tmp_path, monkeypatch):
     assert executed.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_failing_notebook_is_named_and_the_rest_goes_on(tmp_path):
     """Exit code 1 with notebook, cell and error; the next notebook is still executed."""
 

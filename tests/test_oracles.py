@@ -334,17 +334,19 @@ def test_state_names_are_torchs() -> None:
 
 # --- real processes --------------------------------------------------------------------------------------------------
 
+REAL = [("AdamW", 0.0), ("AdamW", 0.3), ("SGD", 0.3)]
 
-@pytest.mark.processes
-@pytest.mark.parametrize(("name", "max_norm"), [("AdamW", 0.0), ("AdamW", 0.3), ("SGD", 0.3)])
-def test_ddp_is_real_ddp(name: str, max_norm: float, tmp_path: Path) -> None:
-    """Method ``ddp`` gives the parameters of ``DistributedDataParallel`` on two real processes."""
+
+@pytest.fixture(scope="module")
+def real_ddp(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, list[float]]]:
+    """What both of two real processes have in the end, by optimizer and norm. They start once for all."""
     environment = os.environ | {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
     script = str(Path(__file__).parent / "real_ddp.py")
-    rendezvous = str(tmp_path / "rendezvous")
+    rendezvous = str(tmp_path_factory.mktemp("real") / "rendezvous")
+    each = [f"{name}:{max_norm}" for name, max_norm in REAL]
     processes = [
         subprocess.Popen(
-            [sys.executable, script, str(i), "2", rendezvous, name, "5", str(max_norm)],
+            [sys.executable, script, str(i), "2", rendezvous, "5", *each],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -358,7 +360,14 @@ def test_ddp_is_real_ddp(name: str, max_norm: float, tmp_path: Path) -> None:
         for p in processes:
             p.kill()
     assert [p.returncode for p in processes] == [0, 0], [err for _, err in outputs]
-    real = [torch.tensor(json.loads(out), dtype=F64) for out, _ in outputs]
+    return [json.loads(out) for out, _ in outputs]
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize(("name", "max_norm"), REAL)
+def test_ddp_is_real_ddp(name: str, max_norm: float, real_ddp: list[dict[str, list[float]]]) -> None:
+    """Method ``ddp`` gives the parameters of ``DistributedDataParallel`` on two real processes."""
+    real = [torch.tensor(of_process[f"{name}:{max_norm}"], dtype=F64) for of_process in real_ddp]
     bench = Bench(DDP(Optimizer(name, 1e-2), max_norm=max_norm or None), 2).run(5)
     assert torch.equal(real[0], real[1])
     assert close(bench.of(0), real[0])

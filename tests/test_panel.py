@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import ipywidgets
 import pytest
-from toys import corpus, recipe
+from toys import PATIENCE, corpus, recipe, until
 
-import lab.live
 from lab.events import Ended, Sent, Started, Stepped, Turned, WorkersChanged
 from lab.knobs import settled_network
 from lab.live import replay, start
@@ -23,25 +20,13 @@ from widgets.cockpit import Cockpit, Later, Seat, to_html
 from widgets.communication_budget import CommunicationBudget
 from widgets.panel import MOST_TOGGLES, Controls, Relink, Status
 
-PATIENCE = 60.0
+pytestmark = pytest.mark.usefixtures("nothing_left_behind")
 
 
 @pytest.fixture(autouse=True)
-def nothing_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("widgets.cockpit.DELAY", 3600.0)  # forecasts are asked for by hand
+def forecasts_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("widgets.cockpit.DELAY", 3600.0)
     monkeypatch.setattr(Later, "ask", lambda self: None)
-    yield
-    for run in lab.live._RUNS:
-        run.stop()
-        assert run.finished.wait(PATIENCE)
-
-
-def until(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
 
 
 def inside(widget: Any) -> list[Any]:

@@ -142,12 +142,14 @@ def check(one: Path, several: Path, name: str) -> None:
         assert torch.allclose(x, second.tensors[key], rtol=0, atol=100 * tolerance), key
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("name", OVER_PROCESSES)
 def test_four_processes_of_one_worker_are_one_process_of_four(name: str, one: Path, four: Path) -> None:
     check(one, four, name)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("name", OVER_PROCESSES)
 def test_two_processes_of_two_workers_are_one_process_of_four(name: str, one: Path, two: Path) -> None:
@@ -156,6 +158,7 @@ def test_two_processes_of_two_workers_are_one_process_of_four(name: str, one: Pa
     assert resumed == (["resumed after step 3"] if name in RESUMED else [])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RESUMED)
 def test_a_checkpoint_of_four_processes_resumes_on_one(name: str, one: Path, four: Path, tmp_path: Path) -> None:
     """(That it resumes on two is part of what two processes ran, and on four …)"""

@@ -244,13 +244,23 @@ train(Recipe.of(sys.argv[1]), sys.argv[2])
 """
 
 
+LONG = recipe("diloco", steps=200, eval_every=40, checkpoint_every=7, corpus=TEXT, codecs={"params": "topk:0.3"})
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> list[Event]:
+    path = tmp_path_factory.mktemp("unbroken")
+    train(LONG, path)
+    return list(RunFolder(path).events())
+
+
+@pytest.mark.slow
 @pytest.mark.processes
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this platform has no SIGKILL")
 @pytest.mark.parametrize("after_bytes", [1_500, 6_000, 14_000])
-def test_killed_and_resumed(after_bytes: int, tmp_path: Path) -> None:
+def test_killed_and_resumed(after_bytes: int, tmp_path: Path, unbroken: list[Event]) -> None:
     """SIGKILL at some moment of a real process; what is resumed from its folder is the run that nobody killed."""
-    r = recipe("diloco", steps=200, eval_every=40, checkpoint_every=7, corpus=TEXT, codecs={"params": "topk:0.3"})
-    (tmp_path / "recipe.json").write_text(json.dumps(r.to_dict()))
+    (tmp_path / "recipe.json").write_text(json.dumps(LONG.to_dict()))
     run, events = tmp_path / "run", tmp_path / "run" / "events.jsonl"
     process = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path / "recipe.json"), str(run)])
     try:
@@ -264,13 +274,12 @@ def test_killed_and_resumed(after_bytes: int, tmp_path: Path) -> None:
         process.kill()
         process.wait()
     assert RunFolder(run).ended() is None
-    train(r, tmp_path / "whole")
-    resumed = train(r, run)
-    assert story(RunFolder(run).events()) == story(RunFolder(tmp_path / "whole").events())
-    unbroken = Columns.of(RunFolder(tmp_path / "whole").events())
-    assert resumed.loss_W == unbroken.loss_W
-    assert resumed.eval_loss == unbroken.eval_loss
-    assert resumed.ledger.records == unbroken.ledger.records
+    resumed = train(LONG, run)
+    assert story(RunFolder(run).events()) == story(unbroken)
+    want = Columns.of(unbroken)
+    assert resumed.loss_W == want.loss_W
+    assert resumed.eval_loss == want.eval_loss
+    assert resumed.ledger.records == want.ledger.records
     assert len(resumed.step) == 200
 
 

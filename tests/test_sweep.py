@@ -37,6 +37,7 @@ def notebook(path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.processes
 def test_a_sweep_runs_what_is_missing_and_compares(tmp_path: Path) -> None:
     """One combination fails: it is named with its parameters and its error, the others are compared; what is done is not run again."""
@@ -129,6 +130,7 @@ def test_the_comparison_by_hand(tmp_path: Path) -> None:
     assert '<td class="bad">failed: it fell</td>' in page
 
 
+@pytest.mark.slow
 @pytest.mark.processes
 def test_all_notebooks_side_by_side_and_one_page_of_claims(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """``reproduce --all``: what fails is named and the rest goes on; what is done is not run again; one page has all claims."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
+import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -266,6 +267,19 @@ def story(events: Iterable[Event]) -> list[Event]:
             continue
         told.append(event)
     return told
+
+
+# Runs in the background.
+
+PATIENCE = 60.0  # seconds
+
+
+def until(true: Callable[[], bool]) -> None:
+    """Wait."""
+    deadline = time.monotonic() + PATIENCE
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
 
 
 # Recipes that must give the same over one and over several processes: every listed method, and what could go wrong besides.
