@@ -261,12 +261,14 @@ def read(out: Path, name: str) -> list[Any]:
     return [json.loads(line) for line in (out / f"{name}.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ON_A_DEVICE)
 def test_a_run_on_another_device_is_the_same_run(name: str, here: Path, far: Path) -> None:
     """Every event, on a device that refuses what a GPU would refuse (`far`); three go on from checkpoints of the CPU."""
     assert same(read(here, name), read(far, name), 1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BEGUN_HERE)
 def test_a_checkpoint_of_another_device_resumes_on_the_cpu(name: str, here: Path, far: Path, tmp_path: Path) -> None:
     shutil.copytree(far / name, tmp_path / "whole")

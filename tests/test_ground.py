@@ -88,14 +88,23 @@ def test_every_dependency_is_constrained_and_allowed():
     assert pinned["torch"] == "2.13.0"
 
 
+def imported(file: Path) -> set[str]:
+    """Packages that a file imports, anywhere in it."""
+    nodes = list(ast.walk(ast.parse(file.read_text())))
+    names = {a.name for node in nodes if isinstance(node, ast.Import) for a in node.names}
+    names |= {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)}
+    return {name.split(".")[0] for name in names}
+
+
 def test_the_core_imports_nothing_of_jupyter():
     """`lab` never imports widgets, Jupyter or plotly; papermill only inside the function that runs notebooks."""
     for file in (ROOT / "lab").rglob("*.py"):
-        for node in ast.walk(ast.parse(file.read_text())):
-            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
-            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-            for name in names:
-                assert name.split(".")[0] not in ("widgets", "IPython", "ipywidgets", "jupyterlab", "plotly"), file
+        assert not imported(file) & {"widgets", "IPython", "ipywidgets", "jupyterlab", "plotly"}, file
+
+
+def test_pages_are_made_without_the_lab():
+    """`widgets/pages.py` is run by its path; what it does not import, a notebook's page does not wait for."""
+    assert not imported(ROOT / "widgets/pages.py") & {"lab", "widgets", "torch", "pandas"}
 
 
 def lines_of_code(file: Path) -> int:
