@@ -202,7 +202,7 @@ def _train(recipe: Recipe, folder: RunFolder, processes: int, restarts: int, tim
         from lab.processes import launch as over
 
         if not launched:
-            over.prepare(folder, recipe, processes)
+            over.prepare(folder, recipe, processes, timeout)
             try:
                 over.launch(folder, processes, restarts, timeout)
             except KeyboardInterrupt:
@@ -211,8 +211,17 @@ def _train(recipe: Recipe, folder: RunFolder, processes: int, restarts: int, tim
             return
         train = partial(over.train, timeout_seconds=timeout)
         if os.environ.get("RANK") != "0":
-            train(recipe, folder.path)
+            try:
+                train(recipe, folder.path)
+            except KeyboardInterrupt:  # the first one, or the launcher, says so
+                os._exit(130)
             return
+        again = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        if again != "0":
+            most = os.environ.get("TORCHELASTIC_MAX_RESTARTS")
+            click.echo(
+                f"note: a process was lost, so all start again from the last checkpoint ({again} of {most})", err=True
+            )
     if done:
         click.echo(f"already finished: {folder.path} (use --again to run it anew)")
     show = _Progress(recipe, folder)
@@ -220,7 +229,8 @@ def _train(recipe: Recipe, folder: RunFolder, processes: int, restarts: int, tim
         columns = train(recipe, folder.path, each=show, progress=show.live)
     except KeyboardInterrupt:
         show.bar.close()
-        click.echo(f"stopped; go on with: lab resume {folder.path}", err=True)
+        if "ISTHMUS_LAUNCHED" not in os.environ:  # else the launcher says so
+            click.echo(f"stopped; go on with: lab resume {folder.path}", err=True)
         sys.stdout.flush()
         os._exit(130)  # a worker may be in the middle of a long step: all is on disk, nobody waits for it
     finally:

@@ -55,6 +55,8 @@ def explain(error: ValidationError, cls: type, where: str = "") -> str:
     given = first["input"]
     if first["type"] in ("tuple_type", "list_type"):
         return f'{key} = {given!r} is not allowed: it is a list, for example [8,4,2] or ["a","b"]'
+    if first["type"] == "dict_type":
+        return f'{key} = {given!r} is not allowed: it is an object, for example {{"3": 2}}'
     message = first["msg"][0].lower() + first["msg"][1:]
     return f"{key} = {given!r} is not allowed: {message}"
 

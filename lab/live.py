@@ -358,7 +358,11 @@ def start(
     if run_folder is not None and run_folder.exists and run_folder.recipe() != recipe:
         raise RecipeError(f"{path} holds a run of another recipe ({run_folder.recipe().id}): give another folder")
     events = _trained
-    if processes > 1:
+    if processes != 1:
+        from lab.processes.peers import check_timeout, share_out
+
+        share_out(recipe.num_workers, processes)
+        check_timeout(timeout_seconds)
         if run_folder is None:
             raise RecipeError("several processes write a run folder: leave keep=False out, or processes")
         events = partial(_spread, run_folder, processes, restarts, timeout_seconds)

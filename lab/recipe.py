@@ -17,7 +17,7 @@ from lab.compute import Compute
 from lab.config import checked, config
 from lab.errors import RecipeError, one_of
 from lab.experts.placement import Experts, Placement
-from lab.methods import DESLOC, FEDERATED, FoMoE, name_of
+from lab.methods import DESLOC, FEDERATED, FoMoE, PreLort, name_of
 from lab.methods import method as parse_method
 from lab.models import gpt, moe
 from lab.models.gpt import GPT
@@ -123,6 +123,16 @@ class Recipe:
     def __post_init__(self) -> None:
         self.scenario.check(self.num_workers)
         self.compute.check(self.batch_size, self.dtype)
+        if self.compute.vectorised:
+            nested = isinstance(self.method, PreLort) and self.method.nested != "none"
+            dropout = isinstance(self.model, GPT) and self.model.dropout > 0
+            for what, there in (
+                ("a model with experts", isinstance(self.model, MoE)),
+                ("the nested loss of prelort", nested),
+                ("dropout", dropout),
+            ):
+                if there:
+                    raise RecipeError(f"compute.vectorised = true does not go with {what}: leave out one")
         period = getattr(self.method, "sync_every", 1)
         if name_of(self.method) in FEDERATED and self.scenario.sample and self.scenario.sample_every % period:
             raise RecipeError(

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,14 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from test_processes import cut_off, same
-from torch import Tensor
+from torch import Tensor, nn
 from toys import EXPERTS, LISTED, ON_A_DEVICE, STORM, TINY, close, corpus, flat, of_four, recipe, story
 
 from lab.compute import Compute
-from lab.compute.together import SMALL, together
+from lab.compute.together import SMALL, Together, together
 from lab.errors import RecipeError
 from lab.events import Event, Stepped, to_json
+from lab.fleet import Fleet
 from lab.methods import DDP
 from lab.models.build import build_fleet, check_memory
 from lab.models.lora import LoRA
@@ -192,23 +194,38 @@ def test_all_workers_at_once_are_each_by_itself(apart: Recipe) -> None:
 
 
 @pytest.mark.parametrize(
-    ("recipe", "why"),
+    ("apart", "why"),
     [
-        (of_four("des_loc", model=dataclasses.replace(TINY, dropout=0.2)), "random"),
-        (of_four(LISTED["fomoe"], **EXPERTS), "does not work here"),
-        (of_four(LISTED["fomoe"], placement={"overlap": 2}, **EXPERTS), "hold the same tensors"),
-        (of_four("fedit", lora=EQUAL), "server"),
-        (of_four("prelort", lora=EQUAL), "loss of its own"),
+        (of_four("des_loc", model=dataclasses.replace(TINY, dropout=0.2)), "dropout"),
+        (of_four(LISTED["fomoe"], **EXPERTS), "a model with experts"),
+        (of_four("prelort", lora=EQUAL), "the nested loss of prelort"),
+        (of_four("des_loc", lora=LoRA(ranks=(1, 2, 4, 2))), "all hold the same tensors"),
     ],
-    ids=["dropout", "experts", "experts on two", "fedit", "prelort"],
+    ids=["dropout", "experts", "prelort", "ranks"],
 )
-def test_what_cannot_be_done_at_once_says_so(recipe: Recipe, why: str) -> None:
-    """Unless it was asked for, each worker then computes by itself."""
-    if why == "server":  # a federation whose clients are alike and have no loss of their own is no exception
-        run(recipe.but(compute={"vectorised": True}))
-        return
+def test_what_cannot_be_done_at_once_is_refused_before_it_begins(apart: Recipe, why: str) -> None:
     with pytest.raises(RecipeError, match=rf"compute\.vectorised = true.*{why}"):
-        run(recipe.but(compute={"vectorised": True}))
+        Trainer(apart.but(compute={"vectorised": True}), corpus=corpus())
+
+
+def test_a_model_that_cannot_be_followed() -> None:
+    """By itself the lab then lets each worker compute alone; who asked for it hears why."""
+
+    class Branches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(1))
+
+        def loss(self, ids: Tensor, targets: Tensor) -> Tensor:
+            return (self.weight * ids).sum() if ids.sum() > 0 else self.weight.sum()
+
+    fleet = Fleet(lambda worker: Branches(), 2)
+    for required in (False, True):
+        all_at_once = Together(fleet, Compute(), required)
+        with pytest.raises(RecipeError, match="does not work here: leave it out") if required else nullcontext():
+            assert all_at_once.backward(lambda w: (torch.ones(1, 2), torch.ones(1, 2))) is None
+    with pytest.raises(RecipeError, match="a loss of its own"):
+        Together(fleet, Compute(), True).backward(lambda w: (torch.ones(1, 2),) * 2, own_loss=True)
 
 
 def test_when_the_lab_does_so_by_itself() -> None:

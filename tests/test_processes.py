@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -22,7 +23,7 @@ import lab
 from lab.errors import RecipeError
 from lab.events import Checkpointed, Event, Started, Turned, Warned, to_json
 from lab.processes.control import Once
-from lab.processes.launch import over, prepare
+from lab.processes.launch import _lost, over, prepare
 from lab.processes.peers import PeerLost, network_to
 from lab.recipe import Recipe
 from lab.run import Trainer, train
@@ -173,10 +174,10 @@ def test_a_checkpoint_of_four_processes_resumes_on_one(name: str, one: Path, fou
 SMALL = ["corpus=grammar?tokens=8000", "batch_size=2", "context=16", "dtype=float64", "steps=40", "checkpoint_every=4"]
 
 
-def begun(tmp_path: Path, *options: str) -> tuple[RunFolder, subprocess.Popen[str]]:
+def begun(tmp_path: Path, *options: str, steps: int = 40) -> tuple[RunFolder, subprocess.Popen[str]]:
     """``lab resume --processes 2`` of a small run, in a process of its own, as soon as it has saved something."""
     folder = RunFolder(tmp_path / "run")
-    prepare(folder, Recipe.of("des_loc", SMALL), 2)
+    prepare(folder, Recipe.of("des_loc", [*SMALL, f"steps={steps}"]), 2)
     command = [sys.executable, "-m", "lab", "resume", str(folder.path), "--processes", "2", *options]
     env = os.environ | {"PYTHONPATH": str(ROOT)}
     started = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -226,6 +227,43 @@ def test_with_restarts_a_killed_process_changes_nothing(tmp_path: Path) -> None:
     assert any(isinstance(e, Warned) and "resumed after" in e.message for e in folder.events())
 
 
+def test_ctrl_c_says_one_line(tmp_path: Path) -> None:
+    """A terminal interrupts all processes at once; one speaks."""
+    folder, launcher = begun(tmp_path, steps=100_000)
+    for process in (launcher, *psutil.Process(launcher.pid).children(recursive=True)):
+        process.send_signal(signal.SIGINT)
+    _, said = launcher.communicate(timeout=60)
+    assert launcher.returncode == 130
+    lines = [line for line in said.splitlines() if "parameters," not in line]
+    assert lines == [f"stopped; go on with: lab resume {folder.path} --processes 2"]
+
+
+def test_a_run_ends_with_the_command_that_started_it(tmp_path: Path) -> None:
+    """Also where that is killed and can say nothing: the first process says how to go on."""
+    folder, launcher = begun(tmp_path, steps=100_000)
+    children = psutil.Process(launcher.pid).children(recursive=True)
+    launcher.kill()
+    _, alive = psutil.wait_procs(children, timeout=30)
+    assert not alive
+    assert f"has gone; go on with: lab resume {folder.path}" in launcher.communicate(timeout=10)[1]
+    assert folder.ended() is None
+
+
+@pytest.mark.parametrize(
+    ("failures", "said"),
+    [
+        ({0: (75, 10), 1: (-9, 10)}, "process 1 of 2 was killed by SIGKILL"),
+        ({0: (-11, 11), 1: (-15, 12)}, "process 0 of 2 was killed by SIGSEGV"),
+        ({0: (75, 10), 1: (-9, 41)}, "process 1 of 2 did not answer within 5 s"),
+        ({0: (-15, 10), 1: (-15, 10)}, "a process of 2 was ended by SIGTERM"),
+        ({0: (75, 10), 1: (-15, 10)}, "a process of 2 ended, or did not answer within 5 s"),
+    ],
+)
+def test_what_became_of_a_process(failures: dict[int, tuple[int, float]], said: str) -> None:
+    """Those that did not answer are killed by the launcher, half a minute later than the others are ended."""
+    assert _lost(failures, 2, 5.0) == said
+
+
 def test_a_script_reads_along(tmp_path: Path) -> None:
     """`over` hands out the events of processes that it has started, folds them, and says why a run ended."""
     seen: list[Event] = []
@@ -234,6 +272,10 @@ def test_a_script_reads_along(tmp_path: Path) -> None:
     assert close_events(story(seen), unbroken(tmp_path))
     assert columns.ended is not None
     assert columns.eval_loss
+    again = over(2, Recipe.of("des_loc", SMALL), tmp_path / "run")
+    assert again.eval_loss == columns.eval_loss
+    with pytest.raises(RecipeError, match=r"holds a run of another recipe"):
+        over(2, Recipe.of("ddp", SMALL), tmp_path / "run")
 
 
 def test_the_launcher_of_notebooks_runs_it(tmp_path: Path) -> None:
@@ -334,7 +376,25 @@ def test_what_several_processes_cannot_run_is_refused(tmp_path: Path) -> None:
         RecipeError, match="4 workers cannot be shared out evenly over 3 processes: use 1, 2, 4 processes"
     ):
         prepare(folder, OVER_PROCESSES["ddp"], 3)
+    with pytest.raises(RecipeError, match="over 0 processes"):
+        prepare(folder, OVER_PROCESSES["ddp"], 0)
+    with pytest.raises(RecipeError, match="timeout of nan seconds"):
+        prepare(folder, OVER_PROCESSES["ddp"], 2, float("nan"))
+    with pytest.raises(RecipeError, match="over 3 processes"):
+        lab.start(OVER_PROCESSES["ddp"], folder=folder.path, processes=3)
     assert not folder.exists
+
+
+def test_a_run_that_the_processes_refuse_leaves_nothing(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "lab", "run", "des_loc", *(x for o in SMALL for x in ("-o", o))]
+    command += ["-o", "dtype=float32", "-o", "compute.device=cuda", "--processes", "2"]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=100
+    )
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("lab: compute.device = 'cuda', but Accelerate finds nothing better than cpu")
+    assert not list((tmp_path / "runs").iterdir())
 
 
 def test_processes_talk_over_the_network_that_leads_to_the_first() -> None:

@@ -73,7 +73,7 @@ class Together:
             with self.compute.precision(fleet.device):
                 losses = vmap(lambda p, *batch: functional_call(self.loss, p, batch))(leaves, ids, targets)
         except RuntimeError as error:
-            self._refuse(str(error).strip().splitlines()[0][:160])
+            self._refuse(str(error).strip().splitlines()[0].split(". ")[0])
             return None
         found = torch.autograd.grad(losses.sum(), list(leaves.values()), materialize_grads=True)
         grads = [fleet.grads[name] for name in stacks]

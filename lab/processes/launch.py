@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -9,17 +10,19 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from lab.columns import Columns
 from lab.data import load_corpus
-from lab.errors import LabError
+from lab.errors import LabError, RecipeError
 from lab.events import Event
 from lab.processes.control import Listener, Reports
 from lab.processes.folder import SharedFolder
-from lab.processes.peers import TIMEOUT_SECONDS, PeerLost, Peers, join, share_out
+from lab.processes.peers import TIMEOUT_SECONDS, PeerLost, Peers, check_timeout, join, share_out
 from lab.recipe import Recipe
 from lab.run import Trainer
 from lab.store import RunFolder, write_atomically
@@ -46,6 +49,8 @@ def train(
     timeout_seconds
         after which a process that does not answer counts as lost.
     """
+    if LAUNCHED in os.environ:
+        _end_with_launcher(folder, os.environ.get("RANK") == "0")
     peers = peers or join(recipe.num_workers, timeout_seconds, recipe.compute.device)
     run_folder = RunFolder(folder) if folder is not None and peers.first else None
     ended = run_folder.ended() if run_folder is not None else None
@@ -69,6 +74,21 @@ def train(
     return columns
 
 
+def _end_with_launcher(folder: str | Path | None, first: bool) -> None:
+    """End this process when the one that started it has gone: nobody would watch over the run, or could stop it."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        if first:
+            sys.stderr.write(f"lab: the command that started this run has gone; go on with: lab resume {folder}\n")
+            sys.stderr.flush()
+        os._exit(PeerLost.exit_code)  # all is on disk
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def launch(folder: RunFolder, num: int, restarts: int = 0, timeout_seconds: float = TIMEOUT_SECONDS) -> None:
     """Run what a folder's recipe says over ``num`` processes of this machine, to its end; they print, and write the folder.
 
@@ -87,7 +107,9 @@ def launch(folder: RunFolder, num: int, restarts: int = 0, timeout_seconds: floa
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # says all that is said below, at length
+    for name in list(logging.root.manager.loggerDict):
+        if name.startswith("torch.distributed.elastic"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)  # says all that is said below, at length
     # With torchelastic's own store, processes that start again find the addresses of those before them.
     os.environ |= {"OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", LAUNCHED: "1"}
     config = LaunchConfig(
@@ -99,23 +121,48 @@ def launch(folder: RunFolder, num: int, restarts: int = 0, timeout_seconds: floa
         max_restarts=restarts,
         run_id=folder.path.name,
     )
-    command = ("-m", "lab", "resume", str(folder.path.resolve()), "--timeout", str(timeout_seconds))
+    command = ("-m", "lab", "resume", str(folder.path), "--timeout", str(timeout_seconds))
     try:
         elastic_launch(config, sys.executable)(*command)
     except SignalException:
         raise KeyboardInterrupt from None
     except ChildFailedError as error:
-        failures = sorted(error.failures.items())
-        killed = [(p, f.exitcode) for p, f in failures if f.exitcode < 0 and f.exitcode != -signal.SIGTERM]
-        if not killed and any(f.exitcode != PeerLost.exit_code for _, f in failures):
-            sys.exit(next(f.exitcode for _, f in failures if f.exitcode != PeerLost.exit_code))
-        what = f"process {killed[0][0]} of {num} was killed by {signal.Signals(-killed[0][1]).name}" if killed else None
-        what = what or f"a process of {num} ended, or did not answer within {timeout_seconds:g} s"
+        own = [f.exitcode for f in error.failures.values() if f.exitcode > 0 and f.exitcode != PeerLost.exit_code]
+        if own:
+            if not (folder.path / "events.jsonl").exists():
+                _forget(folder)
+            sys.exit(own[0])
+        what = _lost({p: (f.exitcode, f.timestamp) for p, f in error.failures.items()}, num, timeout_seconds)
         raise PeerLost(
             f"{what}: the run has stopped; go on with: lab resume {folder.path} --processes {num} (--restarts 3 does so by itself)"
         ) from None
     finally:
         del os.environ[LAUNCHED]
+
+
+def _forget(folder: RunFolder) -> None:
+    """A run that was refused before it began leaves nothing behind."""
+    (folder.path / "recipe.json").unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # something else is there
+        folder.path.rmdir()
+
+
+CLOSING_SECONDS = 30  # torchelastic's: after them it kills what it has asked to end
+
+
+def _lost(failures: Mapping[int, tuple[int, float]], num: int, timeout_seconds: float) -> str:
+    """What became of a run's processes, from exit code and time of each that did not end well."""
+    first = min(when for _, when in failures.values())
+    killed = {p: -code for p, (code, _) in sorted(failures.items()) if code < 0}
+    hung = [p for p in killed if killed[p] == signal.SIGKILL and failures[p][1] - first > CLOSING_SECONDS / 2]
+    others = [p for p in killed if p not in hung and killed[p] != signal.SIGTERM]  # by that it ends the rest
+    if others:
+        return f"process {others[0]} of {num} was killed by {signal.Signals(killed[others[0]]).name}"
+    if hung:
+        return f"process {hung[0]} of {num} did not answer within {timeout_seconds:g} s"
+    if len(killed) == len(failures):
+        return f"a process of {num} was ended by SIGTERM"
+    return f"a process of {num} ended, or did not answer within {timeout_seconds:g} s"
 
 
 def over(
@@ -168,7 +215,11 @@ def events_over(
     LabError
         with the message that the run ended with.
     """
-    prepare(folder, recipe, num)
+    prepare(folder, recipe, num, timeout_seconds)
+    ended = folder.ended()
+    if ended is not None and ended.status == "done":
+        yield from folder.events()
+        return
     command = [sys.executable, "-m", "lab", "resume", str(folder.path), "--processes", str(num)]
     command += ["--restarts", str(restarts), "--timeout", str(timeout_seconds)]
     listener = Listener(asks=between is not None)
@@ -187,8 +238,17 @@ def events_over(
             raise LabError(said.read().strip().splitlines()[-1].removeprefix("lab: "))
 
 
-def prepare(folder: RunFolder, recipe: Recipe, num: int) -> None:
-    """Put a recipe where ``num`` processes will find it. Raises RecipeError where they cannot share its workers."""
+def prepare(folder: RunFolder, recipe: Recipe, num: int, timeout_seconds: float = TIMEOUT_SECONDS) -> None:
+    """Put a recipe where ``num`` processes will find it.
+
+    Raises
+    ------
+    RecipeError
+        where they cannot share its workers, for a timeout that is none, or a folder that holds the run of another recipe.
+    """
     share_out(recipe.num_workers, num)
+    check_timeout(timeout_seconds)
+    if folder.exists and folder.recipe() != recipe:
+        raise RecipeError(f"{folder.path} holds a run of another recipe ({folder.recipe().id}): give another folder")
     folder.path.mkdir(parents=True, exist_ok=True)
     write_atomically(folder.path / "recipe.json", json.dumps(recipe.to_dict(), indent=1).encode())

@@ -327,13 +327,19 @@ def listening(timeout_seconds: float) -> Iterator[None]:
 
 def share_out(num_workers: int, num: int) -> int:
     """Workers of each of ``num`` processes. Raises RecipeError where they cannot be shared out evenly."""
-    if num_workers % num:
+    if num < 1 or num_workers % num:
         fitting = ", ".join(str(p) for p in range(1, num_workers + 1) if num_workers % p == 0)
         raise RecipeError(
             f"{num_workers} workers cannot be shared out evenly over {num} processes: use {fitting} processes, or change "
             "num_workers"
         )
     return num_workers // num
+
+
+def check_timeout(seconds: float) -> None:
+    """Raises RecipeError for what is no time to wait."""
+    if not 1 <= seconds <= 1e6:
+        raise RecipeError(f"a timeout of {seconds:g} seconds is not allowed: give a number from 1 to 1000000")
 
 
 def _bytes(x: Tensor) -> Tensor:
@@ -371,6 +377,7 @@ def join(num_workers: int, timeout_seconds: float = TIMEOUT_SECONDS, device: str
     """
     from accelerate import PartialState
 
+    check_timeout(timeout_seconds)
     network = network_to(os.environ.get("MASTER_ADDR", "localhost"))
     if network is not None:  # gloo would take what this machine's name stands for: 127.0.0.1 on many
         os.environ.setdefault("GLOO_SOCKET_IFNAME", network)
