@@ -42,9 +42,14 @@ class _Lab(click.Group):
             ctx.exit(error.exit_code)
 
 
+def _launched() -> bool:
+    """Whether `lab.processes.launch` has started this process and watches over it."""
+    return "ISTHMUS_LAUNCHED" in os.environ
+
+
 def _said_elsewhere(exit_code: int) -> bool:
     """Of several processes one speaks: about a lost one the launcher (75, `lab.processes.peers.PeerLost`), else the first here."""
-    return "ISTHMUS_LAUNCHED" in os.environ if exit_code == 75 else os.environ.get("LOCAL_RANK", "0") != "0"
+    return _launched() if exit_code == 75 else os.environ.get("LOCAL_RANK", "0") != "0"
 
 
 @click.group(cls=_Lab, context_settings={"help_option_names": ["-h", "--help"]})
@@ -195,8 +200,7 @@ def _findings(columns: Columns) -> Iterator[str]:
 def _train(recipe: Recipe, folder: RunFolder, processes: int, restarts: int, timeout: float) -> None:
     from lab.run import train
 
-    ended = folder.ended()
-    done = ended is not None and ended.status == "done"
+    done = folder.done
     launched = int(os.environ.get("WORLD_SIZE", "1")) > 1  # this is one of several processes
     if launched or (processes > 1 and not done):
         from lab.processes import launch as over
@@ -229,7 +233,7 @@ def _train(recipe: Recipe, folder: RunFolder, processes: int, restarts: int, tim
         columns = train(recipe, folder.path, each=show, progress=show.live)
     except KeyboardInterrupt:
         show.bar.close()
-        if "ISTHMUS_LAUNCHED" not in os.environ:  # else the launcher says so
+        if not _launched():  # else that says so
             click.echo(f"stopped; go on with: lab resume {folder.path}", err=True)
         sys.stdout.flush()
         os._exit(130)  # a worker may be in the middle of a long step: all is on disk, nobody waits for it

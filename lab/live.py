@@ -355,8 +355,8 @@ def start(
     corpora.check(recipe.corpus)
     path = _path(recipe, folder, again) if keep else None
     run_folder = RunFolder(path) if path is not None else None
-    if run_folder is not None and run_folder.exists and run_folder.recipe() != recipe:
-        raise RecipeError(f"{path} holds a run of another recipe ({run_folder.recipe().id}): give another folder")
+    if run_folder is not None:
+        run_folder.check_recipe(recipe)
     events = _trained
     if processes != 1:
         from lab.processes.peers import check_timeout, share_out
@@ -446,13 +446,8 @@ def _cell() -> tuple[str, str] | None:
         return None
 
 
-def _done(folder: RunFolder) -> bool:
-    ended = folder.ended()
-    return ended is not None and ended.status == "done"
-
-
 def _trained(run: Run) -> Iterator[Event]:
-    if run.folder is not None and _done(run.folder):
+    if run.folder is not None and run.folder.done:
         yield from run.folder.events()
         return
     trainer = Trainer(run.recipe)
@@ -468,9 +463,6 @@ def _trained(run: Run) -> Iterator[Event]:
 def _spread(folder: RunFolder, num: int, restarts: int, timeout_seconds: float, run: Run) -> Iterator[Event]:
     from lab.processes.launch import events_over
 
-    if _done(folder):
-        yield from folder.events()
-        return
     yield from events_over(num, run.recipe, folder, restarts, timeout_seconds, run.between, lambda: run.stopping)
 
 

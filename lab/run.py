@@ -353,8 +353,7 @@ def train(
     """Run a recipe to its end and fold it. With a folder: what is finished there is read, what was cut off goes on."""
     recipe = Recipe.of(recipe)
     run_folder = RunFolder(folder) if folder is not None else None
-    ended = run_folder.ended() if run_folder is not None else None
-    if run_folder is not None and ended is not None and ended.status == "done":
+    if run_folder is not None and run_folder.done:
         stream = run_folder.events()
     else:
         stream = Trainer(recipe, progress=progress).events(run_folder)

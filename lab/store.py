@@ -62,6 +62,12 @@ class RunFolder:
     def exists(self) -> bool:
         return (self.path / "recipe.json").exists()
 
+    @property
+    def done(self) -> bool:
+        """Whether the run has come to its end."""
+        ended = self.ended()
+        return ended is not None and ended.status == "done"
+
     def recipe(self) -> Recipe:
         return Recipe.of(str(self.path / "recipe.json"))
 
@@ -100,6 +106,15 @@ class RunFolder:
 
     # writing
 
+    def check_recipe(self, recipe: Recipe) -> None:
+        """Raises RecipeError if this is the run of another one."""
+        if self.exists and self.recipe() != recipe:
+            raise RecipeError(f"{self.path} holds a run of another recipe ({self.recipe().id}): give another folder")
+
+    def write_recipe(self, recipe: Recipe) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.path / "recipe.json", json.dumps(recipe.to_dict(), indent=1).encode())
+
     def open(self, recipe: Recipe, keep_bytes: int = 0) -> None:
         """Take the lock and write from ``keep_bytes`` of the event stream on.
 
@@ -112,7 +127,7 @@ class RunFolder:
         self._lock = open(self.path / "lock", "a+")
         if not _lock(self._lock):
             raise Busy(f"{self.path} is being written by another process: wait for it, or stop it")
-        write_atomically(self.path / "recipe.json", json.dumps(recipe.to_dict(), indent=1).encode())
+        self.write_recipe(recipe)
         events = self.path / "events.jsonl"
         events.touch()
         os.truncate(events, keep_bytes)

@@ -18,9 +18,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import return_and_correct_aliasing
 from torch.utils._pytree import tree_flatten, tree_map
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
-from toys import ON_A_DEVICE, corpus, story
+from toys import ON_A_DEVICE, corpus, tell
 
-from lab.events import to_json
 from lab.run import Trainer
 from lab.store import RunFolder
 
@@ -115,8 +114,7 @@ def main(out: Path) -> None:
     for name, recipe in ON_A_DEVICE.items():
         trainer = Trainer(recipe, corpus=corpus())
         assert {x.device for x in (*trainer.fleet.params.blocks, *trainer.fleet.constants.values())} == {FAR}
-        events = story(trainer.events(RunFolder(out / name)))
-        (out / f"{name}.jsonl").write_text("".join(to_json(e) + "\n" for e in events))
+        tell(trainer.events(RunFolder(out / name)), out, name)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import sys
 import traceback
 from pathlib import Path
 
-from toys import OVER_PROCESSES, corpus, story
+from toys import OVER_PROCESSES, corpus, tell
 
 from lab.events import to_json
 from lab.processes.folder import SharedFolder
@@ -26,11 +26,11 @@ def main(out: Path) -> None:
         trainer = Trainer(recipe, corpus=corpus(), peers=peers)
         held = {w for block in trainer.fleet.layout.blocks for w in block.holders}
         assert held == set(peers.mine), "a process has rows of its own workers and no others"
-        events = story(trainer.events(SharedFolder(peers, trainer, RunFolder(out / name))))
+        events = list(trainer.events(SharedFolder(peers, trainer, RunFolder(out / name))))
         ledger = [to_json(r) for r in trainer.comm.ledger]
         assert all(theirs == ledger for theirs in peers.share(ledger)), f"{name}: processes wrote different ledgers"
         if peers.first:
-            (out / f"{name}.jsonl").write_text("".join(to_json(e) + "\n" for e in events))
+            tell(events, out, name)
 
 
 if __name__ == "__main__":

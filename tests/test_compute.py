@@ -18,9 +18,9 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from test_processes import cut_off, same
+from test_processes import cut_off, read, same
 from torch import Tensor, nn
-from toys import EXPERTS, LISTED, ON_A_DEVICE, STORM, TINY, close, corpus, flat, of_four, recipe, story
+from toys import EXPERTS, LISTED, ON_A_DEVICE, STORM, TINY, close, corpus, flat, of_four, recipe, story, tell
 
 from lab.compute import Compute
 from lab.compute.together import SMALL, Together, together
@@ -253,8 +253,7 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """On what Accelerate finds on a machine without GPUs."""
     out = tmp_path_factory.mktemp("here")
     for name, r in ON_A_DEVICE.items():
-        events = story(Trainer(r, corpus=corpus()).events(RunFolder(out / name)))
-        (out / f"{name}.jsonl").write_text("".join(to_json(e) + "\n" for e in events))
+        tell(Trainer(r, corpus=corpus()).events(RunFolder(out / name)), out, name)
     return out
 
 
@@ -272,10 +271,6 @@ def far(here: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return out
-
-
-def read(out: Path, name: str) -> list[Any]:
-    return [json.loads(line) for line in (out / f"{name}.jsonl").read_text().splitlines()]
 
 
 @pytest.mark.slow

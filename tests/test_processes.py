@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from toys import OVER_PROCESSES, corpus, story
+from toys import OVER_PROCESSES, corpus, story, tell
 
 import lab
 from lab.errors import RecipeError
@@ -79,8 +79,7 @@ def run_over(num: int, out: Path) -> None:
 def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("one")
     for name, recipe in OVER_PROCESSES.items():
-        events = story(Trainer(recipe, corpus=corpus()).events(RunFolder(out / name)))
-        (out / f"{name}.jsonl").write_text("".join(to_json(e) + "\n" for e in events))
+        tell(Trainer(recipe, corpus=corpus()).events(RunFolder(out / name)), out, name)
     return out
 
 
@@ -164,8 +163,7 @@ def test_two_processes_of_two_workers_are_one_process_of_four(name: str, one: Pa
 def test_a_checkpoint_of_four_processes_resumes_on_one(name: str, one: Path, four: Path, tmp_path: Path) -> None:
     """(That it resumes on two is part of what two processes ran, and on four …)"""
     cut_off(four / name, tmp_path / name)
-    events = story(Trainer(OVER_PROCESSES[name], corpus=corpus()).events(RunFolder(tmp_path / name)))
-    (tmp_path / f"{name}.jsonl").write_text("".join(to_json(e) + "\n" for e in events))
+    tell(Trainer(OVER_PROCESSES[name], corpus=corpus()).events(RunFolder(tmp_path / name)), tmp_path, name)
     check(one, tmp_path, name)
 
 

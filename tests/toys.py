@@ -7,6 +7,7 @@ import functools
 import re
 import time
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from lab.comm import Communicator
 from lab.data import Corpus, load_corpus
-from lab.events import Event, Sent, Started, Stepped, Warned
+from lab.events import Event, Sent, Started, Stepped, Warned, to_json
 from lab.experts.placement import Placement
 from lab.fleet import Fleet, Stack
 from lab.methods import (
@@ -364,6 +365,11 @@ OVER_PROCESSES: dict[str, Recipe] = (
         }.items()
     }
 )
+
+
+def tell(events: Iterable[Event], out: Path, name: str) -> None:
+    """Write a story as JSON lines."""
+    (out / f"{name}.jsonl").write_text("".join(to_json(e) + "\n" for e in story(events)))
 
 
 # What a device could do wrong does not depend on periods: every method once, and what takes another way through the code.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Annotated, Literal
@@ -84,7 +83,9 @@ class Compute:
 
 def only_cpus() -> bool:
     """Whether ``accelerate launch --cpu`` says so."""
-    return os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1", "yes")
+    from accelerate.utils import parse_flag_from_env
+
+    return bool(parse_flag_from_env("ACCELERATE_USE_CPU"))
 
 
 def device_of(compute: Compute, dtype: str) -> torch.device:

@@ -116,6 +116,12 @@ class GPTBlock(nn.Module):
         return x + self.dropout(self.mlp(self.mlp_norm(x)))  # type: ignore[no-any-return]
 
 
+def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Mean cross entropy of logits ``[B, T, V]``, in float32 at least; targets of −100 do not count."""
+    fine = torch.promote_types(logits.dtype, torch.float32)
+    return F.cross_entropy(logits.flatten(0, 1).to(fine), targets.flatten())
+
+
 class GPTModule(nn.Module):
     """``forward(ids [B, T]) -> logits [B, T, V]``; ``loss(ids, targets)`` is the mean cross entropy in nats per token."""
 
@@ -155,11 +161,7 @@ class GPTModule(nn.Module):
     def loss(self, ids: Tensor, targets: Tensor) -> Tensor:
         return self.criterion(self(ids), targets)
 
-    @staticmethod
-    def criterion(logits: Tensor, targets: Tensor) -> Tensor:
-        """Mean cross entropy of logits ``[B, T, V]``, in float32 at least; targets of −100 do not count."""
-        fine = torch.promote_types(logits.dtype, torch.float32)
-        return F.cross_entropy(logits.flatten(0, 1).to(fine), targets.flatten())
+    criterion = staticmethod(cross_entropy)
 
     @staticmethod
     def tensor_group(name: str) -> str:

@@ -8,11 +8,11 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lab.config import config
 from lab.errors import RecipeError
+from lab.models.gpt import cross_entropy
 
 
 @config
@@ -78,11 +78,7 @@ class HFModule(nn.Module):
     def loss(self, ids: Tensor, targets: Tensor) -> Tensor:
         return self.criterion(self(ids), targets)
 
-    @staticmethod
-    def criterion(logits: Tensor, targets: Tensor) -> Tensor:
-        """Mean cross entropy of logits ``[B, T, V]``, in float32 at least; targets of −100 do not count."""
-        fine = torch.promote_types(logits.dtype, torch.float32)
-        return F.cross_entropy(logits.flatten(0, 1).to(fine), targets.flatten())
+    criterion = staticmethod(cross_entropy)
 
     @staticmethod
     def tensor_group(name: str) -> str:

@@ -26,7 +26,7 @@ from torch.autograd.function import once_differentiable
 
 from lab.config import config
 from lab.errors import RecipeError
-from lab.models.gpt import GPT, Attention
+from lab.models.gpt import GPT, Attention, cross_entropy
 from lab.seeds import generator
 
 Count = Annotated[int, Field(ge=1)]
@@ -479,11 +479,7 @@ class MoEModule(nn.Module):
         logits, balance = self.run(ids)
         return self.criterion(logits, targets) + (balance - balance.detach())
 
-    @staticmethod
-    def criterion(logits: Tensor, targets: Tensor) -> Tensor:
-        """Mean cross entropy of logits ``[B, T, V]``, in float32 at least; targets of −100 do not count."""
-        fine = torch.promote_types(logits.dtype, torch.float32)
-        return F.cross_entropy(logits.flatten(0, 1).to(fine), targets.flatten())
+    criterion = staticmethod(cross_entropy)
 
     def routing(self) -> list[Routing]:
         """Of the last forward pass, one per layer; empty before the first."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import signal
@@ -18,14 +17,14 @@ from typing import Any
 
 from lab.columns import Columns
 from lab.data import load_corpus
-from lab.errors import LabError, RecipeError
+from lab.errors import LabError
 from lab.events import Event
 from lab.processes.control import Listener, Reports
 from lab.processes.folder import SharedFolder
 from lab.processes.peers import TIMEOUT_SECONDS, PeerLost, Peers, check_timeout, join, share_out
 from lab.recipe import Recipe
 from lab.run import Trainer
-from lab.store import RunFolder, write_atomically
+from lab.store import RunFolder
 from lab.tasks.examples import task_name
 
 LAUNCHED = "ISTHMUS_LAUNCHED"  # set in processes whose launcher will say that one was lost
@@ -53,9 +52,8 @@ def train(
         _end_with_launcher(folder, os.environ.get("RANK") == "0")
     peers = peers or join(recipe.num_workers, timeout_seconds, recipe.compute.device)
     run_folder = RunFolder(folder) if folder is not None and peers.first else None
-    ended = run_folder.ended() if run_folder is not None else None
     columns, reports = Columns(), Reports(peers)
-    if peers.share(ended is not None and ended.status == "done")[0]:
+    if peers.share(run_folder is not None and run_folder.done)[0]:
         stream = run_folder.events() if run_folder is not None else iter(())
     else:
         for turn in range(2):  # the first process prepares text and starting values, the others find them ready
@@ -81,7 +79,9 @@ def _end_with_launcher(folder: str | Path | None, first: bool) -> None:
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(1.0)
-        if first:
+        if not first:
+            time.sleep(3.0)  # or the first one would see that this one has gone, and end before it has spoken
+        else:
             sys.stderr.write(f"lab: the command that started this run has gone; go on with: lab resume {folder}\n")
             sys.stderr.flush()
         os._exit(PeerLost.exit_code)  # all is on disk
@@ -216,8 +216,7 @@ def events_over(
         with the message that the run ended with.
     """
     prepare(folder, recipe, num, timeout_seconds)
-    ended = folder.ended()
-    if ended is not None and ended.status == "done":
+    if folder.done:
         yield from folder.events()
         return
     command = [sys.executable, "-m", "lab", "resume", str(folder.path), "--processes", str(num)]
@@ -248,7 +247,5 @@ def prepare(folder: RunFolder, recipe: Recipe, num: int, timeout_seconds: float 
     """
     share_out(recipe.num_workers, num)
     check_timeout(timeout_seconds)
-    if folder.exists and folder.recipe() != recipe:
-        raise RecipeError(f"{folder.path} holds a run of another recipe ({folder.recipe().id}): give another folder")
-    folder.path.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder.path / "recipe.json", json.dumps(recipe.to_dict(), indent=1).encode())
+    folder.check_recipe(recipe)
+    folder.write_recipe(recipe)
