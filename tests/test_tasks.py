@@ -23,6 +23,7 @@ from lab.data.splits import deal
 from lab.data.tokenizer import load_tokenizer
 from lab.errors import LabError, RecipeError
 from lab.models.gpt import GPT
+from lab.models.lora import cut_to
 from lab.seeds import generator
 from lab.tasks import TASKS, Example, generate, load_task, stdlib, task_name
 from lab.tasks.base import load_values, pretrained
@@ -430,6 +431,43 @@ def test_perplexity_of_a_uniform_model_is_the_vocabulary(tmp_path: Path) -> None
         counts = [int((y >= 0).sum()) for y in (targets, last)]
         mean = (float(model.loss(ids, targets)) * counts[0] + float(model.loss(more, last)) * counts[1]) / sum(counts)
     assert task.scores(model)["perplexity"] == pytest.approx(math.exp(mean), rel=1e-5)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5, 16])
+def test_losses_weigh_every_target_alike(batch_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows have different numbers of targets: the loss of a run, at every rank too, is the mean over all of them."""
+    from lab.events import Evaluated, Truncated
+    from lab.recipe import Recipe
+    from lab.run import Trainer
+
+    def rows() -> Iterator[tuple[str, str, str, bool]]:
+        for i in range(40):
+            yield f"{'ab'[i % 2]} {i}", "mnopqrstu"[: i % 9 + 1], "ab"[i % 2], i >= 28
+
+    monkeypatch.setitem(TASKS, "uneven", Task("a toy", False, lambda: ["uneven"], rows))
+    changes = {"model": "nano", "start": "", "corpus": "task:uneven", "context": 24, "steps": 1, "eval_windows": 12}
+    changes |= {"num_workers": 2, "lora": {"ranks": [4, 2]}, "batch_size": batch_size, "seed": 3, "schedule": {}}
+    trainer = Trainer(Recipe.of("prelort").but(**changes))
+    trainer.fleet.constants["embedding"].mul_(30)  # one row's loss is far from another's
+    events = list(trainer.events())
+    (evaluated,) = (e for e in events if isinstance(e, Evaluated))
+    (truncated,) = (e for e in events if isinstance(e, Truncated))
+    pairs = load_task("uneven", context=24, num_workers=2).validation(1, 12)
+    assert len({int((targets >= 0).sum()) for _, targets in pairs}) > 1
+    model = trainer.fleet.whole_model(trainer.peers.told(trainer.state.shared["params"]))
+
+    def mean() -> float:
+        total, count = nats(model, pairs)
+        return total / count
+
+    by_rank = []
+    for rank in truncated.bounds_M:
+        with cut_to(model, rank):
+            by_rank.append(mean())
+    assert evaluated.loss == pytest.approx(mean(), rel=1e-6)
+    assert truncated.loss_M == pytest.approx(by_rank, rel=1e-6)
+    assert truncated.aurac["loss"] == pytest.approx(sum(by_rank) / 2, rel=1e-6)  # the trapezoid of two
+    assert math.log(evaluated.scores["perplexity"]) == pytest.approx(evaluated.loss, rel=1e-6)
 
 
 def test_generate_equals_the_naive_loop() -> None:

@@ -18,6 +18,7 @@ from lab.comm import Meeting
 from lab.errors import Diverged
 from lab.events import Evaluated, Event
 from lab.fleet import Stack
+from lab.tasks.data import IGNORED
 from lab.watching.drift import squares_W
 
 if TYPE_CHECKING:
@@ -107,13 +108,16 @@ class Looks:
             return self.trainer.text.scores(model) if self.trainer.text else {}
 
     def validation_loss(self, agreed: Stack | nn.Module) -> float:
-        """Nats per token of a model, or of one with these values, on the validation windows."""
+        """Nats per token of a model, or of one with these values: the mean over all validation targets, however many a row has."""
         fleet = self.trainer.fleet
         model = fleet.whole_model(agreed) if isinstance(agreed, Stack) else agreed
 
         def one(batch: tuple[Tensor, Tensor]) -> tuple[float, int]:
+            num = int((batch[1] != IGNORED).sum())
+            if not num:  # a mean over nothing
+                return 0.0, 0
             with torch.no_grad(), self.precision():
-                return float(model.loss(*batch)) * len(batch[0]), len(batch[0])  # type: ignore[operator]
+                return float(model.loss(*batch)) * num, num  # type: ignore[operator]
 
         sums = list(fleet.pool.map(one, self.trainer.validation))
         return sum(s for s, _ in sums) / sum(n for _, n in sums)
