@@ -9,6 +9,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from lab import child
 from lab.events import Evaluated, Sent, Stepped, Warned
 from lab.processes.launch import over, prepare
 from lab.recipe import Recipe
@@ -34,7 +35,7 @@ def killed(num: int, steps: int, seed: int = 0) -> tuple[int, bool, float]:
     with tempfile.TemporaryDirectory() as path:
         folder = RunFolder(Path(path) / "run")
         prepare(folder, recipe, 2)
-        command = [sys.executable, "-m", "lab", "resume", str(folder.path), "--processes", "2", "--restarts", str(num)]
+        command = child.command("lab", "resume", str(folder.path), "--processes", "2", "--restarts", str(num))
         began = time.perf_counter()
         launcher = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         kills, last = 0, -1

@@ -8,6 +8,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from lab import child
 from lab.events import Stepped
 from lab.processes.launch import prepare
 from lab.recipe import Recipe
@@ -25,7 +26,7 @@ def seconds(recipe: Recipe, processes: int) -> float:
     with tempfile.TemporaryDirectory() as path:
         folder = RunFolder(Path(path) / "run")
         prepare(folder, recipe, processes)
-        command = [sys.executable, "-m", "lab", "resume", str(folder.path), "--processes", str(processes)]
+        command = child.command("lab", "resume", str(folder.path), "--processes", str(processes))
         subprocess.run(command, check=True, capture_output=True)
         return statistics.mean([e.seconds for e in folder.events() if isinstance(e, Stepped)][WARM_UP:])
 

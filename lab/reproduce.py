@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from lab import child
 from lab.claims import Claims, claims_in
 from lab.errors import RecipeError
 from lab.store import write_atomically
@@ -96,20 +97,22 @@ def execute(source: Path, target: Path, parameters: dict[str, Any]) -> str | Non
 
     os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
     try:
-        papermill.execute_notebook(
-            str(source),
-            str(target),
-            parameters,
-            progress_bar=False,
-            cwd=str(source.parent),  # as in JupyterLab
-            kernel_name="python3",
-            extra_arguments=["--log-level=CRITICAL"],
-        )
+        with child.directory_last() as first_line:
+            papermill.execute_notebook(
+                str(source),
+                str(target),
+                parameters,
+                progress_bar=False,
+                cwd=str(source.parent),  # as in JupyterLab
+                kernel_name="python3",
+                extra_arguments=["--log-level=CRITICAL", f"--IPKernelApp.exec_lines={first_line}"],
+            )
     except PapermillExecutionError as error:
         return f"cell {error.exec_count} raised {error.ename}: {error.evalue} (see {target})"
     pages = Path(__file__).parent.parent / "widgets/pages.py"  # by its path: the package imports torch and pandas
     page = subprocess.run(
         [sys.executable, "-P", str(pages), str(target), str(target.with_suffix(".html"))],
+        env=child.environment(),
         capture_output=True,
         text=True,
     )

@@ -19,6 +19,7 @@ from typing import Any
 
 import click
 
+from lab import child
 from lab.claims import SIGN, Claims, claims_in
 from lab.errors import RecipeError
 from lab.fleet import num_cores
@@ -170,8 +171,8 @@ def _begin(source: Path, cell: Cell, core: int, notes: Path) -> subprocess.Popen
     one = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
     with open(notes / f"{core}.errors", "wb") as errors:
         return subprocess.Popen(
-            [sys.executable, "-m", "lab.sweep", json.dumps(order | {"outcome": str(notes / f"{core}.outcome")})],
-            env=os.environ | one | {NOTE: str(notes / f"{core}.note")},
+            child.command("lab.sweep", json.dumps(order | {"outcome": str(notes / f"{core}.outcome")})),
+            env=child.environment() | one | {NOTE: str(notes / f"{core}.note")},
             stdout=subprocess.DEVNULL,
             stderr=errors,
         )

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from lab import child
 from lab.columns import Columns
 from lab.data import load_corpus
 from lab.errors import LabError
@@ -121,9 +122,9 @@ def launch(folder: RunFolder, num: int, restarts: int = 0, timeout_seconds: floa
         max_restarts=restarts,
         run_id=folder.path.name,
     )
-    command = ("-m", "lab", "resume", str(folder.path), "--timeout", str(timeout_seconds))
+    command = child.command("lab", "resume", str(folder.path), "--timeout", str(timeout_seconds))
     try:
-        elastic_launch(config, sys.executable)(*command)
+        elastic_launch(config, command[0])(*command[1:])
     except SignalException:
         raise KeyboardInterrupt from None
     except ChildFailedError as error:
@@ -219,10 +220,10 @@ def events_over(
     if folder.done:
         yield from folder.events()
         return
-    command = [sys.executable, "-m", "lab", "resume", str(folder.path), "--processes", str(num)]
+    command = child.command("lab", "resume", str(folder.path), "--processes", str(num))
     command += ["--restarts", str(restarts), "--timeout", str(timeout_seconds)]
     listener = Listener(asks=between is not None)
-    env = os.environ | listener.environment()
+    env = child.environment() | listener.environment()
     with (
         tempfile.TemporaryFile("w+") as said,
         # In a session of its own: what interrupts a cell does not end the run.

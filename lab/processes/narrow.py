@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from lab import child
 from lab.errors import LabError
 from lab.events import Evaluated, Event, Sent, Stepped
 from lab.network import Bill, Network
@@ -29,7 +30,6 @@ from lab.recipe import Recipe
 from lab.store import RunFolder
 
 PREFIX = "isthmus-"
-ROOT = Path(__file__).parent.parent.parent
 
 
 def _run(*command: str) -> str:
@@ -191,8 +191,7 @@ def measure(recipe: Recipe, bits_per_second: float, look_between: bool = False) 
     with narrow(num, bits_per_second) as names, tempfile.TemporaryDirectory() as path:
         folder = RunFolder(Path(path) / "run")
         prepare(folder, recipe, num)
-        env = os.environ | {
-            "PYTHONPATH": str(ROOT),
+        env = child.environment() | {
             "OMP_NUM_THREADS": "1",
             "MASTER_ADDR": "10.77.0.1",
             "MASTER_PORT": "29500",
@@ -201,9 +200,8 @@ def measure(recipe: Recipe, bits_per_second: float, look_between: bool = False) 
         inside = ("ip", "netns", "exec")
         sniffer = None
         if look_between:
-            code = "from lab.processes.narrow import pairs; pairs()"
             sniffer = subprocess.Popen(
-                [*inside, f"{PREFIX}hub", sys.executable, "-c", code],
+                [*inside, f"{PREFIX}hub", *child.command("lab.processes.narrow")],
                 env=env,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -213,7 +211,7 @@ def measure(recipe: Recipe, bits_per_second: float, look_between: bool = False) 
             sniffer.stdout.readline()
         started = []
         for p, name in enumerate(names):
-            command = [*inside, name, sys.executable, "-m", "lab", "resume", str(folder.path)]
+            command = [*inside, name, *child.command("lab", "resume", str(folder.path))]
             with open(Path(path) / f"{p}.log", "w") as log:
                 mine = env | {"RANK": str(p), "LOCAL_RANK": "0"}
                 started.append(subprocess.Popen(command, env=mine, stdout=log, stderr=subprocess.STDOUT))
@@ -236,3 +234,7 @@ def difference(recipe: Recipe, bits_per_second: float, steps: tuple[int, int], l
     """What the steps after the first ``steps[0]`` took, up to ``steps[1]``."""
     short, long = (measure(recipe.but(steps=n), bits_per_second, look_between) for n in steps)
     return long.less(short)
+
+
+if __name__ == "__main__":
+    pairs()
