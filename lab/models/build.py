@@ -11,6 +11,7 @@ from torch import nn
 from lab.errors import RecipeError
 from lab.experts.placement import Experts, resident
 from lab.fleet import Fleet, num_cores
+from lab.models.hf import HF
 from lab.models.lora import adapt_
 from lab.models.moe import MoE
 from lab.models.peft import load_adapter_
@@ -27,6 +28,7 @@ def build_fleet(
 ) -> Fleet:
     """The fleet of a recipe: every worker starts from the same values, with the experts and rank segments that it holds."""
     model, lora, dtype = recipe.model, recipe.lora, getattr(torch, recipe.dtype)
+    model = model.from_here() if isinstance(model, HF) else model  # modules are built again later, wherever one is then
     dry = str(device) == "meta"
     ranks_W = lora.ranks_W(recipe.num_workers) if lora.ranks else ()
     made: dict[str, nn.Module] = {}  # a dry fleet needs each kind of worker once
