@@ -19,11 +19,15 @@ import os
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 
 import torch
 from torch import Tensor, nn
+
+from lab.seeds import Draws
+from lab.surroundings import one_core_
 
 
 def _share_one_heap() -> None:
@@ -247,7 +251,8 @@ class Fleet:
         self.build, self.num_workers = build, num_workers
         self.device, self.dtype = torch.device(device), dtype
         self.up = [True] * num_workers
-        self.in_order = False  # set when the modules turn out to draw from torch's global generator
+        # Whether the module of a worker draws random numbers, in its forward and in its backward pass, once that is known.
+        self.draws: dict[int, tuple[bool, bool]] = {}
         self.mine = range(num_workers) if mine is None else mine
         self.threads = max(1, min(len(self.mine), threads or num_cores()))
         if self.device.type not in ("cpu", "meta"):
@@ -255,7 +260,6 @@ class Fleet:
         # Called with the blocks that got other holders and, for each that has other rows here now, whose row each was.
         self.rows_moved: Callable[[Mapping[int, Block], Mapping[int, Sequence[int | None]]], None] = lambda *_: None
         self._pool: ThreadPoolExecutor | None = None
-        self._looked_for_draws = False
 
         whole = build(None)
         values = {name: p.detach() for name, p in whole.named_parameters()}
@@ -348,9 +352,9 @@ class Fleet:
     ) -> Tensor:
         """Fill the gradient of every worker here that is up; return their losses ``[N]``, NaN for all others.
 
-        Workers run side by side, one thread each. A module that draws from torch's global generator (dropout) is found
-        out in the first step, which runs in order; such fleets stay in order, with ``seed(worker)`` set before each. On a
-        GPU workers always run so.
+        Workers run side by side, one thread each; on a GPU one after another. What a module draws (dropout) comes from a
+        generator of ``seed(worker)`` (`lab.seeds.Draws`), which costs a little on every operation: a worker's first pass
+        shows whether its module draws at all, and those that do not are left alone from then on.
 
         Parameters
         ----------
@@ -367,21 +371,22 @@ class Fleet:
             for block, g in zip(self.layout.blocks, self.grads.blocks, strict=True):
                 if w in block.holders:
                     g[block.holders.index(w)].zero_()
-            loss = loss_of(self.modules[w], w)
-            for part in (loss,) if isinstance(loss, Tensor) else loss:
-                part.backward()  # type: ignore[no-untyped-call]
+            draws = Draws(seed(w))
+            forward, backward = (draws if on else nullcontext() for on in self.draws.get(w, (True, True)))
+            with forward:
+                loss = loss_of(self.modules[w], w)
+            parts = iter((loss,) if isinstance(loss, Tensor) else loss)
+            while True:
+                with forward:
+                    part = next(parts, None)
+                if part is None:
+                    break
+                with backward:
+                    part.backward()  # type: ignore[no-untyped-call]
                 found.setdefault(w, []).append(part.detach())
+            self.draws.setdefault(w, (draws.forward, draws.backward))
 
-        if self._looked_for_draws and not self.in_order and self.device.type == "cpu":
-            list(self.pool.map(one, workers))
-        else:
-            with torch.random.fork_rng(devices=[]):
-                for w in workers:
-                    torch.manual_seed(seed(w))
-                    before = torch.get_rng_state()
-                    self.pool.submit(one, w).result()
-                    self.in_order |= not torch.equal(before, torch.get_rng_state())
-            self._looked_for_draws |= bool(workers)
+        list(self.pool.map(one, workers))
         for w, parts in found.items():  # only now: on a GPU this waits for all that was launched
             loss_W[w] = sum(parts[1:], parts[0])
         return loss_W
@@ -390,7 +395,7 @@ class Fleet:
     def pool(self) -> ThreadPoolExecutor:
         if self._pool is None:
             _share_one_heap()
-            self._pool = ThreadPoolExecutor(self.threads, "worker", initializer=torch.set_num_threads, initargs=(1,))
+            self._pool = ThreadPoolExecutor(self.threads, "worker", initializer=one_core_)
         return self._pool
 
     def whole_model(self, agreed: Stack) -> nn.Module:

@@ -37,6 +37,7 @@ from lab.network import Network
 from lab.recipe import Recipe
 from lab.run import Trainer
 from lab.store import RunFolder, find_run
+from lab.surroundings import one_core_, working_in
 
 RATE = 8.0  # batches a second that a view is given, at most
 IDLE = 1.0  # seconds between two calls of a view while nothing happens: it may have put off drawing the last batch
@@ -59,6 +60,7 @@ class Run:
         self.knobs: dict[str, Any] = {}  # as they were asked for, if they ever were (`lab.knobs`)
         self.problems: list[str] = []  # views that were dropped
         self.cell = _cell()
+        self.place = Path.cwd()  # what names of files in the recipe are relative to, wherever cells change to
         self.is_replay = False
         self._columns, self._folded, self._folding = Columns(), 0, threading.Lock()
         self._word = threading.Condition()  # guards all that follows
@@ -239,9 +241,11 @@ class Run:
     # in the run's own thread
 
     def _drive(self, events: Callable[[Run], Iterator[Event]]) -> None:
+        one_core_()
         try:
-            for event in events(self):
-                self._take(event)
+            with working_in(self.place):
+                for event in events(self):
+                    self._take(event)
         except BaseException as error:
             self._error, self._traceback = error, error.__traceback__
             if not self.events or not isinstance(self.events[-1], Ended):

@@ -107,7 +107,8 @@ def noise(trainer: Trainer) -> float:
 
 def activations(trainer: Trainer) -> dict[str, float]:
     """`activation_norms` of the first worker's model on a batch of the validation text."""
-    return activation_norms(trainer.fleet.modules[0], lambda m: m.loss(*trainer.validation[0]))  # type: ignore[operator]
+    with trainer.looks.draws("activations"):
+        return activation_norms(trainer.fleet.modules[0], lambda m: m.loss(*trainer.validation[0]))  # type: ignore[operator]
 
 
 # --- do the workers agree? -------------------------------------------------------------------------------------------

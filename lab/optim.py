@@ -269,7 +269,9 @@ def _dry_step(optimizer: torch.optim.Optimizer, names: Sequence[str]) -> None:
 
 def _state_names(spec: Optimizer) -> tuple[str, ...]:
     """Found by taking one step on two numbers, so that no list of names has to be kept."""
-    leaf = torch.nn.Parameter(torch.ones(2, device="cpu"))  # also where others are made on ``meta``
+    leaf = torch.nn.Parameter(
+        torch.ones(2, dtype=torch.float32, device="cpu")
+    )  # also where others are made on ``meta``
     leaf.grad = torch.ones_like(leaf)
     optimizer = _make(spec, [leaf])
     optimizer.step()

@@ -10,7 +10,7 @@ import math
 import os
 import platform
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,6 +50,7 @@ from lab.processes.alone import Alone, with_all_workers
 from lab.recipe import Recipe
 from lab.seeds import derive
 from lab.store import Checkpoint, RunFolder
+from lab.surroundings import apart, one_core, working_folder, working_in
 from lab.tasks.text import Text, vocab_size_without_text
 from lab.watching.drift import DriftWatch
 from lab.watching.health import nobody_holds, not_finite
@@ -79,7 +80,12 @@ class Trainer:
         peers: Peers | Alone | None = None,
     ):
         self.recipe, self.dry, self.peers = recipe, dry, peers or Alone()
-        torch.set_num_threads(1)  # one intra-op thread a worker; more would fight over the cores
+        self.place = working_folder()  # what names of files in the recipe are relative to
+        with apart():
+            self._build(corpus, progress)
+
+    def _build(self, corpus: Corpus | None, progress: bool) -> None:
+        recipe, dry = self.recipe, self.dry
         device = torch.device("meta") if dry else device_of(recipe.compute, recipe.dtype)
         self.text = None if dry else Text.of(recipe, corpus, progress)
         vocab_size = self.text.vocab_size if self.text else vocab_size_without_text(recipe)
@@ -145,8 +151,22 @@ class Trainer:
         """All events of the run, from the first on.
 
         With a folder they are also written there, with checkpoints. What the folder already holds of this run is replayed
-        up to its last whole checkpoint, and the run goes on from there.
+        up to its last whole checkpoint, and the run goes on from there. Between two events the run works apart from what its
+        thread has set for itself (`lab.surroundings`); whoever takes the events has that back.
         """
+        events = self._events(folder)
+        try:
+            while True:
+                with apart(), working_in(self.place):
+                    event = next(events, None)
+                if event is None:
+                    return
+                yield event
+        finally:
+            with apart(), working_in(self.place):
+                events.close()
+
+    def _events(self, folder: RunFolder | SharedFolder | None) -> Generator[Event, None, None]:
         recipe, keep = self.recipe, 0
         notes: list[str] = []
         if folder is not None:
@@ -184,7 +204,6 @@ class Trainer:
                 yield Placed(1, self.experts.table, 0)
         for note in notes:
             yield Warned(self.t, note)
-        warned_order = False
         while self.t < recipe.steps:
             t = self.comm.t = self.t + 1
             yield from self._turned(t)
@@ -213,11 +232,6 @@ class Trainer:
             if self.peers.every_step or sent or saves or self.looks.due(t):
                 yield from self._tell(folder)
             if not self.dry:
-                if self.fleet.in_order and not warned_order:
-                    yield Warned(
-                        t, "the model draws random numbers inside its forward pass: workers run one after another"
-                    )
-                    warned_order = True
                 yield from self.looks.together(t)
                 if folder is not None and saves and t < recipe.steps:
                     self._check_params(t, folder)
@@ -358,9 +372,10 @@ def train(
     else:
         stream = Trainer(recipe, progress=progress).events(run_folder)
     columns = Columns()
-    for event in stream:
-        columns.add(event)
-        each(event)
+    with one_core():  # once for all events
+        for event in stream:
+            columns.add(event)
+            each(event)
     return columns
 
 

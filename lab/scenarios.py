@@ -65,7 +65,7 @@ class Scenario:
         """``up[t − 1, worker]``, bool ``[steps, num_workers]``: the same for the same seed."""
         up = torch.ones(steps, num_workers, dtype=torch.bool)
         if self.failure_rate:
-            draw = torch.rand(steps, num_workers, generator=generator(seed, "failures"))
+            draw = torch.rand(steps, num_workers, dtype=torch.float32, generator=generator(seed, "failures"))
             state = torch.ones(num_workers, dtype=torch.bool)
             for t in range(steps):
                 state = torch.where(state, draw[t] >= self.failure_rate, draw[t] < 1 / self.mean_outage)

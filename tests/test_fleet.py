@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import threading
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -10,7 +13,6 @@ import torch
 from torch import Tensor, nn
 from toys import F64, SGD, Bench, batch, build, close, corpus, drawn, fill_, flat, recipe
 
-from lab.events import Warned
 from lab.fleet import Fleet
 from lab.methods import DDP, DESLOC, LocalSGD
 from lab.models.build import build_fleet
@@ -252,11 +254,12 @@ def noise(threads: int, seeds: int = 0, steps: int = 3) -> tuple[Fleet, list[Ten
     return fleet, losses
 
 
-def test_modules_that_draw_run_in_order_and_repeat() -> None:
-    """Dropout is found out in the first step; from then on each worker has its own seed and every run is the same."""
+def test_modules_that_draw_run_side_by_side_and_repeat() -> None:
+    """What a module draws hangs on the worker's seed alone: on no other worker, and on nobody else who draws meanwhile."""
     fleet, losses = noise(threads=2)
-    assert fleet.in_order
-    again = noise(threads=2)[1]
+    assert set(fleet.draws.values()) == {(True, False)}
+    with user_draws():
+        again = noise(threads=3)[1]
     alone = noise(threads=1)[1]
     assert all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(losses, again, alone, strict=True))
     assert (
@@ -265,17 +268,29 @@ def test_modules_that_draw_run_in_order_and_repeat() -> None:
     assert not torch.equal(losses[0], noise(threads=2, seeds=1000)[1][0])
     calm = toy_fleet()
     calm.backward(lambda m, w: m.loss(*batch(w, 1)))
-    assert not calm.in_order
+    assert set(calm.draws.values()) == {(False, False)}
 
 
-def test_a_model_that_draws_is_announced_once() -> None:
-    """A run says when its workers have to take turns, once; one without dropout says nothing."""
-    dropout = {"dim": 8, "num_layers": 1, "num_heads": 2, "dropout": 0.1}
-    notes = [e for e in Trainer(recipe(model=dropout), corpus=corpus()).events() if isinstance(e, Warned)]
-    assert [n.message for n in notes] == [
-        "the model draws random numbers inside its forward pass: workers run one after another"
-    ]
-    assert not [e for e in Trainer(recipe(), corpus=corpus()).events() if isinstance(e, Warned)]
+@contextlib.contextmanager
+def user_draws() -> Iterator[None]:
+    """Somebody who draws from torch's global generator all the while, and gets the numbers of their seed."""
+    over, drawn = threading.Event(), list[Tensor]()
+
+    def draw() -> None:
+        while not over.is_set():
+            drawn.append(torch.rand(()))
+
+    before = torch.get_rng_state()
+    torch.manual_seed(7)
+    somebody = threading.Thread(target=draw)
+    somebody.start()
+    try:
+        yield
+    finally:
+        over.set()
+        somebody.join()
+        torch.set_rng_state(before)
+    assert torch.equal(torch.stack(drawn), torch.rand(len(drawn), generator=torch.Generator().manual_seed(7)))
 
 
 def test_threads_do_not_change_a_bit() -> None:

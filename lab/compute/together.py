@@ -10,8 +10,9 @@ Legend: W workers in this process, B sequences, T positions.
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -41,8 +42,6 @@ class Together:
     def __init__(self, fleet: Fleet, compute: Compute, required: bool):
         self.fleet, self.compute, self.required = fleet, compute, required
         self.works = True
-        # vmap has no rule for the fused attention of CPUs and calls it for each worker: as fast as any other way, so not worth a word
-        warnings.filterwarnings("ignore", message="There is a performance drop because we have not yet implemented")
         self.loss = _Loss(fleet.modules[fleet.mine[0]])
 
     def backward(self, batch_of: Callable[[int], tuple[Tensor, Tensor]], own_loss: bool = False) -> Tensor | None:
@@ -70,7 +69,7 @@ class Together:
         leaves = {f"module.{n}": (x if of_all else x[rows]).detach().requires_grad_() for n, x in stacks.items()}
         ids, targets = (torch.stack(x).to(fleet.device) for x in zip(*map(batch_of, up), strict=True))
         try:
-            with self.compute.precision(fleet.device):
+            with self.compute.precision(fleet.device), _without_a_word():
                 losses = vmap(lambda p, *batch: functional_call(self.loss, p, batch))(leaves, ids, targets)
         except RuntimeError as error:
             self._refuse(str(error).strip().splitlines()[0].split(". ")[0])
@@ -89,6 +88,20 @@ class Together:
         self.works = False
         if self.required:
             raise RecipeError(f"compute.vectorised = true does not work here: leave it out ({why})")
+
+
+@contextmanager
+def _without_a_word() -> Iterator[None]:
+    """vmap has no rule for the fused attention of CPUs and calls it for each worker: as fast as any other way.
+
+    It would warn of that. A filter of warnings is for all threads, and would stay; this is vmap's own switch.
+    """
+    switch: Any = torch._C._functorch
+    switch._set_vmap_fallback_warning_enabled(False)
+    try:
+        yield
+    finally:
+        switch._set_vmap_fallback_warning_enabled(True)
 
 
 def together(fleet: Fleet, compute: Compute, tokens: int) -> Together | None:

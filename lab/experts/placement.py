@@ -110,7 +110,7 @@ def shuffled(num_experts: int, overlap: int, num_workers: int, g: torch.Generato
         held[expert[e]] = {worker[w] for w in workers}
     if overlap < num_workers:
         pairs = torch.randint(num_experts, (2 * num_experts * overlap, 2), generator=g).tolist()
-        picks = torch.rand(len(pairs), 2, generator=g).tolist()
+        picks = torch.rand(len(pairs), 2, dtype=torch.float32, generator=g).tolist()
         for (a, b), (x, y) in zip(pairs, picks, strict=True):
             only_a, only_b = sorted(held[a] - held[b]), sorted(held[b] - held[a])
             if only_a and only_b:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -15,7 +14,7 @@ from lab.fleet import clip_
 from lab.methods.state import Grad, State
 from lab.optim import AdamW, Optimizer
 from lab.optimizers.outer import init_outer, outer_step_
-from lab.seeds import generator
+from lab.seeds import uniform
 
 
 @config
@@ -71,7 +70,7 @@ class DESLOC:
     def _due(self, t: int, i: int, period: int) -> bool:
         if self.coin_seed is None:
             return t % period == 0
-        return torch.rand((), generator=generator(self.coin_seed, "coin", t, i)).item() < 1 / period
+        return uniform(self.coin_seed, "coin", t, i) < 1 / period
 
 
 def half_life(beta: float, left: float = 0.5) -> float:

@@ -21,7 +21,7 @@ from lab.methods.state import Grad, Loss, State
 from lab.models.lora import Cut, prefix_losses, weighted
 from lab.optim import AdamW, Optimizer
 from lab.optimizers.outer import descend_
-from lab.seeds import generator
+from lab.seeds import uniform
 
 
 @config
@@ -87,7 +87,7 @@ class PreLort:
         def nested(module: nn.Module, worker: int, ids: Tensor, targets: Tensor) -> Tensor:
             cut: Cut = module.cut  # type: ignore[assignment]
             ranks = self.ranks_of(cut.rank, occurring)
-            omega = torch.tensor(self.weights_of(ranks), device=ids.device)
+            omega = torch.tensor(self.weights_of(ranks), dtype=torch.float32, device=ids.device)
             if self.nested == "none" or len(ranks) == 1:
                 return module.loss(ids, targets)  # type: ignore[operator, no-any-return]
             if self.nested == "matryoshka":
@@ -97,7 +97,7 @@ class PreLort:
                     return module.loss(ids, targets)  # type: ignore[operator, no-any-return]
             if self.nested == "sum":
                 return (prefix_losses(module, ids, targets, ranks) * omega).sum()
-            drawn = torch.rand((), generator=generator(self.prefix_seed, "prefix", worker, t)).item()
+            drawn = uniform(self.prefix_seed, "prefix", worker, t)
             if self.nested == "sample":
                 return prefix_losses(module, ids, targets, [ranks[int(drawn * len(ranks))]])[0]
             between = ranks[1:-1]

@@ -69,11 +69,14 @@ SIZES: dict[str, GPT] = {
 }
 
 
+F32 = torch.float32  # of first values, whatever is torch's default in this process
+
+
 class Linear(nn.Linear):
     """Without torch's own initial values, which would be thrown away and draw from the global generator."""
 
     def __init__(self, num_in: int, num_out: int):
-        super().__init__(num_in, num_out, bias=False)
+        super().__init__(num_in, num_out, bias=False, dtype=F32)
 
     def reset_parameters(self) -> None:
         pass
@@ -105,9 +108,9 @@ class GPTBlock(nn.Module):
     def __init__(self, c: GPT):
         super().__init__()
         mlp_dim = c.mlp_dim or 4 * c.dim
-        self.attention_norm = nn.LayerNorm(c.dim, bias=False)
+        self.attention_norm = nn.LayerNorm(c.dim, bias=False, dtype=F32)
         self.attention = Attention(c)
-        self.mlp_norm = nn.LayerNorm(c.dim, bias=False)
+        self.mlp_norm = nn.LayerNorm(c.dim, bias=False, dtype=F32)
         self.mlp = nn.Sequential(Linear(c.dim, mlp_dim), nn.SiLU(), Linear(mlp_dim, c.dim))
         self.dropout = nn.Dropout(c.dropout) if c.dropout else nn.Identity()
 
@@ -128,19 +131,19 @@ class GPTModule(nn.Module):
     def __init__(self, c: GPT, vocab_size: int, context: int):
         super().__init__()
         self.num_layers = c.num_layers
-        self.embedding = nn.Parameter(torch.empty(vocab_size, c.dim))
+        self.embedding = nn.Parameter(torch.empty(vocab_size, c.dim, dtype=F32))
         self.blocks = nn.ModuleList(GPTBlock(c) for _ in range(c.num_layers))
-        self.norm = nn.LayerNorm(c.dim, bias=False)
+        self.norm = nn.LayerNorm(c.dim, bias=False, dtype=F32)
         self.cos: Tensor
         self.sin: Tensor
         half = c.dim // c.num_heads // 2
-        self.register_buffer("cos", torch.empty(context, half), persistent=False)
-        self.register_buffer("sin", torch.empty(context, half), persistent=False)
+        self.register_buffer("cos", torch.empty(context, half, dtype=F32), persistent=False)
+        self.register_buffer("sin", torch.empty(context, half, dtype=F32), persistent=False)
 
     def init_(self, g: torch.Generator) -> None:
         """Normal(0, 0.02), output projections scaled by 1/√(2·layers) (GPT-2), norms at one."""
         T, half = self.cos.shape
-        angle = torch.arange(T)[:, None] * 10_000.0 ** (-torch.arange(half) / half)
+        angle = torch.arange(T, dtype=F32)[:, None] * 10_000.0 ** (-torch.arange(half, dtype=F32) / half)
         self.cos.copy_(angle.cos())
         self.sin.copy_(angle.sin())
         for name, p in self.named_parameters():

@@ -26,7 +26,7 @@ from torch.autograd.function import once_differentiable
 
 from lab.config import config
 from lab.errors import RecipeError
-from lab.models.gpt import GPT, Attention, cross_entropy
+from lab.models.gpt import F32, GPT, Attention, cross_entropy
 from lab.seeds import generator
 
 Count = Annotated[int, Field(ge=1)]
@@ -355,15 +355,16 @@ class MoELayer(nn.Module):
         self.known = tuple(range(c.num_experts)) if c.skip_token else resident
         self.held = resident if c.skip_token else tuple(range(len(resident)))  # positions in what the router knows
         if c.skip_token:
-            self.register_parameter("router", nn.Parameter(torch.empty(c.num_experts, c.dim)))
+            self.register_parameter("router", nn.Parameter(torch.empty(c.num_experts, c.dim, dtype=F32)))
         # Allocated together: the largest model has 65,536 experts, and one call for each tensor takes seconds.
         E, D, H = len(resident), c.dim, c.width
-        parts = [torch.empty(E, H, D), torch.empty(E, D, H)] + ([] if c.skip_token else [torch.empty(E, D)])
+        shapes = [(E, H, D), (E, D, H)] + ([] if c.skip_token else [(E, D)])
+        parts = [torch.empty(shape, dtype=F32) for shape in shapes]
         rows = zip(resident, *(t.unbind(0) for t in parts), strict=True)
         self.experts = nn.ModuleDict({str(e): Expert(*tensors) for e, *tensors in rows})
         if c.num_shared_experts:
             S = c.num_shared_experts * H
-            self.shared = Expert(torch.empty(S, D), torch.empty(D, S))
+            self.shared = Expert(torch.empty(S, D, dtype=F32), torch.empty(D, S, dtype=F32))
         self.last: tuple[Tensor, Tensor] | None = None
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -397,12 +398,12 @@ class MoEBlock(nn.Module):
     def __init__(self, c: MoE, resident: tuple[int, ...]):
         super().__init__()
         self.depth = c.depth_base / c.num_layers if c.depth_base else 1.0
-        self.attention_norm = nn.LayerNorm(c.dim, bias=False)
+        self.attention_norm = nn.LayerNorm(c.dim, bias=False, dtype=F32)
         self.attention = Attention(GPT(dim=c.dim, num_heads=c.num_heads))
-        self.attention_out_norm = nn.LayerNorm(c.dim, bias=False)
-        self.moe_norm = nn.LayerNorm(c.dim, bias=False)
+        self.attention_out_norm = nn.LayerNorm(c.dim, bias=False, dtype=F32)
+        self.moe_norm = nn.LayerNorm(c.dim, bias=False, dtype=F32)
         self.moe = MoELayer(c, resident)
-        self.moe_out_norm = nn.LayerNorm(c.dim, bias=False)
+        self.moe_out_norm = nn.LayerNorm(c.dim, bias=False, dtype=F32)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
         y = self.attention(self.attention_norm(x), cos, sin)
@@ -420,15 +421,15 @@ class MoEModule(nn.Module):
 
     def __init__(self, c: MoE, vocab_size: int, context: int, resident: Sequence[tuple[int, ...]]):
         super().__init__()
-        self.embedding = nn.Parameter(torch.empty(vocab_size, c.dim))
-        self.embedding_norm = nn.LayerNorm(c.dim, bias=False)
+        self.embedding = nn.Parameter(torch.empty(vocab_size, c.dim, dtype=F32))
+        self.embedding_norm = nn.LayerNorm(c.dim, bias=False, dtype=F32)
         self.blocks = nn.ModuleList(MoEBlock(c, ids) for ids in resident)
-        self.norm = nn.LayerNorm(c.dim, bias=False)
+        self.norm = nn.LayerNorm(c.dim, bias=False, dtype=F32)
         self.cos: Tensor
         self.sin: Tensor
         half = c.dim // c.num_heads // 2
-        self.register_buffer("cos", torch.empty(context, half), persistent=False)
-        self.register_buffer("sin", torch.empty(context, half), persistent=False)
+        self.register_buffer("cos", torch.empty(context, half, dtype=F32), persistent=False)
+        self.register_buffer("sin", torch.empty(context, half, dtype=F32), persistent=False)
 
     @torch.no_grad()
     def init_(self, seed: int) -> None:
@@ -439,7 +440,7 @@ class MoEModule(nn.Module):
         columns as the parts of a partitioned one, so both ways start as the same function.
         """
         T, half = self.cos.shape
-        angle = torch.arange(T)[:, None] * 10_000.0 ** (-torch.arange(half) / half)
+        angle = torch.arange(T, dtype=F32)[:, None] * 10_000.0 ** (-torch.arange(half, dtype=F32) / half)
         self.cos.copy_(angle.cos())
         self.sin.copy_(angle.sin())
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
+from itertools import count
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,6 +19,7 @@ from lab.comm import Meeting
 from lab.errors import Diverged
 from lab.events import Evaluated, Event
 from lab.fleet import Stack
+from lab.seeds import Draws, derive
 from lab.tasks.data import IGNORED
 from lab.watching.drift import squares_W
 
@@ -102,9 +104,13 @@ class Looks:
         """Models are looked at as precisely as they are trained."""
         return self.trainer.recipe.compute.precision(self.trainer.fleet.device)
 
+    def draws(self, *purpose: str | int) -> Draws:
+        """For a model that draws random numbers also where it is only looked at."""
+        return Draws(derive(self.trainer.recipe.seed, *purpose, self.trainer.t))
+
     def scores(self, model: nn.Module) -> dict[str, float]:
         """What the task of the run says of a model; nothing for running text."""
-        with self.precision():
+        with self.precision(), self.draws("scores"):
             return self.trainer.text.scores(model) if self.trainer.text else {}
 
     def validation_loss(self, agreed: Stack | nn.Module) -> float:
@@ -112,12 +118,12 @@ class Looks:
         fleet = self.trainer.fleet
         model = fleet.whole_model(agreed) if isinstance(agreed, Stack) else agreed
 
-        def one(batch: tuple[Tensor, Tensor]) -> tuple[float, int]:
+        def one(i: int, batch: tuple[Tensor, Tensor]) -> tuple[float, int]:
             num = int((batch[1] != IGNORED).sum())
             if not num:  # a mean over nothing
                 return 0.0, 0
-            with torch.no_grad(), self.precision():
+            with torch.no_grad(), self.precision(), self.draws("validation", i):
                 return float(model.loss(*batch)) * num, num  # type: ignore[operator]
 
-        sums = list(fleet.pool.map(one, self.trainer.validation))
+        sums = list(fleet.pool.map(one, count(), self.trainer.validation))
         return sum(s for s, _ in sums) / sum(n for _, n in sums)
