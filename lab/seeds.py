@@ -93,7 +93,11 @@ class Draws(TorchDispatchMode):
 
     def generator(self, device: torch.device) -> torch.Generator:
         if device not in self._generators:
-            self._generators[device] = torch.Generator(device).manual_seed(self.seed)
+            try:
+                new = torch.Generator(device)
+            except RuntimeError:  # a device that has none of its own: it draws from the CPU's
+                new = torch.Generator()
+            self._generators[device] = new.manual_seed(self.seed)
         return self._generators[device]
 
     def now(self) -> dict[torch.device, torch.Tensor]:
