@@ -130,7 +130,7 @@ class _Progress:
         self.live = sys.stderr.isatty()
         self.bar = tqdm(total=recipe.steps, unit="step", disable=not self.live, dynamic_ncols=True)
         self.bytes, self.tokens = 0, 0
-        self.loss = self.validation = float("nan")
+        self.validation = float("nan")
         self.said = time.monotonic()
 
     def __call__(self, event: Event) -> None:
@@ -150,11 +150,9 @@ class _Progress:
                 self.bytes += event.bytes_all
             case Stepped():
                 self.bar.update(event.step - self.bar.n)
-                up = [x for x in event.loss_W if x is not None]
-                if up:
-                    self.loss = sum(up) / len(up)
-                rate = self.tokens / event.seconds if event.seconds else 0
-                word = f"loss {self.loss:.3f}, {rate:,.0f} tokens/s, {human(self.bytes)} sent"
+                tokens = self.tokens * event.num_up / len(event.loss_W)
+                rate = tokens / event.seconds if event.seconds else 0
+                word = f"{event.words}, {rate:,.0f} tokens/s, {human(self.bytes)} sent"
                 self.bar.set_postfix_str(word, False)
                 if not self.live and time.monotonic() - self.said > 10:
                     click.echo(f"step {event.step:>6}  {word}")

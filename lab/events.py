@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import gc
 import json
+import math
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, get_args
 
@@ -53,6 +54,21 @@ class Stepped:
     loss_W: list[float | None]  # nats per token, None where a worker is down
     lr: float  # factor of the schedule
     seconds: float  # wall clock of this step in this process
+
+    @property
+    def num_up(self) -> int:
+        """Workers that took part."""
+        return sum(x is not None for x in self.loss_W)
+
+    @property
+    def loss(self) -> float:
+        """Mean over the workers that are up, nats per token; not a number where none is."""
+        return sum(x for x in self.loss_W if x is not None) / self.num_up if self.num_up else math.nan
+
+    @property
+    def words(self) -> str:
+        """The loss as lines of progress say it."""
+        return f"loss {self.loss:.3f}" if self.num_up else "no worker is up"
 
 
 @dataclass(frozen=True)

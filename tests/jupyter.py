@@ -18,7 +18,6 @@ ROOT = Path(__file__).parent.parent
 CELL = "window.jupyterapp.shell.currentWidget.content.widgets[k]"
 SETTINGS = {
     "@jupyterlab/apputils-extension/notification": '{"fetchNews": "false", "checkForUpdates": false}',
-    "@jupyterlab/notebook-extension/tracker": '{"windowingMode": "none"}',  # cells out of sight are there all the same
 }
 
 
@@ -31,9 +30,7 @@ class JupyterLab:
             s.bind(("127.0.0.1", 0))
             self.port = s.getsockname()[1]
         for name, settings in SETTINGS.items():
-            file = folder / ".settings" / f"{name}.jupyterlab-settings"
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(settings)
+            self._set(name, settings)
         own = {
             "JUPYTER_CONFIG_DIR": ".config",
             "JUPYTERLAB_WORKSPACES_DIR": ".workspaces",
@@ -63,8 +60,19 @@ class JupyterLab:
         self.server.terminate()
         self.server.wait(30)
 
-    def open(self, name: str, cells: list[str] | None = None) -> Notebook:
-        """With cells a new notebook, otherwise the one that is there."""
+    def _set(self, name: str, settings: str) -> None:
+        file = self.folder / ".settings" / f"{name}.jupyterlab-settings"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(settings)
+
+    def open(self, name: str, cells: list[str] | None = None, windowing: str = "none") -> Notebook:
+        """With cells a new notebook, otherwise the one that is there.
+
+        ``windowing`` is JupyterLab's own word for what it does with cells out of sight; with ``none`` they are there like
+        the others, with ``contentVisibility``, its default, the browser does not lay them out, and with ``full`` they are
+        taken out of the page.
+        """
+        self._set("@jupyterlab/notebook-extension/tracker", json.dumps({"windowingMode": windowing}))
         if cells is not None:
             kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
             nb = nbformat.v4.new_notebook(metadata={"kernelspec": kernel})
@@ -123,6 +131,19 @@ class Notebook:
 
     def command(self, name: str) -> None:
         self.js("name => { window.jupyterapp.commands.execute(name); }", name)
+
+    def away(self) -> None:
+        """Another tab takes the place of this notebook."""
+        self.js("() => window.jupyterapp.commands.execute('launcher:create')")
+        self.page.wait_for_function("() => !document.querySelector('.jp-Notebook')?.offsetParent")
+
+    def back(self) -> None:
+        self.js(
+            "path => { const { shell } = window.jupyterapp; "
+            "shell.activateById([...shell.widgets('main')].find((tab) => tab.context?.path === path).id); }",
+            self.file.name,
+        )
+        self.page.wait_for_function("() => document.querySelector('.jp-Notebook')?.offsetParent")
 
     def reload(self) -> None:
         self.page.reload(wait_until="domcontentloaded")

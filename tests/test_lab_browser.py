@@ -18,10 +18,12 @@ from toys import story
 
 from lab.events import Stepped
 from lab.store import RunFolder
+from widgets import View
 
 pytestmark = [needs_chromium, pytest.mark.processes, pytest.mark.slow]
 
-RESTING = {"application/vnd.plotly.v1+json", "image/svg+xml", "text/plain"}
+PLOTLY = "application/vnd.plotly.v1+json"
+RESTING = {PLOTLY, "image/svg+xml", "text/plain"}
 START = """
 import threading, time
 from test_run_views import endless
@@ -276,3 +278,114 @@ def test_predict_then_move_the_slider(lab: JupyterLab) -> None:
     assert "widgets" not in saved.metadata
     assert all(RESTING <= set(cell.outputs[0]["data"]) <= RESTING | {"image/png"} for cell in saved.cells)
     nb.page.close()
+
+
+# Every view, and every kind of picture that stands alone, at rest; the last cells run while another tab is in front.
+MANY = """
+import sys, time, lab
+from test_rank_segments import federation
+from test_views import TABLES, routing
+from test_widgets import PICTURES
+from toys import recipe
+from lab.store import RunFolder
+from widgets import *
+turned = list(RunFolder(STORED).events())
+def late(show, *given):
+    time.sleep(3)
+    return show(*given)
+"""
+SHOWN = {
+    "Losses": "Losses.of(turned)",
+    "CommunicationBudget": "CommunicationBudget.of(turned)",
+    "SyncCalendar": "SyncCalendar.of(turned)",
+    "Drift": "Drift.of(turned)",
+    "Workers": "Workers.of(turned)",
+    "Knobs": "Knobs.of(turned)",
+    "RoutingStability": "RoutingStability.of(routing())",
+    "RankSegments": "RankSegments.of(federation())",
+    "Lines": "PICTURES['losses']",
+    "Bars": "PICTURES['bytes']",
+    "Calendar": "PICTURES['calendar']",
+    "Matrix": "TABLES['bands']",
+    "Grid": "TABLES['table']",
+    "Note": "TABLES['words']",
+    "Question": "Question('How many?', 'K', {f'K = {k}': Bars('?', 'bytes', ['a'], [k], [f'{k} B']) for k in (1, 2)}, 'K = 1', 1.0, 'B', prediction=3)",
+    "late Bars": "late(lambda: PICTURES['bytes'])",
+    "late panel": "run = lab.start(recipe(steps=40), keep=False); run.panel(Losses(), Drift()); await run",
+}
+# Of every plotly figure in a cell: is it as wide as its place, its height twice, what it says, how many lines and cells it
+# has, and how high its axes are. Numbers at axes depend on the width.
+LOOK = """(k) => [...window.jupyterapp.shell.currentWidget.content.widgets[k].node.querySelectorAll('.js-plotly-plot')].map((gd) => {
+  const all = (what) => [...gd.querySelectorAll(what)];
+  return {
+    fits: Math.abs(gd.clientWidth - gd.querySelector('.main-svg').clientWidth) < 2,
+    height: [gd.clientHeight, gd.querySelector('.main-svg').clientHeight],
+    words: all('.gtitle, .annotation-text, .legendtext, .bartext').map((e) => e.textContent.trim()),
+    drawn: ['.scatterlayer .trace', '.barlayer .point', '.hm image', '.shapelayer path'].map((e) => all(e).length),
+    tall: all('.nsewdrag').map((e) => Math.round(e.getAttribute('height') / 10)),
+  };
+})"""
+
+
+@pytest.mark.parametrize("windowing", ["none", "contentVisibility", "full"])
+def test_pictures_at_rest_stay_as_they_are(lab: JupyterLab, windowing: str) -> None:
+    """Same height and content: run in a hidden tab, without the sidebar, from 600 to 2,500 pixels, after another tab, in both
+    themes, and when the notebook is opened again, however JupyterLab treats cells out of sight.
+    """
+    nb = lab.open(f"rest-{windowing}.ipynb", [MANY.replace("STORED", repr(str(STORED))), *SHOWN.values()], windowing)
+    nb.command("notebook:run-all-cells")
+    nb.page.wait_for_function("() => document.querySelectorAll('.js-plotly-plot').length >= 3")
+    nb.away()
+    nb.page.wait_for_function("num => document.querySelectorAll('.js-plotly-plot').length >= num", arg=len(SHOWN) + 1)
+    nb.back()
+    nb.wait("idle")
+    nb.until_tidy()
+    heights = [
+        [output["data"][PLOTLY]["layout"]["height"] for output in nb.outputs(k) if PLOTLY in output["data"]]
+        for k in range(1, len(SHOWN) + 1)
+    ]
+    assert [len(each) for each in heights] == [1] * (len(SHOWN) - 1) + [2]  # the panel has two
+
+    def settled() -> list[dict[str, Any]]:
+        """Once every picture is as high as it was made, and as wide as its place where JupyterLab tells it of its place."""
+        seen = []
+        for k, high in enumerate(heights, start=1):
+            if windowing == "full":
+                nb.js("k => window.jupyterapp.shell.currentWidget.content.scrollToItem(k)", k)
+            ready = f"([k, high, any]) => {{ const now = ({LOOK})(k); return now.length === high.length && now.every((p, i) => "
+            ready += "p.height.every((h) => h === high[i]) && (p.fits || any)); }"
+            try:
+                nb.page.wait_for_function(ready, arg=[k, high, windowing != "none"], timeout=30_000)
+            except Exception as error:
+                raise AssertionError(f"{list(SHOWN)[k - 1]}, made {high} high: {nb.js(LOOK, k)}") from error
+            seen += nb.js(LOOK, k)
+        assert all(min(p["tall"], default=9) >= 2 for p in seen)
+        return [{key: p[key] for key in ("words", "drawn")} for p in seen]
+
+    first = settled()
+    assert all(any(p["words"]) for p in first)
+    nb.command("application:toggle-left-area")
+    assert settled() == first
+    for width in (600, 2500, 1280):
+        nb.page.set_viewport_size({"width": width, "height": 1000})
+        assert settled() == first
+    nb.away()
+    nb.back()
+    assert settled() == first
+    for theme in ("JupyterLab Dark", "JupyterLab Light"):
+        nb.js("theme => window.jupyterapp.commands.execute('apputils:change-theme', { theme })", theme)
+        assert settled() == first
+    nb.save()
+    nb.reload()
+    assert settled() == first
+    nb.close()
+
+
+def test_no_view_is_left_out() -> None:
+    """Whoever adds a view has it tried at rest above."""
+    import widgets
+
+    views = {
+        name for name in widgets.__all__ if isinstance(it := getattr(widgets, name), type) and issubclass(it, View)
+    }
+    assert views - {"View"} <= set(SHOWN)

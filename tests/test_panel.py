@@ -9,6 +9,7 @@ import ipywidgets
 import pytest
 from toys import PATIENCE, corpus, recipe, until
 
+from lab import cli
 from lab.events import Ended, Sent, Started, Stepped, Turned, WorkersChanged
 from lab.knobs import settled_network
 from lab.live import replay, start
@@ -16,9 +17,11 @@ from lab.network import NETWORKS
 from lab.plan import plan
 from lab.recipe import Recipe
 from lab.run import Trainer
+from lab.store import RunFolder
 from widgets.cockpit import Cockpit, Later, Seat, to_html
 from widgets.communication_budget import CommunicationBudget
 from widgets.panel import MOST_TOGGLES, Controls, Relink, Status
+from widgets.training import progress
 
 pytestmark = pytest.mark.usefixtures("nothing_left_behind")
 
@@ -128,8 +131,44 @@ def test_the_line_says_how_far_it_is() -> None:
     status.add(Sent(3, "all_reduce", "params", (0, 2), {"all": 500}))
     assert "loss 1.500" in status.text()
     assert "1 kB sent by all" in status.text()
-    status.add(Ended(3, "failed", "it fell"))
+    status.add(Stepped(4, [None, None, None], 1.0, 0.1))
+    assert "no worker is up" in status.text()
+    assert "loss" not in status.text()
+    status.add(Stepped(5, [None, 2.5, None], 1.0, 0.1))
+    assert "loss 2.500" in status.text()
+    status.add(Ended(5, "failed", "it fell"))
     assert status.text().endswith("it fell")
+
+
+def test_every_line_of_progress_says_that_nobody_trains(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Under a cell and in a terminal too: no loss of earlier steps, no loss of 0, and no tokens that nobody computed."""
+    shown: list[str] = []
+
+    class Handle:
+        def update(self, forms: dict[str, str], raw: bool) -> None:
+            shown.append(forms["text/plain"])
+
+    monkeypatch.setattr("widgets.training.display", lambda *_, **__: Handle())
+    events = [
+        Started(1, {}, 1, [1], 30, None, 1.0, {}),
+        Stepped(1, [1.0, 2.0, 3.0], 1.0, 0.1),
+        Stepped(2, [None] * 3, 1.0, 0.1),
+    ]
+    line = progress("storm", recipe())
+    told = cli._Progress(recipe(), RunFolder("storm"))
+    for event in events:
+        line.shown = told.said = -1e9  # type: ignore[attr-defined]
+        line(event)
+        told(event)
+    said = capsys.readouterr().out.splitlines()
+    for first, second in ((shown[0], shown[1]), (said[0], said[1])):
+        assert "loss 2.000" in first
+        assert "no worker is up" in second
+        assert "loss" not in second
+    assert "300 tokens/s" in said[0]
+    assert " 0 tokens/s" in said[1]
 
 
 def test_views_go_over_to_another_link() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -13,7 +14,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_views import Place
+from test_rank_segments import federation
+from test_views import Place, routing
 
 from lab.columns import Columns
 from lab.comm import Ledger, Meeting
@@ -22,7 +24,18 @@ from lab.fleet import Stack
 from lab.network import NETWORKS, Meter, Network
 from lab.recipe import Recipe
 from lab.run import Trainer
-from widgets import CommunicationBudget, Drift, Growing, Lines, Losses, SyncCalendar, View, Workers
+from widgets import (
+    CommunicationBudget,
+    Drift,
+    Growing,
+    Lines,
+    Losses,
+    RankSegments,
+    RoutingStability,
+    SyncCalendar,
+    View,
+    Workers,
+)
 from widgets.axes import Extent
 from widgets.canvas import Canvas
 from widgets.communication_budget import Budget
@@ -30,7 +43,7 @@ from widgets.curves import Curve
 from widgets.figures import axis
 from widgets.forecasts import forecast
 from widgets.menus import with_menu
-from widgets.pictures import stored
+from widgets.pictures import COLOURS, MAX_POINTS, stored
 from widgets.sync_calendar import MISSED
 from widgets.timelines import Calendar
 
@@ -537,6 +550,114 @@ def endless(steps: int, num_workers: int = 4) -> Iterator[Event]:
         if t % 100 == 0:
             yield Evaluated(t, 2 + 3 / (1 + t / 1000), 0.0)
     yield Ended(steps, "done", "")
+
+
+def patchy(steps: int = 3000) -> Iterator[Event]:
+    """A long run with gaps of every kind: all workers down for a while, one late, one that misses single steps, one that
+    comes and goes, as where clients are sampled; and much to be seen of all of it.
+    """
+    rng = np.random.default_rng(1)
+    killed = {"outages": [{"worker": w, "first": 1000, "last": 1119} for w in range(4)]}
+    recipe = Recipe.of(
+        "ddp", [f"steps={steps}", "num_workers=4", "schedule.warmup=0", f"scenario={json.dumps(killed)}"]
+    )
+    yield Started(1, recipe.to_dict(), 10, [10] * 4, 64, None, 1.0, {"threads": 2})
+    for t in range(1, steps + 1):
+        down = [t < 700, t % 500 == 0, t // 8 % 2 == 0, False]
+        up = [not (is_down or 1000 <= t < 1120) for is_down in down]
+        losses = [float(v) if is_up else None for v, is_up in zip(2 + rng.normal(0, 0.1, 4), up, strict=True)]
+        yield Stepped(t, losses, 1.0, 0.01)
+        if any(up):
+            who = tuple(w for w in range(4) if up[w])
+            yield Sent(t, "all_reduce", "grads", who, {"mlp": 1000})
+            drift = [0.1 * v if v else None for v in losses]
+            yield Drifted(t, drift, [None if t < 1500 else d for d in drift])
+        if t % 5 == 0:
+            yield Evaluated(t, 2 + float(rng.normal(0, 0.1)), 0.0)
+    yield Ended(steps, "done", "")
+
+
+def covers(rest: np.ndarray, live: np.ndarray, near: int) -> bool:
+    """Every place of ``live`` has one of ``rest`` so near to it."""
+    after = np.searchsorted(rest, live).clip(max=len(rest) - 1)
+    before = (after - 1).clip(min=0)
+    return bool((np.minimum(abs(rest[after] - live), abs(rest[before] - live)) <= near).all())
+
+
+def assert_rest_is_live(view: View) -> None:
+    """What a notebook keeps shows what the canvas showed: no line where nothing is known, no gap where something is, and the
+    extremes; to a hundredth of the whole, where lines are faint to a fortieth.
+    """
+    num_long = 0
+    for picture in view.pictures():
+        if isinstance(picture, Calendar):
+            for marks in picture.marks:
+                assert set(marks.steps) <= set(marks.at)
+                if len(marks.at):
+                    assert covers(np.array(marks.steps), np.asarray(marks.at), picture.last // 100)
+        if not isinstance(picture, Lines):
+            continue
+        for series, trace in zip(picture.series, picture.plotly()["data"], strict=True):
+            size = min(len(series.x), len(series.y))
+            x, y = np.asarray(series.x)[:size], np.asarray(series.y)[:size]
+            num_long += size > 400
+            rest_x, rest_y = series.points
+            assert trace["y"] == rest_y
+            known, drawn = np.isfinite(y), np.array([v is not None for v in rest_y])
+            # Where each point at rest comes from: x grows, and where it stands still the values tell.
+            at, after = [], 0
+            for a, b in zip(rest_x, rest_y, strict=True):
+                same = np.isclose(x[after:], a, rtol=1e-5) & (
+                    ~known[after:] if b is None else np.isclose(y[after:], b, rtol=6e-4)
+                )
+                at.append(after + int(np.argmax(same)))
+                assert same.any(), (picture.title, series.name, a, b)
+                after = at[-1]
+            for k in range(len(at) - 1):
+                if drawn[k] and drawn[k + 1]:
+                    assert known[at[k] : at[k + 1]].all(), (
+                        f"{picture.title} {series.name}: a line over a gap at {rest_x[k]}"
+                    )
+            if known.any():
+                near = 1 + size // (40 if series.faint else 100)
+                assert covers(np.array(at)[drawn], np.flatnonzero(known), near), (picture.title, series.name)
+                values = [v for v in rest_y if v is not None]
+                assert (min(values), max(values)) == pytest.approx((y[known].min(), y[known].max()), rel=1e-3)
+            alone = [k for k in np.flatnonzero(drawn) if not (drawn[k - 1 : k].any() or drawn[k + 1 : k + 2].any())]
+            if alone and "markers" not in trace["mode"]:
+                raise AssertionError(f"{picture.title} {series.name}: {len(alone)} points that plotly does not show")
+            assert len(rest_x) <= 2 * MAX_POINTS
+    assert num_long or any(isinstance(p, Calendar) for p in view.pictures())
+
+
+@pytest.mark.parametrize("x", [*Losses()._choices()])
+def test_losses_at_rest_show_what_was_live(x: str) -> None:
+    view = Losses(x).replay(patchy())
+    assert_rest_is_live(view)
+
+
+@pytest.mark.parametrize("view", [CommunicationBudget(), SyncCalendar(), Drift(), Workers()], ids=lambda v: v.title)
+def test_every_view_at_rest_shows_what_was_live(view: View) -> None:
+    assert_rest_is_live(view.replay(patchy()))
+
+
+def test_looks_at_experts_and_adapters_at_rest_are_all_there() -> None:
+    """Many looks, some at which everybody is down."""
+    experts = RoutingStability.of(routing(layers=2, experts=4, looks=900, down=(0, 1, 2, 3)))
+    assert_rest_is_live(experts)
+    assert_rest_is_live(RankSegments.of(federation(rounds=900)))
+
+
+def test_nobody_trains_and_the_pictures_say_so() -> None:
+    """All workers are down for 120 of 3,000 steps: the mean has that gap, at its place, in plotly and in SVG."""
+    (lines,) = Losses.of(patchy()).pictures()
+    mean = next(s for s in lines.series if s.name == "workers' mean")
+    x, y = mean.points
+    gap = [k for k, v in enumerate(y) if v is None]
+    assert len(gap) == 1
+    assert (x[gap[0] - 1], x[gap[0] + 1]) == (999, 1120)
+    (path,) = re.findall(rf'<path d="([^"]+)" stroke="{COLOURS[1]}" stroke-width="20"', lines.svg())
+    assert path.count("M") == 2
 
 
 def test_an_update_is_small_however_long_the_lines_are() -> None:

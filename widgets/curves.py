@@ -59,13 +59,12 @@ class Curve:
             case Stepped():
                 self.close()
                 self._open = []
-                up = [x for x in event.loss_W if x is not None]
                 self.steps.append(event.step)
-                self.loss.append(sum(up) / len(up) if up else None)
+                self.loss.append(event.loss)
                 for line, x in zip(self.loss_W, event.loss_W, strict=True):
                     line.append(x)
                 self._seconds_here.append(event.seconds)
-                self._tokens += self._of_one * len(up)
+                self._tokens += self._of_one * event.num_up
                 self.tokens.append(self._tokens)
             case Sent():
                 if self._open is not None:

@@ -56,7 +56,8 @@ class Status:
 
     def __init__(self, run: Run):
         self.run = run
-        self.sent, self.loss, self.validation = 0, float("nan"), float("nan")
+        self.sent, self.validation = 0, float("nan")
+        self.loss = ""  # of the last step, in words
         self.last: Ended | None = None
 
     @classmethod
@@ -69,12 +70,11 @@ class Status:
         for event in events:
             match event:
                 case Started():
-                    self.sent, self.last = 0, None
+                    self.sent, self.loss, self.validation, self.last = 0, "", float("nan"), None
                 case Sent():
                     self.sent += event.bytes_all
                 case Stepped():
-                    up = [x for x in event.loss_W if x is not None]
-                    self.loss = sum(up) / len(up) if up else self.loss
+                    self.loss = event.words
                 case Evaluated():
                     self.validation = event.loss
                 case Ended():
@@ -84,8 +84,8 @@ class Status:
         run = self.run
         word = self.last.status if self.last is not None else run.status
         parts = [f"{run.name}: {word} at step {run.t:,} of {run.recipe.steps:,}"]
-        if self.loss == self.loss:
-            parts.append(f"loss {self.loss:.3f}")
+        if self.loss:
+            parts.append(self.loss)
         if self.validation == self.validation:
             parts.append(f"validation {self.validation:.4f}")
         parts.append(f"{human(self.sent)} sent by all")

@@ -162,6 +162,8 @@ class Lines(Picture):
             else:
                 line["dash"] = _DASHES[self.names.index(s.name) % len(_DASHES)]
                 trace["mode"] = "lines+markers" if len(x) <= FEW_POINTS else "lines"
+            if trace["mode"] == "lines" and any(alone := _alone(y)):  # plotly's lines have nothing there
+                trace |= {"mode": "lines+markers", "marker": {"size": [line["width"] + 1 if a else 0 for a in alone]}}
             trace["line"] = line
             trace |= _evenly(x)
             data.append(trace | ({"hovertemplate": plotly_text(says)} if self._speaks(s) else {"hoverinfo": "skip"}))
@@ -377,7 +379,7 @@ def stored(figure: dict[str, Any]) -> dict[str, Any]:
     return {
         "data": _typed(figure["data"]),
         "layout": _typed(layout),
-        "config": {"displaylogo": False, "responsive": True, "modeBarButtons": [["toImage", "resetScale2d"]]},
+        "config": {"displaylogo": False, "modeBarButtons": [["toImage", "resetScale2d"]]},
     }
 
 
@@ -393,20 +395,41 @@ def _typed(thing: Any) -> Any:
 
 
 def thin(x: Numbers, y: Numbers, most: int = MAX_POINTS, digits: int = 5) -> tuple[list[float], list[float | None]]:
-    """At most ``most`` points of a line, keeping the extremes of every stretch; not-a-number becomes a gap (None).
+    """At most ``most`` points of a line, keeping the extremes of every stretch; not-a-number is a gap (None) and stays one.
 
-    Values keep so many significant digits.
+    A line with gaps may have twice as many, for their ends. Values keep so many significant digits.
     """
     num = min(len(x), len(y))  # of numbers that grow one may be ahead
     xs, ys = np.asarray(x, dtype=float)[:num], np.asarray(y, dtype=float)[:num]
-    if len(xs) > most:
-        keep = {0, len(xs) - 1}
-        for part in np.array_split(np.arange(len(xs)), most // 2 - 1):
-            if np.isfinite(ys[part]).any():
-                keep |= {int(part[np.nanargmin(ys[part])]), int(part[np.nanargmax(ys[part])])}
-        index = sorted(keep)
+    if num > most:
+        index = _kept(ys, most // 2 - 1)
+        if len(index) > 2 * most:  # gaps everywhere: eight points of a stretch are the most
+            index = _kept(ys, most // 4 - 1)
         xs, ys = xs[index], ys[index]
     return [rounded(v) for v in xs], [rounded(v, digits) if math.isfinite(v) else None for v in ys]
+
+
+def _kept(ys: np.ndarray, num_parts: int) -> np.ndarray:
+    """Places in a line: both ends; of each of so many stretches the extremes and the ends of its longest gap; and a place of
+    every gap that would otherwise lie between two of them, unseen."""
+    known = np.isfinite(ys)
+    keep = {0, len(ys) - 1}
+    for part in np.array_split(np.arange(len(ys)), num_parts):
+        if known[part].any():
+            keep |= {int(part[np.nanargmin(np.where(known[part], ys[part], np.nan))])}
+            keep |= {int(part[np.nanargmax(np.where(known[part], ys[part], np.nan))])}
+        if not known[part].all():
+            edges = np.diff(np.concatenate([[True], known[part], [True]]).astype(int))
+            first, after = part[0] + np.flatnonzero(edges < 0), part[0] + np.flatnonzero(edges > 0)
+            longest = int(np.argmax(after - first))
+            ends = int(first[longest]) - 1, int(after[longest])
+            keep |= {k for k in ends if 0 <= k < len(ys) and known[k]}
+    index = np.array(sorted(keep))
+    unknown = np.flatnonzero(~known)
+    if len(unknown):
+        next_gap = unknown[np.searchsorted(unknown, index[:-1]).clip(max=len(unknown) - 1)]
+        index = np.union1d(index, next_gap[(index[:-1] < next_gap) & (next_gap < index[1:])])
+    return index
 
 
 def plotly_text(words: str) -> str:
@@ -418,6 +441,14 @@ def _evenly(x: list[float]) -> dict[str, Any]:
     """Places of points for plotly; two numbers say it where they lie evenly (a step of 0 would be taken for 1)."""
     gaps = {b - a for a, b in pairwise(x)}
     return {"x0": x[0], "dx": gaps.pop()} if len(gaps) == 1 and 0 not in gaps else {"x": x}
+
+
+def _alone(y: list[float | None]) -> list[bool]:
+    """Which points of a line have a gap, or nothing, on both sides."""
+    return [
+        v is not None and before is None and after is None
+        for before, v, after in zip([None, *y], y, [*y[1:], None], strict=False)
+    ]
 
 
 def _last(s: Series) -> str:

@@ -41,11 +41,10 @@ class _Progress:
             case Evaluated():
                 self.loss = event.loss
             case Stepped() if time.monotonic() - self.shown > 0.5:
-                up = [x for x in event.loss_W if x is not None]
                 spent = time.monotonic() - self.began
                 self._show(
                     f"{self.name:<{self.width}}  {len(self.done) + 1} of {self.num}: step {event.step}/{self.recipe.steps}, "
-                    f"loss {sum(up) / max(1, len(up)):.3f}, {self.tokens * event.step / max(spent, 1e-9):,.0f} tokens/s, "
+                    f"{event.words}, {self.tokens * event.step / max(spent, 1e-9):,.0f} tokens/s, "
                     f"{human(self.sent)} sent, {spent / event.step * (self.recipe.steps - event.step):.0f} s left"
                 )
 
