@@ -158,6 +158,12 @@ class Stack:
     def clone(self) -> Stack:
         return Stack(self.layout, [b.clone() for b in self.blocks])
 
+    def __sub__(self, other: Stack) -> Stack:
+        """The difference, block by block; in a dry run, where it has no values, this stack."""
+        if self.blocks[0].is_meta:
+            return self
+        return Stack(self.layout, [a - b for a, b in zip(self.blocks, other.blocks, strict=True)])
+
     def first(self) -> Stack:
         """One agreed copy ``[1, P]`` of every block, taken from its first holder (all equal at the start of a run)."""
         return Stack(self.layout, [b[:1].clone() for b in self.blocks])
@@ -181,6 +187,11 @@ class Stack:
 
 def _as(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x.to(dtype) if x.is_floating_point() else x
+
+
+def _named(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Parameters by name; of a module that stands for several of its layers at once, under each of their names."""
+    return module.named_parameters(remove_duplicate=not getattr(module, "repeats", False))
 
 
 def wide(x: Tensor) -> Tensor:
@@ -262,20 +273,23 @@ class Fleet:
         self._pool: ThreadPoolExecutor | None = None
 
         whole = build(None)
-        values = {name: p.detach() for name, p in whole.named_parameters()}
+        values = {name: p.detach() for name, p in _named(whole)}
         with torch.device("meta"):
             self.modules = [build(w) for w in range(num_workers)]
         shapes: dict[str, torch.Size] = {}
         holders: dict[str, list[int]] = {}
+        alike: dict[int, list[int]] = {}  # in a dry fleet, workers that hold the same tensors have the same module
         for w, module in enumerate(self.modules):
-            for name, p in module.named_parameters():
+            alike.setdefault(id(module), []).append(w)
+        for workers in alike.values():
+            for name, p in _named(self.modules[workers[0]]):
                 if p.requires_grad:
                     shapes[name] = p.shape
-                    holders.setdefault(name, []).append(w)
+                    holders.setdefault(name, []).extend(workers)
         order = [n for n in values if n in holders] + [n for n in holders if n not in values]
         group = getattr(whole, "tensor_group", lambda name: "all")
         unit = getattr(whole, "tensor_unit", lambda name: None) if movable else (lambda name: None)
-        layout = Layout.of({n: tuple(holders[n]) for n in order}, shapes, group, unit, mine)
+        layout = Layout.of({n: tuple(sorted(holders[n])) for n in order}, shapes, group, unit, mine)
         self.params = Stack.zeros(layout, self.device, dtype)
         self.grads = Stack.zeros(layout, self.device, dtype)
         # What no optimizer moves: buffers, frozen parameters, tensors that nobody holds. One copy for all.

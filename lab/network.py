@@ -87,14 +87,7 @@ class Network:
         for step, records in groupby(sent, key=lambda r: r.step):
             at_step += meter.until(step, records)
         at_step += meter.until(steps)
-        return Bill(
-            at_step[-1],
-            meter.communication_seconds,
-            at_step[-1] - meter.communication_seconds,
-            np.array(at_step),
-            np.array(meter.wire_bytes_W),
-            meter.wire_bytes_by_state,
-        )
+        return meter.bill(np.array(at_step))
 
     def wire_bytes(self, op: str, payload: float, n: int) -> float:
         """Bytes that all links together carry for one collective among ``n`` workers with this payload each."""
@@ -195,11 +188,7 @@ class Meter:
         """
         everybody = len(self._clock)
         if len({*self._clock}) > 1 or any(len(r.workers) < everybody for records in kinds for r in records):
-            seconds, wire = np.empty(len(steps)), np.empty(len(steps))
-            for row, (step, k) in enumerate(zip(steps.tolist(), which.tolist(), strict=True)):
-                seconds[row] = self.until(int(step), kinds[k])[-1]
-                wire[row] = sum(self.wire_bytes_W)
-            return seconds, wire
+            return self._in_groups(steps, which, kinds)
         # Whenever anything is sent all wait for all, so the slowest sets the pace and what is sent adds to it.
         lasts, wires, began = [], [], sum(self.wire_bytes_W)
         for k, times in enumerate(np.bincount(which, minlength=len(kinds)).tolist()):
@@ -207,10 +196,7 @@ class Meter:
             of_one.until(1, kinds[k])
             lasts.append(of_one.communication_seconds)
             wires.append(sum(of_one.wire_bytes_W))
-            self.communication_seconds += times * of_one.communication_seconds
-            self.wire_bytes_W = [a + times * b for a, b in zip(self.wire_bytes_W, of_one.wire_bytes_W, strict=True)]
-            for state, more in of_one.wire_bytes_by_state.items():
-                self.wire_bytes_by_state[state] = self.wire_bytes_by_state.get(state, 0.0) + times * more
+            self._add(of_one, times)
         sends = np.array([bool(records) for records in kinds])[which]
         seconds = self._clock[0] + max(self._pace) * (steps - self.done) + np.array(lasts)[which].cumsum()
         if len(steps):
@@ -220,6 +206,67 @@ class Meter:
             self.done = int(steps[-1])
             self._clock = [at + p * (self.done - since) for p in self._pace]
         return seconds, began + np.array(wires)[which].cumsum()
+
+    def _in_groups(
+        self, steps: np.ndarray, which: np.ndarray, kinds: Sequence[Sequence[Sent]]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The same where some exchange something and others run on.
+
+        How the clocks go on depends on how far each is ahead of the last, on what is sent, and after how many steps: what was
+        worked out once is looked up.
+        """
+        pace, began = np.array(self._pace), sum(self.wire_bytes_W)
+        rows = np.flatnonzero(
+            np.array([bool(records) for records in kinds])[which]
+        )  # at the end of which something is sent
+        seconds, wire = np.empty(len(steps)), np.empty(len(rows))
+        known: dict[tuple[int, int, tuple[float, ...]], tuple[float, tuple[float, ...], Meter]] = {}
+        times: dict[tuple[int, int, tuple[float, ...]], int] = {}
+        last, total, before = min(self._clock), began, 0
+        ahead = tuple(c - last for c in self._clock)
+        for i, row in enumerate([*rows.tolist(), len(steps)]):
+            if row > before:  # at which nothing is sent
+                gap = steps[before:row, None] - self.done
+                seconds[before:row] = last + (np.array(ahead) + pace * gap).max(1)
+            if i == len(rows):
+                break
+            key = int(which[row]), int(steps[row]) - self.done, ahead
+            if key not in known:
+                one = Meter(self.network, len(ahead))
+                one._pace, one._clock = self._pace, list(ahead)
+                one.until(key[1], kinds[key[0]])
+                least = min(one._clock)
+                known[key] = least, tuple(c - least for c in one._clock), one
+            more, ahead, one = known[key]
+            last, total, self.done, before = last + more, total + sum(one.wire_bytes_W), int(steps[row]), row + 1
+            times[key] = times.get(key, 0) + 1
+            seconds[row], wire[i] = last + max(ahead), total
+        for key, num in times.items():
+            self._add(known[key][2], num)
+        since = int(steps[-1]) - self.done if len(steps) else 0
+        self._clock = [last + c + p * since for c, p in zip(ahead, self._pace, strict=True)]
+        self.done += since
+        sent = np.searchsorted(rows, np.arange(len(steps)), side="right")  # how often by then
+        return seconds, np.concatenate([[began], wire])[sent]
+
+    def _add(self, other: Meter, times: int) -> None:
+        """Count what another has seen, so many times."""
+        self.communication_seconds += times * other.communication_seconds
+        self.wire_bytes_W = [a + times * b for a, b in zip(self.wire_bytes_W, other.wire_bytes_W, strict=True)]
+        for state, more in other.wire_bytes_by_state.items():
+            self.wire_bytes_by_state[state] = self.wire_bytes_by_state.get(state, 0.0) + times * more
+
+    def bill(self, at_step: np.ndarray) -> Bill:
+        """What was seen so far; ``at_step`` as in `Bill`."""
+        total = float(at_step[-1])
+        return Bill(
+            total,
+            self.communication_seconds,
+            total - self.communication_seconds,
+            at_step,
+            np.array(self.wire_bytes_W),
+            self.wire_bytes_by_state,
+        )
 
     def _cost(self, op: str, payload: int, workers: tuple[int, ...]) -> tuple[float, float]:
         """Seconds and bytes on the wire of one collective."""

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Literal
 
-from lab.comm import Ledger
+from lab.dry import Calendar, calendar
 from lab.events import Sent
 from lab.experts.costs import Costs
+from lab.fleet import Fleet
 from lab.methods import name_of
 from lab.models.moe import MoE
-from lab.network import NETWORKS, Network, step_seconds
+from lab.network import NETWORKS, Bill, Network, step_seconds
 from lab.recipe import Recipe
-from lab.run import Trainer, dry_run
+from lab.run import Trainer
 
 UNITS = {"hours": 1, "minutes": 60, "seconds": 3600}  # in an hour
 
@@ -42,7 +45,7 @@ class Forecast:
 @dataclass(frozen=True)
 class Plan:
     recipe: Recipe
-    ledger: list[Sent]
+    calendar: Calendar
     num_params: int
     params_per_worker: list[int]
     state_bytes_per_worker: int  # params, gradients and optimizer states of the largest worker, and what is agreed
@@ -56,6 +59,11 @@ class Plan:
     local_adam_bytes: int  # per worker, Local Adam with the period of params
     seconds_per_step: float
     forecasts: list[Forecast]
+
+    @cached_property
+    def ledger(self) -> list[Sent]:
+        """The calendar, record by record."""
+        return list(self.calendar)
 
     @property
     def payload_bytes(self) -> int:
@@ -153,7 +161,7 @@ def plan(
         worker's; DDP does without.
     """
     trainer = Trainer(recipe, dry=True)
-    ledger = Ledger(event for event in trainer.events() if isinstance(event, Sent))
+    sent = calendar(trainer)
     fleet = trainer.fleet
     params_W = [fleet.num_params(w) for w in range(recipe.num_workers)]
     stacks = [fleet.grads, *trainer.state.local.values()]
@@ -163,7 +171,7 @@ def plan(
     for block, x in ((block, x) for s in stacks for block, x in zip(s.layout.blocks, s.blocks, strict=True)):
         for w in block.everywhere:
             held_W[w] += x[0].nbytes
-    payload_W = [ledger.total_bytes(w) for w in range(recipe.num_workers)]
+    payload_W = [sent.total_bytes(w) for w in range(recipe.num_workers)]
     busiest = payload_W.index(max(payload_W))
     inner = recipe.method.inner
     period = getattr(recipe.method, "sync_every", 1)
@@ -171,8 +179,9 @@ def plan(
     everywhere = recipe.but(codecs={}, placement={})  # what is compared with keeps the whole model at every worker
     if recipe.lora.ranks:  # and adapters of the largest rank
         everywhere = everywhere.but(lora=vars(recipe.lora) | {"ranks": recipe.lora.bounds[-1:], "train": "both"})
-    ddp = dry_run(everywhere.but(method={"name": "ddp", "inner": vars(inner)}))
-    local_adam = everywhere.but(method={"name": "local_adam", "inner": vars(inner), "sync_every": period})
+    same = (everywhere.placement, everywhere.lora) == (recipe.placement, recipe.lora)
+    ddp, whole = _beside(everywhere, {"name": "ddp", "inner": vars(inner)}, fleet if same else None)
+    local_adam, _ = _beside(everywhere, {"name": "local_adam", "inner": vars(inner), "sync_every": period}, whole)
     frozen = list(fleet.constants.values()) if recipe.lora.ranks else []
     active = max(_active_params(recipe, p) for p in params_W)
     active += sum(x.numel() for x in frozen) * 2 / 3  # forward, and backward to what is before them
@@ -180,25 +189,25 @@ def plan(
     topology: Literal["ring", "server"] = "server" if trainer.state.served else "ring"
     return Plan(
         recipe=recipe,
-        ledger=ledger.records,
+        calendar=sent,
         num_params=sum(b.numel for b in fleet.layout.blocks),
         params_per_worker=params_W,
         state_bytes_per_worker=max(held_W),
         frozen_bytes=sum(x.nbytes for x in frozen),
-        states=_states(ledger.records, busiest),
+        states=_states(sent, busiest),
         payload_bytes_W=payload_W,
         served=trainer.state.served,
-        wire_bytes=_on_wires(ledger.records, recipe, topology),
-        ddp_bytes=Ledger(ddp).total_bytes(busiest),
+        wire_bytes=_on_wires(sent, recipe, topology),
+        ddp_bytes=ddp.total_bytes(busiest),
         ddp_wire_bytes=_on_wires(ddp, recipe),
-        local_adam_bytes=Ledger(dry_run(local_adam)).total_bytes(busiest),
+        local_adam_bytes=local_adam.total_bytes(busiest),
         seconds_per_step=seconds,
         forecasts=[
             _forecast(
                 name,
                 (replace(net, topology=topology) if trainer.state.served else net, net),
                 recipe,
-                ledger.records,
+                sent,
                 ddp,
                 seconds,
             )
@@ -218,37 +227,41 @@ def _active_params(recipe: Recipe, held: int) -> float:
     return held - resident + costs.flops(recipe.context)["experts"] / 6
 
 
-def _on_wires(ledger: list[Sent], recipe: Recipe, topology: Literal["ring", "server"] = "ring") -> float:
-    bill = Network(topology=topology).price(ledger, num_workers=recipe.num_workers, steps=recipe.steps)
+def _beside(recipe: Recipe, method: dict[str, Any], fleet: Fleet | None) -> tuple[Calendar, Fleet]:
+    """What another method would send with the same recipe, and the fleet, which the next one can take over."""
+    trainer = Trainer(recipe.but(method=method), dry=True, fleet=fleet)
+    return calendar(trainer), trainer.fleet
+
+
+def _on_wires(sent: Calendar, recipe: Recipe, topology: Literal["ring", "server"] = "ring") -> float:
+    bill = sent.price(Network(topology=topology), num_workers=recipe.num_workers)
     return float(bill.wire_bytes_W.max())
 
 
-def _states(ledger: list[Sent], worker: int) -> list[StatePlan]:
-    mine = [r for r in ledger if worker in r.workers]
-    out, states = [], list(dict.fromkeys(r.state for r in mine))
-    for state, op in sorted(dict.fromkeys((r.state, r.op) for r in mine), key=lambda key: states.index(key[0])):
-        same = [r for r in mine if (r.state, r.op) == (state, op)]
-        steps = len({r.step for r in same})
-        total = sum(r.bytes_each for r in same)
-        out.append(StatePlan(state, op, steps, total // steps, total))
-    return out
+def _states(sent: Calendar, worker: int) -> list[StatePlan]:
+    """By state in the order in which they are first sent."""
+    times: dict[tuple[str, str], int] = defaultdict(int)
+    total: dict[tuple[str, str], int] = defaultdict(int)
+    for num_steps, kind in zip(sent.times, sent.kinds, strict=True):
+        mine = [r for r in kind if worker in r.workers]
+        for r in mine:
+            total[r.state, r.op] += num_steps * r.bytes_each
+        for key in {(r.state, r.op) for r in mine}:
+            times[key] += num_steps
+    states = list(dict.fromkeys(state for state, _ in total))
+    ordered = sorted(total, key=lambda key: states.index(key[0]))
+    return [StatePlan(*key, times[key], total[key] // times[key], total[key]) for key in ordered]
 
 
 def _forecast(
-    name: str, networks: tuple[Network, Network], recipe: Recipe, ledger: list[Sent], ddp: list[Sent], seconds: float
+    name: str, networks: tuple[Network, Network], recipe: Recipe, sent: Calendar, ddp: Calendar, seconds: float
 ) -> Forecast:
     """``networks``: of the method, and of DDP."""
 
-    def price(network: Network, records: list[Sent]) -> Any:
-        return network.price(
-            records,
-            num_workers=recipe.num_workers,
-            steps=recipe.steps,
-            compute_seconds=seconds,
-            slow=recipe.scenario.slow,
-        )
+    def price(network: Network, what: Calendar) -> Bill:
+        return what.price(network, num_workers=recipe.num_workers, compute_seconds=seconds, slow=recipe.scenario.slow)
 
-    mine, theirs = price(networks[0], ledger), price(networks[1], ddp)
+    mine, theirs = price(networks[0], sent), price(networks[1], ddp)
     hours = 3600.0
     return Forecast(
         name,

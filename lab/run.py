@@ -6,6 +6,7 @@ Whoever takes the events drives the run: a progress bar, a notebook cell, a test
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import os
 import platform
@@ -15,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -27,6 +29,7 @@ from lab.comm import Communicator
 from lab.compute import device_of
 from lab.compute.together import Together, together
 from lab.data import Corpus
+from lab.dry import calendar
 from lab.errors import Diverged, LabError
 from lab.events import (
     VERSION,
@@ -42,7 +45,7 @@ from lab.events import (
     WorkersChanged,
 )
 from lab.experts.routing import PROBE_WINDOWS, Watch
-from lab.fleet import Stack
+from lab.fleet import Fleet, Stack
 from lab.methods import State
 from lab.methods.state import Loss
 from lab.models.build import build_fleet, check_memory
@@ -67,7 +70,8 @@ class Trainer:
 
     ``dry=True`` is the dry run: the same loop and the same ``step`` on tensors without storage. No text is read, no loss
     computed; what comes out is the communication calendar. ``peers`` are the other processes, if the workers are spread over
-    several: all of them build a trainer and take its events.
+    several: all of them build a trainer and take its events. A dry run can take over the ``fleet`` of another with the same
+    table (the same model, placement and adapters).
     """
 
     def __init__(
@@ -78,13 +82,14 @@ class Trainer:
         corpus: Corpus | None = None,
         progress: bool = False,
         peers: Peers | Alone | None = None,
+        fleet: Fleet | None = None,
     ):
         self.recipe, self.dry, self.peers = recipe, dry, peers or Alone()
         self.place = working_folder()  # what names of files in the recipe are relative to
         with apart():
-            self._build(corpus, progress)
+            self._build(corpus, progress, fleet)
 
-    def _build(self, corpus: Corpus | None, progress: bool) -> None:
+    def _build(self, corpus: Corpus | None, progress: bool, fleet: Fleet | None) -> None:
         recipe, dry = self.recipe, self.dry
         device = torch.device("meta") if dry else device_of(recipe.compute, recipe.dtype)
         self.text = None if dry else Text.of(recipe, corpus, progress)
@@ -95,7 +100,7 @@ class Trainer:
             workers = recipe.num_workers if self.peers.mine is None else len(self.peers.mine)
             check_memory(recipe, vocab_size, workers, device)
         self.experts = recipe.experts
-        self.fleet = build_fleet(recipe, vocab_size, device, self.experts, self.peers.mine)
+        self.fleet = fleet or build_fleet(recipe, vocab_size, device, self.experts, self.peers.mine)
         self.together: Together | None = None  # all workers at once, where that is faster
         if not dry and recipe.compute.vectorised is not False:
             self.together = together(self.fleet, recipe.compute, recipe.batch_size * recipe.context)
@@ -122,7 +127,7 @@ class Trainer:
         schedule = recipe.schedule
         self.state = State.of(
             self.fleet,
-            lambda t: schedule.at(t, recipe.steps) * self.knobs.get("lr", 1.0),
+            lambda t: 1.0 if dry else schedule.at(t, recipe.steps) * self.knobs.get("lr", 1.0),
             self.experts,
             self.adapters,
             samples_W,
@@ -199,7 +204,7 @@ class Trainer:
     def _steps(self, notes: list[str], folder: RunFolder | SharedFolder | None) -> Iterator[Event]:
         recipe = self.recipe
         if self.t == 0:
-            yield self._started()
+            yield self.started()
             if self.experts is not None:
                 yield Placed(1, self.experts.table, 0)
         for note in notes:
@@ -308,6 +313,42 @@ class Trainer:
             return None
         return WorkersChanged(t, [w for w, up in enumerate(now) if up], returned, left)
 
+    # a dry run, where steps that are alike are left out (`lab.dry`)
+
+    @property
+    def up_TW(self) -> np.ndarray:
+        """Who is up in each local step, bool ``[steps, workers]``."""
+        return self.up_tW.numpy()
+
+    def dry_step(self, number: int, t: Any) -> list[Sent]:
+        """Local step ``number``, which the method gets as ``t``: what was sent."""
+        self.comm.t = number
+        self._workers(number)
+        self.method.step(self.state, self._grad, self.comm, t)
+        return self.comm.ledger.new()
+
+    def skip_to(self, up: list[bool]) -> None:
+        """Go on as if steps had passed in which nothing changed but who is up."""
+        self.fleet.up, self.state.returned = up, ()
+        if any(up):
+            self.last_up = up
+
+    def who(self) -> tuple[tuple[bool, ...], tuple[bool, ...]]:
+        """Who was up in the step before, and who holds the present state."""
+        return tuple(self.fleet.up), tuple(self.last_up)
+
+    def structure(self) -> tuple[Any, ...]:
+        """Which states there are, of which shape, and which expert is where."""
+        s = self.state
+        stacks = [*s.local.items(), *s.shared.items(), *self.comm.residuals.items()]
+        own = [(name, x.layout is not self.fleet.layout and tuple(b.shape for b in x.blocks)) for name, x in stacks]
+        return (
+            tuple(own),
+            tuple((name, len(optimizer.state)) for name, optimizer in s.optimizers.items()),
+            json.dumps(s.facts),
+            self.experts.draw if self.experts is not None else 0,
+        )
+
     def _nobody_holds(self, t: int) -> Iterator[Warned]:
         missing, self._lost = nobody_holds(self.fleet, t, self._lost)
         yield from missing
@@ -320,7 +361,8 @@ class Trainer:
             return self.peers.told(self.state.shared["params"])
         return self.comm.agreed(self.state.local["params"], self.last_up, self.state.shared.get("params"))
 
-    def _started(self) -> Started:
+    def started(self) -> Started:
+        """What the run is, before its first step."""
         recipe, fleet, text = self.recipe, self.fleet, self.text
         return Started(
             version=VERSION,
@@ -381,7 +423,7 @@ def train(
 
 def dry_run(recipe: Recipe) -> list[Sent]:
     """The ledger that this recipe will write, from the same ``step`` on tensors without storage."""
-    return [event for event in Trainer(recipe, dry=True).events() if isinstance(event, Sent)]
+    return list(calendar(Trainer(recipe, dry=True)))
 
 
 def _last_good(folder: RunFolder | SharedFolder | None) -> str:

@@ -8,6 +8,7 @@ from functools import lru_cache
 
 import numpy as np
 
+from lab.dry import calendar
 from lab.events import Event, Sent, Started, Stepped
 from lab.recipe import Recipe
 from lab.run import Trainer
@@ -33,13 +34,11 @@ class Forecast:
 
 
 def forecast(recipe: Recipe) -> Forecast:
-    """Half a millisecond a step; the same recipe is asked for once only."""
+    """Steps that are alike are looked at once; the same recipe is asked for once only."""
     return _forecast(json.dumps(recipe.to_dict()))
 
 
 @lru_cache(maxsize=8)
 def _forecast(recipe: str) -> Forecast:
     trainer = Trainer(Recipe.of(json.loads(recipe)), dry=True)
-    events = list(trainer.events())
-    (started,) = (e for e in events if isinstance(e, Started))
-    return Forecast(started, tuple(e for e in events if isinstance(e, Sent)), trainer.up_tW.numpy())
+    return Forecast(trainer.started(), tuple(calendar(trainer)), trainer.up_TW)

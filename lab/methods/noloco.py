@@ -61,7 +61,7 @@ class NoLoCo:
         self.inner.step_(s, t)
         if t % self.sync_every == 0:
             theta, phi = s.local["params"], s.local["slow"]
-            moved = Stack(theta.layout, [x - f for x, f in zip(theta.blocks, phi.blocks, strict=True)])
+            moved = theta - phi
             up = [w for w, is_up in enumerate(s.fleet.up) if is_up]
             for members in groups(up, self.group_size, self.pair_seed, t):
                 among = [w in members for w in range(s.fleet.num_workers)]

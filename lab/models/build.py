@@ -40,7 +40,8 @@ def build_fleet(
         kind += f" {rank}"
         if not dry or kind not in made:
             options = (vocab_size, recipe.context, recipe.seed)
-            module = model.build(*options, held) if isinstance(model, MoE) else model.build(*options)
+            repeats = dry and not ranks_W  # what is adapted is changed layer by layer
+            module = model.build(*options, held, repeats) if isinstance(model, MoE) else model.build(*options)
             values = worker is None and not next(module.parameters()).is_meta  # else the fleet gives it views of them
             if values and recipe.start:
                 start_values_(module, recipe.start)

@@ -12,6 +12,7 @@ expert, S slots (choices whose expert is at home; without ghosts S = N·k), V vo
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -91,15 +92,21 @@ class MoE:
         return self.expert_dim or 4 * self.dim // self.num_experts
 
     def build(
-        self, vocab_size: int, context: int, seed: int = 0, resident: Sequence[Sequence[int]] | None = None
+        self,
+        vocab_size: int,
+        context: int,
+        seed: int = 0,
+        resident: Sequence[Sequence[int]] | None = None,
+        repeats: bool = False,
     ) -> nn.Module:
         """The module with its initial values drawn from ``seed``; under the meta device, only its shapes.
 
         ``resident[layer]`` are the ids of the experts that it holds (None: all). A tensor's initial value depends on the seed
-        and its name alone, so it is the same in every module that has it.
+        and its name alone, so it is the same in every module that has it. With ``repeats``, for shapes alone, layers with the
+        same experts are one module under several names: the largest model has 65,536 experts.
         """
         held = self._held(resident)
-        module = MoEModule(self, self.vocab_size or vocab_size, context, held)
+        module = MoEModule(self, self.vocab_size or vocab_size, context, held, repeats)
         if not module.embedding.is_meta:
             module.init_(seed)
         return module
@@ -419,11 +426,15 @@ class MoEModule(nn.Module):
     others ghosts) its gate cancels, and that token teaches the router nothing but balance.
     """
 
-    def __init__(self, c: MoE, vocab_size: int, context: int, resident: Sequence[tuple[int, ...]]):
+    def __init__(
+        self, c: MoE, vocab_size: int, context: int, resident: Sequence[tuple[int, ...]], repeats: bool = False
+    ):
         super().__init__()
+        self.repeats = repeats
         self.embedding = nn.Parameter(torch.empty(vocab_size, c.dim, dtype=F32))
         self.embedding_norm = nn.LayerNorm(c.dim, bias=False, dtype=F32)
-        self.blocks = nn.ModuleList(MoEBlock(c, ids) for ids in resident)
+        block = functools.partial(MoEBlock, c)
+        self.blocks = nn.ModuleList(map(functools.cache(block) if repeats else block, resident))
         self.norm = nn.LayerNorm(c.dim, bias=False, dtype=F32)
         self.cos: Tensor
         self.sin: Tensor
