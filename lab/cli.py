@@ -369,15 +369,22 @@ def reproduce(
 @main.command()
 @click.argument("run")
 @click.argument("folder")
-@click.option("--rank", type=int, help="Cut the adapters to this rank (default: all of it).")
+@click.option(
+    "--rank",
+    metavar="R | MAP=R,…",
+    help="Cut the adapters to this rank, or those of some maps (default: all that is used).",
+)
 @click.option("--merged", is_flag=True, help="Write the whole model with its adapters added, not the adapters.")
+@click.option("--rslora", is_flag=True, help="Say the scale of adapters as alpha/sqrt(rank), not alpha/rank.")
 @runs_option
-def export(run: str, folder: str, rank: int | None, merged: bool, runs: str) -> None:
+def export(run: str, folder: str, rank: str | None, merged: bool, rslora: bool, runs: str) -> None:
     """Write what RUN trained into FOLDER: adapters in peft's format, or the whole model as safetensors."""
     from lab.models.export import export_run
+    from lab.models.peft import ranks_of
     from lab.store import find_run
 
-    click.echo(export_run(find_run(run, runs), Path(folder), rank=rank, whole=merged))
+    ranks = None if rank is None else ranks_of(rank)
+    click.echo(export_run(find_run(run, runs), Path(folder), rank=ranks, whole=merged, rslora=rslora))
 
 
 @main.command()

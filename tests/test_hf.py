@@ -9,14 +9,15 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
+from safetensors.torch import load_file
 from toys import TEXT, corpus
 
 from lab.cli import main
 from lab.errors import RecipeError
-from lab.models.export import trained
+from lab.models.export import trained, with_values
 from lab.models.hf import HF
-from lab.models.lora import LoRA, adapt_, adapters, cut_to
-from lab.models.peft import load_adapter_, merged, save_adapter
+from lab.models.lora import LoRA, adapt_, adapters, cut_to, prefix_losses
+from lab.models.peft import load_adapter_, merged, ranks_of, save_adapter
 from lab.recipe import Recipe
 from lab.run import Trainer, train
 from lab.store import RunFolder
@@ -104,6 +105,207 @@ def test_we_read_what_peft_writes(folder: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(RecipeError, match="give a folder"):
         save_adapter(mine, tmp_path / "file")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"rank_pattern": {"v_proj": 2}},
+        {"alpha_pattern": {"v_proj": 32, "model.layers.0.self_attn.q_proj": 1}},
+        {"use_rslora": True},
+        {"use_rslora": True, "rank_pattern": {"v_proj": 1}, "alpha_pattern": {"q_proj": 5}},
+        {"rank_pattern": {r"layers\.1\..*q_proj": 4, "q_proj": 1, "^model.layers.0.self_attn.v_proj": 2}},
+        {"layers_to_transform": [0, 1], "bias": "lora_only", "init_lora_weights": "gaussian"},
+    ],
+)
+def test_every_map_has_its_own_rank_and_scale(folder: str, tmp_path: Path, options: dict[str, Any]) -> None:
+    """What peft writes with patterns and rank-stabilised scales gives the same logits here; written again, it is read by peft."""
+    config = peft.LoraConfig(r=3, lora_alpha=7, target_modules=["q_proj", "v_proj"], **options)
+    with torch.random.fork_rng():
+        theirs = peft.get_peft_model(transformers.AutoModelForCausalLM.from_pretrained(folder), config).eval()
+    for i, (name, p) in enumerate(theirs.named_parameters()):
+        if "lora_B" in name:
+            p.data = torch.randn(p.shape, generator=torch.Generator().manual_seed(i))
+    theirs.save_pretrained(tmp_path / "theirs")
+    mine = adapted(folder, values=False)
+    load_adapter_(mine, tmp_path / "theirs")
+    with torch.no_grad():
+        want = theirs(IDS).logits
+        assert torch.allclose(mine(IDS), want, rtol=1e-5, atol=1e-6)
+        for rslora in (False, True):
+            save_adapter(mine, tmp_path / "ours", base=folder, rslora=rslora)
+            assert torch.allclose(read_by_peft(folder, tmp_path / "ours")(IDS).logits, want, rtol=1e-5, atol=1e-6)
+            again = adapted(folder, values=False)
+            load_adapter_(again, tmp_path / "ours")
+            assert torch.allclose(again(IDS), mine(IDS), rtol=1e-6, atol=1e-7)
+    written = json.loads((tmp_path / "ours/adapter_config.json").read_text())
+    ranks = {n: len(load_file(tmp_path / "ours/adapter_model.safetensors")[f"base_model.model.{n}.lora_A.weight"]) for n in
+             written["target_modules"]}  # fmt: skip
+    assert ranks == {n: len(x.get_submodule("lora_A.default").weight) for n, x in theirs.base_model.model.named_modules()
+                     if hasattr(x, "lora_A")}  # fmt: skip
+    assert written["rank_pattern"] == {n: r for n, r in ranks.items() if r != written["r"]}
+
+
+def test_what_was_never_used_is_not_written(folder: str, tmp_path: Path) -> None:
+    """Rank indices that nobody reached (PreLort) or that were pruned (HetLoRA) are left out, map by map; a rank is kept to."""
+    mine = adapted(folder)
+    maps = list(adapters(mine).values())
+    with torch.no_grad():
+        maps[0].lora_B[1].zero_()
+        maps[1].lora_B[1][:, 1:] = 0
+        maps[1].lora_B[0].zero_()  # a hole stays
+        maps[2].lora_B[0].zero_()
+        maps[2].lora_B[1].zero_()
+    for rank, want in {None: [1, 2, 1, 4], 3: [3, 3, 3, 3]}.items():
+        save_adapter(mine, tmp_path, rank, base=folder)
+        written = load_file(tmp_path / "adapter_model.safetensors")
+        assert [len(x) for n, x in written.items() if "lora_A" in n] == want
+        again = adapted(folder, values=False)
+        load_adapter_(again, tmp_path)
+        with torch.no_grad(), cut_to(mine, rank or 4):
+            for a, b in zip(adapters(again).values(), maps, strict=True):
+                assert torch.equal(a.factors(rank)[1], b.factors(rank)[1])  # the same scale: bit for bit
+            assert torch.allclose(again(IDS), mine(IDS), rtol=1e-5, atol=1e-6)
+            assert torch.allclose(read_by_peft(folder, tmp_path)(IDS).logits, mine(IDS), rtol=1e-5, atol=1e-6)
+    fresh = adapted(folder, values=False)
+    save_adapter(fresh, tmp_path)
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["r"] == 4  # not trained yet: all of it is to be
+
+
+def test_ranks_by_map(folder: str, tmp_path: Path) -> None:
+    """Some maps cut further than others, in an adapter and in the whole model."""
+    mine = adapted(folder)
+    save_adapter(mine, tmp_path, ranks_of("q_proj=1, layers.1.self_attn.v_proj=2"), base=folder)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    name = "model.layers.{}.self_attn.{}_proj"
+    assert config["rank_pattern"] == {name.format(0, "q"): 1, name.format(1, "q"): 1, name.format(1, "v"): 2}
+    assert config["r"] == 4
+    plain = with_values(HF(folder).build(256, 8).eval(), merged(mine, ranks_of("q_proj=1,layers.1.self_attn.v_proj=2")))
+    with torch.no_grad():
+        assert torch.allclose(plain(IDS).logits, read_by_peft(folder, tmp_path)(IDS).logits, rtol=1e-5, atol=1e-6)
+    assert ranks_of("8") == 8
+    for words, text in {"is no rank": "a", "no rank: write": "q_proj=x", "unknown adapted map 'k_proj'": "k_proj=1",
+                        "rank 9 of adapters of rank 4": "q_proj=9", "rank -1": "-1", "rank 0": "q_proj=0"}.items():  # fmt: skip
+        with pytest.raises(RecipeError, match=words):
+            save_adapter(mine, tmp_path, ranks_of(text))
+
+
+@pytest.fixture(scope="module")
+def gpt2(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A GPT-2 of two layers: its maps are ``Conv1D``, which hold their weights the other way round."""
+    path = tmp_path_factory.mktemp("gpt2")
+    config = transformers.GPT2Config(
+        vocab_size=256, n_embd=16, n_layer=2, n_head=2, n_positions=32, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0,
+        bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        transformers.GPT2LMHeadModel(config).save_pretrained(path)
+    return str(path)
+
+
+CONV = LoRA(ranks=(1, 4), targets=("attn.c_attn", "attn.c_proj", "mlp.c_fc"), scale=0.5)  # c_proj is square
+
+
+def test_conv1d_maps_of_gpt2(gpt2: str, tmp_path: Path) -> None:
+    """Forward, gradient, prefixes, merging, and both ways of peft's format."""
+    assert [p.shape for p in adapted(gpt2, CONV).get_submodule("model.transformer.h.0.attn.c_attn").lora_A] == [
+        (1, 16),
+        (3, 16),
+    ]
+    mine = adapted(gpt2, CONV)
+    with torch.no_grad():
+        zero = adapted(gpt2, CONV, values=False)(IDS)
+        assert torch.allclose(zero, HF(gpt2).build(256, 8).eval()(IDS), rtol=1e-6, atol=1e-7)
+        for rank in (1, 3, 4):
+            save_adapter(mine, tmp_path / "ours", rank, base=gpt2)
+            with cut_to(mine, rank):
+                assert torch.allclose(
+                    mine(IDS), read_by_peft(gpt2, tmp_path / "ours")(IDS).logits, rtol=1e-5, atol=1e-5
+                )
+        both, one_by_one = prefix_losses(mine, IDS, IDS, [1, 3]), []
+        for rank in (1, 3):
+            with cut_to(mine, rank):
+                one_by_one.append(mine.loss(IDS, IDS))
+        assert torch.allclose(both, torch.stack(one_by_one), rtol=1e-5)
+        whole = with_values(HF(gpt2).build(256, 8).eval(), merged(mine))
+        assert torch.allclose(whole(IDS).logits, mine(IDS), rtol=1e-5, atol=1e-5)
+    config = peft.LoraConfig(
+        r=3, lora_alpha=7, target_modules=list(CONV.targets), init_lora_weights=False, fan_in_fan_out=True
+    )
+    with torch.random.fork_rng():
+        theirs = peft.get_peft_model(transformers.AutoModelForCausalLM.from_pretrained(gpt2), config).eval()
+    theirs.save_pretrained(tmp_path / "theirs")
+    load_adapter_(mine, tmp_path / "theirs")
+    assert torch.allclose(mine(IDS), theirs(IDS).logits, rtol=1e-5, atol=1e-5)
+    mine.loss(IDS, IDS).backward()
+    torch.nn.functional.cross_entropy(theirs(IDS).logits.flatten(0, 1), IDS.flatten()).backward()
+    theirs_of = dict(theirs.named_parameters())
+    for path, adapter in adapters(mine).items():
+        name = f"base_model.model.{path.removeprefix('model.')}.lora_A.default.weight"
+        mine_grad = torch.cat([A.grad for A in adapter.lora_A])[:3]
+        assert torch.allclose(mine_grad, theirs_of[name].grad, rtol=1e-4, atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def tied(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A Llama whose head is its embedding."""
+    path = tmp_path_factory.mktemp("tied")
+    config = transformers.LlamaConfig(
+        vocab_size=256, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2,
+        max_position_embeddings=32, tie_word_embeddings=True,
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        transformers.LlamaForCausalLM(config).save_pretrained(path)
+    return str(path)
+
+
+HEAD = LoRA(ranks=(1, 4), targets=("q_proj", "lm_head"), scale=0.5)
+
+
+def test_a_tied_head_is_untied(tied: str, tmp_path: Path) -> None:
+    """An adapter of the head changes the head alone: while it trains, merged, and read by peft and by transformers."""
+    mine = adapted(tied, HEAD)
+    plain = transformers.AutoModelForCausalLM.from_pretrained(tied)
+    assert plain.lm_head.weight is plain.model.embed_tokens.weight
+    assert (
+        mine.model.lm_head.weight.data_ptr() == mine.model.model.embed_tokens.weight.data_ptr()
+    )  # no memory of its own yet
+    save_adapter(mine, tmp_path / "adapter", base=tied)
+    whole = with_values(HF(tied).build(256, 8).eval(), merged(mine))
+    whole.save_pretrained(tmp_path / "whole")
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "whole").eval()
+    with torch.no_grad():
+        for theirs in (read_by_peft(tied, tmp_path / "adapter"), whole, again):
+            assert torch.allclose(mine(IDS), theirs(IDS).logits, rtol=1e-5, atol=1e-5)
+    assert torch.equal(again.model.embed_tokens.weight, plain.model.embed_tokens.weight)
+    head = adapters(mine)["model.lm_head"]
+    A, B = head.factors()
+    assert torch.equal(again.lm_head.weight, plain.lm_head.weight + 0.5 * B @ A)
+    assert not transformers.AutoConfig.from_pretrained(tmp_path / "whole").tie_word_embeddings
+
+
+@pytest.mark.parametrize("method", ["flora", "fedex_lora"])
+@pytest.mark.parametrize("kind", ["gpt2", "tied"])
+def test_what_goes_into_the_base_fits_the_map(
+    kind: str, method: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    """One client, one round: merged into the maps, or left in the adapter (fedit), it is the same model."""
+    folder, lora = request.getfixturevalue(kind), {"gpt2": CONV, "tied": HEAD}[kind]
+    models = []
+    for name in (method, "fedit"):
+        fields = {"method": {"name": name, "sync_every": 2}, "num_workers": 1, "steps": 2, "eval_every": 0}
+        r = recipe(folder, **fields, lora={"ranks": [4], "targets": list(lora.targets), "scale": 20.0})
+        train(r, tmp_path / name)
+        done = CliRunner().invoke(main, ["export", str(tmp_path / name), str(tmp_path / f"{name}-whole"), "--merged"])
+        assert done.exit_code == 0, done.output
+        models.append(transformers.AutoModelForCausalLM.from_pretrained(tmp_path / f"{name}-whole").eval())
+    with torch.no_grad():
+        first = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()(IDS).logits
+        merged_, adapted_ = (m(IDS).logits for m in models)
+        assert torch.allclose(merged_, adapted_, rtol=1e-4, atol=1e-5)
+        assert not torch.allclose(first, adapted_, atol=1e-3)
 
 
 def recipe(folder: str, **changes: Any) -> Recipe:

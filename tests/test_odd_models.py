@@ -24,6 +24,8 @@ from lab.errors import LabError, RecipeError
 from lab.models.build import build_fleet
 from lab.models.gpt import GPT
 from lab.models.hf import HF
+from lab.models.lora import LoRA, adapt_
+from lab.models.peft import load_adapter_
 from lab.models.start import start_values_
 from lab.recipe import Recipe
 
@@ -405,3 +407,160 @@ def test_first_values_from_odd_files(tmp_path: Path) -> None:
         one_line(info.value)
     save_file(good, tmp_path / "values.safetensors")
     start_values_(small(), str(tmp_path / "values.safetensors"))
+
+
+Q = "base_model.model.model.layers.0.self_attn.q_proj"
+PLAIN = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj"], "init_lora_weights": True}
+CONFIGS: dict[str, list[dict[str, Any]]] = {
+    "r = .* is no rank": [{"r": x} for x in (0, -4, "2", 2.0, True, [2], {}, float("nan"), float("inf"))],
+    "(r|lora_alpha) is missing": [{"r": None}, {"lora_alpha": None}],
+    "lora_alpha = .* is no number": [{"lora_alpha": x} for x in ("4", 0, True, [4], float("nan"), float("inf"), -(10**400))],
+    "gives .* rank": [{"r": 1}, {"r": 3}, {"r": 10**9}, {"rank_pattern": {"q_proj": 1}}, {"rank_pattern": {".*": 4}}],
+    "peft_type is": [{"peft_type": x} for x in ("IA3", "VERA", "lora", None, 5, ["LORA"])],
+    "more than plain LoRA": [
+        {"use_dora": True}, {"lora_bias": True}, {"use_qalora": True}, {"layer_replication": [[0, 2], [1, 2]]},
+        {"alora_invocation_tokens": [1]}, {"target_parameters": ["x"]}, {"megatron_config": {"a": 1}}, {"of_tomorrow": {"a": 1}},
+        {"x" * 1000: True},
+    ],
+    "init_lora_weights = ": [
+        {"init_lora_weights": x} for x in ("pissa", "pissa_niter_4", "olora", "corda", "loftq", "lora_ga", "nope", 1, [], {"a": 1})
+    ],
+    "use_rslora = ": [{"use_rslora": "yes"}, {"use_rslora": 1}],
+    "is no object": [{"rank_pattern": 5}, {"rank_pattern": ["q_proj"]}, {"alpha_pattern": "q_proj"}],
+    "rank_pattern: .* is no rank": [{"rank_pattern": {"q_proj": x}} for x in (0, "2", [2], -1)],
+    "alpha_pattern: .* is no number": [{"alpha_pattern": {"q_proj": x}} for x in ("2", [2], 0)],
+    "the pattern": [
+        {"rank_pattern": {x: 2}} for x in ("(", "[a", "(a+)+b", "(.*)*x", "a**", "x" * 2000, "(" * 900, "a{1,9999}{1,9999}")
+    ],
+}  # fmt: skip
+
+
+def adapter(path: Path, tensors: dict[str, torch.Tensor] | None = None, **changes: Any) -> Path:
+    path.mkdir(parents=True, exist_ok=True)
+    (path / "adapter_config.json").write_text(json.dumps(PLAIN | changes))
+    parts = {f"model.layers.{i}.self_attn.q_proj": (torch.ones(2, 16), torch.ones(16, 2)) for i in range(2)}
+    good = {
+        f"base_model.model.{n}.lora_{x}.weight": t.clone()
+        for n, AB in parts.items()
+        for x, t in zip("AB", AB, strict=True)
+    }
+    save_file(good if tensors is None else good | tensors, path / "adapter_model.safetensors")
+    return path
+
+
+@pytest.fixture(scope="module")
+def target(llama: Path) -> Any:
+    return adapt_(HF(str(llama)).build(10, 8), LoRA(ranks=(1, 4), targets=("q_proj",)), 4)
+
+
+def refused(target: Any, path: Path, words: str) -> None:
+    """In one line, and with the module as it was."""
+    before = {n: p.detach().clone() for n, p in target.named_parameters()}
+    with pytest.raises(RecipeError, match=words) as info:
+        load_adapter_(target, path)
+    one_line(info.value)
+    assert all(torch.equal(before[n], p) for n, p in target.named_parameters())
+
+
+@pytest.mark.parametrize("words", CONFIGS)
+def test_adapters_whose_config_is_odd(target: Any, tmp_path: Path, words: str) -> None:
+    for i, changes in enumerate(CONFIGS[words]):
+        refused(target, adapter(tmp_path / str(i), **changes), words)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"lora_alpha": -4.5}, {"rank_pattern": None, "alpha_pattern": {}}, {"bias": "all", "modules_to_save": None},
+        {"init_lora_weights": "gaussian", "loftq_config": {}, "eva_config": None, "peft_version": "99", "qalora_group_size": 16},
+        {"alpha_pattern": {"nothing_of_it": 5}, "layers_to_transform": [0, 1], "lora_dropout": 0.5, "unknown": None},
+    ],
+)  # fmt: skip
+def test_adapters_whose_config_is_fine(target: Any, tmp_path: Path, changes: dict[str, Any]) -> None:
+    load_adapter_(target, adapter(tmp_path, **changes))
+
+
+ADAPTERS: dict[str, dict[str, torch.Tensor]] = {
+    r"A \[\] and B": {f"{Q}.lora_A.weight": torch.tensor(1.0)},
+    r"A \[2\] and B": {f"{Q}.lora_A.weight": torch.ones(2)},
+    r"A \[2, 16, 1\] and B": {f"{Q}.lora_A.weight": torch.ones(2, 16, 1)},
+    r"B \[\] for": {f"{Q}.lora_B.weight": torch.tensor(1.0)},
+    r"B \[16\] for": {f"{Q}.lora_B.weight": torch.ones(16)},
+    r"B \[16, 3\] for": {f"{Q}.lora_B.weight": torch.ones(16, 3)},
+    r"B \[2, 16\] for": {f"{Q}.lora_B.weight": torch.ones(2, 16)},
+    r"B \[17, 2\] for": {f"{Q}.lora_B.weight": torch.ones(17, 2)},
+    r"A \[0, 16\] and B": {f"{Q}.lora_A.weight": torch.ones(0, 16)},
+    "rank 2, and A there has 5": {f"{Q}.lora_A.weight": torch.ones(5, 16), f"{Q}.lora_B.weight": torch.ones(16, 5)},
+    "no finite real number": {f"{Q}.lora_A.weight": torch.ones(2, 16, dtype=torch.int64)},
+    "lora_B.weight holds what": {f"{Q}.lora_B.weight": torch.full((16, 2), torch.inf)},
+    "add v_proj to lora.targets": {
+        "base_model.model.model.layers.0.self_attn.v_proj.lora_A.weight": torch.ones(2, 16),
+        "base_model.model.model.layers.0.self_attn.v_proj.lora_B.weight": torch.ones(8, 2),
+    },
+    "add lm_head to lora.targets": {"base_model.model.lm_head.lora_A.weight": torch.ones(2, 16)},
+    "is a bias": {f"{Q}.lora_B.bias": torch.ones(16)},
+    "biases stay as they are": {"base_model.model.model.layers.0.self_attn.q_proj.bias": torch.ones(16)},
+    "trained as a whole": {"base_model.model.lm_head.weight": torch.ones(64, 16)},
+    "trained tokens": {"base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta": torch.ones(2, 16)},
+    "adapter of an embedding": {"base_model.model.model.embed_tokens.lora_embedding_A": torch.ones(2, 16)},
+    "magnitude of DoRA": {f"{Q}.lora_magnitude_vector": torch.ones(16)},
+    "for no linear map of this model": {
+        "base_model.model.model.layers.7.self_attn.q_proj.lora_A.weight": torch.ones(2, 16)
+    },
+}
+
+
+@pytest.mark.parametrize("words", ADAPTERS)
+def test_adapters_whose_tensors_are_odd(target: Any, tmp_path: Path, words: str) -> None:
+    """Advice to change lora.targets is given where that can help, and only there."""
+    if words == "rank 2, and A there has 5":
+        refused(
+            target,
+            adapter(tmp_path / "more", ADAPTERS[words], r=5, rank_pattern={"layers.1.*": 2}),
+            "room for rank 4 here",
+        )
+    refused(target, adapter(tmp_path, ADAPTERS[words]), words)
+
+
+def test_adapters_of_some_layers(target: Any, tmp_path: Path) -> None:
+    """The refusal names the targets that would fit."""
+    path = adapter(tmp_path)
+    tensors = {n: x for n, x in load_file(path / "adapter_model.safetensors").items() if "layers.1" in n}
+    save_file(tensors, path / "adapter_model.safetensors")
+    refused(target, path, r'set lora.targets=\["model.layers.1.self_attn.q_proj"\]')
+    save_file({"x": torch.ones(1)}, path / "adapter_model.safetensors")
+    refused(target, path, "no adapter for any linear map of this model")
+
+
+def test_adapter_files_that_have_no_end(target: Any, tmp_path: Path) -> None:
+    """Pipes and devices, garbage, pickles, a header that claims what no machine has, JSON that is a thousand deep."""
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        path = adapter(tmp_path / name)
+        for content in (
+            b"",
+            b"[]",
+            b"\0" * 100,
+            b"[" * 5000,
+            b'{"r":' * 5000,
+            header(HUGE),
+            (2**60).to_bytes(8, "little"),
+        ):
+            (path / name).write_bytes(content)
+            refused(target, path, "cannot read an adapter")
+        (path / name).unlink()
+        refused(target, path, "there is no")
+        os.mkfifo(path / name)
+        refused(target, path, "no ordinary file")
+        (path / name).unlink()
+        (path / name).mkdir()
+        refused(target, path, "is a folder")
+    deep = json.dumps(PLAIN)[:-1] + ', "rank_pattern": ' + '{"a": ' * 900 + "1" + "}" * 900 + "}"
+    (adapter(tmp_path / "deep") / "adapter_config.json").write_text(deep)
+    refused(target, tmp_path / "deep", "cannot read an adapter")
+    path = adapter(tmp_path / "old")
+    (path / "adapter_model.safetensors").unlink()
+    (path / "adapter_model.bin").write_bytes(pickle.dumps(Mark(tmp_path / "mark")))
+    refused(target, path, "adapter_model.bin is never read")
+    assert not (tmp_path / "mark").exists()
+    for odd in ("a\0b", "~nobody-of-this-name/x", "x" * 5000, "/dev/null", "\ud800"):
+        refused(target, Path(odd), "cannot read an adapter")

@@ -70,6 +70,13 @@ def frozen(fleet: Fleet, names: Iterable[str]) -> Stack:
     return stack
 
 
+@torch.no_grad()
+def add_to_base_(s: State, target: str, product: torch.Tensor, scale: float) -> None:
+    """W₀ ← W₀ + s·product, ``[d_out, d_in]``, in the agreed ``base`` that `frozen` made, whichever way round the map holds it."""
+    adapter = s.fleet.modules[0].get_submodule(target)
+    adapter.as_matrix(s.shared["base"][f"{target}.weight"][0]).add_(product, alpha=scale)  # type: ignore[operator]
+
+
 def need_equal_ranks(adapters: Adapters, name: str) -> None:
     """Raises RecipeError unless all clients have the same rank."""
     if len(set(adapters.ranks_W)) > 1:

@@ -10,6 +10,7 @@ from lab.adapters.factors import Adapters, mean, samples, stacked
 from lab.adapters.rounds import (
     InnerStates,
     Weight,
+    add_to_base_,
     fetching,
     frozen,
     hand_in,
@@ -81,5 +82,5 @@ class FedExLoRA:
             halves = zip(A.chunk(len(p)), B.chunk(len(p), 1), p.values(), strict=True)
             parts = [(a, b * weight) for a, b, weight in halves]  # the weights stand at the A's alone
             mean_A, mean_B = mean(parts, [1.0] * len(p))
-            s.shared["base"][f"{target}.weight"][0].add_(B @ A - mean_B @ mean_A, alpha=adapters.scale)
+            add_to_base_(s, target, B @ A - mean_B @ mean_A, adapters.scale)
             adapters.put_(s.shared["params"], target, mean_A, mean_B)

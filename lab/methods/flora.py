@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from lab.adapters.factors import Adapters, samples, stacked
-from lab.adapters.rounds import Weight, fetching, frozen, hand_in, open_, pairs_of, start_
+from lab.adapters.rounds import Weight, add_to_base_, fetching, frozen, hand_in, open_, pairs_of, start_
 from lab.comm import Communicator
 from lab.config import Period, Positive, config
 from lab.fleet import clip_
@@ -71,7 +71,7 @@ class FLoRA:
         for target in adapters.targets if s.fleet.device.type != "meta" else ():
             if received is not None:
                 product = received[f"{target}.lora_B"] @ received[f"{target}.lora_A"]
-                s.shared["base"][f"{target}.weight"][0].add_(product, alpha=adapters.scale)
+                add_to_base_(s, target, product, adapters.scale)
             A, B = adapters.agreed(s.shared["params"], target)
             new = fresh_A(adapters.lora, adapters.rank, A, generator(self.init_seed, "flora", t, target))
             adapters.put_(s.shared["params"], target, new, torch.zeros_like(B))

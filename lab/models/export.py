@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lab.errors import RecipeError
+from lab.models.files import in_one_line
 from lab.models.hf import HF
-from lab.models.peft import merged, save_adapter
+from lab.models.peft import Ranks, merged, save_adapter
 from lab.recipe import Recipe
 from lab.run import Trainer
 from lab.store import RunFolder, write_atomically
@@ -28,26 +31,58 @@ def trained(folder: RunFolder) -> nn.Module:
     return trainer.fleet.whole_model(trainer.agreed())
 
 
-def export_run(folder: RunFolder, out: Path, *, rank: int | None = None, whole: bool = False) -> str:
-    """Write adapters in peft's format, or the whole model with them added; returns what was written in words."""
+def export_run(folder: RunFolder, out: Path, *, rank: Ranks = None, whole: bool = False, rslora: bool = False) -> str:
+    """Write adapters in peft's format, or the whole model with them added; returns what was written in words.
+
+    rank
+        cuts the adapters: all of them, or those of some maps by the end of their name.
+    rslora
+        the adapters say their scale as α/√r instead of α/r.
+    """
     module, recipe = trained(folder), Recipe.of(json.loads((folder.path / "recipe.json").read_text()))
     if not whole:
         base = recipe.model.path if isinstance(recipe.model, HF) else recipe.start
         moved = "base" in {k.split("/")[1] for k in _shared(folder)}
         note = " (the method also changed the model itself: --merged writes all of it)" if moved else ""
-        return f"adapters in {save_adapter(module, out, rank, base)}{note}"
+        return f"adapters in {save_adapter(module, out, rank, base, rslora=rslora)}{note}"
     from safetensors.torch import save
 
     if isinstance(recipe.model, HF):
-        with torch.no_grad():
-            plain = recipe.model.build(0, 1)
-            for name, value in merged(module, rank).items():
-                plain.get_parameter(f"model.{name}").copy_(value)
-        plain.model.save_pretrained(out, safe_serialization=True)  # type: ignore[operator, union-attr]
+        plain = with_values(recipe.model.build(0, 1), merged(module, rank))
+        try:
+            plain.save_pretrained(out, safe_serialization=True)
+        except (OSError, ValueError) as error:
+            raise RecipeError(
+                f"cannot write the model into {str(out)!r} ({in_one_line(error)}): give a folder"
+            ) from None
         return f"model in {out}"
     out.mkdir(parents=True, exist_ok=True)
     write_atomically(out / "model.safetensors", save(merged(module, rank)))
     return f"model in {out / 'model.safetensors'}"
+
+
+@torch.no_grad()
+def with_values(module: nn.Module, values: Mapping[str, Tensor]) -> Any:
+    """The model of `transformers` inside a module of the lab, with these values. What adapters untied stays so when it is saved.
+
+    Raises RecipeError for a model that cannot be saved untied.
+    """
+    model: Any = module.model
+    tied = dict(model.named_parameters(remove_duplicate=False))
+    own = dict(model.named_parameters())
+    for name in [n for n in values if n in tied and n not in own]:
+        head = model.get_submodule(name.rpartition(".")[0])
+        if head is not model.get_output_embeddings():
+            raise RecipeError(
+                f"{name} was adapted, but is one with another tensor in every file of this model: write the adapters alone, "
+                "without --merged"
+            )
+        head.weight = nn.Parameter(values[name].clone())
+        for settings in (model.config, model.config.get_text_config()):
+            settings.tie_word_embeddings = False
+    for name, value in values.items():
+        model.get_parameter(name).copy_(value)
+    return model
 
 
 def _shared(folder: RunFolder) -> list[str]:

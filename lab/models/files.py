@@ -79,7 +79,7 @@ class Tensors:
             value: Tensor = self.file.get_tensor(name)
         except Exception as error:  # the library has no common class for what can be wrong here
             raise Unreadable(f"{self.name}: {name}: {in_one_line(error)}") from None
-        if not self._floating[name] or not torch.isfinite(value.float()).all():
+        if not self._floating[name] or not torch.isfinite(value if value.itemsize > 1 else value.float()).all():
             raise Unreadable(f"{self.name}: {name} holds what is no finite real number")
         return value
 

@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import contextlib
 import math
+import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -32,7 +34,8 @@ class LoRA:
         one number for all workers, or one for each; none: no adapters, the whole model is trained.
     targets
         names, or ends of names, of ``nn.Linear`` modules: ``attention.qkv`` (the default of the lab's own models),
-        ``q_proj``, ``v_proj``.
+        ``q_proj``, ``v_proj``; of GPT-2's ``Conv1D`` too (``c_attn``). A map whose weight is tied to another tensor (a head to
+        the embedding) is untied: its adapter changes that map alone.
     scale
         s, the same for every rank, so that a prefix means the same to all clients.
     alpha
@@ -82,16 +85,32 @@ class Cut:
 
 
 class LoRALinear(nn.Module):
-    """A frozen linear map with an adapter in segments. Bounds are those of its own segments, r_1 < … < r_k."""
+    """A frozen linear map with an adapter in segments. Bounds are those of its own segments, r_1 < … < r_k.
 
-    def __init__(self, base: nn.Linear, bounds: Sequence[int], scale: float, train: str, cut: Cut):
+    ``weight`` is kept as the map itself has it: ``[d_out, d_in]``, or ``[d_in, d_out]`` of a ``Conv1D``.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def __init__(self, base: nn.Module, bounds: Sequence[int], scale: float, train: str, cut: Cut):
         super().__init__()
-        self.weight, self.bias, self.scale, self.cut = base.weight, base.bias, scale, cut
+        self.weight, self.bias, self.scale, self.cut = base.weight, base.bias, scale, cut  # type: ignore[assignment]
+        self.turned = not isinstance(base, nn.Linear)
         widths = [high - low for low, high in zip([0, *bounds], bounds, strict=False)]
-        d_out, d_in = base.weight.shape
-        new = base.weight.new_zeros
+        d_out, d_in = self.matrix.shape
+        new = self.weight.new_zeros
         self.lora_A = nn.ParameterList(nn.Parameter(new(w, d_in), requires_grad=train == "both") for w in widths)
         self.lora_B = nn.ParameterList(nn.Parameter(new(d_out, w)) for w in widths)
+
+    def as_matrix(self, weight: Tensor) -> Tensor:
+        """A weight of this map as ``[d_out, d_in]``, or such a matrix as a weight; a view."""
+        return weight.T if self.turned else weight
+
+    @property
+    def matrix(self) -> Tensor:
+        """W₀ ``[d_out, d_in]``."""
+        return self.as_matrix(self.weight)
 
     def factors(self, rank: int | None = None) -> tuple[Tensor, Tensor]:
         """A ``[r, d_in]`` and B ``[d_out, r]``, cut to ``rank``."""
@@ -106,7 +125,7 @@ class LoRALinear(nn.Module):
         h = F.linear(x, A)  # … r
         if cut.weights is not None:
             h = h * cut.weights
-        return F.linear(x, self.weight, self.bias) + self.scale * F.linear(h, B)
+        return F.linear(x, self.matrix, self.bias) + self.scale * F.linear(h, B)
 
     def _copies(self, x: Tensor) -> Tensor:
         """R copies of a batch one after another, ``[R·B, …]``, each cut to another rank.
@@ -123,7 +142,7 @@ class LoRALinear(nn.Module):
         keep = torch.arange(len(A), device=x.device) < torch.tensor(cut.ranks, device=x.device)[:, None]  # R r
         keep = keep.to(x.dtype).view(R, *[1] * (x.dim() - 1), len(A))
         h = F.linear(one, A).unflatten(0, (-1, len(one) // (1 if equal else R)))  # (1 or R) B … r
-        base = F.linear(one, self.weight, self.bias)
+        base = F.linear(one, self.matrix, self.bias)
         base = base.repeat(R, *[1] * (x.dim() - 1)) if equal else base
         return base + self.scale * F.linear((h * keep).flatten(0, 1), B)
 
@@ -132,9 +151,9 @@ def adapt_(module: nn.Module, lora: LoRA, rank: int, seed: int = 0) -> nn.Module
     """Freeze a model and put adapters of this rank where ``lora`` wants them, in place.
 
     Values of A depend on the seed, the place and the index in the rank alone, so that all clients begin with prefixes of
-    one adapter. Raises RecipeError for a target that is no ``nn.Linear`` of this model, and a rank that is too large for it.
+    one adapter. Raises RecipeError for a target that is no linear map of this model, and a rank that is too large for it.
     """
-    linear = {path: m for path, m in module.named_modules() if isinstance(m, nn.Linear)}
+    linear = linear_maps(module)
     found = {t: [p for p in linear if p == t or p.endswith("." + t)] for t in lora.targets}
     ends = sorted({".".join(p.split(".")[-2:]) for p in linear})
     for target, paths in found.items():
@@ -143,14 +162,17 @@ def adapt_(module: nn.Module, lora: LoRA, rank: int, seed: int = 0) -> nn.Module
     most = {p: min(linear[p].weight.shape) for paths in found.values() for p in paths}
     narrowest = min(most, key=lambda p: most[p])
     if rank > most[narrowest]:
-        d_out, d_in = linear[narrowest].weight.shape
+        d_in, d_out = linear[narrowest].weight.shape[:: -1 if isinstance(linear[narrowest], nn.Linear) else 1]
         raise RecipeError(
             f"lora.ranks: {rank} is more than {narrowest} ({d_in} to {d_out}) can have: use at most {min(d_in, d_out)}"
         )
+    times = Counter(id(p) for m in module.modules() for p in m._parameters.values() if p is not None)
     module.requires_grad_(False)
     cut = Cut(rank)
     bounds = [b for b in lora.bounds if b <= rank]
     for path in [p for p in linear if any(p in paths for paths in found.values())]:
+        if times[id(linear[path].weight)] > 1:  # tied: the same values, and memory, under a name of its own
+            linear[path].weight = nn.Parameter(linear[path].weight.detach(), requires_grad=False)
         adapter = LoRALinear(linear[path], bounds, lora.scale_of(rank), lora.train, cut)
         if not adapter.weight.is_meta:
             init_(adapter, lora, generator(seed, "lora", path))
@@ -167,11 +189,17 @@ def adapt_(module: nn.Module, lora: LoRA, rank: int, seed: int = 0) -> nn.Module
     return module
 
 
+def linear_maps(module: nn.Module) -> dict[str, Any]:
+    """The maps of a module that can have an adapter by path: ``nn.Linear``, and the ``Conv1D`` of GPT-2 and its like."""
+    kinds = (nn.Linear, getattr(sys.modules.get("transformers.pytorch_utils"), "Conv1D", nn.Linear))
+    return {path: m for path, m in module.named_modules() if isinstance(m, kinds)}
+
+
 @torch.no_grad()
 def init_(adapter: LoRALinear, lora: LoRA, g: torch.Generator) -> None:
     """First values: A is drawn, B is zero."""
     widths = [len(A) for A in adapter.lora_A]
-    for A, new in zip(adapter.lora_A, fresh_A(lora, sum(widths), adapter.weight, g).split(widths), strict=True):
+    for A, new in zip(adapter.lora_A, fresh_A(lora, sum(widths), adapter.matrix, g).split(widths), strict=True):
         A.copy_(new)
     for B in adapter.lora_B:
         B.zero_()
