@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
-import re
+import shutil
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -26,12 +29,19 @@ class _Lab(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            out = super().invoke(ctx)
+            sys.stdout.flush()
+            return out
         except click.UsageError as error:
             if "unexpected extra argument" in error.message and "=" in error.message:
                 hint = f"{error.message} Fields of a recipe are changed with -o, for example -o steps=500."
                 raise click.UsageError(hint, error.ctx) from None
             raise
+        except OSError as error:
+            if ctx.params.get("debug") or error.errno == errno.EPIPE:  # a pipe that nobody reads: click ends in silence
+                raise
+            _give_up(error)
+            ctx.exit(1)
         except Exception as error:
             from lab.errors import LabError
 
@@ -40,6 +50,19 @@ class _Lab(click.Group):
             if not _said_elsewhere(error.exit_code):
                 click.echo(f"lab: {error}", err=True)
             ctx.exit(error.exit_code)
+
+
+def _give_up(error: OSError) -> None:
+    """Say in one line what the system refused; where it was the output, nothing more is written there."""
+    from lab.errors import plain
+
+    what = f"{error.strerror or error}" + (f": {error.filename}" if error.filename else "")
+    if error.filename is None:  # what is printed; files are written under their names
+        what = f"cannot write the output ({what}); what a run has done is in its folder, and the same command goes on"
+        with contextlib.suppress(OSError):  # what still waits to be written goes nowhere, without a word
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    with contextlib.suppress(OSError):
+        click.echo(f"lab: {plain(what)}", err=True)
 
 
 def _launched() -> bool:
@@ -133,6 +156,11 @@ class _Progress:
         self.validation = float("nan")
         self.said = time.monotonic()
 
+    def note(self, line: str) -> None:
+        from lab.errors import plain
+
+        self.bar.write(plain(line), file=sys.stderr)
+
     def __call__(self, event: Event) -> None:
         from lab.events import Ended, Evaluated, Sent, Started, Stepped, Turned, Warned
         from lab.plan import human
@@ -141,10 +169,9 @@ class _Progress:
             case Started():
                 self.tokens = event.tokens_per_step
                 self.bar.set_description(self.folder.path.name)
-                self.bar.write(
+                self.note(
                     f"{self.folder.path}: {event.num_params:,} parameters, {self.recipe.num_workers} workers × "
-                    f"{self.recipe.steps:,} steps, {event.tokens_per_step:,} tokens a step",
-                    file=sys.stderr,
+                    f"{self.recipe.steps:,} steps, {event.tokens_per_step:,} tokens a step"
                 )
             case Sent():
                 self.bytes += event.bytes_all
@@ -163,22 +190,23 @@ class _Progress:
                 if not self.live:
                     click.echo(f"step {event.step:>6}  validation {event.loss:.4f}  sent {human(self.bytes)}")
             case Turned():
-                self.bar.write(f"from step {event.step} on: {event.knob} = {json.dumps(event.value)}", file=sys.stderr)
+                self.note(f"from step {event.step} on: {event.knob} = {json.dumps(event.value)}")
             case Warned():
-                self.bar.write(f"note: {event.message}", file=sys.stderr)
+                self.note(f"note: {event.message}")
             case Ended():
                 self.bar.refresh()
 
     def sum_up(self, columns: Columns) -> None:
+        from lab.errors import plain
         from lab.plan import human
 
         steps = columns.step[-1] if columns.step else 0
         click.echo(
-            f"{self.folder.path}: {steps} steps, validation loss {self.validation:.4f} nats per token, "
+            f"{plain(str(self.folder.path))}: {steps} steps, validation loss {self.validation:.4f} nats per token, "
             f"{human(self.bytes)} of payload from {self.recipe.num_workers} workers, {columns.tokens_per_second:,.0f} tokens/s"
         )
         for line in _findings(columns):
-            click.echo(f"  {line}")
+            click.echo(f"  {plain(line)}")
 
 
 def _findings(columns: Columns) -> Iterator[str]:
@@ -303,6 +331,7 @@ def compare(names: tuple[str, ...], runs: str, network_name: str, as_json: bool)
     from dataclasses import replace
 
     from lab.columns import Columns
+    from lab.errors import RecipeError, plain
     from lab.methods import FEDERATED, name_of
     from lab.network import network
     from lab.plan import human
@@ -310,13 +339,19 @@ def compare(names: tuple[str, ...], runs: str, network_name: str, as_json: bool)
 
     net = network(network_name)
     rows: list[dict[str, Any]] = []
-    for name in names:
-        folder = find_run(name, runs)
-        columns = Columns.of(folder.events())
-        if columns.started is None:
-            click.echo(f"lab: {folder.path} has no events yet: left out", err=True)
+    damaged = False
+    for folder in [find_run(name, runs) for name in names]:
+        try:
+            folder.recipe()
+            columns = Columns.of(folder.events())
+            if columns.started is None:
+                click.echo(f"lab: {plain(str(folder.path))} has no events yet: left out", err=True)
+                continue
+            served = name_of(columns.recipe.method) in FEDERATED
+        except RecipeError as error:
+            click.echo(f"lab: {error}: left out", err=True)
+            damaged = True
             continue
-        served = name_of(columns.recipe.method) in FEDERATED
         bill = columns.price(replace(net, topology="server") if served else net)
         rows.append(
             {
@@ -331,20 +366,24 @@ def compare(names: tuple[str, ...], runs: str, network_name: str, as_json: bool)
                 "seconds": bill.total_seconds,
             }
         )
+    if damaged and not rows:
+        sys.exit(RecipeError.exit_code)
     if as_json:
         click.echo(json.dumps(rows, indent=1))
-        return
+        sys.exit(RecipeError.exit_code if damaged else 0)
     head = f"{'run':<28}{'steps':>7}{'status':>12}{'validation':>12}{'payload':>11}{'on wires':>11}"
     click.echo(head + f"{'on ' + network_name:>13}")
     for r in rows:
         loss = "–" if r["validation_loss"] is None else f"{r['validation_loss']:.4f}"
         click.echo(
-            f"{r['run']:<28}{r['steps']:>7}{r['status']:>12}{loss:>12}{human(r['payload_bytes']):>11}"
+            f"{plain(r['run']):<28}{r['steps']:>7}{r['status']:>12}{loss:>12}{human(r['payload_bytes']):>11}"
             f"{human(r['wire_bytes']):>11}{r['seconds']:>11.1f} s"
         )
     click.echo(
         "seconds: computing as it went here, and the link between workers, or to a server for methods that have one"
     )
+    if damaged:
+        sys.exit(RecipeError.exit_code)
 
 
 @main.command()
@@ -407,59 +446,57 @@ def sweep(notebook: str, parameters: tuple[str, ...], out: str, jobs: int | None
 def list_(runs: str) -> None:
     """Methods, presets, models, corpora, networks, devices, and the runs that there are."""
     from lab.data import CORPORA
+    from lab.errors import plain
     from lab.methods import METHODS
     from lab.network import DEVICES, NETWORKS
     from lab.optim import ELEMENTWISE
     from lab.presets import PRESETS
     from lab.recipe import SIZES
-    from lab.store import RunFolder
+    from lab.store import stored
     from lab.tasks import TASKS
 
     def first_line(cls: type) -> str:
         return (sys.modules[cls.__module__].__doc__ or "").strip().splitlines()[0]
 
+    there = stored(runs)
     click.echo("methods")
     for name, cls in METHODS.items():
-        click.echo(f"  {name:<16} {first_line(cls)}")
-    click.echo("presets      " + ", ".join(PRESETS))
-    click.echo("models       " + ", ".join(SIZES))
-    click.echo("optimizers   " + ", ".join(ELEMENTWISE))
-    click.echo("corpora      " + ", ".join(CORPORA))
-    click.echo("tasks        " + ", ".join(f"task:{name}" for name in TASKS))
-    click.echo("networks     " + ", ".join(NETWORKS))
-    click.echo("devices      " + ", ".join(DEVICES))
-    there = sorted(p.parent for p in Path(runs).glob("*/recipe.json"))
-    click.echo(f"runs in {runs}/" + ("" if there else ": none yet"))
-    for path in there:
-        click.echo(f"  {path.name:<32} {_in_short(RunFolder(path))}")
+        _row(f"  {name:<16} ", first_line(cls))
+    _row("presets      ", ", ".join(PRESETS))
+    _row("models       ", ", ".join(SIZES))
+    _row("optimizers   ", ", ".join(ELEMENTWISE))
+    _row("corpora      ", ", ".join(CORPORA))
+    _row("tasks        ", ", ".join(f"task:{name}" for name in TASKS))
+    _row("networks     ", ", ".join(NETWORKS))
+    _row("devices      ", ", ".join(DEVICES))
+    _row(f"runs in {plain(runs)}/", "" if there else ": none yet")
+    for folder in there:
+        _row(f"  {plain(folder.path.name):<32} ", plain(_in_short(folder), 300))
+
+
+def _row(head: str, text: str) -> None:
+    """A line that is not wider than the terminal; elsewhere, and for whoever reads it with a program, one line."""
+    line = head + text
+    if sys.stdout.isatty() or "COLUMNS" in os.environ:
+        width = max(20, shutil.get_terminal_size().columns)
+        indent = " " * (len(head) if width - len(head) >= 40 else 4)
+        line = textwrap.fill(line, width, subsequent_indent=indent, break_on_hyphens=False)
+    click.echo(line)
 
 
 def _in_short(folder: RunFolder) -> str:
-    """Where a run stands: status, what it trains on what, steps, and its last validation loss."""
+    """Where a run stands: status, what it trains on what, steps, and its last validation loss; or what is damaged."""
+    from lab.errors import LabError
     from lab.recipe import SIZES
 
-    ended, recipe = folder.ended(), folder.recipe()
+    try:
+        ended, recipe, last = folder.end(), folder.recipe(), folder.last_evaluated()
+    except LabError as error:
+        return f"{'damaged':<12}{error}"
     model = next((name for name, size in SIZES.items() if size == recipe.model), type(recipe.model).__name__)
     done = f"{ended.step:,} of " if ended and ended.step != recipe.steps else ""
-    loss = _last_loss(folder.path / "events.jsonl")
     word = f"{ended.status if ended else 'unfinished':<12}{model} on {recipe.corpus}, {done}{recipe.steps:,} steps"
-    return word + ("" if loss is None else f", validation loss {loss:.4f}")
-
-
-def _last_loss(file: Path) -> float | None:
-    """Of the last evaluation, if that is near the end of the events: a long file is not read for it."""
-    from lab.events import Evaluated, from_json
-
-    if not file.exists():
-        return None
-    with open(file, "rb") as f:
-        f.seek(max(0, file.stat().st_size - (1 << 18)))
-        lines = f.read().split(b"\n")[:-1]
-    for line in reversed(lines):
-        if re.match(rb'{"kind": ?"evaluated"', line):
-            event = from_json(line.decode())
-            return event.loss if isinstance(event, Evaluated) else None
-    return None
+    return word + ("" if last is None else f", validation loss {last.loss:.4f}")
 
 
 if __name__ == "__main__":

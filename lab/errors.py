@@ -5,11 +5,28 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+MOST_CHARACTERS = 1000  # of a message
+
+
+def plain(text: str, most: int = MOST_CHARACTERS) -> str:
+    """One line that a terminal shows as it stands: line ends and escape sequences written out, the middle left out if it is long.
+
+    For whatever comes from a file or a user and is printed.
+    """
+    if len(text) > most:
+        text = f"{text[: most // 2]} … {text[-most // 2 :]}"
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c == "\xa0" else c.encode("unicode_escape").decode() for c in text)
+
 
 class LabError(Exception):
-    """Something went wrong that the user can act on. The command line, and a notebook, print the message alone."""
+    """Something went wrong that the user can act on. The command line, and a notebook, print the message alone: one line."""
 
     exit_code = 1
+
+    def __init__(self, message: object = ""):
+        super().__init__(plain(str(message)))
 
     def _render_traceback_(self) -> list[str]:  # what IPython asks for; the traceback itself is there as ever
         return [f"{type(self).__name__}: {self}"]
@@ -19,6 +36,10 @@ class RecipeError(LabError):
     """The input was wrong, found before anything started (exit code 2)."""
 
     exit_code = 2
+
+
+class Damaged(RecipeError):
+    """Something on disk is not what was written there. Nothing was changed."""
 
 
 class Diverged(LabError):

@@ -172,34 +172,41 @@ class Trainer:
                 events.close()
 
     def _events(self, folder: RunFolder | SharedFolder | None) -> Generator[Event, None, None]:
-        recipe, keep = self.recipe, 0
         notes: list[str] = []
-        if folder is not None:
-            checkpoint, notes = folder.load()
-            if checkpoint is not None:
-                self.restore(checkpoint)
-                keep = checkpoint.events_bytes
-                notes.append(f"resumed after step {self.t}")
-            elif notes:
-                notes.append("no whole checkpoint is left: starting again from the beginning")
-            self._again = folder.turned(self.t)
-            folder.open(recipe, keep)
-            yield from folder.events()
         try:
-            for event in self._steps(notes, folder):
-                if folder is not None and not isinstance(event, Checkpointed):  # save() writes that one itself
-                    folder.append(event)
-                yield event
-        except LabError as error:
-            failed = Ended(self.t, "failed", str(error))
             if folder is not None:
-                folder.append(failed)
-            yield failed
-            raise
+                folder.lock()
+                notes = self._take_up(folder)
+                yield from folder.events()
+            try:
+                for event in self._steps(notes, folder):
+                    if folder is not None and not isinstance(event, Checkpointed):  # save() writes that one itself
+                        folder.append(event)
+                    yield event
+                if folder is not None:
+                    folder.flush()
+            except LabError as error:
+                failed = Ended(self.t, "failed", str(error))
+                if folder is not None:
+                    folder.append_end(failed)
+                yield failed
+                raise
         finally:
             self.fleet.close()
             if folder is not None:
                 folder.close()
+
+    def _take_up(self, folder: RunFolder | SharedFolder) -> list[str]:
+        """Go on from what a folder holds; what is to be said about that."""
+        checkpoint, notes = folder.load(self.recipe)
+        if checkpoint is not None:
+            self.restore(checkpoint)
+            notes.append(f"resumed after step {self.t}")
+        elif notes:
+            notes.append("no whole checkpoint is left: starting again from the beginning")
+        self._again = folder.turned(self.t)
+        folder.open(self.recipe, checkpoint.events_bytes if checkpoint is not None else 0, self.t)
+        return notes
 
     def _steps(self, notes: list[str], folder: RunFolder | SharedFolder | None) -> Iterator[Event]:
         recipe = self.recipe
@@ -409,6 +416,8 @@ def train(
     """Run a recipe to its end and fold it. With a folder: what is finished there is read, what was cut off goes on."""
     recipe = Recipe.of(recipe)
     run_folder = RunFolder(folder) if folder is not None else None
+    if run_folder is not None:
+        run_folder.check_recipe(recipe)
     if run_folder is not None and run_folder.done:
         stream = run_folder.events()
     else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,15 +13,14 @@ from lab.errors import RecipeError
 from lab.models.files import in_one_line
 from lab.models.hf import HF
 from lab.models.peft import Ranks, merged, save_adapter
-from lab.recipe import Recipe
 from lab.run import Trainer
 from lab.store import RunFolder, write_atomically
 
 
 def trained(folder: RunFolder) -> nn.Module:
     """The model of a run as its last whole checkpoint has it: the agreed values, in eval mode. Raises RecipeError without one."""
-    recipe = Recipe.of(json.loads((folder.path / "recipe.json").read_text()))
-    checkpoint, _ = folder.load()
+    recipe = folder.recipe()
+    checkpoint, _ = folder.load(recipe)
     if checkpoint is None:
         raise RecipeError(f"{folder.path.name} has no whole checkpoint: run it with checkpoint_every above 0")
     trainer = Trainer(recipe)
@@ -39,26 +37,27 @@ def export_run(folder: RunFolder, out: Path, *, rank: Ranks = None, whole: bool 
     rslora
         the adapters say their scale as α/√r instead of α/r.
     """
-    module, recipe = trained(folder), Recipe.of(json.loads((folder.path / "recipe.json").read_text()))
+    if out.exists() and not out.is_dir():
+        raise RecipeError(f"{out} is a file: give a folder to write into")
+    module, recipe = trained(folder), folder.recipe()
     if not whole:
         base = recipe.model.path if isinstance(recipe.model, HF) else recipe.start
         moved = "base" in {k.split("/")[1] for k in _shared(folder)}
         note = " (the method also changed the model itself: --merged writes all of it)" if moved else ""
         return f"adapters in {save_adapter(module, out, rank, base, rslora=rslora)}{note}"
+    from safetensors import SafetensorError
     from safetensors.torch import save
 
-    if isinstance(recipe.model, HF):
-        plain = with_values(recipe.model.build(0, 1), merged(module, rank))
-        try:
-            plain.save_pretrained(out, safe_serialization=True)
-        except (OSError, ValueError) as error:
-            raise RecipeError(
-                f"cannot write the model into {str(out)!r} ({in_one_line(error)}): give a folder"
-            ) from None
-        return f"model in {out}"
-    out.mkdir(parents=True, exist_ok=True)
-    write_atomically(out / "model.safetensors", save(merged(module, rank)))
-    return f"model in {out / 'model.safetensors'}"
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if isinstance(recipe.model, HF):
+            with_values(recipe.model.build(0, 1), merged(module, rank)).save_pretrained(out, safe_serialization=True)
+            return f"model in {out}"
+        write_atomically(out / "model.safetensors", save(merged(module, rank)))
+        return f"model in {out / 'model.safetensors'}"
+    except (OSError, ValueError, SafetensorError) as error:
+        why = (error.strerror if isinstance(error, OSError) else None) or in_one_line(error)
+        raise RecipeError(f"cannot write the model into {str(out)!r} ({why}): give a folder with room in it") from None
 
 
 @torch.no_grad()

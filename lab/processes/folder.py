@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from lab.checkpoints import take_places_
-from lab.errors import LabError
-from lab.events import Checkpointed, Event
+from lab.errors import LabError, RecipeError
+from lab.events import Checkpointed, Ended, Event
 from lab.fleet import Block, Layout
 from lab.processes.peers import Peers
 from lab.recipe import Recipe
 from lab.run import Trainer
 from lab.store import Checkpoint, RunFolder
 
+T = TypeVar("T")
 Cell = tuple[str, str, int, str]  # kind of state, its name, block, and the optimizer's own name for it
 Cells = dict[Cell, dict[int | None, Tensor]]  # the row of each worker; None: what all agree on
 
@@ -31,8 +32,11 @@ class SharedFolder:
     def __init__(self, peers: Peers, trainer: Trainer, folder: RunFolder | None):
         self.peers, self.trainer, self.folder = peers, trainer, folder if peers.first else None
 
-    def load(self) -> tuple[Checkpoint | None, list[str]]:
-        found, notes = self.folder.load() if self.folder is not None else (None, [])
+    def lock(self) -> None:
+        self._first(lambda folder: folder.lock())
+
+    def load(self, recipe: Recipe | None = None) -> tuple[Checkpoint | None, list[str]]:
+        found, notes = self._first(lambda folder: folder.load(recipe)) or (None, [])
         head, notes = self.peers.share([found and [found.step, found.events_bytes, found.extra], notes])[0]
         if head is None:
             return None, notes
@@ -56,20 +60,11 @@ class SharedFolder:
             for name, x in theirs.items() if self.peers.first else ():
                 *cell, worker = json.loads(name)
                 cells.setdefault(tuple(cell), {})[worker] = x
-        if self.folder is None:
-            return Checkpointed(step, RunFolder(".").checkpoint_file(step).name)
-        return self.folder.save(step, self._joined(cells, None), extra)
+        self._first(lambda folder: folder.save(step, self._joined(cells, None), extra))
+        return Checkpointed(step, RunFolder(".").checkpoint_file(step).name)
 
-    def open(self, recipe: Recipe, keep_bytes: int = 0) -> None:
-        problem = None
-        try:
-            if self.folder is not None:
-                self.folder.open(recipe, keep_bytes)
-        except LabError as error:
-            problem = str(error)
-        problem = self.peers.share(problem)[0]
-        if problem is not None:
-            raise LabError(problem)
+    def open(self, recipe: Recipe, keep_bytes: int = 0, step: int = 0) -> None:
+        self._first(lambda folder: folder.open(recipe, keep_bytes, step))
 
     def events(self) -> Iterator[Event]:
         if self.folder is not None:
@@ -79,8 +74,15 @@ class SharedFolder:
         if self.folder is not None:
             self.folder.append(event)
 
+    def flush(self) -> None:
+        self._first(lambda folder: folder.flush())
+
+    def append_end(self, ended: Ended) -> None:
+        if self.folder is not None:
+            self.folder.append_end(ended)
+
     def turned(self, after: int) -> dict[int, dict[str, Any]]:
-        found = self.folder.turned(after) if self.folder is not None else {}
+        found = self._first(lambda folder: folder.turned(after)) or {}
         return dict(self.peers.share(list(found.items()))[0])
 
     def last_step_saved(self) -> int | None:
@@ -90,6 +92,18 @@ class SharedFolder:
     def close(self) -> None:
         if self.folder is not None:
             self.folder.close()
+
+    def _first(self, do: Callable[[RunFolder], T]) -> T | None:
+        """Do something at the first process, for which the others wait. What it cannot do is an error at all of them."""
+        out, problem = None, None
+        try:
+            out = do(self.folder) if self.folder is not None else None
+        except LabError as error:
+            problem = [str(error), error.exit_code]
+        problem = self.peers.share(problem)[0]
+        if problem is not None:
+            raise (RecipeError if problem[1] == RecipeError.exit_code else LabError)(problem[0])
+        return out
 
     # A snapshot has the tensors of the workers in ``mine`` (None: all, as in the file).
 
