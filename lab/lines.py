@@ -113,9 +113,7 @@ def pieces(path: Path, vouched: Vouched | None = None) -> Iterator[Piece]:
             if vouched is not None and num_bytes < vouched.num_bytes <= num_bytes + len(lines):
                 part = memoryview(lines)[: vouched.num_bytes - num_bytes]
                 if zlib.crc32(part, state) != vouched.crc:
-                    raise Damaged(
-                        f"{path} is not what {vouched.by} counts on: put back the file that was there, or run it anew (--again)"
-                    )
+                    raise _not_counted_on(path, vouched)
             sealed = sealed or claimed(lines) is not None
             yield Piece(num_lines + 1, lines, sealed)
             state = zlib.crc32(lines, state)
@@ -130,10 +128,18 @@ def pieces(path: Path, vouched: Vouched | None = None) -> Iterator[Piece]:
         )
 
 
-def last_lines(path: Path, num_bytes: int) -> list[bytes]:
+def last_lines(path: Path, num_bytes: int, vouched: Vouched | None = None) -> list[bytes]:
     """The whole lines in about so many bytes at the end of a file, checked from the line before them. Raises as `pieces` does."""
     with open_plain(path) as file:
         size = os.fstat(file.fileno()).st_size
+        if vouched is not None:
+            file.seek(max(0, vouched.num_bytes - _END_BYTES))
+            end = file.read(_END_BYTES)
+            found = _END.fullmatch(end)
+            if found is None or zlib.crc32(end, int(found[1], 16)) != vouched.crc:
+                for _ in pieces(path, vouched):  # it says why
+                    pass
+                raise _not_counted_on(path, vouched)
         start = max(0, size - num_bytes)
         file.seek(start)
         data = file.read(size - start)
@@ -143,7 +149,7 @@ def last_lines(path: Path, num_bytes: int) -> list[bytes]:
         good = _good(lines, 0, False)
     else:
         first = lines.find(b"\n", lines.find(b"\n") + 1) + 1  # the end of the first whole one
-        if not first:
+        if first in (0, len(lines)):
             return last_lines(path, 8 * num_bytes)
         crc = claimed(lines[:first])
         state = zlib.crc32(lines[first - _END_BYTES : first], crc) if crc is not None else None
@@ -154,6 +160,12 @@ def last_lines(path: Path, num_bytes: int) -> list[bytes]:
             pass
         raise Damaged(f"{path} is damaged near its end")
     return [line + b"\n" for line in lines.split(b"\n")[:-1]]
+
+
+def _not_counted_on(path: Path, vouched: Vouched) -> Damaged:
+    return Damaged(
+        f"{path} is not what {vouched.by} counts on: put back the file that was there, or run it anew (--again)"
+    )
 
 
 def _torn_otherwise(rest: bytes) -> bool:

@@ -123,6 +123,7 @@ class Trainer:
         self.knobs: dict[str, Any] = {}  # where those stand that were turned
         self.between: Callable[[int], Iterable[tuple[str, Any]]] = lambda t: ()  # knobs to turn before step t; may wait
         self.stopping = False  # no further step
+        self._saved: int | None = None  # the step of the last checkpoint
         self._again: dict[int, dict[str, Any]] = {}  # knobs of a run that was cut off, by the step they were turned for
         schedule = recipe.schedule
         self.state = State.of(
@@ -201,6 +202,7 @@ class Trainer:
         checkpoint, notes = folder.load(self.recipe)
         if checkpoint is not None:
             self.restore(checkpoint)
+            self._saved = checkpoint.step
             notes.append(f"resumed after step {self.t}")
         elif notes:
             notes.append("no whole checkpoint is left: starting again from the beginning")
@@ -246,14 +248,12 @@ class Trainer:
             if not self.dry:
                 yield from self.looks.together(t)
                 if folder is not None and saves and t < recipe.steps:
-                    self._check_params(t, folder)
-                    yield folder.save(t, *self.snapshot())
+                    yield self._save(folder)
         done = self.t == recipe.steps
         if self.adapter_watch is not None and done and not any(self.adapter_watch.last_M):
             yield Warned(self.t, "no round was finished, so nothing was aggregated: set method.sync_every below steps")
-        if folder is not None and (recipe.checkpoint_every if done else self.t):
-            self._check_params(self.t, folder)
-            yield folder.save(self.t, *self.snapshot())
+        if folder is not None and (recipe.checkpoint_every if done else self.t) and self._saved != self.t:
+            yield self._save(folder)
         if done and self.watch is not None and self.watch.steps:
             yield self.watch.saturated(self.t)
         yield Ended(self.t, "done" if done else "stopped", "")
@@ -390,6 +390,12 @@ class Trainer:
                 "threads_per_worker": 1,
             },
         )
+
+    def _save(self, folder: RunFolder | SharedFolder) -> Checkpointed:
+        self._check_params(self.t, folder)
+        event = folder.save(self.t, *self.snapshot())
+        self._saved = self.t
+        return event
 
     def _check_params(self, t: int, folder: RunFolder | SharedFolder) -> None:
         bad = not_finite(self.fleet.params, t)

@@ -110,7 +110,7 @@ class RunFolder:
             if not made_with:
                 raise
             by, raw = made_with[0]
-            return Recipe.of(raw), [f"{error}: it is taken from {by}"]
+            return Recipe.of(raw), [f"recipe.json cannot be used ({error}): it is taken from {by}"]
         if made_with and not any(_same(raw, here) for _, raw in made_with):
             by, raw = made_with[0]
             raise RecipeError(
@@ -125,12 +125,19 @@ class RunFolder:
             about = _about(file)
             if about and isinstance(about.get("recipe"), dict):
                 yield f"checkpoint {file.name}", about["recipe"]
+        started = self.started()
+        if started is not None:
+            yield "events.jsonl", started.recipe
+
+    def started(self) -> Started | None:
+        """How the run began; None where that is not there or cannot be read."""
         with contextlib.suppress(OSError, LabError, *UNREADABLE):
             with open_plain(self.path / "events.jsonl") as events:
                 line = events.readline(1 << 24)
             first = from_json(line.decode())
             if isinstance(first, Started) and line.endswith(b"\n") and (first.version < 2 or is_sealed(line)):
-                yield "events.jsonl", first.recipe
+                return first
+        return None
 
     def events(self) -> Iterator[Event]:
         """All complete events; a torn last line (the writer was killed) is left out.
@@ -141,15 +148,18 @@ class RunFolder:
             when it comes to a line that is not what was written, with its number; at the end, where lines that a checkpoint counts
             on are missing.
         """
-        file = self.path / "events.jsonl"
+        file, vouched = self.path / "events.jsonl", self._vouched()
         started: Started | None = None
-        with contextlib.suppress(FileNotFoundError):
-            for piece in pieces(file, self._vouched()):
+        try:
+            for piece in pieces(file, vouched):
                 events = _parsed(file, piece, started)
                 if piece.number == 1 and isinstance(events[0], Started):
                     started = events[0]
                     self._check_started(started)
                 yield from events
+        except FileNotFoundError:
+            if vouched is not None:
+                raise _missing(file, vouched) from None
 
     def _check_started(self, started: Started) -> None:
         try:
@@ -164,15 +174,16 @@ class RunFolder:
         )
 
     def _vouched(self) -> Vouched | None:
-        """What the newest checkpoint of this recipe knows of the events."""
+        """What the checkpoints of this recipe know of the events: the most that one of them does."""
         here: dict[str, Any] | None = None
         with contextlib.suppress(RecipeError):
             here = _read_json(self.path / "recipe.json")
-        for _, file in reversed(self._checkpoints()):
+        found = []
+        for _, file in self._checkpoints():
             about = _about(file)
             if about is not None and "events" in about and here in (None, about.get("recipe")):
-                return Vouched(f"checkpoint {file.name}", about["events"]["bytes"], about["events"]["crc"])
-        return None
+                found.append(Vouched(f"checkpoint {file.name}", about["events"]["bytes"], about["events"]["crc"]))
+        return max(found, key=lambda vouched: vouched.num_bytes, default=None)
 
     def turned(self, after: int) -> dict[int, dict[str, Any]]:
         """Knobs that were turned for steps later than ``after``, by step and name.
@@ -217,6 +228,9 @@ class RunFolder:
 
     def end(self) -> Ended | None:
         """The same, but raises Damaged where the end of the events cannot be read."""
+        started = self.started()
+        if started is not None:
+            self._check_started(started)
         lines = self._last_lines(8192)  # an Ended is far shorter
         last = self._event(lines[-1], Ended) if lines else None
         return last if isinstance(last, Ended) else None
@@ -227,9 +241,12 @@ class RunFolder:
         return next((event for event in found if isinstance(event, Evaluated)), None)
 
     def _last_lines(self, num_bytes: int) -> list[bytes]:
+        vouched = self._vouched()
         try:
-            return last_lines(self.path / "events.jsonl", num_bytes)
+            return last_lines(self.path / "events.jsonl", num_bytes, vouched)
         except FileNotFoundError:
+            if vouched is not None:
+                raise _missing(self.path / "events.jsonl", vouched) from None
             return []
 
     def _event(self, line: bytes, kind: Any) -> Event | None:
@@ -525,6 +542,10 @@ def _parsed(file: Path, piece: Piece, started: Started | None = None) -> list[Ev
             _refuse_newer(file, line)
             raise Damaged(f"{file}: line {number:,} is damaged (it is no event of this run)") from None
     raise Damaged(f"{file}: the lines from {piece.number:,} on are damaged")
+
+
+def _missing(file: Path, vouched: Vouched) -> Damaged:
+    return Damaged(f"{file} is missing, and {vouched.by} counts on it: put back the file that was there")
 
 
 def _started(file: Path, line: bytes) -> Started:
