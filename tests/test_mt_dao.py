@@ -64,13 +64,15 @@ def test_qhm_at_its_corners_is_sgd() -> None:
 
 
 def test_qhadopt_at_its_corner_is_adopt_bit_for_bit() -> None:
-    """ω = 1 and no clamp: the ADOPT of DES-LOC. With the clamp it differs as soon as a gradient jumps."""
+    """ω = 1 is ADOPT, with the same clamp and without; they differ as soon as a gradient jumps."""
+    corner: dict[str, Any] = {"betas": (0.9, 0.99), "weights": (1.0,)}
+    free: dict[str, Any] = {"clip_exponent": None, "weight_decay": 0.1}
     adopt = trained(ELEMENTWISE["ADOPT"], betas=(0.9, 0.99))
+    assert torch.equal(trained(optimizers.QHADOPT, **corner), adopt)
     assert torch.equal(
-        trained(optimizers.QHADOPT, betas=(0.9, 0.99), weights=(1.0,), clip_exponent=None),
-        adopt,
+        trained(optimizers.QHADOPT, **corner, **free), trained(ELEMENTWISE["ADOPT"], betas=(0.9, 0.99), **free)
     )
-    assert not close(trained(optimizers.QHADOPT, betas=(0.9, 0.99), weights=(1.0,)), adopt, 1e-3)
+    assert not close(trained(optimizers.QHADOPT, **corner, clip_exponent=None), adopt, 1e-3)
 
 
 def quasi_hyperbolic_adopt(
@@ -168,7 +170,7 @@ def test_mt_dao_by_hand() -> None:
 def test_weight_one_on_one_momentum_is_des_loc() -> None:
     """ω = 1, N = 1: DES-LOC with the same optimizer, numbers and ledger, bit for bit with ADOPT (and to rounding with Adam)."""
     periods = {"params": 2, "exp_avg": 3, "exp_avg_sq": 4}
-    one = Optimizer("QHADOPT", 1e-2, {"betas": (0.9, 0.99), "weights": (1.0,), "clip_exponent": None})
+    one = Optimizer("QHADOPT", 1e-2, {"betas": (0.9, 0.99), "weights": (1.0,)})
     mt_dao = Bench(MTDAO(periods, one)).run(8)
     des_loc = Bench(DESLOC(periods, Optimizer("ADOPT", 1e-2, {"betas": (0.9, 0.99)}))).run(8)
     for w, state in itertools.product(range(3), periods):
@@ -182,7 +184,7 @@ def test_weight_one_on_one_momentum_is_des_loc() -> None:
 
 def test_local_adopt_is_one_period_for_all() -> None:
     """ω = 1 and equal periods: Local ADOPT."""
-    one = Optimizer("QHADOPT", 1e-2, {"betas": (0.9, 0.99), "weights": (1.0,), "clip_exponent": None})
+    one = Optimizer("QHADOPT", 1e-2, {"betas": (0.9, 0.99), "weights": (1.0,)})
     mt_dao = Bench(MTDAO(dict.fromkeys(("params", "exp_avg", "exp_avg_sq"), 3), one)).run(8)
     local = Bench(LocalAdam(3, Optimizer("ADOPT", 1e-2, {"betas": (0.9, 0.99)}))).run(8)
     assert all(torch.equal(mt_dao.of(w), local.of(w)) for w in range(3))

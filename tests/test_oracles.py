@@ -141,10 +141,18 @@ def test_the_papers_listing_is_the_same_rule_shifted_by_one(steps: int) -> None:
         assert values(bench, state) == pytest.approx(want, rel=1e-13), state
 
 
-def test_des_loc_with_adopt_by_hand() -> None:
-    """ADOPT divides by the second moment of the step before; its first step only takes v = g² and moves nothing."""
-    bench = points(DESLOC({"params": 2, "exp_avg": 3, "exp_avg_sq": 4}, Optimizer("ADOPT", LR), max_norm=None))
-    beta1, beta2, eps = 0.9, 0.9999, 1e-6
+@pytest.mark.parametrize(
+    ("options", "exponent", "decay"),
+    [({}, 0.25, 0.0), ({"clip_exponent": None}, None, 0.0), ({"clip_exponent": 0.5, "weight_decay": 0.3}, 0.5, 0.3)],
+)
+def test_des_loc_with_adopt_by_hand(options: dict[str, Any], exponent: float | None, decay: float) -> None:
+    """ADOPT divides by the second moment of the step before; its first step only takes v = g² and moves nothing.
+
+    What it divides is clamped to ± k^¼ in the k-th step that moves, unless that is switched off.
+    """
+    inner = Optimizer("ADOPT", LR, options)
+    bench = points(DESLOC({"params": 2, "exp_avg": 3, "exp_avg_sq": 4}, inner, max_norm=None))
+    beta1, beta2, eps, clamped = 0.9, 0.9999, 1e-6, 0
     x, m, v = [START] * 2, [0.0] * 2, [0.0] * 2
     for t in range(1, 7):
         for w in range(2):
@@ -152,8 +160,12 @@ def test_des_loc_with_adopt_by_hand() -> None:
             if t == 1:
                 v[w] = g * g
                 continue
-            m[w] = beta1 * m[w] + (1 - beta1) * g / max(math.sqrt(v[w]), eps)
-            x[w] -= LR * m[w]
+            n = g / max(math.sqrt(v[w]), eps)
+            if exponent is not None:
+                clamped += abs(n) > (t - 1) ** exponent
+                n = clipped(n, (t - 1) ** exponent)
+            m[w] = beta1 * m[w] + (1 - beta1) * n
+            x[w] = x[w] * (1 - LR * decay) - LR * m[w]
             v[w] = beta2 * v[w] + (1 - beta2) * g * g
         x = mean(x) if t % 2 == 0 else x
         m = mean(m) if t % 3 == 0 else m
@@ -162,6 +174,21 @@ def test_des_loc_with_adopt_by_hand() -> None:
         assert values(bench) == pytest.approx(x, rel=1e-13), t
         assert values(bench, "exp_avg") == pytest.approx(m, rel=1e-13, abs=1e-15), t
         assert values(bench, "exp_avg_sq") == pytest.approx(v, rel=1e-13), t
+    assert bool(clamped) == (exponent is not None)
+
+
+def test_a_tiny_first_gradient_does_not_throw_adopt_away() -> None:
+    """30 steps whose first gradient is 1e-6 and all others 1: clamped they are of the size of lr, else of its millionfold."""
+    far = {}
+    for clip_exponent in (0.25, None):
+        x = torch.nn.Parameter(torch.zeros(1, dtype=F64))
+        optimizer = ELEMENTWISE["ADOPT"]([x], lr=2e-3, clip_exponent=clip_exponent)
+        for t in range(30):
+            x.grad = torch.full_like(x, 1e-6 if t == 0 else 1.0)
+            optimizer.step()
+        far[clip_exponent] = float(x.detach().abs())
+    assert far[0.25] < 30 * 2e-3 * 30**0.25
+    assert far[None] > 100 * far[0.25]
 
 
 def test_des_loc_with_averaged_momentum_by_hand() -> None:

@@ -10,12 +10,25 @@ import torch
 class ADOPT(torch.optim.Optimizer):
     """Adam that normalises by the *previous* second moment (Taniguchi et al. 2024, as DES-LOC uses it).
 
-    First step: v = g² only. Then m = β1·m + (1−β1)·g / max(√v, ε);  x = x − lr·m;  v = β2·v + (1−β2)·g².
-    No bias correction. States ``exp_avg`` (m) and ``exp_avg_sq`` (v).
+    First step: v = g² and nothing moves. Then n = g / max(√v, ε), clamped to ± k^``clip_exponent`` in the k-th step that
+    moves (None: not clamped);  m = β1·m + (1−β1)·n;  x = x·(1 − lr·weight_decay) − lr·m;  v = β2·v + (1−β2)·g². No bias
+    correction. States ``exp_avg`` (m) and ``exp_avg_sq`` (v).
+
+    The clamp and its exponent 0.25 are the default of ADOPT's authors, whose code has it since November 2024; their paper's
+    listing does not. DES-LOC's public code trains without it in one version, with it in a later one.
     """
 
-    def __init__(self, params: Any, lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.9999), eps: float = 1e-6):
-        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "differentiable": False})
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.9999),
+        eps: float = 1e-6,
+        weight_decay: float = 0.0,
+        clip_exponent: float | None = 0.25,
+    ):
+        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        super().__init__(params, defaults | {"clip_exponent": clip_exponent, "differentiable": False})
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -26,10 +39,18 @@ class ADOPT(torch.optim.Optimizer):
                 if g is None:
                     continue
                 if not state:
+                    state["step"] = torch.tensor(0.0, device="cpu")
                     state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(x), g * g
                     continue
+                state["step"] += 1
                 m, v = state["exp_avg"], state["exp_avg_sq"]
-                m.lerp_(g / v.sqrt().clamp_(min=group["eps"]), 1 - beta1)
+                n = g / v.sqrt().clamp_(min=group["eps"])
+                if group["clip_exponent"] is not None:
+                    most = float(state["step"]) ** group["clip_exponent"]
+                    n.clamp_(-most, most)
+                if group["weight_decay"]:
+                    x.mul_(1 - group["lr"] * group["weight_decay"])
+                m.lerp_(n, 1 - beta1)
                 x.add_(m, alpha=-group["lr"])
                 v.mul_(beta2).addcmul_(g, g, value=1 - beta2)
 

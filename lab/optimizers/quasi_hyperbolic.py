@@ -89,7 +89,8 @@ class QHADOPT(torch.optim.Optimizer):
 
     First step: v = g² and nothing moves. Then n = g / max(√v, ε), clamped to ± k^``clip_exponent`` in the k-th step that
     moves (None: not clamped);  u_j = β_j·u_j + (1−β_j)·n;  x = x·(1 − lr·weight_decay) − lr·[(1−Σω)·n + Σ ω_j·u_j];
-    v = β2·v + (1−β2)·g². No bias correction. States: the averages and ``exp_avg_sq`` (v). Defaults of the authors' code.
+    v = β2·v + (1−β2)·g². No bias correction. States: the averages and ``exp_avg_sq`` (v). Defaults of the authors' code, of
+    which the clamp is that of ADOPT's authors.
     """
 
     def __init__(
