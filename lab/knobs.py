@@ -73,8 +73,6 @@ def turn(trainer: Trainer, knob: str, value: Any) -> bool:
         return False
     if knob == "sync_every":
         trainer.method = with_periods(recipe.method, value)
-    if knob == "down" and trainer.t == 0:
-        recipe.check_late()
     trainer.knobs[knob] = value
     return True
 

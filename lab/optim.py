@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import functools
 import inspect
+import itertools
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from pydantic import Field
@@ -141,7 +143,10 @@ def step_(
     up: list[bool],
     warming: Sequence[tuple[int, int, float]] = (),
 ) -> None:
-    """``optimizer.step()`` over the blocks of ``params``; rows of workers that are down are put back afterwards.
+    """``optimizer.step()`` over the blocks of ``params``; rows of workers that are down stay, and so do their step counts.
+
+    It is as if every row had a torch optimizer of its own. While all have taken as many steps, one call moves whole blocks;
+    else it moves runs of neighbouring rows with the same count.
 
     Rows in ``warming`` (block, row, factor) move by that part of their step: the same as a smaller learning rate, to
     which the step of every optimizer here is proportional.
@@ -151,34 +156,206 @@ def step_(
         return
     for group in optimizer.param_groups:
         group["lr"] = lr
-    keep: list[tuple[Tensor, list[int], Tensor]] = []
-    asleep: list[tuple[torch.nn.Parameter, Tensor]] = []
-    if not all(up):
-        down = [not u for u in up]
-        before = [params, *states(optimizer, params).values()]
-        for stack in before:
-            for i, x in enumerate(stack.blocks):
-                rows = stack.rows(i, down)
-                if rows:
-                    keep.append((x, rows, x[rows]))
-        for leaf, (i, part) in zip(optimizer.param_groups[0]["params"], _leaves(params), strict=True):
-            block = params.layout.blocks[i]
-            held = range(len(params.blocks[i]))[part]
-            gone = [k for k, row in enumerate(held) if down[block.holders[row]]]
-            leaf.grad[gone] = 0.0
-            came_later = len(held) == 1 and block.came(held[0])
-            if gone and came_later and not optimizer.state.get(leaf):
-                asleep.append((leaf, leaf.grad))  # came while its worker was down: starts afresh when that is back
-                leaf.grad = None
+    leaves = optimizer.param_groups[0]["params"]
     with torch.no_grad():
         from_here = [(params.blocks[i][row], factor, params.blocks[i][row].clone()) for i, row, factor in warming]
-        optimizer.step()
+        if all(up) and not any(_differ(state) for state in optimizer.state.values()):
+            _move_(optimizer, {leaf: optimizer.state[leaf] for leaf in leaves})
+        else:
+            _move_rows_(optimizer, params, up)
         for now, factor, old in from_here:
             now.copy_(old.lerp(now, factor))
-        for x, kept, old in keep:
-            x[kept] = old
-    for leaf, grad in asleep:
-        leaf.grad = grad
+
+
+def _move_(optimizer: torch.optim.Optimizer, moving: Mapping[torch.nn.Parameter, dict[str, Any]]) -> None:
+    """``optimizer.step()`` for these parameters, each with its state.
+
+    Those that move for the first time go by themselves: torch's fused SGD cannot take both at once.
+    """
+    group, memory = optimizer.param_groups[0], optimizer.state
+    everything = group["params"]
+    for known in (True, False):
+        some = {leaf: state for leaf, state in moving.items() if bool(state) == known}
+        if some:
+            group["params"] = list(some)
+            optimizer.state = defaultdict[Tensor, Any](dict, some.items())
+            optimizer.step()
+    group["params"], optimizer.state = everything, memory
+
+
+# Rows that have taken different numbers of steps. What torch counts for a parameter (``step``, and the ``mu_product`` of NAdam)
+# is one number while all rows of a leaf agree, and ``[rows]`` while they do not. FRESH, ``[rows]`` too, marks rows that begin
+# anew with their next step, whatever stands in their states; it is there while there are any.
+
+FRESH = "fresh"
+
+
+def _differ(state: Mapping[str, Any]) -> bool:
+    return any(isinstance(x, Tensor) and x.dim() == 1 for x in state.values())
+
+
+def _counts(state: Mapping[str, Any], num_rows: int) -> dict[str, list[float]]:
+    """All that a leaf has one number of for each row; of each, those numbers."""
+    found = {k: x for k, x in state.items() if isinstance(x, Tensor) and x.dim() < 2}
+    counts: dict[str, list[float]] = {k: x.expand(num_rows).tolist() for k, x in found.items()}
+    return {FRESH: [0.0] * num_rows, **counts}
+
+
+def joined_counts(name: str, rows: Sequence[Tensor]) -> Tensor | None:
+    """One number of each row of a leaf as it is kept: a single one if they agree, else ``[rows]``; None: not at all."""
+    if name == FRESH:
+        return torch.stack(list(rows)) if any(rows) else None
+    return rows[0].clone() if all(x == rows[0] for x in rows) else torch.stack(list(rows))
+
+
+def _write_counts_(state: dict[str, Any], counts: Mapping[str, Sequence[float]]) -> None:
+    for name, values in counts.items() if all(counts.values()) else ():  # there may be no rows
+        like = state.get(name, torch.tensor(False, device="cpu"))
+        kept = joined_counts(name, [like.new_tensor(x) for x in values])
+        state.pop(name, None)
+        if kept is not None:
+            state[name] = kept
+
+
+def _held(params: Stack, i: int, part: slice) -> list[int]:
+    """The worker of each row of a leaf."""
+    return [params.layout.blocks[i].holders[row] for row in range(len(params.blocks[i]))[part]]
+
+
+def _at_start(optimizer: torch.optim.Optimizer, leaf: Tensor) -> dict[str, Any]:
+    """The state of a parameter before its first step: Adagrad makes one at once, all others with the step."""
+    if not isinstance(optimizer, torch.optim.Adagrad):
+        return {}
+    group = optimizer.param_groups[0]
+    step = torch.zeros((), dtype=torch.float32, device=leaf.device if group["fused"] else "cpu")
+    return {"step": step, "sum": torch.full_like(leaf, group["initial_accumulator_value"])}
+
+
+class _Run(NamedTuple):
+    """Neighbouring rows of a leaf that move as one parameter."""
+
+    leaf: Tensor
+    counts: dict[str, list[float]]  # of all rows of the leaf
+    rows: slice
+    state: dict[str, Any]  # its own: views of the leaf's, or new
+
+
+def _move_rows_(optimizer: torch.optim.Optimizer, params: Stack, up: Sequence[bool]) -> None:
+    moving: dict[torch.nn.Parameter, dict[str, Any]] = {}
+    begun: list[tuple[Tensor, Tensor, list[int]]] = []  # leaf, what it was, rows that are yet to begin
+    runs: list[_Run] = []
+    for leaf, (i, part) in zip(optimizer.param_groups[0]["params"], _leaves(params), strict=True):
+        workers, state = _held(params, i, part), optimizer.state[leaf]
+        down = [row for row, w in enumerate(workers) if not up[w]]
+        leaf.grad[down] = 0.0  # who is down has none
+        if not state:  # the first step is that of the whole leaf, so that there is a state at once, whoever is up
+            came_later = len(workers) == 1 and params.layout.blocks[i].came(range(len(params.blocks[i]))[part][0])
+            if not (down and came_later):  # else it begins when its worker is back
+                moving[leaf] = state
+                begun.append((leaf, leaf.detach()[down], down))
+            continue
+        counts = _counts(state, len(workers))
+        alike = [(up[w], *(of_rows[row] for of_rows in counts.values())) for row, w in enumerate(workers)]
+        for (is_up, fresh, *values), neighbours in itertools.groupby(range(len(workers)), alike.__getitem__):
+            if not is_up:
+                continue
+            places = list(neighbours)
+            rows = slice(places[0], places[-1] + 1)
+            piece = torch.nn.Parameter(leaf.detach()[rows])
+            piece.grad = leaf.grad[rows]
+            own = {k: x[rows] for k, x in state.items() if isinstance(x, Tensor) and x.dim() == 2}
+            own |= {k: state[k].new_tensor(x) for k, x in zip([*counts][1:], values, strict=True)}
+            moving[piece] = _at_start(optimizer, piece) if fresh else own
+            runs.append(_Run(leaf, counts, rows, moving[piece]))
+    _move_(optimizer, moving)
+    for leaf, before, down in begun:
+        leaf.detach()[down] = before
+        if down and optimizer.state[leaf]:
+            _forget_rows_(optimizer.state[leaf], len(leaf), down)
+    for leaf, counts, rows, own in runs:
+        state, num = optimizer.state[leaf], rows.stop - rows.start
+        for name, x in own.items():
+            if isinstance(x, Tensor) and x.dim() < 2:
+                counts[name][rows] = [x.item()] * num
+            elif isinstance(x, Tensor) and x.data_ptr() != state[name][rows].data_ptr():
+                state[name][rows] = x
+        counts[FRESH][rows] = [False] * num
+        _write_counts_(state, counts)
+
+
+def _forget_rows_(state: dict[str, Any], num_rows: int, rows: Sequence[int]) -> None:
+    """These rows begin anew with their next step."""
+    counts = _counts(state, num_rows)
+    for name, values in counts.items():
+        for row in rows:
+            values[row] = name == FRESH
+    _write_counts_(state, counts)
+
+
+def count_(optimizer: torch.optim.Optimizer, params: Stack, up: Sequence[bool], t: int) -> list[list[int]]:
+    """For a method that steps by itself: count local step ``t``; how many steps every row has taken by now, block by block.
+
+    Where nothing was counted yet, all rows have taken the steps before ``t``.
+    """
+    of_blocks: list[list[int]] = [[] for _ in params.blocks]
+    for leaf, (i, part) in zip(optimizer.param_groups[0]["params"], _leaves(params), strict=True):
+        state, workers = optimizer.state[leaf], _held(params, i, part)
+        state.setdefault("step", torch.tensor(t - 1.0, device="cpu"))
+        before = _counts(state, len(workers))["step"]
+        steps = [n + up[w] for n, w in zip(before, workers, strict=True)]
+        _write_counts_(state, {"step": steps})
+        of_blocks[i] += map(int, steps)
+    return of_blocks
+
+
+def count_as_before_(optimizer: torch.optim.Optimizer, t: int) -> None:
+    """After a checkpoint of step ``t`` from when ADOPT did not count: as if nobody had ever been away."""
+    for state in optimizer.state.values() if isinstance(optimizer, ADOPT) else ():
+        if state:
+            state.setdefault("step", torch.tensor(t - 1.0, device="cpu"))
+
+
+def take_over_(
+    optimizer: torch.optim.Optimizer,
+    params: Stack,
+    workers: Sequence[int],
+    known_by: Sequence[bool],
+    tell: Callable[[Mapping[int, Any]], dict[int, Any]],
+) -> None:
+    """Workers that were just sent the mean states of others also take over how many steps these have taken.
+
+    Where those differ (a unit that came to one later than to another), the largest number.
+
+    Parameters
+    ----------
+    known_by
+        marks the workers of whose states it was the mean.
+    tell
+        `lab.processes.peers.Peers.tell`: makes what is known of workers here known to all processes.
+    """
+    if params.blocks[0].is_meta:
+        return
+    mine: dict[int, dict[int, dict[str, float]]] = {w: {} for w in params.layout.mine or range(len(known_by))}
+    places = list(zip(optimizer.param_groups[0]["params"], _leaves(params), strict=True))
+    for leaf, (i, part) in places:
+        workers_here = _held(params, i, part)
+        counts = _counts(optimizer.state.get(leaf, {}), len(workers_here))
+        for row, w in enumerate(workers_here):
+            mine[w][i] = {name: of_rows[row] for name, of_rows in counts.items()}
+    everyones = tell({w: list(of_blocks.items()) for w, of_blocks in mine.items()})
+    known = {w: {i: dict(counts) for i, counts in of_blocks} for w, of_blocks in everyones.items()}
+    for leaf, (i, part) in places:
+        everywhere = params.layout.blocks[i].everywhere
+        others = [w for w in everywhere if known_by[w]] or everywhere
+        longest = max((known[w][i] for w in others), key=lambda of_row: (not of_row[FRESH], of_row.get("step", 0.0)))
+        back = [row for row, w in enumerate(_held(params, i, part)) if w in workers]
+        state = optimizer.state.get(leaf)
+        if state and back:
+            counts = _counts(state, len(leaf))
+            for name, of_rows in counts.items():
+                for row in back:
+                    of_rows[row] = longest.get(name, of_rows[row])
+            _write_counts_(state, counts)
 
 
 def states(optimizer: torch.optim.Optimizer, params: Stack) -> dict[str, Stack]:
@@ -216,14 +393,20 @@ def _together(name: str, like: Tensor, parts: list[tuple[slice, dict[str, Tensor
     return whole
 
 
-def reset_(optimizer: torch.optim.Optimizer, params: Stack, up: list[bool]) -> None:
-    """Every worker that is up forgets its optimizer state: all state tensors and the step count go to zero."""
+def reset_(optimizer: torch.optim.Optimizer, params: Stack, up: Sequence[bool]) -> None:
+    """Every worker that is up forgets its optimizer state: state tensors and step counts go to zero.
+
+    One that is not has forgotten it when it is back; until then nothing of it moves.
+    """
     for stack in states(optimizer, params).values():
         for i, x in enumerate(stack.blocks):
             x[stack.rows(i, up)] = 0.0
-    for state in optimizer.state.values():
-        if isinstance(state.get("step"), Tensor):
-            state["step"].zero_()
+    for leaf, (i, part) in zip(optimizer.param_groups[0]["params"], _leaves(params), strict=True):
+        state = optimizer.state.get(leaf)
+        if state and not leaf.is_meta:
+            away = [not up[w] for w in _held(params, i, part)]
+            counts = {name: [0.0] * len(leaf) for name in _counts(state, len(leaf))}
+            _write_counts_(state, counts | {FRESH: away})
 
 
 def forget_(optimizer: torch.optim.Optimizer, params: Stack, cells: Iterable[tuple[int, int]]) -> None:

@@ -200,14 +200,6 @@ class Recipe:
         raw["method"] = {"name": name_of(self.method)} | raw["method"]
         return raw
 
-    def check_late(self) -> None:
-        """Raises RecipeError if no worker may join after the first step."""
-        if self.method.inner.name.endswith("ADOPT") and self.scenario.catch_up == "params":
-            raise RecipeError(
-                "scenario.catch_up = 'params' does not go with ADOPT where a worker joins after the first step: it would "
-                "divide by a second moment of zero; use 'all'"
-            )
-
     @property
     def experts(self) -> Experts | None:
         """Where the experts of the model lie, at the start of a run; None for a model without."""

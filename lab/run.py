@@ -49,6 +49,7 @@ from lab.fleet import Fleet, Stack
 from lab.methods import State
 from lab.methods.state import Loss
 from lab.models.build import build_fleet, check_memory
+from lab.optim import take_over_
 from lab.processes.alone import Alone, with_all_workers
 from lab.recipe import Recipe
 from lab.seeds import derive
@@ -139,8 +140,6 @@ class Trainer:
         if not dry:
             self.comm.observer = self.looks.at_average
         self.up_tW = recipe.scenario.trace(recipe.num_workers, recipe.steps, recipe.seed)
-        if (~self.up_tW[0] & self.up_tW.any(0)).any():
-            recipe.check_late()
         self.measures: Measures | None = None
         if recipe.metrics and not dry:
             from lab.watching.measure import Measures
@@ -296,7 +295,7 @@ class Trainer:
 
     def _workers(self, t: int) -> WorkersChanged | None:
         """Who is up in step ``t``; those who come back first receive what they missed."""
-        self.state.returned = ()
+        self.state.returned = self.state.received = ()
         killed = self.knobs.get("down", ())
         now = [up and w not in killed for w, up in enumerate(self.up_tW[t - 1].tolist())]
         if now == self.fleet.up and t > 1:
@@ -306,9 +305,13 @@ class Trainer:
         self.state.returned = returned
         if returned and not self.state.served:  # else the method does so
             names = ["params"] if self.recipe.scenario.catch_up == "params" else list(self.state.local)
+            self.state.received = names
             for name in names:
                 known = self.comm.agreed(self.state.local[name], self.last_up, self.state.shared.get(name))
                 self.comm.broadcast_(known, self.state.local[name], name, returned, self.last_up)
+            if self.recipe.scenario.catch_up == "all":
+                inner = self.state.optimizers["inner"]
+                take_over_(inner, self.state.local["params"], returned, self.last_up, self.peers.tell)
             for name, stack in self.state.shared.items():  # kept once in this process; they receive it all the same
                 self.comm.broadcast_(stack, stack, name, returned, self.last_up)
         self.fleet.up = now

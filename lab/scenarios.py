@@ -31,9 +31,12 @@ class Scenario:
 
     A worker that is down neither computes nor sends. When it is back (or joins) it first receives ``params`` as those that
     were up hold them on average and, with ``catch_up="all"``, every state of the inner optimizer likewise; with
-    ``"params"`` it goes on with whatever states it had; in both cases it receives the agreed (shared) state, if the method
-    has one. All of it counts as bytes. (With ``"params"`` the workers of DDP, which
+    ``"params"`` it goes on with whatever states it had (none, if it joins); in both cases it receives the agreed (shared) state,
+    if the method has one. All of it counts as bytes. (With ``"params"`` the workers of DDP, which
     never average states, stay different for ever.)
+
+    An optimizer's step count, of bias correction for one, is each worker's own: it stands still while the worker is down. With
+    ``"all"`` it comes with the states, those of the others. An average of states leaves it as it is.
 
     outages
         fixed times.

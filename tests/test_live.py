@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from toys import PATIENCE, corpus, recipe, story, until
 
 import lab.live
@@ -511,12 +512,19 @@ def test_a_network_is_written_as_its_fields() -> None:
     assert settled(recipe(), "network", again, {}) == again
 
 
-def test_adopt_cannot_be_joined_late_by_hand_either() -> None:
-    """Killed before the first step, a worker would come back without a second moment to divide by."""
+def test_adopt_can_be_joined_late_by_hand() -> None:
+    """Killed before the first step, a worker comes back without a second moment: its first step makes one, and moves nothing."""
     inner = {"name": "ADOPT", "lr": 1e-3, "options": {"betas": [0.9, 0.99]}}
-    r = recipe({"name": "local_adam", "inner": inner}, scenario=Scenario(catch_up="params"))
-    with pytest.raises(RecipeError, match="ADOPT"):
-        list(turned_at(r, {1: {"down": [1]}}).events())
+    r = recipe({"name": "local_adam", "inner": inner}, steps=6, scenario=Scenario(catch_up="params"))
+    trainer, seen = turned_at(r, {1: {"down": [1]}, 3: {"down": []}}), dict[int, torch.Tensor]()
+    for event in trainer.events():
+        if isinstance(event, Stepped):
+            seen[event.step] = trainer.fleet.params.blocks[0][1].clone()
+        if isinstance(event, WorkersChanged) and event.step == 3:
+            seen[0] = trainer.fleet.params.blocks[0][1].clone()  # what it was sent
+            assert event.returned == [1]
+    assert torch.equal(seen[3], seen[0])
+    assert 0 < float((seen[4] - seen[3]).abs().max()) < 1e-3
 
 
 # --- replay ----------------------------------------------------------------------------------------------------------

@@ -313,6 +313,14 @@ SERVED = {  # some clients are away, the first as well, and the largest
     )
     for name in FEDERATED
 }
+COUNTING_APART = (
+    "photon",
+    "photon kept Nesterov",
+    "diloco outer Adam",
+    "lordo",
+    "local_sgd reset",
+    "mt_dao two momenta",
+)
 # Of the listed ones those that differ in what they send: what moves a row is no matter of processes.
 ALONE_AS_WELL = re.compile(
     r".* (SGD|SGDM|ADOPT|RMSprop|FedMom|FedYogi|QHM|unclipped|clip value|coin|gradient|one wave)$"
@@ -322,7 +330,7 @@ OVER_PROCESSES: dict[str, Recipe] = (
     | SERVED
     | {f"{name}, storm": of_four(LISTED[name], scenario=STORM) for name in ("ddp", "photon FedAdam", "lordo", "noloco")}
     | {f"{name}, storm": of_four(LISTED[name], scenario=STORM) for name in ("des_loc outer", "streaming_diloco three")}
-    | {f"{name}, drawn": of_four(LISTED[name], scenario=DRAWN) for name in ("photon", "diloco outer Adam")}
+    | {f"{name}, drawn": of_four(LISTED[name], scenario=DRAWN) for name in COUNTING_APART}
     | {
         "ddp topk": of_four("ddp", codecs={"grads": "topk:0.2"}, scenario=STORM),
         "diloco int8": of_four(LISTED["diloco"], codecs={"params": "int8"}, scenario=STORM),

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from lab.fleet import Layout, Stack
-from lab.optim import states
+from lab.optim import count_as_before_, states
 from lab.store import Checkpoint
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def restore_(trainer: Trainer, checkpoint: Checkpoint) -> None:
             optimizer = trainer.state.optimizers[name]
             group = optimizer.param_groups[0]
             leaf = group["params"][int(rest[0])]
-            counts = value.dim() == 0 and not group.get("fused")  # step counts stay on the CPU, as torch has them
+            counts = value.dim() < 2 and not group.get("fused")  # step counts stay on the CPU, as torch has them
             optimizer.state[leaf][rest[1]] = value if counts else value.to(leaf.device)
         elif kind in ("residual", "measured"):
             stack = _stack(layout, tensors, f"{kind}/{name}", trainer.fleet.device)
@@ -112,6 +112,8 @@ def restore_(trainer: Trainer, checkpoint: Checkpoint) -> None:
             if name not in place:  # made by a later step: there is nothing yet to copy into
                 place[name] = _stack(layout, tensors, f"{kind}/{name}", trainer.fleet.device)
             place[name].blocks[int(rest[0])].copy_(value)
+    for optimizer in trainer.state.optimizers.values():
+        count_as_before_(optimizer, checkpoint.step)
     inner, outer = _owned(trainer)
     trainer.state.local.update(inner)
     trainer.state.shared.update(outer)

@@ -14,7 +14,7 @@ from lab.config import Period, Positive, config
 from lab.errors import RecipeError, one_of
 from lab.fleet import Stack, clip_
 from lab.methods.state import Grad, State
-from lab.optim import Optimizer
+from lab.optim import Optimizer, count_
 from lab.optimizers.low_rank import first_basis, low_rank_adam_, rotate_, top_basis, wide
 from lab.parts import held, layout_like, part
 
@@ -102,7 +102,7 @@ class LoRDO:
     def step(self, s: State, grad: Grad, comm: Communicator, t: int) -> Tensor:
         loss_W = grad(s)
         clip_(s.grads, self.max_norm)
-        self._local_step_(s, t)
+        k = self._local_step_(s, t)
         if t % self.sync_every == 0 and any(s.fleet.up):
             matrix = s.local["projector"].names()
             agreed = comm.mean(s.local["params"], "params")
@@ -117,15 +117,18 @@ class LoRDO:
             if self.projector != "own_gradient":
                 for name in ("exp_avg", "exp_avg_sq", *(["residual"] if self.error_feedback else [])):
                     comm.mean_(s.local[name], name)
-            self._turn_(s, towards, t)
+            self._turn_(s, towards, k)
         return loss_W
 
     @torch.no_grad()
-    def _local_step_(self, s: State, t: int) -> None:
+    def _local_step_(self, s: State, t: int) -> dict[str, int | Tensor]:
+        """Returns how many steps every tensor has taken by now, ``[H]`` where its holders differ."""
         params, Q, E = s.local["params"], s.local["projector"], s.local.get("residual")
         if params.blocks[0].is_meta:
-            return
+            return {}
         options = s.optimizers["inner"].defaults
+        counts = [_one_if_equal(rows) for rows in count_(s.optimizers["inner"], params, s.fleet.up, t)]
+        k = {name: counts[i] for name, (i, _) in params.layout.place.items()}
         with held(s.local.values(), s.fleet.up):
             for name in params.names():
                 low = name in Q.layout.place
@@ -140,11 +143,12 @@ class LoRDO:
                     betas=options["betas"],
                     weight=options["weights"][0],
                     eps=options["eps"],
-                    k=t,
+                    k=k[name],
                 )
+        return k
 
     @torch.no_grad()
-    def _turn_(self, s: State, towards: Stack, t: int) -> None:
+    def _turn_(self, s: State, towards: Stack, k: dict[str, int | Tensor]) -> None:
         """The new basis at every worker that is up, and its moments written in it."""
         if towards.blocks[0].is_meta:
             return
@@ -153,8 +157,13 @@ class LoRDO:
             for name in Q.names():
                 new = top_basis(towards[name], Q[name].shape[-1])  # [1 or H, p, r]
                 if self.rotate:
-                    rotate_(u[name], v[name], Q[name], new, s.optimizers["inner"].defaults["betas"], t)
+                    rotate_(u[name], v[name], Q[name], new, s.optimizers["inner"].defaults["betas"], k[name])
                 Q[name].copy_(new)
+
+
+def _one_if_equal(counts: list[int]) -> int | Tensor:
+    """At least 1: who has taken no step yet is put back after that of the others."""
+    return max([1, *counts]) if len(set(counts)) < 2 else torch.tensor(counts, device="cpu").clamp_(min=1)
 
 
 def _less(a: Stack, b: Stack) -> Stack:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from pydantic import Field
 from torch import Tensor
@@ -85,6 +86,7 @@ class MTDAO:
         inner = self.warm.inner if self.warm is not None and t <= self.warm.steps else self.inner
         optimizer = s.optimizers["inner"]
         optimizer.param_groups[0].update(optimizer.defaults | inner.options)  # decays and weights of this step
+        self._forget_late_(s)
         loss_W = grad(s)
         clip_(s.grads, self.max_norm)
         inner.step_(s, t)
@@ -92,15 +94,27 @@ class MTDAO:
             if t % period == 0:
                 comm.mean_(s.local[name], name)
         if self.warm is not None and t == self.warm.steps:
-            self._forget_(s)
+            self._forget_(s, s.fleet.up)
+            if not all(s.fleet.up):
+                s.facts["away_at_switch"] = [w for w, up in enumerate(s.fleet.up) if not up]
         return loss_W
 
-    def _forget_(self, s: State) -> None:
+    def _forget_(self, s: State, workers: Sequence[bool]) -> None:
         """The switch: every first momentum starts again from zero."""
-        num = len(self.inner.state_names) - ("exp_avg_sq" in self.inner.state_names)
-        for stack in (s.local[name] for name in momenta(num)):
+        for stack in (s.local[name] for name in self._momenta()):
             for i, u in enumerate(stack.blocks):
-                u[stack.rows(i, s.fleet.up)] = 0.0
+                u[stack.rows(i, workers)] = 0.0
+
+    def _forget_late_(self, s: State) -> None:
+        """Who was away at the switch does so when it is back, unless it was sent the momenta of the others."""
+        late = [w for w in s.facts.get("away_at_switch", ()) if w in s.returned]
+        if late:
+            s.facts["away_at_switch"] = [w for w in s.facts["away_at_switch"] if w not in late]
+            if not set(self._momenta()) <= set(s.received):
+                self._forget_(s, [w in late for w in range(s.fleet.num_workers)])
+
+    def _momenta(self) -> list[str]:
+        return momenta(len(self.inner.state_names) - ("exp_avg_sq" in self.inner.state_names))
 
 
 def kept(beta: float, steps: int) -> float:

@@ -37,6 +37,7 @@ class State:
         False  # a server keeps the model: what it is, is shared["params"], and the method itself hands it out
     )
     returned: Sequence[int] = ()  # who is back in this step
+    received: Sequence[str] = ()  # the local states that they were sent
     facts: dict[str, Any] = field(default_factory=dict)  # small JSON values that the method has to remember
 
     @classmethod

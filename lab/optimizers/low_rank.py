@@ -30,6 +30,13 @@ def top_basis(x: Tensor, rank: int) -> Tensor:
     return U[..., :rank].to(x.dtype)
 
 
+def filled(beta: float, k: int | Tensor, moment: Tensor) -> float | Tensor:
+    """1 − β^k: how much of an average from zero is there after k steps (``[…]``, one for each of the leading axes)."""
+    if isinstance(k, int):
+        return 1 - beta**k
+    return (1 - beta ** k.double()).to(moment).view(*k.shape, *[1] * (moment.dim() - k.dim()))
+
+
 def low_rank_adam_(
     x: Tensor,
     g: Tensor,
@@ -42,9 +49,9 @@ def low_rank_adam_(
     betas: tuple[float, float],
     weight: float,
     eps: float,
-    k: int,
+    k: int | Tensor,
 ) -> None:
-    """The k-th step, in place. Without Q the moments are full and the step is that of QHAdam.
+    """The k-th step, in place; k may differ along the leading axes. Without Q the moments are full and the step is QHAdam's.
 
     ĝ = Qᵀ(G + E);  E = G + E − Q·ĝ;  u, v as in Adam;  d = √v̂ + ε;
     θ = θ − lr·[ (1 − ω)·G / mean(d) + ω·Q·(û / d) ]. The full-rank term divides by a number, since d is r × q.
@@ -63,8 +70,8 @@ def low_rank_adam_(
         fresh = g
     u.lerp_(low, 1 - beta1)
     v.mul_(beta2).addcmul_(low, low, value=1 - beta2)
-    d = (v / (1 - beta2**k)).sqrt_().add_(eps)
-    slow = u / (1 - beta1**k) / d
+    d = (v / filled(beta2, k, v)).sqrt_().add_(eps)
+    slow = u / filled(beta1, k, u) / d
     if Q is None:
         step = (1 - weight) * fresh / d + weight * slow
     else:
@@ -72,15 +79,16 @@ def low_rank_adam_(
     x.sub_(step, alpha=lr)
 
 
-def rotate_(u: Tensor, v: Tensor, old: Tensor, new: Tensor, betas: tuple[float, float], k: int) -> None:
+def rotate_(u: Tensor, v: Tensor, old: Tensor, new: Tensor, betas: tuple[float, float], k: int | Tensor) -> None:
     """Write the moments after k steps in another basis, in place: R = Q_newᵀ·Q_old;  u = R·u;  v by its variance.
 
     v̂ − û² is read as a variance per coordinate, which turns with R∘R, and û turns with R (as in LDAdam); the absolute
     value keeps v from turning negative where v̂ < û². With the same basis nothing changes.
     """
-    u_hat, v_hat = u / (1 - betas[0] ** k), v / (1 - betas[1] ** k)
+    of_u, of_v = filled(betas[0], k, u), filled(betas[1], k, v)
+    u_hat, v_hat = u / of_u, v / of_v
     R = new.mT @ old
-    v.copy_((R.square() @ (v_hat - u_hat.square()) + (R @ u_hat).square()).abs_().mul_(1 - betas[1] ** k))
+    v.copy_((R.square() @ (v_hat - u_hat.square()) + (R @ u_hat).square()).abs_().mul_(of_v))
     u.copy_(R @ u)
 
 

@@ -13,6 +13,7 @@ from lab.checkpoints import take_places_
 from lab.errors import LabError, RecipeError
 from lab.events import Checkpointed, Ended, Event
 from lab.fleet import Block, Layout
+from lab.optim import FRESH, joined_counts
 from lab.processes.peers import Peers
 from lab.recipe import Recipe
 from lab.run import Trainer
@@ -143,14 +144,18 @@ class SharedFolder:
                 }
             elif (i, None) in leaves or not leaves:
                 held = [rows[w] for w in workers if w in rows]
-                if some.dim():
-                    made = {(i, None): torch.stack(held) if held else some.new_empty(0, *some.shape)}
-                else:  # a step count: the same for all of a block, but where each row has its own
-                    made = {(i, None): held[0] if held else some}
                 if workers and not held:
                     continue  # a fresh one has no state yet
+                if some.dim():
+                    made = {(i, None): torch.stack(held) if held else some.new_empty(0, *some.shape)}
+                else:
+                    if leaf_key == FRESH:  # processes where no row is marked say nothing of it
+                        held = [rows.get(w, torch.zeros_like(some)) for w in workers]
+                    kept = joined_counts(leaf_key, held) if held else some
+                    made = {(i, None): kept} if kept is not None else {}
             else:
-                made = {(i, w): rows[w][None] if some.dim() else rows[w] for w in workers if w in rows}
+                alone = bool(some.dim()) or leaf_key == FRESH
+                made = {(i, w): rows[w][None] if alone else rows[w] for w in workers if w in rows}
             for leaf, x in made.items():
                 number = leaves.index(leaf) if leaves else i
                 tensors["/".join([kind, name, str(number), *([leaf_key] if leaf_key else [])])] = x
