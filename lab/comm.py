@@ -18,7 +18,7 @@ from torch import Tensor
 from lab.codecs import Codec
 from lab.errors import RecipeError
 from lab.events import Sent
-from lab.fleet import Block, Fleet, Stack
+from lab.fleet import Block, Fleet, Stack, at_least_float32
 from lab.processes.alone import Alone
 
 if TYPE_CHECKING:
@@ -141,7 +141,8 @@ class Communicator:
 
         def of_own(copies: Tensor, rows: list[int], weights: Mapping[int, float], base: Tensor | None) -> Unfinished:
             """What the rows here add to the mean of the ``i``-th block, and what a codec makes of each of them."""
-            part = copies.new_zeros(1 if to_server else min(1, len(copies)), block.numel)
+            dtype = at_least_float32(copies.dtype)
+            part = copies.new_zeros(1 if to_server else min(1, len(copies)), block.numel, dtype=dtype)
             encoded, workers = Encoded(), [block.holders[r] for r in rows]
             if codec is not None:
                 for row, worker in zip(rows, workers, strict=True):
@@ -150,11 +151,14 @@ class Communicator:
                     part[0].add_(decoded, alpha=weights[worker])
             elif rows:
                 some, all_here = copies if len(rows) == len(copies) else copies[rows], len(rows) == len(weights)
-                weights_H = some.new_tensor([weights[w] for w in workers])
-                part = some.mean(0, keepdim=True) if all_here and weights_W is None else weights_H[None] @ some
+                weights_H = some.new_tensor([weights[w] for w in workers], dtype=dtype)
+                if all_here and weights_W is None:
+                    part = some.mean(0, keepdim=True, dtype=dtype)
+                else:
+                    part = weights_H[None] @ some.to(dtype)
                 if base is not None:
                     part = part - (base if all_here else base * weights_H.sum())
-            return weights, encoded, part
+            return weights, encoded, part.to(copies.dtype)
 
         for i, (block, copies) in enumerate(zip(stack.layout.blocks, stack.blocks, strict=True)):
             workers, rows = tuple(w for w in block.everywhere if up[w]), stack.rows(i, up)
@@ -169,7 +173,7 @@ class Communicator:
                 _count(sent, workers, block.group, _payload(codec, block, copies))
                 agreed.append(copies[:1])
                 continue
-            own = of_own(copies, rows, _normalised(weights_W, workers, copies), base)
+            own = of_own(copies, rows, _normalised(weights_W, workers), base)
             each = {sum(x.nbytes for x in row) for row in own[1].values()} or {_payload(codec, block, copies)}
             if len(each) > 1:
                 raise AssertionError(f"codec {codec!r} sent rows of unequal size")
@@ -337,14 +341,15 @@ def _mean(copies: Tensor, rows: Sequence[int], workers: Sequence[int], unfinishe
     some = copies[rows] if len(rows) < len(copies) else copies
     if len(rows) == len(workers):
         return some.mean(0, keepdim=True)
-    part = some.sum(0, keepdim=True)[: len(copies)] / len(workers)
+    dtype = at_least_float32(copies.dtype)
+    part = (some.sum(0, keepdim=True, dtype=dtype)[: len(copies)] / len(workers)).to(copies.dtype)
     unfinished.append((dict.fromkeys(workers, 1 / len(workers)), {}, part))
     return part
 
 
-def _normalised(weights_W: Sequence[float] | None, workers: Sequence[int], like: Tensor) -> dict[int, float]:
-    """What each worker counts in a mean over ``workers``."""
+def _normalised(weights_W: Sequence[float] | None, workers: Sequence[int]) -> dict[int, float]:
+    """What each worker counts in a mean over ``workers``; whatever the dtype of what is averaged, the sum is 1."""
     if weights_W is None:
         return dict.fromkeys(workers, 1 / len(workers))
-    weights = torch.tensor([weights_W[w] for w in workers], dtype=like.dtype, device="cpu")
+    weights = torch.tensor([weights_W[w] for w in workers], dtype=torch.float64, device="cpu")
     return dict(zip(workers, (weights / weights.sum()).tolist(), strict=True))

@@ -194,6 +194,11 @@ def _named(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     return module.named_parameters(remove_duplicate=not getattr(module, "repeats", False))
 
 
+def at_least_float32(dtype: torch.dtype) -> torch.dtype:
+    """In what weights, sums and decompositions are computed: what is narrower loses a part of each, always the same one."""
+    return torch.promote_types(dtype, torch.float32)
+
+
 def wide(x: Tensor) -> Tensor:
     """In float64, for sums of many numbers; Apple's GPUs have no more than float32."""
     return x.to(torch.float32 if x.device.type == "mps" else torch.float64)
@@ -221,9 +226,10 @@ def clip_(grads: Stack, max_norm: float | None, how: str = "norm") -> None:
 def worker_norms(stack: Stack) -> Tensor:
     """Euclidean norm over all tensors of each worker, ``[workers]``."""
     num = 1 + max(max(b.everywhere) for b in stack.layout.blocks)
-    square_W = torch.zeros(num, device=stack.blocks[0].device, dtype=stack.blocks[0].dtype)
+    dtype = at_least_float32(stack.blocks[0].dtype)
+    square_W = torch.zeros(num, device=stack.blocks[0].device, dtype=dtype)
     for block, x in zip(stack.layout.blocks, stack.blocks, strict=True):
-        square_W.index_add_(0, block.index.to(x.device), torch.linalg.vector_norm(x, dim=1).square())
+        square_W.index_add_(0, block.index.to(x.device), torch.linalg.vector_norm(x, dim=1, dtype=dtype).square())
     return square_W.sqrt()
 
 

@@ -726,3 +726,35 @@ def test_a_run_without_a_whole_round_says_so() -> None:
     r = run_of("prelort", steps=1)
     said = [e.message for e in Trainer(r, corpus=corpus()).events() if isinstance(e, Warned)]
     assert said == ["no round was finished, so nothing was aggregated: set method.sync_every below steps"]
+
+
+@pytest.mark.parametrize("name", FEDERATED)
+def test_federations_in_bfloat16_keep_what_nobody_moves(name: str) -> None:
+    """Decompositions, weights and sums are in float32: 12 rounds of clients that do not move leave the product as it was."""
+    method = dataclasses.replace(METHODS[name](), sync_every=1, inner=AdamW(1e-30), max_norm=None)  # type: ignore[type-var]
+    lora = LoRA(ranks=(2, 2, 2), targets=TARGETS, train="B" if name == "ffa_lora" else "both")
+    r = recipe(method, lora=lora, dtype="bfloat16", steps=12, split="size:3", eval_every=0, checkpoint_every=0)
+    trainer = Trainer(r, corpus=corpus())
+    generator_ = generator(0, "B")
+    before: dict[str, Tensor] = {}
+    for key in trainer.state.shared["params"].names():
+        x = trainer.state.shared["params"][key][0]
+        if ".lora_B." in key:
+            x.copy_(torch.randn(x.shape, generator=generator_))
+        before[key] = x.clone().float()
+    base = {k: x.clone().float() for k, x in trainer.fleet.constants.items()}
+    for _ in trainer.events():
+        pass
+    after = {key: trainer.state.shared["params"][key][0].float() for key in before}
+    for target in trainer.adapters.targets:
+        names = f"{target}.lora_B.0", f"{target}.lora_A.0"
+        W = trainer.fleet.constants[f"{target}.weight"].float() - base[f"{target}.weight"]
+        if name == "ffa_lora":
+            assert torch.equal(after[names[0]], before[names[0]])
+            continue
+        want, got = (x[names[0]] @ x[names[1]] for x in (before, after))
+        if name == "flora":  # a client trains what is new; all that was handed in lies in the maps themselves
+            assert float((W / trainer.adapters.scale - want).norm() / want.norm()) < 0.05
+        else:
+            assert float((got - want).norm() / want.norm()) < 0.02, float((got - want).norm() / want.norm())
+            assert float(W.norm()) <= 1e-2 * float(want.norm())

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lab.fleet import Stack
+from lab.fleet import Stack, at_least_float32
 from lab.models.lora import LoRA
 
 Pair = tuple[Tensor, Tensor]
@@ -80,16 +80,27 @@ def padded(pair: Pair, rank: int) -> Pair:
     return torch.nn.functional.pad(A, (0, 0, 0, missing)), torch.nn.functional.pad(B, (0, missing))
 
 
+# Weights, sums and decompositions are in float32 at least, and so are the pairs that come of them.
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.to(at_least_float32(x.dtype))
+
+
 def stacked(pairs: Sequence[Pair], weights: Sequence[float]) -> Pair:
     """Factors whose product is Σ p_k·B_k·A_k exactly, of rank Σ r_k. The weights stand at the A's alone."""
-    A = torch.cat([A * p for (A, _), p in zip(pairs, weights, strict=True)])
-    return A, torch.cat([B for _, B in pairs], 1)
+    A = torch.cat([_wide(A) * p for (A, _), p in zip(pairs, weights, strict=True)])
+    return A, torch.cat([_wide(B) for _, B in pairs], 1)
 
 
 def mean(pairs: Sequence[Pair], weights: Sequence[float]) -> Pair:
     """Σ p_k·A_k and Σ p_k·B_k: the product of the two is not the mean of the products."""
-    A = sum((A * p for (A, _), p in zip(pairs, weights, strict=True)), start=torch.zeros_like(pairs[0][0]))
-    B = sum((B * p for (_, B), p in zip(pairs, weights, strict=True)), start=torch.zeros_like(pairs[0][1]))
+    A = sum(
+        (_wide(A) * p for (A, _), p in zip(pairs, weights, strict=True)), start=_wide(torch.zeros_like(pairs[0][0]))
+    )
+    B = sum(
+        (_wide(B) * p for (_, B), p in zip(pairs, weights, strict=True)), start=_wide(torch.zeros_like(pairs[0][1]))
+    )
     return A, B
 
 
@@ -99,7 +110,7 @@ def refactored(pair: Pair, rank: int) -> Pair:
     Costs a QR decomposition of both factors and the SVD of a core r × r; nothing of size d_out × d_in is made unless r is
     larger than that.
     """
-    A, B = pair
+    A, B = map(_wide, pair)
     if len(A) >= min(A.shape[1], B.shape[0]):
         U, S, Vt = torch.linalg.svd(B @ A, full_matrices=False)
     else:
@@ -113,7 +124,7 @@ def refactored(pair: Pair, rank: int) -> Pair:
 
 def product_norm(pair: Pair) -> float:
     """‖B·A‖_F without making the product: √tr((BᵀB)(AAᵀ))."""
-    A, B = pair
+    A, B = map(_wide, pair)
     return float(((B.T @ B) * (A @ A.T)).sum().clamp_(min=0.0).sqrt())
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lab.comm import Communicator
 from lab.config import Fraction, Period, Positive, config
-from lab.fleet import Stack, clip_
+from lab.fleet import Stack, at_least_float32, clip_
 from lab.methods.state import Grad, State
 from lab.optim import Optimizer
 from lab.parts import held, layout_like
@@ -141,13 +141,15 @@ def to_tiles(x: Tensor, chunk: int) -> Tensor:
     if x.is_meta:
         return x.reshape(len(x), -1, a * b)
     tiles = x.reshape(len(x), rows // a, a, columns // b, b).transpose(2, 3)  # [H, rows/a, columns/b, a, b]
-    waves = dct(a, x.dtype, x.device) @ tiles @ dct(b, x.dtype, x.device).T
-    return waves.reshape(len(x), -1, a * b)
+    dtype = at_least_float32(x.dtype)
+    waves = dct(a, dtype, x.device) @ tiles.to(dtype) @ dct(b, dtype, x.device).T
+    return waves.reshape(len(x), -1, a * b).to(x.dtype)
 
 
 def from_tiles(waves: Tensor, shape: torch.Size | tuple[int, ...], chunk: int) -> Tensor:
     """The tensor ``[H, *shape]`` with these coefficients."""
     rows, columns, a, b = _sides(shape, chunk)
-    tiles = waves.reshape(len(waves), rows // a, columns // b, a, b)
-    x = dct(a, waves.dtype, waves.device).T @ tiles @ dct(b, waves.dtype, waves.device)
-    return x.transpose(2, 3).reshape(shape)
+    dtype = at_least_float32(waves.dtype)
+    tiles = waves.reshape(len(waves), rows // a, columns // b, a, b).to(dtype)
+    x = dct(a, dtype, waves.device).T @ tiles @ dct(b, dtype, waves.device)
+    return x.transpose(2, 3).reshape(shape).to(waves.dtype)

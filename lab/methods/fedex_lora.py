@@ -21,7 +21,7 @@ from lab.adapters.rounds import (
 )
 from lab.comm import Communicator
 from lab.config import Period, Positive, config
-from lab.fleet import clip_
+from lab.fleet import at_least_float32, clip_
 from lab.methods.state import Grad, State
 from lab.optim import AdamW, Optimizer
 
@@ -73,12 +73,13 @@ class FedExLoRA:
         for target in adapters.targets:
             pairs = pairs_of(s, handed, target)
             A, B = stacked([pairs[k] for k in pairs], [p[k] for k in pairs])
-            stack |= {f"{target}.lora_A": A, f"{target}.lora_B": B}
+            stack |= {f"{target}.lora_A": A.to(s.fleet.dtype), f"{target}.lora_B": B.to(s.fleet.dtype)}
         received = next(iter(comm.hand_out(dict.fromkeys(handed, stack), "params").values()), None)
         if received is None or s.fleet.device.type == "meta":
             return
         for target in adapters.targets:
-            A, B = received[f"{target}.lora_A"], received[f"{target}.lora_B"]
+            wide = at_least_float32(s.fleet.dtype)
+            A, B = received[f"{target}.lora_A"].to(wide), received[f"{target}.lora_B"].to(wide)
             halves = zip(A.chunk(len(p)), B.chunk(len(p), 1), p.values(), strict=True)
             parts = [(a, b * weight) for a, b, weight in halves]  # the weights stand at the A's alone
             mean_A, mean_B = mean(parts, [1.0] * len(p))

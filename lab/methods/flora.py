@@ -66,7 +66,7 @@ class FLoRA:
         for target in adapters.targets:
             pairs = pairs_of(s, handed, target)
             A, B = stacked([pairs[k] for k in pairs], [p[k] for k in pairs])
-            stack |= {f"{target}.lora_A": A, f"{target}.lora_B": B}
+            stack |= {f"{target}.lora_A": A.to(s.fleet.dtype), f"{target}.lora_B": B.to(s.fleet.dtype)}
         received = next(iter(comm.hand_out(dict.fromkeys(handed, stack), "params").values()), None)
         for target in adapters.targets if s.fleet.device.type != "meta" else ():
             if received is not None:

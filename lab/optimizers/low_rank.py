@@ -85,11 +85,13 @@ def rotate_(u: Tensor, v: Tensor, old: Tensor, new: Tensor, betas: tuple[float, 
     v̂ − û² is read as a variance per coordinate, which turns with R∘R, and û turns with R (as in LDAdam); the absolute
     value keeps v from turning negative where v̂ < û². With the same basis nothing changes.
     """
-    of_u, of_v = filled(betas[0], k, u), filled(betas[1], k, v)
-    u_hat, v_hat = u / of_u, v / of_v
-    R = new.mT @ old
+    dtype = torch.promote_types(u.dtype, torch.float32)
+    wide_u, wide_v = u.to(dtype), v.to(dtype)
+    of_u, of_v = filled(betas[0], k, wide_u), filled(betas[1], k, wide_v)
+    u_hat, v_hat = wide_u / of_u, wide_v / of_v
+    R = new.to(dtype).mT @ old.to(dtype)
     v.copy_((R.square() @ (v_hat - u_hat.square()) + (R @ u_hat).square()).abs_().mul_(of_v))
-    u.copy_(R @ u)
+    u.copy_(R @ wide_u)
 
 
 class LowRankAdam(torch.optim.Optimizer):

@@ -21,7 +21,7 @@ from lab.codecs import Codec
 from lab.comm import Communicator, Encoded, Named, Unfinished
 from lab.compute import only_cpus
 from lab.errors import LabError, RecipeError
-from lab.fleet import Block, Stack
+from lab.fleet import Block, Stack, at_least_float32
 from lab.methods.state import State
 
 TIMEOUT_SECONDS = 600.0  # after which a process that does not answer counts as lost
@@ -97,9 +97,10 @@ class Peers:
             self._sum_(means, codec)
             return
         for (weights, _, mean), heard in zip(means, self._gather(means), strict=True):
-            mean.zero_()
+            total = torch.zeros_like(mean, dtype=at_least_float32(mean.dtype))
             for worker, row in heard.items():  # in the same order everywhere, so that all have the same sum
-                mean[0].add_(codec.decode(row, mean[0]), alpha=weights[worker])
+                total[0].add_(codec.decode(row, mean[0]), alpha=weights[worker])
+            mean.copy_(total)
 
     def _to_server_(self, means: Sequence[Unfinished], codec: Codec | None) -> None:
         """Each mean, in place, becomes the sum of the parts of all its processes, at the first process."""
@@ -114,11 +115,11 @@ class Peers:
                 parts.setdefault(w, {}).update({n: x if mine else x.to("meta") for n, x in named.items()})
         heard = self.collect(parts)
         for k, (weights, _, part) in enumerate(means) if self.first else ():
-            total = torch.zeros_like(part[0])
+            total = torch.zeros_like(part[0], dtype=at_least_float32(part.dtype))
             for w, of_w in heard.items():
                 sent = tuple(x for n, x in of_w.items() if n.startswith(f"{k}/"))
                 if sent:
-                    x = sent[0] if codec is None else codec.decode(sent, total)
+                    x = sent[0] if codec is None else codec.decode(sent, part[0])
                     total.add_(x, alpha=weights[w] if rows else 1.0)
             part[0] = total
 
