@@ -310,14 +310,19 @@ def plan(
     as_json: bool,
 ) -> None:
     """Dry run: what a RECIPE will send and how long it takes, at any scale, before anything trains."""
+    from lab.data import corpora
     from lab.network import network
+    from lab.notes import notes
     from lab.plan import plan as make_plan
     from lab.recipe import Recipe
 
-    chosen = {name: network(name) for name in networks} or None
+    parsed, chosen = Recipe.of(recipe, overrides), {name: network(name) for name in networks} or None
+    corpora.check(parsed.corpus)
+    for note in notes(parsed):
+        click.echo(f"note: {note}", err=True)
     if sys.stderr.isatty():
         click.echo("dry run of this recipe, of DDP and of Local Adam …", err=True)
-    result = make_plan(Recipe.of(recipe, overrides), chosen, device=device, devices_per_worker=devices_per_worker)
+    result = make_plan(parsed, chosen, device=device, devices_per_worker=devices_per_worker)
     click.echo(json.dumps(result.to_dict(), indent=1) if as_json else result.to_text())
 
 

@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from lab.config import config
+from lab.config import config, number_in
 from lab.errors import RecipeError, one_of
 
 
@@ -140,8 +140,7 @@ def codec(spec: str) -> Codec:
     if head in ("int8", "e3m0") and not rest:
         return Int8() if head == "int8" else E3M0()
     if head == "topk" and len(rest) in (1, 2) and rest[1:] in ([], ["forget"]):
-        try:
-            return TopK(float(rest[0]), error_feedback=len(rest) == 1)
-        except ValueError:
-            pass
+        fraction = number_in(rest[0])
+        if fraction is not None:
+            return TopK(fraction, error_feedback=len(rest) == 1)
     raise RecipeError(one_of("codec", spec, ["bfloat16", "float16", "int8", "e3m0", "topk:0.01", "topk:0.01:forget"]))

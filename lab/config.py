@@ -1,14 +1,34 @@
-"""How options are declared: frozen dataclasses whose every field is checked, also when made by hand in a notebook."""
+"""How options are declared: frozen dataclasses whose every field is checked, also when made by hand in a notebook.
+
+A number is a number: text (``"4"``) and true or false are refused where one is needed, 4.0 is the integer 4 (JSON has one kind
+of number), and what is not finite or too large to be reckoned with is refused. True and false are no 1 and 0. A part is of the
+class that is declared and not of one derived from it, since a recipe on disk names only the former.
+"""
 
 from __future__ import annotations
 
+import inspect
+import operator
+import re
+from dataclasses import fields, is_dataclass
+from functools import partial, reduce, wraps
 from types import UnionType
-from typing import Annotated, Any, TypeVar, dataclass_transform, get_args
+from typing import Annotated, Any, TypeVar, Union, dataclass_transform, get_args, get_origin, get_type_hints
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import (
+    AfterValidator,
+    AllowInfNan,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    Strict,
+    TypeAdapter,
+    ValidationError,
+)
 from pydantic.dataclasses import dataclass as _pydantic_dataclass
+from pydantic_core import PydanticCustomError
 
-from lab.errors import RecipeError, one_of
+from lab.errors import RecipeError, one_of, shown
 
 T = TypeVar("T")
 
@@ -16,11 +36,104 @@ Period = Annotated[int, Field(ge=1, description="every so many local steps")]
 Positive = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
+LARGEST_INTEGER = 2**63 - 1  # what torch and numpy count with
+LARGEST_FLOAT = 1e30  # a float32 holds 3e38, and numbers are added up and multiplied
+
 
 @dataclass_transform(frozen_default=True)
 def config(cls: type[T]) -> type[T]:
     """A frozen dataclass that checks types and ranges and refuses keys it does not know."""
-    return _pydantic_dataclass(frozen=True, config=ConfigDict(extra="forbid", arbitrary_types_allowed=True))(cls)  # type: ignore[return-value]
+    try:
+        hints = get_type_hints(cls, include_extras=True)
+    except NameError:  # of a class inside a function, whose types nobody else can see
+        hints = {}
+    own = inspect.get_annotations(cls)
+    cls.__annotations__ = {name: exact(hints[name]) if name in hints else hint for name, hint in own.items()}
+    made: Any = _pydantic_dataclass(frozen=True, config=ConfigDict(extra="forbid", arbitrary_types_allowed=True))(cls)
+    as_written = inspect.signature(made)
+    made.__signature__ = as_written.replace(
+        parameters=[p.replace(annotation=own.get(n, p.annotation)) for n, p in as_written.parameters.items()]
+    )
+    check = made.__init__
+
+    @wraps(check)
+    def __init__(self: Any, *args: Any, **options: Any) -> None:
+        try:
+            check(self, *args, **options)
+        except ValidationError as error:  # made by hand: one line as well
+            raise RecipeError(explain(error, made)) from None
+
+    made.__init__ = __init__
+    return made  # type: ignore[no-any-return]
+
+
+def exact(hint: Any) -> Any:
+    """The same type without what pydantic would turn into it: see the top of this file."""
+    if hint is bool:
+        return Annotated[bool, Strict()]
+    if hint is int:
+        return Annotated[int, BeforeValidator(_integer)]
+    if hint is float:
+        return Annotated[float, AllowInfNan(False), BeforeValidator(_number)]
+    if isinstance(hint, type) and is_dataclass(hint):
+        return Annotated[hint, AfterValidator(partial(_itself, hint))]
+    origin, args = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return Annotated[(exact(args[0]), *args[1:])]
+    if origin in (Union, UnionType):
+        return reduce(operator.or_, map(exact, args))
+    if origin is dict and _is_integer(args[0]):
+        key: Any = Annotated[args[0], BeforeValidator(_key)]
+        return origin[key, exact(args[1])]
+    if origin in (dict, list, tuple):
+        return origin[tuple(a if a is ... else exact(a) for a in args)]
+    return hint
+
+
+def _is_integer(hint: Any) -> bool:
+    return hint is int or (get_origin(hint) is Annotated and get_args(hint)[0] is int)
+
+
+def _plain(value: Any, what: str) -> None:
+    given = "true or false" if isinstance(value, bool) else "text" if isinstance(value, str | bytes) else None
+    if given is not None:
+        raise PydanticCustomError("no_number", f"{what} is needed, not {given}")
+
+
+def _integer(value: Any) -> Any:
+    _plain(value, "an integer")
+    if isinstance(value, int | float) and LARGEST_INTEGER < abs(value) < float("inf"):
+        raise PydanticCustomError("too_large", f"at most {LARGEST_INTEGER:,} can be counted")
+    return value
+
+
+def _number(value: Any) -> Any:
+    _plain(value, "a number")
+    if isinstance(value, int | float) and LARGEST_FLOAT < abs(value) < float("inf"):
+        raise PydanticCustomError("too_large", f"at most {LARGEST_FLOAT:g} can be reckoned with")
+    return value
+
+
+def _key(value: Any) -> Any:
+    """Keys of JSON objects are text: an integer as it is usually written, so that no two of them mean the same."""
+    if isinstance(value, str) and re.fullmatch("0|[1-9][0-9]{0,17}", value):
+        return int(value)
+    return _integer(value)
+
+
+def _itself(cls: type, value: Any) -> Any:
+    if type(value) is not cls:
+        raise ValueError(
+            f"{type(value).__name__} is derived from {cls.__name__}, and a recipe can name {cls.__name__} alone, which would "
+            "be used instead: use that one"
+        )
+    return value
+
+
+def number_in(text: str) -> float | None:
+    """A number within text (``topk:0.5``) as it is usually written, in ASCII digits; None for anything else."""
+    found = re.fullmatch(r"([0-9]+\.?[0-9]*|\.[0-9]+)(e[-+]?[0-9]{1,3})?", text, re.ASCII)
+    return float(text) if found else None
 
 
 def checked(cls: type[T], options: Any, where: str = "") -> T:
@@ -41,35 +154,53 @@ def explain(error: ValidationError, cls: type, where: str = "") -> str:
     """The first thing pydantic found wrong, as one line for a person."""
     first = error.errors()[0]
     path = [str(p) for p in first["loc"]]
-    key = ".".join(([where] if where else []) + path)
+    names = [f.name for f in fields(cls)] if is_dataclass(cls) else []
+    if first["type"] == "unexpected_positional_argument":
+        return f"{cls.__name__} takes {len(names)} values at most: {', '.join(names)}"
+    if path and isinstance(first["loc"][0], int) and names:  # given without its name
+        path[0] = names[first["loc"][0]]
+    key = _cut(".".join(([where] if where else []) + path))
     if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         return one_of("option", key, _siblings(cls, path, where))
     if first["type"] in ("missing", "missing_argument"):
         return f"{key} is missing: write {', '.join(_siblings(cls, path, where))}"
     if first["type"] == "dataclass_type":
-        fields = ", ".join(name.split(".")[-1] for name in _siblings(cls, [*path, ""], where))
-        return f"{key} = {first['input']!r} is not allowed: it is an object with the fields {fields}"
+        inside = ", ".join(name.split(".")[-1] for name in _siblings(cls, [*path, ""], where))
+        return f"{key} = {shown(first['input'])} is not allowed: it is an object with the fields {inside}"
     if isinstance(first.get("ctx", {}).get("error"), ValueError):
         prefix = f"{key}: " if key else ""
         return prefix + str(first["ctx"]["error"])
-    given = first["input"]
+    given = shown(first["input"])
     if first["type"] in ("tuple_type", "list_type"):
-        return f'{key} = {given!r} is not allowed: it is a list, for example [8,4,2] or ["a","b"]'
+        return f'{key} = {given} is not allowed: it is a list, for example [8,4,2] or ["a","b"]'
     if first["type"] == "dict_type":
-        return f'{key} = {given!r} is not allowed: it is an object, for example {{"3": 2}}'
+        return f'{key} = {given} is not allowed: it is an object, for example {{"3": 2}}'
     message = first["msg"][0].lower() + first["msg"][1:]
-    return f"{key} = {given!r} is not allowed: {message}"
+    if path[-1:] == ["[key]"]:
+        return f"{_cut('.'.join(([where] if where else []) + path[:-2]))} has the key {given}, which is not allowed: {message}"
+    return f"{key} = {given} is not allowed: {message}"
+
+
+def _cut(key: str) -> str:
+    return key if len(key) <= 200 else f"{key[:100]}…{key[-40:]}"
 
 
 def _siblings(cls: Any, path: list[str], where: str) -> list[str]:
     """The keys that are allowed where ``path`` ends."""
     for step in path[:-1]:
         if step.isdigit():  # inside a list: the class is that of its elements
-            cls = next(iter(get_args(cls)), None)
+            cls = _class_in(next(iter(get_args(cls)), None))
             continue
         hint = getattr(cls, "__pydantic_fields__", {}).get(step)
-        cls = hint.annotation if hint is not None else None
-        if isinstance(cls, UnionType):  # an optional part
-            cls = next((c for c in get_args(cls) if hasattr(c, "__dataclass_fields__")), None)
+        cls = _class_in(hint.annotation) if hint is not None else None
     prefix = ".".join(([where] if where else []) + path[:-1])
-    return [f"{prefix}.{name}" if prefix else name for name in getattr(cls, "__dataclass_fields__", {})]
+    return [f"{prefix}.{f.name}" if prefix else f.name for f in (fields(cls) if is_dataclass(cls) else ())]
+
+
+def _class_in(hint: Any) -> Any:
+    """The class of an optional part, or what is given."""
+    if get_origin(hint) is Annotated:
+        return _class_in(get_args(hint)[0])
+    if get_origin(hint) in (Union, UnionType):
+        return next((c for c in map(_class_in, get_args(hint)) if is_dataclass(c)), None)
+    return hint

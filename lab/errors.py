@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Iterable
 
 MOST_CHARACTERS = 1000  # of a message
@@ -46,9 +47,20 @@ class Diverged(LabError):
     """A loss or a parameter stopped being a number."""
 
 
+def shown(value: object, most: int = 100) -> str:
+    """``repr(value)`` as it fits into a line: long text, lists and numbers are cut."""
+    if isinstance(value, int) and value.bit_length() > 256:
+        return f"a number of {value.bit_length()} bits"
+    short = reprlib.Repr()
+    short.maxlevel, short.maxstring, short.maxother = 4, most, most
+    short.maxlist = short.maxtuple = short.maxdict = 12
+    text = short.repr(value)
+    return text if len(text) <= 2 * most else f"{text[:most]} … {text[-40:]}"
+
+
 def one_of(what: str, got: object, allowed: Iterable[object]) -> str:
     """``unknown method 'deslok': use one of des_loc, diloco (did you mean 'des_loc'?)``"""
     names = [str(a) for a in allowed]
-    close = difflib.get_close_matches(str(got), names, n=1)
+    close = difflib.get_close_matches(str(got)[:200], names, n=1)
     hint = f" (did you mean {close[0]!r}?)" if close else ""
-    return f"unknown {what} {str(got)!r}: use one of {', '.join(names)}{hint}"
+    return f"unknown {what} {shown(str(got))}: use one of {', '.join(names)}{hint}"

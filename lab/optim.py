@@ -19,9 +19,10 @@ from pydantic import Field
 from torch import Tensor
 
 from lab.config import Fraction, Positive, config
-from lab.errors import RecipeError, one_of
+from lab.errors import RecipeError, one_of, shown
 from lab.fleet import Stack
 from lab.optimizers import ADOPT, QHADOPT, QHM, SGDM, FedAdam, FedMom, FedYogi, PlainAdam, QHAdam
+from lab.optimizers.options import checked_options
 
 if TYPE_CHECKING:
     from lab.methods.state import State
@@ -60,22 +61,19 @@ class Optimizer:
     options: dict[str, Any] = Field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        plain = {k: list(v) if isinstance(v, tuple) else v for k, v in self.options.items()}
-        object.__setattr__(self, "options", plain)  # as JSON gives them back, so that equal recipes are equal
         if self.name not in ELEMENTWISE:
             raise RecipeError(one_of("optimizer", self.name, ELEMENTWISE))
-        allowed = [
-            a
-            for a in inspect.signature(ELEMENTWISE[self.name].__init__).parameters
-            if a not in ("self", "params", "lr")
-        ]
-        for key in self.options:
-            if key not in allowed:
-                raise RecipeError(one_of(f"{self.name} option", key, allowed))
+        plain = checked_options(self.name, ELEMENTWISE[self.name], self.options)
+        object.__setattr__(self, "options", plain)
         try:
             _state_names(self)
-        except (TypeError, ValueError) as error:
-            raise RecipeError(f"{self.name} does not accept {self.options}: {error}") from None
+        except (
+            TypeError,
+            ValueError,
+            RuntimeError,
+            OverflowError,
+        ) as error:  # each is right, and together they are not
+            raise RecipeError(f"{self.name} does not accept {shown(plain, 200)}: {error}") from None
 
     def over(self, params: Stack, grads: Stack | None = None) -> torch.optim.Optimizer:
         """The torch optimizer whose parameters are the blocks of ``params`` and whose gradients are those of ``grads``.

@@ -14,6 +14,7 @@ from lab.fleet import Fleet
 from lab.methods import name_of
 from lab.models.moe import MoE
 from lab.network import NETWORKS, Bill, Network, step_seconds
+from lab.notes import notes
 from lab.recipe import Recipe
 from lab.run import Trainer
 
@@ -88,6 +89,7 @@ class Plan:
             "times_less_than_ddp": _ratio(self.ddp_bytes, self.payload_bytes),
             "times_less_than_local_adam": _ratio(self.local_adam_bytes, self.payload_bytes),
             "seconds_per_step": self.seconds_per_step,
+            "notes": notes(self.recipe),
             "forecasts": [vars(f) for f in self.forecasts],
         }
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import is_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,9 +17,10 @@ from pydantic_core import to_jsonable_python
 from lab.codecs import codec
 from lab.compute import Compute
 from lab.config import checked, config
-from lab.errors import RecipeError, one_of
+from lab.data.splits import parse_split
+from lab.errors import RecipeError, one_of, shown
 from lab.experts.placement import Experts, Placement
-from lab.methods import DESLOC, FEDERATED, FoMoE, PreLort, name_of
+from lab.methods import DESLOC, FEDERATED, METHODS, FoMoE, PreLort, name_of, source_of
 from lab.methods import method as parse_method
 from lab.models import gpt, moe
 from lab.models.gpt import GPT
@@ -33,6 +36,8 @@ Metric = Literal["alignment", "spectrum", "rates", "gradients", "activations", "
 
 
 SIZES: dict[str, GPT | MoE] = {**gpt.SIZES, **moe.SIZES}
+MODELS = (GPT, MoE, HF)
+MOST_BYTES = 1 << 24  # of a recipe's file
 
 
 def _model(value: Any) -> Any:
@@ -40,20 +45,31 @@ def _model(value: Any) -> Any:
 
     ``hf:<name or folder>`` is a causal language model of Hugging Face's ``transformers``.
     """
+    if type(value) in MODELS:
+        return value
     if isinstance(value, str) and value.startswith("hf:"):
         return HF(value.removeprefix("hf:"))
     if isinstance(value, dict) and "path" in value:
         return checked(HF, value, "model")
     if isinstance(value, str):
         value = {"size": value}
-    if isinstance(value, dict):
-        changes = dict(value)
-        name = changes.pop("size", None)
-        if name is not None and name not in SIZES:
-            raise RecipeError(one_of("model", name, SIZES))
-        base = SIZES[name] if name is not None else MoE() if "num_experts" in changes else GPT()
-        return checked(type(base), vars(base) | changes, "model") if changes else base
-    return value
+    if isinstance(value, MODELS):
+        parent = next(cls.__name__ for cls in MODELS if isinstance(value, cls))
+        raise RecipeError(
+            f"model: {type(value).__name__} is derived from {parent}, and a recipe can name {parent} alone, which would be used "
+            "instead: use that one"
+        )
+    if not isinstance(value, dict):
+        raise RecipeError(
+            f"model = {shown(value)} is not allowed: it is the name of a size ({', '.join(SIZES)}), hf:<name or folder>, or an "
+            "object with the fields of GPT or MoE"
+        )
+    changes = dict(value)
+    name = changes.pop("size", None)
+    if name is not None and not (isinstance(name, str) and name in SIZES):
+        raise RecipeError(one_of("model", name, SIZES))
+    base = SIZES[name] if name is not None else MoE() if "num_experts" in changes else GPT()
+    return checked(type(base), vars(base) | changes, "model") if changes else base
 
 
 @config
@@ -122,6 +138,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         self.scenario.check(self.num_workers)
+        parse_split(self.split)
         self.compute.check(self.batch_size, self.dtype)
         if self.compute.vectorised:
             nested = isinstance(self.method, PreLort) and self.method.nested != "none"
@@ -176,7 +193,10 @@ class Recipe:
 
     @classmethod
     def of(cls, spec: Mapping[str, Any] | str | Recipe, overrides: Sequence[str] = ()) -> Recipe:
-        """From a preset's name, the path of a JSON file, or a mapping; then ``key=value`` overrides, dots for nesting.
+        """From a preset's name, the path of a JSON file, a mapping, or a recipe; then ``key=value`` overrides.
+
+        Dots in a key are for nesting; a key given twice has its last value, as options of a command have. A value is JSON
+        where it can be, or one of Python's numbers or words (``.5``, ``1_000``, ``None``); all else is text.
 
         Raises
         ------
@@ -184,8 +204,10 @@ class Recipe:
             one line: what was wrong, what is allowed.
         """
         if isinstance(spec, Recipe):
+            if not overrides:
+                return spec
             spec = spec.to_dict()
-        raw = _read(spec) if isinstance(spec, str) else json.loads(json.dumps(dict(spec), default=to_jsonable_python))
+        raw = _read(spec) if isinstance(spec, str) else _plain(spec)
         for override in overrides:
             _apply(raw, override)
         return checked(cls, raw)
@@ -209,39 +231,87 @@ class Recipe:
 
     @property
     def id(self) -> str:
-        """Method, workers and eight digits of a hash of the whole recipe."""
-        text = json.dumps(self.to_dict(), sort_keys=True)
+        """Method, workers and eight digits of a hash of the whole recipe, with the source of a method that is not the lab's."""
+        text = json.dumps(self.to_dict(), sort_keys=True) + source_of(self.method)
         return f"{name_of(self.method)}-{self.num_workers}w-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+def _plain(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of a mapping as JSON has it."""
+    if not isinstance(spec, Mapping):
+        raise RecipeError(f"a recipe is the name of a preset, the path of a .json file or an object, not {shown(spec)}")
+    try:
+        raw: dict[str, Any] = json.loads(json.dumps(dict(spec), default=_jsonable))
+    except (TypeError, ValueError, RecursionError) as error:
+        reason = shown(str(error).splitlines()[0])
+        raise RecipeError(f"a recipe holds plain values alone, those that JSON has ({reason})") from None
+    return raw
+
+
+def _jsonable(value: Any) -> Any:
+    """Parts that are given as objects: a method with its name, all others as their fields."""
+    if type(value) in METHODS.values():
+        return {"name": name_of(value)} | to_jsonable_python(value)
+    if is_dataclass(value) and type(value).__module__.split(".")[0] != "lab":
+        raise RecipeError(
+            f"{type(value).__name__} is a class of its own, which a recipe cannot name: use one of the lab's"
+        )
+    return to_jsonable_python(value)
 
 
 def _read(spec: str) -> dict[str, Any]:
     if spec in PRESETS:
         return json.loads(json.dumps(PRESETS[spec]))  # type: ignore[no-any-return]
     path = Path(spec)
-    if not spec.endswith(".json") and not path.exists():
-        raise RecipeError(one_of("preset", spec, PRESETS) + "; or give the path of a .json file")
     try:
-        raw = json.loads(path.read_text())
+        if not spec.endswith(".json") and not path.exists():
+            raise RecipeError(one_of("preset", spec, PRESETS) + "; or give the path of a .json file")
+        with open(path, encoding="utf-8-sig") as file:
+            text = file.read(MOST_BYTES + 1)
     except OSError as error:
-        raise RecipeError(f"cannot read {spec}: {error.strerror}") from None
+        raise RecipeError(f"cannot read {_name(spec)}: {error.strerror}") from None
+    except ValueError as error:  # not UTF-8; a name with a zero in it
+        raise RecipeError(f"cannot read {_name(spec)}: {error}") from None
+    if len(text) > MOST_BYTES:
+        raise RecipeError(f"{_name(spec)} has more than {MOST_BYTES:,} characters: no recipe is that long")
+    try:
+        raw = json.loads(text, object_pairs_hook=_once)
+    except RecipeError as error:
+        raise RecipeError(f"{_name(spec)}: {error}") from None
     except ValueError as error:
-        raise RecipeError(f"{spec} is not JSON: {error}") from None
+        raise RecipeError(f"{_name(spec)} is not JSON: {error}") from None
+    except RecursionError:
+        raise RecipeError(f"{_name(spec)} is nested too deep for a recipe") from None
     if not isinstance(raw, dict):
-        raise RecipeError(f"{spec} must hold one JSON object with the fields of a recipe")
+        raise RecipeError(f"{_name(spec)} must hold one JSON object with the fields of a recipe")
     return raw
 
 
+def _name(path: str) -> str:
+    return shown(path, 300)[1:-1]
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON in which no key stands twice: which of the two values was meant, nobody knows."""
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise RecipeError(f"the key {shown(key)} stands twice, as {shown(found[key])} and {shown(value)}: keep one")
+        found[key] = value
+    return found
+
+
 def _apply(raw: dict[str, Any], override: str) -> None:
-    """``method.sync_every.params=64``: the value is JSON where it can be, a string else."""
+    """``method.sync_every.params=64``."""
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise RecipeError(
-            f"-o {override!r}: write key=value, for example -o steps=500 or -o method.sync_every.params=64"
+            f"-o {shown(override, 200)}: write key=value, for example -o steps=500 or -o method.sync_every.params=64"
         )
     try:
-        value = json.loads(text)
-    except ValueError:
-        value = text
+        value = _value(text)
+    except RecipeError as error:
+        raise RecipeError(f"-o {shown(override, 200)}: {error}") from None
     *parents, last = key.split(".")
     at = raw
     for parent in parents:
@@ -249,6 +319,24 @@ def _apply(raw: dict[str, Any], override: str) -> None:
         if isinstance(inner, str):
             inner = at[parent] = {"name" if parent == "method" else "size": inner}
         if not isinstance(inner, dict):
-            raise RecipeError(f"-o {override!r}: {parent} is {inner!r} and has no field {last!r}")
+            raise RecipeError(
+                f"-o {shown(override, 200)}: {shown(parent)[1:-1]} is {shown(inner)} and has no field {shown(last)}"
+            )
         at = inner
     at[last] = value
+
+
+def _value(text: str) -> Any:
+    """JSON; else a number or word of Python; else the text itself."""
+    try:
+        return json.loads(text, object_pairs_hook=_once)
+    except RecursionError:
+        raise RecipeError("nested too deep for a recipe") from None
+    except ValueError:
+        pass
+    if len(text) < 100 and re.fullmatch(r"[-+]?[0-9._]+([eE][-+]?[0-9]+)?|None|True|False", text):
+        try:
+            return ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            pass
+    return text

@@ -48,7 +48,8 @@ from lab.experts.routing import PROBE_WINDOWS, Watch
 from lab.fleet import Fleet, Stack
 from lab.methods import State
 from lab.methods.state import Loss
-from lab.models.build import build_fleet, check_memory
+from lab.models.build import build_fleet, check_memory, check_size
+from lab.notes import notes as idle
 from lab.optim import take_over_
 from lab.processes.alone import Alone, with_all_workers
 from lab.recipe import Recipe
@@ -93,12 +94,13 @@ class Trainer:
     def _build(self, corpus: Corpus | None, progress: bool, fleet: Fleet | None) -> None:
         recipe, dry = self.recipe, self.dry
         device = torch.device("meta") if dry else device_of(recipe.compute, recipe.dtype)
+        workers = recipe.num_workers if self.peers.mine is None else len(self.peers.mine)
+        check_size(recipe, workers, device)
         self.text = None if dry else Text.of(recipe, corpus, progress)
         vocab_size = self.text.vocab_size if self.text else vocab_size_without_text(recipe)
         if self.text:
             self.batches = self.text.batches
             self.validation = [(ids.to(device), targets.to(device)) for ids, targets in self.text.validation]
-            workers = recipe.num_workers if self.peers.mine is None else len(self.peers.mine)
             check_memory(recipe, vocab_size, workers, device)
         self.experts = recipe.experts
         self.fleet = fleet or build_fleet(recipe, vocab_size, device, self.experts, self.peers.mine)
@@ -215,7 +217,7 @@ class Trainer:
             yield self.started()
             if self.experts is not None:
                 yield Placed(1, self.experts.table, 0)
-        for note in notes:
+        for note in [*(idle(recipe, self.up_tW) if self.t == 0 and not self.dry else ()), *notes]:
             yield Warned(self.t, note)
         while self.t < recipe.steps:
             t = self.comm.t = self.t + 1

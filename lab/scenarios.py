@@ -24,6 +24,13 @@ class Outage:
     last: Step
     first: Step = 1
 
+    def __post_init__(self) -> None:
+        if self.first > self.last:
+            raise RecipeError(
+                f"scenario.outages: worker {self.worker} is down from step {self.first} to step {self.last}: first must not be "
+                "greater than last"
+            )
+
 
 @config
 class Scenario:

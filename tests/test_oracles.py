@@ -311,7 +311,7 @@ def test_clip_by_value_is_torchs() -> None:
 
 OPTIONS: list[tuple[str, dict[str, Any]]] = [(name, {}) for name in ELEMENTWISE] + [
     ("AdamW", {"betas": (0.8, 0.9), "weight_decay": 0.1, "amsgrad": True}),
-    ("AdamW", {"foreach": True, "maximize": True}),
+    ("AdamW", {"foreach": True}),
     ("Adam", {"weight_decay": 0.2, "fused": False}),
     ("SGD", {"momentum": 0.9, "nesterov": True, "weight_decay": 0.1}),
     ("SGD", {"momentum": 0.9, "dampening": 0.3}),

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from lab.config import number_in
 from lab.data.rng import generator
 from lab.errors import RecipeError, one_of
 
@@ -82,7 +83,7 @@ def deal(
     ``salt`` makes draws of one seed differ; ``items`` and ``remedy`` are words for the errors.
     Raises RecipeError where a worker would get nothing, and for an unknown ``how``.
     """
-    kind, parameter = _parse(how)
+    kind, parameter = parse_split(how)
     if num_workers < 1:
         raise RecipeError(f"the number of workers must be at least 1, not {num_workers}")
     count = len(domains)
@@ -119,18 +120,16 @@ def deal(
     return [mine.astype(np.int64) for mine in result]
 
 
-def _parse(how: str) -> tuple[str, float]:
+def parse_split(how: str) -> tuple[str, float]:
+    """Which way of `deal`, and its number. Raises RecipeError for anything else."""
     kind, colon, number = how.partition(":")
     if kind in ("iid", "domain") and not colon:
         return kind, 0.0
     if kind not in ("dirichlet", "size"):
         raise RecipeError(one_of("split", how, SPLITS))
-    try:
-        value = float(number)
-    except ValueError:
-        value = -1.0
+    value = number_in(number)
     low = 0.001 if kind == "dirichlet" else 0.0  # below that a Dirichlet draw underflows
-    if not low <= value <= 1e6:
+    if value is None or not low <= value <= 1e6:
         raise RecipeError(f"split {how!r}: write {kind}:<number> with a number from {low:g} to 1e6, as in {kind}:0.5")
     return kind, value
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import inspect
 from typing import Any
 
 from lab.config import checked
-from lab.errors import RecipeError, one_of
+from lab.errors import RecipeError, one_of, shown
 from lab.methods.ddp import DDP
 from lab.methods.demo import DeMo
 from lab.methods.des_loc import DESLOC
@@ -63,23 +65,53 @@ def method(spec: Any) -> Method:
     Raises
     ------
     RecipeError
-        for an unknown name or option, or a value that is not allowed.
+        for an unknown name or option, a value that is not allowed, or an object of a class that is not listed.
     """
     if isinstance(spec, str):
         spec = {"name": spec}
-    if not isinstance(spec, dict):
-        return spec  # type: ignore[no-any-return]
-    options = dict(spec)
-    name = options.pop("name", None)
-    if name is None:
-        raise RecipeError(f"method.name is missing: use one of {', '.join(METHODS)}")
-    if name not in METHODS:
-        raise RecipeError(one_of("method", name, METHODS))
-    return checked(METHODS[name], options, "method")
+    if isinstance(spec, dict):
+        options = dict(spec)
+        name = options.pop("name", None)
+        if name is None:
+            raise RecipeError(f"method.name is missing: use one of {', '.join(METHODS)}")
+        if not isinstance(name, str) or name not in METHODS:
+            raise RecipeError(one_of("method", name, METHODS))
+        return checked(METHODS[name], options, "method")
+    if spec is None or isinstance(spec, bool | int | float | list | tuple | type):
+        raise RecipeError(
+            f'method = {shown(spec)} is not allowed: it is a name, or {{"name": …}} with options; use one of {", ".join(METHODS)}'
+        )
+    name_of(spec)
+    return spec  # type: ignore[no-any-return]
 
 
 def name_of(m: Method) -> str:
-    return next(name for name, cls in METHODS.items() if isinstance(m, cls))
+    """Under which name a method is listed.
+
+    Raises
+    ------
+    RecipeError
+        for one of a class that is not, also where a parent of it is: a recipe would then name the parent.
+    """
+    name = next((name for name, cls in METHODS.items() if type(m) is cls), None)
+    if name is None:
+        own = type(m).__name__
+        raise RecipeError(
+            f"method {own} is not listed, so that no recipe can name it: list it under a name of its own, for example "
+            f"lab.methods.METHODS[{own.lower()!r}] = {own}"
+        )
+    return name
+
+
+def source_of(m: Method) -> str:
+    """The source of a method's class where it is none of the lab's: two of one name may differ. Nothing for the lab's own."""
+    found = []
+    for cls in type(m).__mro__:
+        if cls.__module__.split(".")[0] not in ("lab", "builtins"):
+            for function in filter(inspect.isfunction, vars(cls).values()):
+                with contextlib.suppress(OSError, TypeError):  # made by `dataclass`, or typed where nobody keeps it
+                    found.append(inspect.getsource(function))
+    return "".join(found)
 
 
 __all__ = [
@@ -113,4 +145,5 @@ __all__ = [
     "ZeroPadding",
     "method",
     "name_of",
+    "source_of",
 ]

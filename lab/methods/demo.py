@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from typing import Annotated
 
 import torch
 from pydantic import Field
@@ -43,7 +44,7 @@ class DeMo:
     inner: Optimizer = Field(default_factory=lambda: Optimizer("SGD", 1e-3))
     decay: Fraction = 0.999
     topk: Period = 32
-    chunk: Period = 64
+    chunk: Annotated[int, Field(ge=1, le=4096)] = 64
     sign: bool = True
     max_norm: Positive | None = None
 

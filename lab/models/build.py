@@ -55,32 +55,90 @@ def build_fleet(
         return Fleet(build, recipe.num_workers, mine=mine, device=device, dtype=dtype, movable=movable)
 
 
+Needs = dict[str, float]  # bytes, by what they are for
+CPU = torch.device("cpu")
+# What Python takes for modules and their views, measured: of a layer, of an expert, and of a worker (a dry one is a few numbers).
+LAYER_BYTES, EXPERT_BYTES, WORKER_BYTES, DRY_WORKER_BYTES = 50_000, 8_000, 20_000, 1_000
+
+
+def check_size(recipe: Recipe, workers: int, device: torch.device) -> None:
+    """Refuse what this machine cannot hold, on numbers alone: before text is read, and before anything is made.
+
+    Where text or adapters decide it asks for too little: `check_memory` looks again when they are known. In a dry run (device
+    ``meta``) there is little to hold.
+    """
+    model, scenario = recipe.model, recipe.scenario
+    host: Needs = {
+        f"who is up in {recipe.steps} steps": recipe.steps * recipe.num_workers * (5 if scenario.failure_rate else 1)
+    }
+    if device.type == "meta":
+        host[f"{recipe.num_workers} workers"] = recipe.num_workers * DRY_WORKER_BYTES
+        return _refuse_above(host)
+    if isinstance(model, HF):  # its shape stands in its files
+        return _refuse_above(host)
+    vocab_size = model.vocab_size or 256
+    everywhere, in_experts = model.num_params(vocab_size)
+    copies = _copies(recipe, workers)
+    experts = model.num_layers * model.num_experts if isinstance(model, MoE) else 0
+    layers = LAYER_BYTES * model.num_layers * (workers + 1)  # the whole model is one more
+    host[f"the modules of {workers} workers"] = WORKER_BYTES * workers + layers + EXPERT_BYTES * experts * copies
+    numbers: float = 2 * (everywhere + in_experts)  # frozen ones are kept once, and made once
+    if not recipe.lora.ranks:
+        numbers = (everywhere * workers + in_experts * copies) * _states(recipe)
+    angles = recipe.context * (model.dim // model.num_heads) * (workers + 1)
+    needs = _needs(recipe, numbers, vocab_size, workers, device) | {"positions": angles * torch.float32.itemsize}
+    if device.type == "cpu":
+        return _refuse_above(needs | host)
+    _refuse_above(host)
+    _refuse_above(needs, device)
+
+
 def check_memory(recipe: Recipe, vocab_size: int, workers: int, device: torch.device) -> None:
     """Refuse a recipe whose tensors cannot fit: stacks of so many workers, and activations of those that run at once."""
-    import psutil
-
-    compute, on_cpu = recipe.compute, device.type == "cpu"
     with torch.device("meta"):
         module = recipe.model.build(vocab_size, recipe.context)
     unit = getattr(module, "tensor_unit", lambda name: None)
-    copies = (recipe.placement.overlap or recipe.num_workers) * workers / recipe.num_workers
     frozen = 0
     if recipe.lora.ranks:
         module = adapt_(module, recipe.lora, recipe.lora.bounds[-1])
         frozen = sum(p.numel() for p in module.parameters() if not p.requires_grad)
     named = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
-    held = sum(p.numel() * (copies if unit(n) else workers) for n, p in named)
-    element = getattr(torch, recipe.dtype).itemsize
-    stacks = (held * (2 + len(recipe.method.inner.state_names)) + 2 * frozen) * element
-    at_once = workers if compute.vectorised else min(workers, num_cores()) if on_cpu else 1
+    held = sum(p.numel() * (_copies(recipe, workers) if unit(n) else workers) for n, p in named)
+    _refuse_above(_needs(recipe, held * _states(recipe) + 2 * frozen, vocab_size, workers, device), device)
+
+
+def _copies(recipe: Recipe, workers: int) -> float:
+    """How often an expert is held by so many of the workers."""
+    return (recipe.placement.overlap or recipe.num_workers) * workers / recipe.num_workers
+
+
+def _states(recipe: Recipe) -> int:
+    """Parameters, gradients and optimizer states."""
+    return 2 + len(recipe.method.inner.state_names)
+
+
+def _needs(recipe: Recipe, numbers: float, vocab_size: int, workers: int, device: torch.device) -> Needs:
+    compute = recipe.compute
+    at_once = workers if compute.vectorised else min(workers, num_cores()) if device.type == "cpu" else 1
     rows = math.ceil(recipe.batch_size / compute.accumulate)
-    a_token = recipe.model.floats_per_token(vocab_size)
-    activations = at_once * rows * recipe.context * a_token * element
-    free = psutil.virtual_memory().available if device.type != "cuda" else torch.cuda.mem_get_info(device)[0]
-    if stacks + activations > free:
-        raise RecipeError(
-            f"this needs about {(stacks + activations) / 1e9:,.1f} GB of memory ({stacks / 1e9:,.1f} for the states of "
-            f"{workers} workers, {activations / 1e9:,.1f} for the activations of {at_once}), and {free / 1e9:,.1f} GB "
-            f"are free{'' if on_cpu else f' on {device}'}: use fewer workers, a smaller model, batch_size or context, "
-            "compute.accumulate (passes into which a batch is cut), or `lab plan` for a dry run"
-        )
+    element = getattr(torch, recipe.dtype).itemsize
+    activations = at_once * rows * recipe.context * recipe.model.floats_per_token(vocab_size) * element
+    return {
+        f"the states of {workers} workers": numbers * element,
+        f"the activations of {at_once} × {rows} sequences of {recipe.context} tokens": activations,
+    }
+
+
+def _refuse_above(needs: Needs, device: torch.device = CPU) -> None:
+    import psutil
+
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    needed = sum(needs.values())
+    if needed <= free:
+        return
+    parts = ", ".join(f"{x / 1e9:,.1f} for {what}" for what, x in needs.items() if x > 0.01 * needed)
+    raise RecipeError(
+        f"this needs about {needed / 1e9:,.1f} GB of memory ({parts}), and {free / 1e9:,.1f} GB are free"
+        f"{'' if device.type == 'cpu' else f' on {device}'}: use fewer workers or steps, a smaller model, batch_size or context, "
+        "compute.accumulate (passes into which a batch is cut), or `lab plan` for a dry run"
+    )

@@ -18,6 +18,7 @@ from lab.errors import RecipeError
 from lab.seeds import generator
 
 Count = Annotated[int, Field(ge=1)]
+Layers = Annotated[int, Field(ge=1, le=2048)]  # a module each, which takes a millisecond to make
 
 
 @config
@@ -25,7 +26,7 @@ class GPT:
     """Shape of a GPT. ``vocab_size=None`` takes the corpus's; ``mlp_dim=None`` is four times ``dim``."""
 
     dim: Count = 64
-    num_layers: Count = 2
+    num_layers: Layers = 2
     num_heads: Count = 2
     mlp_dim: Count | None = None
     vocab_size: Count | None = None
@@ -44,6 +45,11 @@ class GPT:
         if not module.embedding.is_meta:
             module.init_(generator(seed, "init"))
         return module
+
+    def num_params(self, vocab_size: int) -> tuple[int, int]:
+        """How many parameters a model has that every worker holds, and how many more in experts; nothing is made."""
+        layer = 2 * self.dim + 4 * self.dim**2 + 2 * self.dim * (self.mlp_dim or 4 * self.dim)
+        return (self.vocab_size or vocab_size) * self.dim + self.dim + self.num_layers * layer, 0
 
     def floats_per_token(self, vocab_size: int) -> int:
         """What backward needs of a token: 9 rows of width dim and 2 of mlp_dim a layer, and its logits twice."""

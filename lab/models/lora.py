@@ -57,6 +57,16 @@ class LoRA:
     init: Literal["kaiming", "gaussian"] = "kaiming"
     values: str = ""
 
+    def __post_init__(self) -> None:
+        if not self.targets:
+            raise RecipeError(
+                "lora.targets is empty: name the maps that get adapters, for example attention.qkv, or leave it out"
+            )
+        if self.values and not self.ranks:
+            raise RecipeError(
+                "lora.values names an adapter to begin with, but there is none without lora.ranks: set both"
+            )
+
     def ranks_W(self, num_workers: int) -> tuple[int, ...]:
         """The rank of every worker's adapter. Raises RecipeError where their number does not fit."""
         if len(self.ranks) not in (1, num_workers):

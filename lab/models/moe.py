@@ -27,10 +27,11 @@ from torch.autograd.function import once_differentiable
 
 from lab.config import config
 from lab.errors import RecipeError
-from lab.models.gpt import F32, GPT, Attention, cross_entropy
+from lab.models.gpt import F32, GPT, Attention, Layers, cross_entropy
 from lab.seeds import generator
 
 Count = Annotated[int, Field(ge=1)]
+MOST_EXPERTS = 1 << 16  # in all layers: a module each
 
 
 @config
@@ -55,7 +56,7 @@ class MoE:
     """
 
     dim: Count = 64
-    num_layers: Count = 2
+    num_layers: Layers = 2
     num_heads: Count = 2
     num_experts: Count = 8
     expert_dim: Count | None = None
@@ -71,6 +72,11 @@ class MoE:
 
     def __post_init__(self) -> None:
         GPT(dim=self.dim, num_heads=self.num_heads)  # raises where heads do not fit
+        if self.num_layers * self.num_experts > MOST_EXPERTS:
+            raise RecipeError(
+                f"model.num_experts = {self.num_experts} in each of {self.num_layers} layers are more than can be handled: use at "
+                f"most {MOST_EXPERTS:,} in all"
+            )
         if self.top_k > self.num_experts:
             raise RecipeError(
                 f"model.top_k = {self.top_k} asks for more experts than there are: at most num_experts = {self.num_experts}"
@@ -127,6 +133,13 @@ class MoE:
                     "hold at least one, or use skip_token"
                 )
         return [tuple(sorted(ids)) for ids in resident]
+
+    def num_params(self, vocab_size: int) -> tuple[int, int]:
+        """As of `GPT`; with a partitioned router its columns count with their experts."""
+        D, E, H = self.dim, self.num_experts, self.width
+        layer = 4 * D + 4 * D**2 + 2 * D * H * self.num_shared_experts + (E * D if self.skip_token else 0)
+        experts = E * (2 * D * H + (0 if self.skip_token else D))
+        return (self.vocab_size or vocab_size) * D + 2 * D + self.num_layers * layer, self.num_layers * experts
 
     def floats_per_token(self, vocab_size: int) -> int:
         """What backward needs of a token: a layer's 11 rows of width dim and its experts' inner rows; its logits twice."""

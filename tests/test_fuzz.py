@@ -1,0 +1,19 @@
+"""Odd recipes are refused in one line, or planned and run; none ends in a traceback, hangs, or takes the machine's memory."""
+
+from __future__ import annotations
+
+import os
+
+from fuzz_recipes import fuzz
+
+COUNT = int(os.environ.get("ISTHMUS_FUZZ", "150"))
+
+
+def test_odd_recipes() -> None:
+    """With ``ISTHMUS_FUZZ=5000`` as many, a tenth of them run."""
+    figures = fuzz(COUNT, max(6, COUNT // 10), seconds=120)  # generous: other tests may have the machine
+    print(figures)
+    assert not figures.faults, "\n".join(figures.faults)
+    assert figures.count["accepted"] > COUNT // 20
+    assert figures.count["refused"] > COUNT // 20
+    assert figures.peak_bytes < 2e9
