@@ -84,7 +84,12 @@ def main(debug: bool) -> None:
 
 recipe_options = click.argument("recipe", default="des_loc")
 override_option = click.option(
-    "-o", "--override", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one field, e.g. -o steps=500."
+    "-o",
+    "--override",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Change one field, e.g. -o steps=500 (JSON; the last one counts).",
 )
 runs_option = click.option("--runs", default="runs", show_default=True, help="Folder that holds the runs.")
 

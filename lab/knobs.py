@@ -116,7 +116,7 @@ def _settled_periods(recipe: Recipe, value: Any, now: Any) -> int | dict[str, in
 def _settled_workers(recipe: Recipe, value: Iterable[int]) -> list[int]:
     workers = sorted(set(value))
     for w in workers:
-        if not isinstance(w, int) or not 0 <= w < recipe.num_workers:
+        if not isinstance(w, int) or isinstance(w, bool) or not 0 <= w < recipe.num_workers:
             raise RecipeError(f"there is no worker {w!r}: the workers are 0 … {recipe.num_workers - 1}")
     return workers
 

@@ -452,7 +452,7 @@ def test_joining_late_is_starting_with_the_others(method: Method) -> None:
 def test_with_nobody_up_the_run_says_so() -> None:
     """Once each time that the last one goes, and where none was there from the start."""
     gone = [Outage(worker=w, first=a, last=b) for w in range(3) for a, b in ((1, 2), (4, 5))]
-    events = list(Trainer(recipe("des_loc", scenario=Scenario(outages=tuple(gone))), corpus=corpus()).events())
+    events = list(Trainer(recipe(scenario=Scenario(outages=tuple(gone))), corpus=corpus()).events())
     warned = [e for e in events if isinstance(e, Warned)]
     assert [e.step for e in warned] == [1, 4]
     assert all("no worker is up" in e.message for e in warned)

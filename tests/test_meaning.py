@@ -240,7 +240,7 @@ SHAPES: list[tuple[dict[str, Any], str]] = [
     ({"model": 5}, "model = 5 is not allowed"),
     ({"model": {"path": "x", "dim": 4}}, "unknown option 'model.dim': use one of model.path (did"),
     ({"model": {"num_layers": 5000}}, "model.num_layers = 5000"),
-    ({"model": {"num_experts": 60_000, "num_layers": 2, "expert_dim": 2}}, "at most 65,536 in all"),
+    ({"model": {"num_experts": 200_000, "num_layers": 2, "expert_dim": 2}}, "at most 262,144 in all"),
     ({"lora": {"targets": []}}, "lora.targets is empty"),
     ({"lora": {"values": "somewhere"}}, "there is none without lora.ranks"),
     ({"scenario": {"outages": [{"worker": 1, "first": 9, "last": 3}]}}, "first must not be greater than last"),

@@ -370,7 +370,12 @@ def test_nothing_is_pickled() -> None:
 scenarios = st.builds(
     Scenario,
     outages=st.lists(
-        st.builds(Outage, worker=st.integers(0, 3), first=st.integers(1, 20), last=st.integers(1, 30))
+        st.builds(
+            lambda worker, first, length: Outage(worker=worker, first=first, last=first + length),
+            st.integers(0, 3),
+            st.integers(1, 20),
+            st.integers(0, 15),
+        )
     ).map(tuple),
     sample=st.none() | st.integers(1, 4),
     sample_every=st.integers(1, 9),

@@ -31,7 +31,7 @@ from lab.models.gpt import F32, GPT, Attention, Layers, cross_entropy
 from lab.seeds import generator
 
 Count = Annotated[int, Field(ge=1)]
-MOST_EXPERTS = 1 << 16  # in all layers: a module each
+MOST_EXPERTS = 1 << 18  # in all layers: a module each
 
 
 @config
