@@ -302,7 +302,9 @@ def replay(run: str, runs: str, speed: float) -> None:
 @main.command()
 @recipe_options
 @override_option
-@click.option("--network", "networks", multiple=True, help="A named network (see lab list); may be given again.")
+@click.option(
+    "--network", "networks", multiple=True, help="A named network (see lab list) or 3Mbit,20ms; may be given again."
+)
 @click.option("--device", default="h100", show_default=True, help="What a worker computes with (see lab list).")
 @click.option("--devices-per-worker", default=1, show_default=True, type=click.IntRange(1))
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, with the ledger's totals.")
@@ -343,7 +345,7 @@ def compare(names: tuple[str, ...], runs: str, network_name: str, as_json: bool)
     from lab.columns import Columns
     from lab.errors import RecipeError, plain
     from lab.methods import FEDERATED, name_of
-    from lab.network import network
+    from lab.network import described, network
     from lab.plan import human
     from lab.store import find_run
 
@@ -390,7 +392,8 @@ def compare(names: tuple[str, ...], runs: str, network_name: str, as_json: bool)
             f"{human(r['wire_bytes']):>11}{r['seconds']:>11.1f} s"
         )
     click.echo(
-        "seconds: computing as it went here, and the link between workers, or to a server for methods that have one"
+        f"seconds: computing as it went here, and links of {described(net)} between workers, or to a server for methods "
+        "that have one"
     )
     if damaged:
         sys.exit(RecipeError.exit_code)
@@ -458,7 +461,7 @@ def list_(runs: str) -> None:
     from lab.data import CORPORA
     from lab.errors import plain
     from lab.methods import METHODS
-    from lab.network import DEVICES, NETWORKS
+    from lab.network import DEVICES, NETWORKS, described
     from lab.optim import ELEMENTWISE
     from lab.presets import PRESETS
     from lab.recipe import SIZES
@@ -477,7 +480,7 @@ def list_(runs: str) -> None:
     _row("optimizers   ", ", ".join(ELEMENTWISE))
     _row("corpora      ", ", ".join(CORPORA))
     _row("tasks        ", ", ".join(f"task:{name}" for name in TASKS))
-    _row("networks     ", ", ".join(NETWORKS))
+    _row("networks     ", ", ".join(f"{name} ({described(net)})" for name, net in NETWORKS.items()))
     _row("devices      ", ", ".join(DEVICES))
     _row(f"runs in {plain(runs)}/", "" if there else ": none yet")
     for folder in there:

@@ -25,7 +25,7 @@ from pydantic_core import to_jsonable_python
 from lab.config import checked
 from lab.errors import RecipeError, one_of
 from lab.methods import FEDERATED, FoMoE, Method, StreamingDiLoCo, name_of
-from lab.network import NETWORKS, Network
+from lab.network import Network, network
 from lab.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -126,9 +126,7 @@ def settled_network(value: str | Network | Mapping[str, Any] | None) -> dict[str
     if value is None:
         return None
     if isinstance(value, str):
-        if value not in NETWORKS:
-            raise RecipeError(one_of("network", value, NETWORKS))
-        value = NETWORKS[value]
+        value = network(value)
     if not isinstance(value, Network):
         value = checked(Network, dict(value), "network")
     plain: dict[str, Any] = json.loads(json.dumps(to_jsonable_python(value)))

@@ -26,6 +26,8 @@ The forms are the standard ones (Photon's comparison of topologies, DES-LOC's ti
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -299,25 +301,73 @@ NETWORKS: dict[str, Network] = {
 }
 
 
+UNITS = {"bit": 1.0, "kbit": 1e3, "Mbit": 1e6, "Gbit": 1e9, "Tbit": 1e12}  # per second
+LATENCIES = {"s": 1.0, "ms": 1e3, "us": 1e6, "µs": 1e6}  # in a second
+_SPELLED = re.compile(r"([0-9.eE+]+) *([A-Za-z]+)(?:/s)? *(?:, *([0-9.eE+-]+) *([a-zµ]+))?")
+
+
 def network(name: str) -> Network:
-    """A named network: wide-area links from 10 Mbit/s (50 ms) to a machine room's 100 Gbit/s (0.1 ms)."""
-    if name not in NETWORKS:
-        raise RecipeError(one_of("network", name, NETWORKS))
-    return NETWORKS[name]
+    """A named network, or one spelled out: ``3Mbit``, ``3Mbit,20ms``; without a latency it has none.
+
+    The names are wide-area links from 10 Mbit/s (50 ms) to a machine room's 100 Gbit/s (0.1 ms).
+
+    Raises
+    ------
+    RecipeError
+        for what is neither.
+    """
+    if name in NETWORKS:
+        return NETWORKS[name]
+    spelled = _SPELLED.fullmatch(name.strip())
+    if spelled:
+        number, unit, wait, wait_unit = spelled.groups(default="0")
+        factor = {known.lower(): x for known, x in UNITS.items()}.get(unit.lower())
+        part = LATENCIES.get(wait_unit) if spelled[4] else 1.0
+        try:
+            rate, latency = float(number) * (factor or math.nan), float(wait) / (part or math.nan)
+        except ValueError:
+            rate = latency = math.nan
+        if 0 < rate < math.inf and 0 <= latency < math.inf:
+            return Network(bits_per_second=rate, latency_seconds=latency)
+    raise RecipeError(
+        one_of("network", name, NETWORKS)
+        + f"; or spell it out, as 3Mbit,20ms, with {', '.join(UNITS)} a second and ms or s"
+    )
 
 
-# Peak floating-point operations per second (bf16, dense) and the part of it that training is assumed to reach.
-DEVICES: dict[str, tuple[float, float]] = {
-    "h100": (989e12, 0.4),
-    "a100": (312e12, 0.4),
-    "rtx4090": (165e12, 0.35),
-    "laptop": (100e9, 0.5),
+def described(network: Network) -> str:
+    """``100 Mbit/s, 30 ms``: both numbers, since either can be what a run waits for."""
+    unit, factor = next((u, f) for u, f in reversed(UNITS.items()) if network.bits_per_second >= f or u == "bit")
+    latency = network.latency_seconds
+    spelled = f"{latency * 1e3:.3g} ms" if latency < 1 else f"{latency:.3g} s"
+    return f"{network.bits_per_second / factor:.3g} {unit}/s, {spelled if latency else 'no latency'}"
+
+
+@dataclass(frozen=True)
+class Device:
+    """Peak floating-point operations per second (bf16, dense), the part of it that training is assumed to reach, memory."""
+
+    peak: float
+    reached: float
+    memory_bytes: float
+
+
+DEVICES: dict[str, Device] = {
+    "h100": Device(989e12, 0.4, 80e9),
+    "a100": Device(312e12, 0.4, 80e9),
+    "rtx4090": Device(165e12, 0.35, 24e9),
+    "laptop": Device(100e9, 0.5, 16e9),
 }
+
+
+def device_named(name: str) -> Device:
+    """Raises RecipeError for a name that is none of `DEVICES`."""
+    if name not in DEVICES:
+        raise RecipeError(one_of("device", name, DEVICES))
+    return DEVICES[name]
 
 
 def step_seconds(num_params: float, tokens: int, device: str) -> float:
     """Seconds of one local step by the usual count of 6 operations per parameter that a token meets."""
-    if device not in DEVICES:
-        raise RecipeError(one_of("device", device, DEVICES))
-    peak, reached = DEVICES[device]
-    return 6.0 * num_params * tokens / (peak * reached)
+    given = device_named(device)
+    return 6.0 * num_params * tokens / (given.peak * given.reached)

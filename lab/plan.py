@@ -13,7 +13,7 @@ from lab.experts.costs import Costs
 from lab.fleet import Fleet
 from lab.methods import name_of
 from lab.models.moe import MoE
-from lab.network import NETWORKS, Bill, Network, step_seconds
+from lab.network import DEVICES, NETWORKS, Bill, Network, described, device_named, step_seconds
 from lab.notes import notes
 from lab.recipe import Recipe
 from lab.run import Trainer
@@ -36,7 +36,8 @@ class StatePlan:
 class Forecast:
     """Hours of the run on one network; ``ddp_hours`` is the same model and steps with a gradient average per step."""
 
-    network: str
+    network: str  # its name
+    link: str  # its numbers
     compute_hours: float
     communication_hours: float
     total_hours: float
@@ -59,6 +60,8 @@ class Plan:
     ddp_wire_bytes: float  # on a ring
     local_adam_bytes: int  # per worker, Local Adam with the period of params
     seconds_per_step: float
+    device: str  # what a worker is assumed to compute with
+    devices_per_worker: int
     forecasts: list[Forecast]
 
     @cached_property
@@ -70,6 +73,12 @@ class Plan:
     def payload_bytes(self) -> int:
         """Of the worker that sends most."""
         return max(self.payload_bytes_W)
+
+    @property
+    def fits(self) -> bool:
+        """Whether what a worker holds, without activations, fits into the memory of its devices."""
+        held = self.state_bytes_per_worker + self.frozen_bytes
+        return held <= DEVICES[self.device].memory_bytes * self.devices_per_worker
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -90,6 +99,9 @@ class Plan:
             "times_less_than_local_adam": _ratio(self.local_adam_bytes, self.payload_bytes),
             "seconds_per_step": self.seconds_per_step,
             "notes": notes(self.recipe),
+            "device": self.device,
+            "devices_per_worker": self.devices_per_worker,
+            "fits_into_device": self.fits,
             "forecasts": [vars(f) for f in self.forecasts],
         }
 
@@ -103,6 +115,7 @@ class Plan:
             f"{name_of(r.method)}: {r.num_workers} workers × {r.steps:,} local steps, {self.num_params:,} parameters{ranks}, "
             f"{r.num_workers * r.batch_size * r.context:,} tokens a step",
             f"a worker holds {human(self.state_bytes_per_worker)} of parameters, gradients and optimizer states{frozen}",
+            *self._in_one_process(),
             "",
             f"{'per worker':<{wide + 2}}{'times':>8}{'each':>12}{'payload':>12}",
         ]
@@ -130,14 +143,36 @@ class Plan:
         if self.forecasts:
             longest = max(f.total_hours for f in self.forecasts)
             unit, per_hour = next(((u, n) for u, n in UNITS.items() if longest * n >= 2), ("seconds", 3600))
-            head = f"{unit} with a server" if self.served else f"{unit} on"
-            lines += ["", f"{head:<22}{'compute':>10}{'network':>10}{'together':>10}{'DDP':>12}{'gain':>9}"]
+            head = f"{unit} with a server, links of" if self.served else f"{unit} on links of"
+            lines += ["", f"{head:<34}{'compute':>10}{'network':>10}{'together':>10}{'DDP':>12}{'gain':>9}"]
             lines += [
-                f"  {f.network:<20}{f.compute_hours * per_hour:>10.3g}{f.communication_hours * per_hour:>10.3g}"
-                f"{f.total_hours * per_hour:>10.3g}{f.ddp_hours * per_hour:>12.3g}{f.ddp_hours / f.total_hours:>8.2f}×"
+                f"  {f.link:<32}{f.compute_hours * per_hour:>10.3g}{f.communication_hours * per_hour:>10.3g}"
+                f"{f.total_hours * per_hour:>10.3g}{f.ddp_hours * per_hour:>12.3g}"
+                + (f"{f.ddp_hours / f.total_hours:>8.2f}×" if self.payload_bytes else f"{'–':>9}")
                 for f in self.forecasts
             ]
+            lines.append(self._computing())
         return "\n".join(lines)
+
+    def _in_one_process(self) -> list[str]:
+        """What sampling does not save: every client has its rows all the time."""
+        sample, clients = self.recipe.scenario.sample, self.recipe.num_workers
+        if sample is None or sample * 2 > clients:
+            return []
+        held = clients * self.state_bytes_per_worker
+        return [
+            f"all {clients:,} clients keep theirs all the time, also the {clients - sample:,} who are not sampled: a run in one "
+            f"process takes {human(held)}, and goes through them in every step"
+        ]
+
+    def _computing(self) -> str:
+        """With what a worker is assumed to compute, and whether it has room for what it holds."""
+        each = f"{self.devices_per_worker} × {self.device}" if self.devices_per_worker > 1 else f"one {self.device}"
+        line = f"  computing as on {each} a worker (--device, --devices-per-worker)"
+        if self.fits:
+            return line
+        memory = DEVICES[self.device].memory_bytes * self.devices_per_worker
+        return f"{line}, which has {human(memory)}: what a worker holds does not fit into it"
 
     def _label(self, s: StatePlan) -> str:
         """The state's name, with the operation where there are several."""
@@ -162,6 +197,7 @@ def plan(
         what the run is priced on, and DDP beside it. A method that needs a server has one there, with a link like a
         worker's; DDP does without.
     """
+    device_named(device)
     trainer = Trainer(recipe, dry=True)
     sent = calendar(trainer)
     fleet = trainer.fleet
@@ -204,6 +240,8 @@ def plan(
         ddp_wire_bytes=_on_wires(ddp, recipe),
         local_adam_bytes=local_adam.total_bytes(busiest),
         seconds_per_step=seconds,
+        device=device,
+        devices_per_worker=devices_per_worker,
         forecasts=[
             _forecast(
                 name,
@@ -267,6 +305,7 @@ def _forecast(
     hours = 3600.0
     return Forecast(
         name,
+        described(networks[1]),
         mine.compute_seconds / hours,
         mine.communication_seconds / hours,
         mine.total_seconds / hours,

@@ -12,6 +12,7 @@ import torch
 from toys import LISTED, OVER_PROCESSES, recipe
 
 from lab.dry import Asked, Calendar, Step, calendar
+from lab.errors import RecipeError
 from lab.events import Sent
 from lab.methods import DESLOC
 from lab.network import NETWORKS, Network
@@ -184,3 +185,27 @@ def test_a_plan_of_a_million_steps_and_of_the_largest_model_executes_few(monkeyp
     p = plan(Recipe.of("des_loc").but(steps=1_000_000))
     assert p.states[0].times == 1_000_000 // Recipe.of("des_loc").method.sync_every["params"]
     assert len(calls) < 30
+
+
+def test_a_plan_says_what_it_assumes() -> None:
+    """Both numbers of a link, the device, whether a worker fits into it, and no gain where nothing is sent."""
+    alone = plan(Recipe.of("des_loc").but(steps=5, schedule={})).to_text()
+    assert "nothing is sent in this run" in alone
+    assert "×" not in alone.split("gain")[1]
+    large = plan(Recipe.of("des_loc_13B").but(steps=256, schedule={}), {"slow": NETWORKS["10Mbit"]})
+    assert not large.fits
+    assert "10 Mbit/s, 50 ms" in large.to_text()
+    assert "one h100 a worker" in large.to_text()
+    assert "does not fit" in large.to_text()
+    several = plan(Recipe.of("des_loc_13B").but(steps=256, schedule={}), {}, devices_per_worker=8)
+    assert several.fits
+    with pytest.raises(RecipeError, match="unknown device"):
+        plan(Recipe.of("des_loc"), device="h10")
+
+
+def test_a_plan_of_sampled_clients_says_what_the_others_cost() -> None:
+    r = Recipe.of("photon").but(num_workers=2000, steps=64, schedule={}, scenario={"sample": 10, "sample_every": 64})
+    p = plan(r, {})
+    assert "all 2,000 clients keep theirs" in p.to_text()
+    assert "4.6 GB" in p.to_text()
+    assert "keep theirs" not in plan(r.but(num_workers=12), {}).to_text()

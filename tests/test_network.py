@@ -14,7 +14,7 @@ from toys import Bench
 from lab.errors import RecipeError
 from lab.events import Sent
 from lab.methods import DESLOC, LocalAdam
-from lab.network import DEVICES, NETWORKS, Bill, Network, network, step_seconds
+from lab.network import DEVICES, NETWORKS, Bill, Network, described, network, step_seconds
 
 S, L = 1000, 0.5  # payload in bytes, latency in seconds
 B = 8000.0  # bits per second: one payload takes one second
@@ -187,8 +187,8 @@ def test_des_locs_time_model() -> None:
 
 def test_step_seconds() -> None:
     """Six operations per parameter and token at the part of the peak that training reaches."""
-    peak, reached = DEVICES["h100"]
-    assert step_seconds(10**9, 10**6, "h100") == pytest.approx(6e15 / (peak * reached))
+    h100 = DEVICES["h100"]
+    assert step_seconds(10**9, 10**6, "h100") == pytest.approx(6e15 / (h100.peak * h100.reached))
 
 
 def test_names() -> None:
@@ -196,6 +196,29 @@ def test_names() -> None:
     assert network("1Gbit") is NETWORKS["1Gbit"]
     with pytest.raises(RecipeError, match=r"unknown network '1Gbitt'.*did you mean '1Gbit'"):
         network("1Gbitt")
+    for spelled, bits, seconds in (
+        ("3Mbit", 3e6, 0.0),
+        ("3Mbit,20ms", 3e6, 0.02),
+        ("0.5 gbit/s, 1.5 s", 5e8, 1.5),
+        ("1e3kbit,5us", 1e6, 5e-6),
+    ):
+        assert network(spelled) == Network(bits_per_second=bits, latency_seconds=seconds)
+        assert network(described(network(spelled)).replace("no latency", "0 ms")) == network(spelled)
+    for wrong in (
+        "3Mbid",
+        "Mbit",
+        "0Mbit",
+        "-3Mbit",
+        "1e400Mbit",
+        "3Mbit,20",
+        "3Mbit,-2ms",
+        "3Mbit,20min",
+        "1.2.3Mbit",
+        "",
+    ):
+        with pytest.raises(RecipeError, match=r"unknown network .*3Mbit,20ms"):
+            network(wrong)
+    assert described(network("100Mbit")) == "100 Mbit/s, 30 ms"
     with pytest.raises(RecipeError, match=r"unknown device 'h10'.*did you mean 'h100'"):
         step_seconds(1, 1, "h10")
 
