@@ -52,9 +52,14 @@ def _never(recipe: Recipe) -> Iterator[str]:
 
 def _away(recipe: Recipe, up_tW: Tensor | None) -> Iterator[str]:
     """Who takes no part, by fixed times or, where the trace is known, by chance; who is never sampled is none of these."""
-    if recipe.scenario.sample is not None:
+    sample, N = recipe.scenario.sample, recipe.num_workers
+    if sample is not None:
+        if N >= 64 and 4 * sample <= N:
+            yield (
+                f"scenario.sample = {sample:,} of {N:,} workers: memory and the seconds of a step grow with all of them, since each "
+                "keeps its params, gradients and states all the time"
+            )
         return
-    N = recipe.num_workers
     if up_tW is not None:
         gone = (~up_tW.any(0)).nonzero().flatten().tolist()
     else:

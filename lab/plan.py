@@ -109,13 +109,15 @@ class Plan:
         r, bounds = self.recipe, self.recipe.lora.bounds
         ranks = f" in adapters of rank {bounds[0]}" + (f" to {bounds[-1]}" if len(bounds) > 1 else "") if bounds else ""
         frozen = f", and {human(self.frozen_bytes)} of the frozen model" if self.frozen_bytes else ""
+        together = f"; all {r.num_workers:,} together {human(r.num_workers * self.state_bytes_per_worker)}" * (
+            r.scenario.sample is not None
+        )
         rows = [(self._label(s), s) for s in self.states]
         wide = max([20, *(len(label) for label, _ in rows)])
         lines = [
             f"{name_of(r.method)}: {r.num_workers} workers × {r.steps:,} local steps, {self.num_params:,} parameters{ranks}, "
             f"{r.num_workers * r.batch_size * r.context:,} tokens a step",
-            f"a worker holds {human(self.state_bytes_per_worker)} of parameters, gradients and optimizer states{frozen}",
-            *self._in_one_process(),
+            f"a worker holds {human(self.state_bytes_per_worker)} of parameters, gradients and optimizer states{frozen}{together}",
             "",
             f"{'per worker':<{wide + 2}}{'times':>8}{'each':>12}{'payload':>12}",
         ]
@@ -153,17 +155,6 @@ class Plan:
             ]
             lines.append(self._computing())
         return "\n".join(lines)
-
-    def _in_one_process(self) -> list[str]:
-        """What sampling does not save: every client has its rows all the time."""
-        sample, clients = self.recipe.scenario.sample, self.recipe.num_workers
-        if sample is None or sample * 2 > clients:
-            return []
-        held = clients * self.state_bytes_per_worker
-        return [
-            f"all {clients:,} clients keep theirs all the time, also the {clients - sample:,} who are not sampled: a run in one "
-            f"process takes {human(held)}, and goes through them in every step"
-        ]
 
     def _computing(self) -> str:
         """With what a worker is assumed to compute, and whether it has room for what it holds."""

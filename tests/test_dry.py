@@ -16,6 +16,7 @@ from lab.errors import RecipeError
 from lab.events import Sent
 from lab.methods import DESLOC
 from lab.network import NETWORKS, Network
+from lab.notes import notes
 from lab.plan import plan
 from lab.presets import PRESETS
 from lab.recipe import Recipe
@@ -205,7 +206,6 @@ def test_a_plan_says_what_it_assumes() -> None:
 
 def test_a_plan_of_sampled_clients_says_what_the_others_cost() -> None:
     r = Recipe.of("photon").but(num_workers=2000, steps=64, schedule={}, scenario={"sample": 10, "sample_every": 64})
-    p = plan(r, {})
-    assert "all 2,000 clients keep theirs" in p.to_text()
-    assert "4.6 GB" in p.to_text()
-    assert "keep theirs" not in plan(r.but(num_workers=12), {}).to_text()
+    assert "all 2,000 together 4.6 GB" in plan(r, {}).to_text()
+    assert any("10 of 2,000 workers: memory" in note for note in notes(r))
+    assert not any("memory" in note for note in notes(r.but(num_workers=12)))
