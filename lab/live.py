@@ -34,10 +34,11 @@ from lab.errors import LabError, RecipeError
 from lab.events import Ended, Event, Sent, Started, Stepped, Turned
 from lab.knobs import settled
 from lab.network import Network
+from lab.places import located, working_folder, working_in
 from lab.recipe import Recipe
 from lab.run import Trainer
 from lab.store import RunFolder, find_run
-from lab.surroundings import one_core_, working_in
+from lab.surroundings import one_core_
 
 RATE = 8.0  # batches a second that a view is given, at most
 IDLE = 1.0  # seconds between two calls of a view while nothing happens: it may have put off drawing the last batch
@@ -60,7 +61,7 @@ class Run:
         self.knobs: dict[str, Any] = {}  # as they were asked for, if they ever were (`lab.knobs`)
         self.problems: list[str] = []  # views that were dropped
         self.cell = _cell()
-        self.place = Path.cwd()  # what names of files in the recipe are relative to, wherever cells change to
+        self.place = working_folder()  # what names of files in the recipe are relative to, wherever cells change to
         self.is_replay = False
         self._columns, self._folded, self._folding = Columns(), 0, threading.Lock()
         self._word = threading.Condition()  # guards all that follows
@@ -401,7 +402,7 @@ def replay(
     """
     if not speed > 0:
         raise RecipeError(f"speed = {speed}: give a number greater than 0, for example 10 for ten times as fast")
-    folder = find_run(str(run), runs)
+    folder = RunFolder(located(find_run(str(run), runs).path))  # it is read little by little
     shown = Run(folder.recipe(), name or f"replay of {folder.path.name}", folder, lambda run: _replayed(run, speed))
     shown.is_replay = True
     if paused:
@@ -431,7 +432,7 @@ def _same_cell(a: Run, b: Run) -> bool:
 
 
 def _path(recipe: Recipe, folder: str | Path | None, again: bool) -> Path:
-    path = Path(folder) if folder is not None else LIVE / recipe.id
+    path = located(folder if folder is not None else LIVE / recipe.id)
     number, first = 2, path
     while again and path.exists():
         path = first.with_name(f"{first.name}-{number}")

@@ -21,6 +21,7 @@ import click
 from lab import child
 from lab.claims import Claims, claims_in
 from lab.errors import RecipeError
+from lab.places import located, shown
 from lab.store import write_atomically
 
 if TYPE_CHECKING:
@@ -47,7 +48,8 @@ def reproduce(
     if not notebooks:
         raise RecipeError("there is no notebooks/ folder here: run this in the project's folder, or name the notebooks")
     cells: list[Cell] = []
-    for source in notebooks:
+    out = located(out)
+    for source in map(located, notebooks):
         notebook = json.loads(source.read_text())
         check_parameters(source, notebook, values)
         mine = {k: v for k, v in values.items() if k in _declared(notebook)}
@@ -55,7 +57,7 @@ def reproduce(
     out.mkdir(parents=True, exist_ok=True)
     missing = [cell for cell in cells if again or not is_done(cell.target)]
     for cell in cells:
-        word = "executing …" if cell in missing else f"already done, {cell.target.with_suffix('.html')}"
+        word = "executing …" if cell in missing else f"already done, {shown(cell.target.with_suffix('.html'))}"
         click.echo(f"{cell.name}: {word}")
     if len(missing) == 1 or jobs == 1:
         for cell in missing:
@@ -68,7 +70,7 @@ def reproduce(
     _report([cell.claims for cell in cells if cell.claims is not None])
     page = out / "claims.html"
     write_atomically(page, claims_page(cells).encode())
-    click.echo(f"every claim on one page: {page}")
+    click.echo(f"every claim on one page: {shown(page)}")
     failed = [cell for cell in cells if cell.problem is not None]
     for cell in failed:
         click.echo(f"failed: {cell.name}: {cell.problem}", err=True)
@@ -85,7 +87,7 @@ def _alone(cell: Cell) -> None:
     how = (
         f"failed: {cell.problem}"
         if cell.problem
-        else f"done in {cell.seconds:.0f} s, {cell.target.with_suffix('.html')}"
+        else f"done in {cell.seconds:.0f} s, {shown(cell.target.with_suffix('.html'))}"
     )
     click.echo(f"{cell.name}: {how}", err=cell.problem is not None)
 
@@ -108,7 +110,7 @@ def execute(source: Path, target: Path, parameters: dict[str, Any]) -> str | Non
                 extra_arguments=["--log-level=CRITICAL", f"--IPKernelApp.exec_lines={first_line}"],
             )
     except PapermillExecutionError as error:
-        return f"cell {error.exec_count} raised {error.ename}: {error.evalue} (see {target})"
+        return f"cell {error.exec_count} raised {error.ename}: {error.evalue} (see {shown(target)})"
     pages = Path(__file__).parent.parent / "widgets/pages.py"  # by its path: the package imports torch and pandas
     page = subprocess.run(
         [sys.executable, "-P", str(pages), str(target), str(target.with_suffix(".html"))],

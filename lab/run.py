@@ -51,11 +51,12 @@ from lab.methods.state import Loss
 from lab.models.build import build_fleet, check_memory, check_size
 from lab.notes import notes as idle
 from lab.optim import take_over_
+from lab.places import located, working_folder, working_in
 from lab.processes.alone import Alone, with_all_workers
 from lab.recipe import Recipe
 from lab.seeds import derive
 from lab.store import Checkpoint, RunFolder
-from lab.surroundings import apart, one_core, working_folder, working_in
+from lab.surroundings import apart, one_core
 from lab.tasks.text import Text, vocab_size_without_text
 from lab.watching.drift import DriftWatch
 from lab.watching.health import nobody_holds, not_finite
@@ -426,7 +427,7 @@ def train(
 ) -> Columns:
     """Run a recipe to its end and fold it. With a folder: what is finished there is read, what was cut off goes on."""
     recipe = Recipe.of(recipe)
-    run_folder = RunFolder(folder) if folder is not None else None
+    run_folder = RunFolder(located(folder)) if folder is not None else None
     if run_folder is not None:
         run_folder.check_recipe(recipe)
     if run_folder is not None and run_folder.done:

@@ -3,8 +3,8 @@
 A notebook's kernel has one working directory, one default dtype, one number of threads, one global generator; its cells may be
 in inference mode, on another default device, under autocast. None of it may decide a run's numbers, and a run that goes on
 in the background must not disturb a cell that uses them. So values have a dtype wherever they are made, draws have generators
-(`lab.seeds`), names of files mean the working directory in which a run began, and what belongs to a thread is set aside while
-that thread works for a run.
+(`lab.seeds`), names of files mean the working directory in which a run began (`lab.places`), and what belongs to a thread is
+set aside while that thread works for a run.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from contextvars import ContextVar
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -126,28 +125,3 @@ def _tidy(imported: list[bool]) -> None:
     for (name, undo), before in zip(_LEAVE.items(), imported, strict=True):
         if not before and name in sys.modules:
             undo()
-
-
-# --- the working directory -------------------------------------------------------------------------------------------
-
-_FOLDER: ContextVar[Path | None] = ContextVar("folder", default=None)
-
-
-def working_folder() -> Path:
-    """What names of files are relative to: where the run of this thread began, or else the working directory."""
-    return _FOLDER.get() or Path.cwd()
-
-
-def located(name: str | Path) -> Path:
-    """An absolute path (``~`` is the home folder)."""
-    return working_folder() / Path(name).expanduser()
-
-
-@contextmanager
-def working_in(folder: Path) -> Iterator[None]:
-    """Inside, and in what is called from there, names of files are relative to this folder, wherever others change to."""
-    token = _FOLDER.set(folder)
-    try:
-        yield
-    finally:
-        _FOLDER.reset(token)

@@ -23,6 +23,7 @@ from lab import child
 from lab.claims import SIGN, Claims, claims_in
 from lab.errors import RecipeError
 from lab.fleet import num_cores
+from lab.places import located, shown
 from lab.reproduce import NOTE, check_parameters, digest, execute, find, is_done
 from lab.store import write_atomically
 
@@ -63,7 +64,7 @@ def sweep(name: str, parameters: Sequence[str], out: Path, *, jobs: int | None =
     (default: the cores), one thread each; what fails is named and the rest goes on. The end is a table, and one page in
     ``out`` with every parameter and every claim.
     """
-    source = find(name)
+    source, out = located(find(name)), located(out)
     if not parameters:
         raise RecipeError("nothing to combine: give at least one parameter, for example -p seed=0,1,2")
     notebook = json.loads(source.read_text())
@@ -84,7 +85,7 @@ def sweep(name: str, parameters: Sequence[str], out: Path, *, jobs: int | None =
     page = out / f"sweep-{source.stem}-{name_of_all}.html"
     write_atomically(page, to_html(source.stem, cells).encode())
     click.echo(to_text(cells))
-    click.echo(f"compared on one page: {page}")
+    click.echo(f"compared on one page: {shown(page)}")
     failed = [cell for cell in cells if cell.problem is not None]
     for cell in failed:
         click.echo(f"failed: {source.stem} with {cell.name}: {cell.problem}", err=True)

@@ -233,3 +233,63 @@ def test_draws_and_settings_beside_runs_that_go_on() -> None:
 def settings() -> dict[str, Any]:
     """The kernel, but for the draws that this cell makes."""
     return {k: v for k, v in kernel().items() if not k.startswith("draws")}
+
+
+# --- the working directory -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path) -> Path:
+    """A folder to change to, with other texts of the same names."""
+    for folder in (Path.cwd(), tmp_path / "elsewhere"):
+        (folder / "texts").mkdir(parents=True)
+        words = "one two three " if folder == Path.cwd() else "not this one "
+        for name in ("a", "b", "c", "d"):
+            (folder / "texts" / f"{name}.txt").write_text(f"{name} {words}" * 400)
+    return tmp_path / "elsewhere"
+
+
+TEXTS = ["model=nano", "corpus=text:texts/*.txt", "num_workers=2", "batch_size=2", "context=16", "eval_windows=4"]
+
+
+def test_a_run_goes_on_where_it_began(elsewhere: Path) -> None:
+    """Whatever cells change to while it goes on: its text, its folder, its knobs and its checkpoints are where it began."""
+    here, r = Path.cwd(), Recipe.of("des_loc", [*TEXTS, "schedule={}", "steps=8", "eval_every=4", "checkpoint_every=2"])
+    want = lab.train(r, "alone")
+    run = lab.start(r, folder="mine", paused=True)
+    os.chdir(elsewhere)
+    run.set(lr=1.0)
+    for _ in range(3):
+        run.step()
+    run.resume()
+    columns = run.wait(PATIENCE)
+    assert columns.loss_W == want.loss_W
+    assert columns.eval_loss == want.eval_loss
+    assert sorted(p.name for p in elsewhere.iterdir()) == ["texts"]
+    os.chdir(here)
+    replay = lab.replay("mine", float("inf"), paused=True)
+    os.chdir(elsewhere)
+    replay.resume()
+    assert replay.wait(PATIENCE).loss_W == want.loss_W
+
+
+def test_a_run_goes_on_where_it_began_in_a_script(elsewhere: Path) -> None:
+    """The same where the caller changes folders between two events."""
+    r = Recipe.of("des_loc", [*TEXTS, "schedule={}", "steps=6", "eval_every=2", "checkpoint_every=2"])
+    want = lab.train(r, "alone")
+    here = Path.cwd()
+    columns = lab.train(r, "mine", each=lambda event: os.chdir(elsewhere))
+    assert columns.eval_loss == want.eval_loss
+    assert (here / "mine" / "events.jsonl").exists()
+    assert sorted(p.name for p in elsewhere.iterdir()) == ["texts"]
+
+
+@pytest.mark.slow
+def test_processes_go_on_where_the_run_began(elsewhere: Path) -> None:
+    here, r = Path.cwd(), Recipe.of("des_loc", [*TEXTS, "schedule={}", "steps=4", "eval_every=2"])
+    want = lab.train(r, "alone")
+    run = lab.start(r, folder="mine", processes=2)
+    os.chdir(elsewhere)
+    assert run.wait(PATIENCE).eval_loss == want.eval_loss
+    assert (here / "mine" / "events.jsonl").exists()
+    assert sorted(p.name for p in elsewhere.iterdir()) == ["texts"]

@@ -19,6 +19,7 @@ from urllib.parse import parse_qsl
 
 from lab.data.grammar import Grammar
 from lab.errors import RecipeError, one_of
+from lab.places import located, working_folder
 
 CORPORA = {
     "stdlib": "source text of the Python that runs this; a domain is a package: stdlib?max_bytes=20000000",
@@ -196,28 +197,34 @@ def _text(paths: str) -> Source:
     found: dict[Path, tuple[str, str]] = {}  # file -> (domain, name)
     required = set()
     for item in filter(None, (p.strip() for p in paths.split(","))):
-        path = Path(item).expanduser()
+        path, here = Path(item).expanduser(), working_folder()
+        absolute, path = path.is_absolute(), here / path
         if path.is_dir():
             hits = [p for p in path.rglob("*") if not any(q.startswith(".") for q in p.relative_to(path).parts)]
         else:
-            hits = [path] if path.exists() else [Path(p) for p in glob.glob(str(path), recursive=True)]
+            pattern = str(Path(item).expanduser())
+            hits = [path] if path.exists() else [here / p for p in glob.glob(pattern, root_dir=here, recursive=True)]
         hits = [hit for hit in hits if hit.is_file() and "__pycache__" not in hit.parts]
         if not hits:
             what = "has no files" if path.is_dir() else "does not exist"
-            raise RecipeError(f"text: {item!r} {what}: give a file, a folder or a glob (relative to {os.getcwd()})")
+            raise RecipeError(
+                f"text: {item!r} {what}: give a file, a folder or a glob (relative to {working_folder()})"
+            )
         if path.is_file():
             required.add(path.resolve())
         for hit in hits:
             domain = path.stem if hit == path else hit.parent.resolve().name
-            found.setdefault(hit.resolve(), (domain, str(hit)))
+            found.setdefault(hit.resolve(), (domain, str(hit if absolute else hit.relative_to(here))))
     files = sorted((domain, name, path) for path, (domain, name) in found.items())
     return Source(["text", [[d, n, *stamp(p)] for d, n, p in files]], lambda: hold_out(_read(files, required)))
 
 
 def _hub(target: str, options: Hub) -> Source:
-    local = Path(target).expanduser()
+    local = located(target)
     if target.startswith((".", "/", "~")) and not local.is_dir():
-        raise RecipeError(f"hub: folder {target!r} does not exist: give owner/name or a folder (here: {os.getcwd()})")
+        raise RecipeError(
+            f"hub: folder {target!r} does not exist: give owner/name or a folder (here: {working_folder()})"
+        )
     files = sorted(p for p in local.rglob("*") if p.is_file()) if local.is_dir() else []
 
     def documents() -> Iterator[Document]:
@@ -260,7 +267,7 @@ def hub_load(target: str, options: Hub, split: str) -> Any:
     """A ``datasets.Dataset``, or an ``IterableDataset`` where streaming, of one split."""
     import datasets
 
-    local = Path(target).expanduser()
+    local = located(target)
     if not any((local / file).exists() for file in ("state.json", "dataset_dict.json")):
         name = str(local) if local.is_dir() else target
         return datasets.load_dataset(

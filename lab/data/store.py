@@ -26,6 +26,7 @@ import numpy as np
 from lab.data.corpora import Document, Source, open_source
 from lab.data.tokenizer import BYTES, load_tokenizer, tokenizer_identity
 from lab.errors import RecipeError
+from lab.places import located
 
 FORMAT = 1
 SPLITS = ("train", "validation")
@@ -130,7 +131,7 @@ def cache_folder(kind: str) -> Path:
         import platformdirs
 
         root = platformdirs.user_cache_dir("isthmus")
-    return Path(root) / kind
+    return located(root) / kind
 
 
 def _open(entry: Path, spec: str, tokenizer: str) -> Corpus | None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from lab.data.corpora import stamp
 from lab.errors import RecipeError
+from lab.places import located
 
 ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[EOS]", "[SEP]")  # what tokenizers call end of text
 
@@ -56,7 +56,7 @@ def load_tokenizer(name: str) -> Tokenizer:
         if name.startswith("hub:"):
             loaded = tokenizers.Tokenizer.from_pretrained(name.removeprefix("hub:"))
         else:
-            loaded = tokenizers.Tokenizer.from_file(str(Path(name).expanduser()))
+            loaded = tokenizers.Tokenizer.from_file(str(located(name)))
     except Exception as error:  # the library raises plain Exception for a bad file
         reason = " ".join(str(error).split())[:200]
         raise RecipeError(
@@ -82,7 +82,7 @@ def tokenizer_identity(name: str) -> list[Any]:
     """What a tokenizer is known by without reading it, JSON-able. Raises RecipeError for a file that does not exist."""
     if name == "bytes" or (name.startswith("hub:") and name != "hub:"):
         return [name]
-    path = Path(name).expanduser()
+    path = located(name)
     if not path.is_file():
         raise RecipeError(f"tokenizer {name!r} is not a file: use bytes, a tokenizer.json file, or hub:<model>")
     return [*stamp(path.resolve())]

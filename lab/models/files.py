@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lab import places
+
 MOST_JSON = 1 << 24  # bytes of a JSON file; those of large models have some ten thousand
 MOST_HEADER = 1 << 25  # bytes of names and shapes in a safetensors file; 100,000 tensors have ten million
 
@@ -26,9 +28,9 @@ class Unreadable(ValueError):
 
 
 def located(path: str | Path) -> Path:
-    """The path with ``~`` filled in. Raises Unreadable where there is no such user, or no such path can be."""
+    """The absolute path, with ``~`` filled in. Raises Unreadable where there is no such user, or no such path can be."""
     try:
-        place = Path(path).expanduser()
+        place = places.located(path)
         place.exists()
     except (OSError, ValueError, RuntimeError) as error:
         raise Unreadable(in_one_line(error)) from None

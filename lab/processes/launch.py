@@ -20,6 +20,7 @@ from lab.columns import Columns
 from lab.data import load_corpus
 from lab.errors import LabError
 from lab.events import Event
+from lab.places import located, working_folder
 from lab.processes.control import Listener, Reports
 from lab.processes.folder import SharedFolder
 from lab.processes.peers import TIMEOUT_SECONDS, PeerLost, Peers, check_timeout, join, share_out
@@ -186,7 +187,7 @@ def over(
         with the message that the run ended with.
     """
     columns = Columns()
-    for event in events_over(num, recipe, RunFolder(folder), restarts, timeout_seconds):
+    for event in events_over(num, recipe, RunFolder(located(folder)), restarts, timeout_seconds):
         columns.add(event)
         each(event)
     return columns
@@ -227,7 +228,9 @@ def events_over(
     with (
         tempfile.TemporaryFile("w+") as said,
         # In a session of its own: what interrupts a cell does not end the run.
-        subprocess.Popen(command, env=env, stdout=said, stderr=said, start_new_session=True) as started,
+        subprocess.Popen(
+            command, env=env, cwd=working_folder(), stdout=said, stderr=said, start_new_session=True
+        ) as started,
     ):
         try:
             yield from listener.events(lambda: started.poll() is None, between or (lambda t, still: ()), stopping)
