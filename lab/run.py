@@ -336,8 +336,9 @@ class Trainer:
     def dry_step(self, number: int, t: Any) -> list[Sent]:
         """Local step ``number``, which the method gets as ``t``: what was sent."""
         self.comm.t = number
-        self._workers(number)
-        self.method.step(self.state, self._grad, self.comm, t)
+        with apart():
+            self._workers(number)
+            self.method.step(self.state, self._grad, self.comm, t)
         return self.comm.ledger.new()
 
     def skip_to(self, up: list[bool]) -> None:
