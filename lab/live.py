@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import concurrent.futures
+import contextlib
 import importlib
 import math
 import sys
@@ -34,7 +35,7 @@ from lab.errors import LabError, RecipeError
 from lab.events import Ended, Event, Sent, Started, Stepped, Turned
 from lab.knobs import settled
 from lab.network import Network
-from lab.places import located, working_folder, working_in
+from lab.places import located, shown, working_folder, working_in
 from lab.recipe import Recipe
 from lab.run import Trainer
 from lab.store import RunFolder, find_run
@@ -49,6 +50,20 @@ class Watcher(Protocol):
     """What can be fed with the events of a run: a view, or anything else. Without events it may finish what it put off."""
 
     def add(self, *events: Event) -> object: ...
+
+
+class Interrupted(asyncio.CancelledError):
+    """Who waited for a run was interrupted, and the run was stopped: one line says so, and how to go on."""
+
+    def _render_traceback_(self) -> list[str]:  # what IPython asks for
+        return [f"Interrupted: {self}"]
+
+
+class InterruptedWait(KeyboardInterrupt):
+    """The same in a script, or of `Run.wait` in a cell."""
+
+    def _render_traceback_(self) -> list[str]:
+        return [f"Interrupted: {self}"]
 
 
 class Run:
@@ -105,6 +120,7 @@ class Run:
 
     def panel(self, *views: Watcher) -> Any:
         """Buttons, and the pictures of these views (default: a standard set), in the cell that calls this."""
+        _PANELS[self._key] = _cell()
         return importlib.import_module("widgets.panel").panel(self, views)
 
     def _ipython_display_(self) -> None:
@@ -200,12 +216,14 @@ class Run:
     # the end
 
     def wait(self, timeout: float | None = None) -> Columns:
-        """Wait for the end, in a script. Raises what the run raised; interrupted, it stops the run first.
+        """Wait for the end, in a script. Raises what the run raised.
 
         Raises
         ------
         TimeoutError
             after ``timeout`` seconds.
+        InterruptedWait
+            a KeyboardInterrupt, after it has stopped the run.
         """
         try:
             self.over.result(timeout)
@@ -214,11 +232,14 @@ class Run:
         except KeyboardInterrupt:
             self.stop()
             self.over.result()
-            raise
+            raise InterruptedWait(self._how_to_go_on()) from None
         return self._outcome()
 
     def __await__(self) -> Generator[Any, None, Columns]:
-        """The end, in a notebook: the columns, or what the run raised. Interrupted, it stops the run and keeps its results."""
+        """The end, in a notebook: the columns, or what the run raised.
+
+        Interrupted (or cancelled), it stops the run, keeps its results and raises `Interrupted`, a CancelledError.
+        """
         return self._until_over().__await__()
 
     async def _until_over(self) -> Columns:
@@ -230,9 +251,32 @@ class Run:
                 await asyncio.wait({over}, timeout=0.2)
         except asyncio.CancelledError:
             self.stop()
-            await asyncio.wait({over})  # the present step, and a checkpoint
-            raise
+            with contextlib.suppress(asyncio.CancelledError):  # interrupted once more
+                await asyncio.wait({over})  # the present step, and a checkpoint
+            raise Interrupted(self._how_to_go_on()) from None
         return self._outcome()
+
+    def _how_to_go_on(self) -> str:
+        """In one line, of a run that was stopped because nobody waits for it any more."""
+        if not self.finished.is_set():
+            return f"{self.name} stops as soon as its present step is done (run.status says when)"
+        if self.status == "done":
+            return f"{self.name} is done all the same: run.columns has all of it"
+        if self.status == "failed":
+            return f"{self.name} had failed by then: {getattr(self.events[-1], 'message', '')}"
+        where = f"after step {self.t:,} of {self.recipe.steps:,}"
+        if self.is_replay:
+            return f"the {self.name} was stopped {where}: start it again with lab.replay"
+        if self.folder is None:
+            return f"{self.name} was stopped {where}, and nothing of it is on disk: lab.start begins anew"
+        return (
+            f"{self.name} was stopped {where}; what it did is in {shown(self.folder.path)}, and the same lab.start goes on from "
+            "there"
+        )
+
+    @property
+    def _key(self) -> tuple[str, Path | None]:
+        return self.name, None if self.folder is None else self.folder.path
 
     def _outcome(self) -> Columns:
         if self._error is not None:
@@ -308,6 +352,7 @@ class Run:
 # --- starting --------------------------------------------------------------------------------------------------------
 
 _RUNS: list[Run] = []  # those that may still be going on
+_PANELS: dict[tuple[str, Path | None], tuple[str, str] | None] = {}  # the cell that a run's panel was last shown in
 _STARTING = threading.Lock()
 
 
@@ -403,11 +448,11 @@ def replay(
     if not speed > 0:
         raise RecipeError(f"speed = {speed}: give a number greater than 0, for example 10 for ten times as fast")
     folder = RunFolder(located(find_run(str(run), runs).path))  # it is read little by little
-    shown = Run(folder.recipe(), name or f"replay of {folder.path.name}", folder, lambda run: _replayed(run, speed))
-    shown.is_replay = True
+    played = Run(folder.recipe(), name or f"replay of {folder.path.name}", folder, lambda run: _replayed(run, speed))
+    played.is_replay = True
     if paused:
-        shown.pause()
-    return _begin(shown, views)
+        played.pause()
+    return _begin(played, views)
 
 
 def _begin(run: Run, views: Sequence[Watcher]) -> Run:
@@ -418,9 +463,22 @@ def _begin(run: Run, views: Sequence[Watcher]) -> Run:
                 other.stop()
                 other.finished.wait()
         _RUNS[:] = [r for r in before if not r.finished.is_set()] + [run]
+        _say_where(run)
         PUMP.feed(run, views)
         run._thread.start()
     return run
+
+
+def _say_where(run: Run) -> None:
+    """To somebody who still looks at the panel of the run before this one, in another cell, which says that it was stopped."""
+    if run._key not in _PANELS:
+        return
+    there = _PANELS[run._key]
+    if there is None or run.cell is None or run.cell[0] != there[0]:  # in its own cell it is cleared away
+        again = "is shown again" if run.folder is not None and run.folder.done else "goes on"
+        print(
+            f"{run.name} {again} in the background; the panel above is that of the run before: run.panel() shows this one"
+        )
 
 
 def _same_folder(a: Run, b: Run) -> bool:

@@ -297,8 +297,13 @@ def test_an_interrupted_await_stops_the_run_and_keeps_its_results(tmp_path: Path
         while run.t < 3:
             await asyncio.sleep(0.001)
         task.cancel()
-        with pytest.raises(asyncio.CancelledError):
+        with pytest.raises(asyncio.CancelledError) as stopped:
             await task
+        (line,) = stopped.value._render_traceback_()  # type: ignore[attr-defined]
+        assert line == (
+            f"Interrupted: {run.name} was stopped after step {run.t} of 100,000; what it did is in run, and the same "
+            "lab.start goes on from there"
+        )
         return run
 
     run = asyncio.run(interrupted())
@@ -306,6 +311,45 @@ def test_an_interrupted_await_stops_the_run_and_keeps_its_results(tmp_path: Path
     assert run.over.done()
     assert RunFolder(tmp_path / "run").last_step_saved() == run.t
     assert len(run.columns.step) == run.t
+
+
+def test_an_interrupted_wait_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a script, where Ctrl-C is a KeyboardInterrupt still; of a run that is not kept there is nothing to go on with."""
+    run = start(recipe(steps=100_000), keep=False)
+    result = run.over.result
+
+    def interrupted(timeout: float | None = None) -> None:
+        monkeypatch.setattr(run.over, "result", result)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run.over, "result", interrupted)
+    with pytest.raises(
+        KeyboardInterrupt, match=r"was stopped after step \d+ of 100,000, and nothing of it is on disk"
+    ) as stopped:
+        run.wait()
+    assert stopped.value._render_traceback_() == [f"Interrupted: {stopped.value}"]  # type: ignore[attr-defined]
+    assert run.status == "stopped"
+
+
+def test_a_run_whose_panel_is_elsewhere_says_where_it_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Started again from another cell than that of its panel, which says "stopped"; from the same cell all is new anyway."""
+    r, line = recipe(steps=3, checkpoint_every=1), "run.panel() shows this one"
+    cell = ["first", "1"]
+    monkeypatch.setattr(lab.live, "_cell", lambda: (cell[0], cell[1]))
+    start(r, folder="somewhere").wait(PATIENCE)
+    start(r, folder="somewhere").wait(PATIENCE)
+    assert not capsys.readouterr().out
+    monkeypatch.setitem(lab.live._PANELS, start(r, folder="somewhere")._key, ("first", "1"))
+    cell[1] = "2"
+    start(r, folder="somewhere").wait(PATIENCE)
+    assert not capsys.readouterr().out
+    cell[0] = "second"
+    start(r, folder="somewhere").wait(PATIENCE)
+    assert line in capsys.readouterr().out
+    start(r, folder="somewhere", again=True).wait(PATIENCE)
+    assert not capsys.readouterr().out
 
 
 def test_waiting_has_a_limit() -> None:
