@@ -187,15 +187,15 @@ def change(at: str, to: Callable[[torch.Tensor], torch.Tensor] | None) -> Callab
 
 UP = "model.layers.1.mlp.up_proj.weight"
 WEIGHTS: dict[str, tuple[str, Callable[[dict[str, torch.Tensor]], None]]] = {
-    "missing": (rf"lack 1 tensors.*{UP}", change(UP, None)),
-    "missing head": ("lack 1 tensors.*lm_head.weight", change("lm_head.weight", None)),
+    "missing": (rf"lack tensors .* 1, for example {UP}", change(UP, None)),
+    "missing head": ("lack tensors .* 1, for example lm_head.weight", change("lm_head.weight", None)),
     "none": ("cannot read model", lambda tensors: tensors.clear()),
     "transposed": (rf"{UP} as \[16, 24\].*needs \[24, 16\]", change(UP, lambda x: x.T)),
     "0-d": (rf"{UP} as \[\]", change(UP, lambda x: x.sum())),
     "longer": (rf"{UP} as \[25, 16\]", change(UP, lambda x: torch.cat([x, x[:1]]))),
-    "another layer": ("1 tensors that its config", change("model.layers.2.mlp.up_proj.weight", lambda x: x)),
-    "a bias": ("1 tensors that its config", change("model.layers.1.self_attn.q_proj.bias", lambda x: x)),
-    "bias of the head": ("1 tensors that its config", change("lm_head.bias", lambda x: x)),
+    "another layer": ("does not know: 1, for", change("model.layers.2.mlp.up_proj.weight", lambda x: x)),
+    "a bias": ("does not know: 1, for", change("model.layers.1.self_attn.q_proj.bias", lambda x: x)),
+    "bias of the head": ("does not know: 1, for", change("lm_head.bias", lambda x: x)),
 }
 
 
@@ -268,6 +268,19 @@ def test_models_are_loaded_in_several_threads(llama: Path, tmp_path: Path) -> No
     assert all(torch.equal(p.bfloat16().float(), p) for p in loaded[0])
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_another_default_dtype_changes_nothing(llama: Path, dtype: torch.dtype) -> None:
+    want: Any = HF(str(llama)).build(10, 8).eval()
+    torch.set_default_dtype(dtype)
+    try:
+        got: Any = HF(str(llama)).build(10, 8).eval()
+        loss = got.loss(IDS, IDS)
+        assert torch.get_default_dtype() == dtype
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(loss, want.loss(IDS, IDS))
+
+
 def test_what_is_missing_moves_no_generator(folder: Path) -> None:
     """Also in another thread: transformers would draw it from the global one before it says so."""
     tensors = load_file(folder / "model.safetensors")
@@ -318,10 +331,10 @@ def test_code_of_a_folder_is_never_executed(folder: Path, tmp_path: Path, monkey
     assert "code of its own (auto_map), which the lab never executes" in str(build(folder))
     set_(folder, model_type="evil", auto_map={"AutoConfig": "someone/else--evil.C"})
     assert "code of its own" in str(build(folder))
-    set_(folder, model_type="llama", auto_map=None)
+    set_(folder, model_type="llama", auto_map={})
     (folder / "model.safetensors").unlink()
     (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Mark(mark)))
-    assert "cannot read model" in str(build(folder))
+    assert "no safetensors files" in str(build(folder))
     assert not mark.exists()
 
 

@@ -20,12 +20,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from lab.config import config
 from lab.errors import RecipeError
 from lab.models.files import Unreadable, check_ordinary, in_one_line, located, open_tensors, read_json
 from lab.models.gpt import cross_entropy
+from lab.seeds import Draws
 
 # While it builds or loads a model, transformers exchanges torch's functions for first values, methods of its own classes, and
 # torch's default dtype, each for the whole process: two threads that do so at once can leave what the other has put there.
@@ -53,14 +53,14 @@ class HF:
         """The module with its values in float32; under the meta device only its shapes.
 
         May be called in several threads at once: they load one after another, draw nothing from a global generator, and leave
-        torch's default dtype as it is. Raises RecipeError where the files cannot be read, or are not those of one model.
+        torch's default dtype at float32 where it is that (another one has to be set aside while values are loaded). Raises RecipeError where the files cannot be read, or are not those of one model.
         """
         try:
             import transformers
         except ImportError:
             raise RecipeError("models of Hugging Face need transformers: pip install 'isthmus[hf]'") from None
         dry = torch.empty(0).is_meta
-        with self._one_line(), _LOADING, _silent(transformers), _PrivateDraws():
+        with self._one_line(), _LOADING, _silent(transformers, fetching=self.folder() is None), Draws(0):
             settings = self._settings(transformers)
             with torch.device("meta"), _BoundedBuild():
                 # Shapes have no use for a dtype. With another one than torch's default, transformers would change that.
@@ -106,10 +106,15 @@ class HF:
         except RecipeError:
             raise
         except Exception as error:
-            network = "" if isinstance(error, Unreadable) else " and the network (this machine may be offline)"
+            try:
+                advice = "use another folder" if located(self.path).exists() else "check the name"
+            except Unreadable:
+                advice = "check the name"
+            if not isinstance(error, Unreadable) and advice == "check the name":
+                advice += " and the network (this machine may be offline)"
             raise RecipeError(
-                f"cannot read model {self.path[:200]!r} ({in_one_line(error)}): check the name{network}, or use one of the lab's "
-                "own, for example model=micro"
+                f"cannot read model {self.path[:200]!r} ({in_one_line(error)}): {advice}, or use one of the lab's own, for example "
+                "model=micro"
             ) from error
 
     def _settings(self, transformers: Any) -> Any:
@@ -165,7 +170,12 @@ class HF:
             )
         folder = self.folder()
         if folder is not None:
-            asked, there = need // 4, sum(map(math.prod, _shapes(folder).values()))
+            asked, held = need // 4, _shapes(folder)
+            if not held:
+                raise Unreadable(
+                    "it has no safetensors files, and others are never read: save it with safe_serialization=True"
+                )
+            there = sum(map(math.prod, held.values()))
             if asked > 16 * there:  # more than packing can explain; the exact comparison comes when all is in memory
                 raise Unreadable(f"its config.json asks for {asked:,} numbers, and its files hold {there:,}")
         model, found = transformers.AutoModelForCausalLM.from_pretrained(
@@ -179,14 +189,13 @@ class HF:
         )
         for name, has, needs in sorted(found["mismatched_keys"])[:1]:
             raise Unreadable(f"its files have {name} as {list(has)} and its config.json needs {list(needs)}")
-        for name in sorted(found["missing_keys"])[:1]:
-            raise Unreadable(
-                f"its files lack {len(found['missing_keys'])} tensors of its config.json, for example {name}"
-            )
+        missing = sorted(found["missing_keys"])
+        for name in missing[:1]:
+            raise Unreadable(f"its files lack tensors of its config.json: {len(missing)}, for example {name}")
         foreign = [n for n in sorted(found["unexpected_keys"]) if _matters(model, n)]
         for name in foreign[:1]:
             raise Unreadable(
-                f"its files have {len(foreign)} tensors that its config.json does not know, for example {name}"
+                f"its files have tensors that its config.json does not know: {len(foreign)}, for example {name}"
             )
         named, tied = dict(model.named_parameters()), dict(shapes.named_parameters())
         for name in sorted(named.keys() ^ tied.keys())[:1]:
@@ -256,34 +265,19 @@ def _try_out(model: Any) -> None:
 
 
 @contextlib.contextmanager
-def _silent(transformers: Any) -> Iterator[None]:
-    """Without the tables that transformers prints of what it finds wrong: an error says it in one line."""
+def _silent(transformers: Any, fetching: bool) -> Iterator[None]:
+    """Without the tables that transformers prints of what it finds wrong: an error says it in one line. Bars only to fetch."""
     log = transformers.utils.logging
-    before = log.get_verbosity()
+    before, bars = log.get_verbosity(), log.is_progress_bar_enabled() and not fetching
     log.set_verbosity(log.CRITICAL)
+    if bars:
+        log.disable_progress_bar()
     try:
         yield
     finally:
         log.set_verbosity(before)
-
-
-class _PrivateDraws(TorchDispatchMode):
-    """Random numbers of this thread come from a generator that nobody shares. Nothing of them is ever used: what a file lacks
-    is filled before it is refused.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.generator = torch.Generator()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = dict(kwargs or {})
-        draws = torch.Tag.nondeterministic_seeded in func.tags and "generator" in {
-            a.name for a in func._schema.arguments
-        }
-        if draws and not any(x.is_meta for x in args if isinstance(x, Tensor)):
-            kwargs["generator"] = self.generator
-        return func(*args, **kwargs)
+        if bars:
+            log.enable_progress_bar()
 
 
 class _BoundedBuild(TorchFunctionMode):

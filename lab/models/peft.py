@@ -145,7 +145,9 @@ class Config:
             raise Unreadable(f"peft_type is {shown(raw.get('peft_type'))}, and only LORA can be read")
         for key, value in sorted(raw.items()):
             if key not in (*SAYS_NOTHING, *READ) and (value is True or (isinstance(value, dict | list) and value)):
-                raise Unreadable(f"{key[:60]} = {shown(value)} makes it more than plain LoRA")
+                raise Unreadable(
+                    f"{key[:60]} = {shown(value)} makes it more than plain LoRA, and only that can be read"
+                )
         init = raw.get("init_lora_weights")
         if not any(init is x or (isinstance(x, str) and init == x) for x in KEEPS_THE_BASE):
             raise Unreadable(
@@ -176,7 +178,9 @@ class Config:
 
 def _rank(value: Any, key: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise Unreadable(f"{key} = {shown(value)} is no rank" if value is not None else _missing(key))
+        raise Unreadable(
+            f"{key} = {shown(value)} is no rank: it is a whole number from 1 on" if value is not None else _missing(key)
+        )
     return value
 
 
