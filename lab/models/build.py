@@ -55,6 +55,7 @@ def build_fleet(
         return Fleet(build, recipe.num_workers, mine=mine, device=device, dtype=dtype, movable=movable)
 
 
+MOST_NUMBERS = 1 << 58  # whose bytes torch counts in 64 bits
 Needs = dict[str, float]  # bytes, by what they are for
 CPU = torch.device("cpu")
 # What Python takes for modules and their views, measured: of a layer, of an expert, and of a worker (a dry one is a few numbers).
@@ -71,6 +72,13 @@ def check_size(recipe: Recipe, workers: int, device: torch.device) -> None:
     host: Needs = {
         f"who is up in {recipe.steps} steps": recipe.steps * recipe.num_workers * (5 if scenario.failure_rate else 1)
     }
+    if not isinstance(model, HF):
+        params = sum(model.num_params(model.vocab_size or 256))
+        if max(params * recipe.num_workers, recipe.context * model.dim) > MOST_NUMBERS:
+            raise RecipeError(
+                f"{recipe.num_workers} workers with {params:.3g} parameters each, or contexts of {recipe.context} tokens, are more than "
+                "can be counted, even in a dry run: use a smaller model, fewer workers or a shorter context"
+            )
     if device.type == "meta":
         host[f"{recipe.num_workers} workers"] = recipe.num_workers * DRY_WORKER_BYTES
         return _refuse_above(host)
