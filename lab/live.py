@@ -34,6 +34,7 @@ from lab.data import corpora
 from lab.errors import LabError, RecipeError
 from lab.events import Ended, Event, Sent, Started, Stepped, Turned
 from lab.knobs import settled
+from lab.methods import name_of, source_of
 from lab.network import Network
 from lab.places import located, shown, working_folder, working_in
 from lab.recipe import Recipe
@@ -413,6 +414,11 @@ def start(
 
         share_out(recipe.num_workers, processes)
         check_timeout(timeout_seconds)
+        if source_of(recipe.method):
+            raise RecipeError(
+                f"method {name_of(recipe.method)} is listed in this process alone, and others would not know it: list it in "
+                "lab/methods/__init__.py, or leave processes out"
+            )
         if run_folder is None:
             raise RecipeError("several processes write a run folder: leave keep=False out, or processes")
         events = partial(_spread, run_folder, processes, restarts, timeout_seconds)

@@ -431,6 +431,7 @@ def test_a_listed_method_of_ones_own_is_trained_itself(monkeypatch: pytest.Monke
         assert lab.train(r.to_dict()).started is not None
         assert stepped == [sign * t for t in range(1, 7)]
         assert r.id.startswith("mine-3w-")
+        assert "method mine is listed in this process alone" in refused(lambda r=r: lab.start(r, processes=3))
         ids.append(r.id)
     assert ids[0] != ids[1]
 
