@@ -157,7 +157,7 @@ class Recipe:
                 f"set it to {period}, or a multiple"
             )
         if self.lora.ranks:
-            self.lora.ranks_W(self.num_workers)
+            self.lora.check(self.num_workers)
             if self.placement.overlap is not None:
                 raise RecipeError(
                     "placement.overlap spreads experts that are trained, but lora freezes them: leave out one"

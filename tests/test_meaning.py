@@ -462,6 +462,15 @@ def test_sizes_beyond_the_machine_are_refused_on_numbers_alone(size: str, monkey
         refused(lambda: Trainer(r.but(context=2**62) if "context" in size else r, dry=True))
 
 
+def test_so_many_workers_take_no_time_to_check() -> None:
+    """Neither their ranks nor the overlaps that would fit are listed one by one."""
+    many = 2**63 - 1
+    assert Recipe.of({"num_workers": many, "lora": {"ranks": [2]}}).num_workers == many
+    fomoe = {"method": "fomoe", "model": "moe-nano", "num_workers": many, "placement": {"overlap": 2}}
+    assert f"use an overlap of {many}, or other" in refused(lambda: Recipe.of(fomoe))
+    assert "use an overlap of 3, 6, or other" in refused(lambda: Recipe.of(fomoe | {"num_workers": 6}))
+
+
 @pytest.mark.parametrize(
     "model",
     [

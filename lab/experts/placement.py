@@ -8,6 +8,7 @@ Legend: M workers, L layers, E = N_e experts of a layer, O_e the overlap factor.
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -58,7 +59,8 @@ class Placement:
                 f"placement.overlap = {self.overlap} asks for more workers than there are: at most num_workers = {num_workers}"
             )
         if num_experts * self.overlap % num_workers:
-            fitting = [str(o) for o in range(1, num_workers + 1) if num_experts * o % num_workers == 0]
+            least = num_workers // math.gcd(num_experts, num_workers)
+            fitting = [str(o) for o in range(least, num_workers + 1, least)[:8]]
             raise RecipeError(
                 f"placement.overlap = {self.overlap} does not fit: {num_experts} experts × {self.overlap} copies cannot be "
                 f"shared out evenly over {num_workers} workers; use an overlap of {', '.join(fitting)}, "

@@ -67,12 +67,16 @@ class LoRA:
                 "lora.values names an adapter to begin with, but there is none without lora.ranks: set both"
             )
 
-    def ranks_W(self, num_workers: int) -> tuple[int, ...]:
-        """The rank of every worker's adapter. Raises RecipeError where their number does not fit."""
+    def check(self, num_workers: int) -> None:
+        """Raises RecipeError where there are not as many ranks as workers."""
         if len(self.ranks) not in (1, num_workers):
             raise RecipeError(
                 f"lora.ranks has {len(self.ranks)} numbers for {num_workers} workers: give one for all, or one for each"
             )
+
+    def ranks_W(self, num_workers: int) -> tuple[int, ...]:
+        """The rank of every worker's adapter. Raises RecipeError where their number does not fit."""
+        self.check(num_workers)
         return self.ranks if len(self.ranks) == num_workers else self.ranks * num_workers
 
     @property
