@@ -7,13 +7,14 @@ import sys
 import traceback
 
 from lab.cli import main
+from lab.processes.world import several
 
 
 def code_of(left: SystemExit) -> int:
     return left.code if isinstance(left.code, int) else 0 if left.code is None else 1
 
 
-if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+if not several():
     main()
 code = 1
 try:

@@ -72,7 +72,16 @@ def _launched() -> bool:
 
 def _said_elsewhere(exit_code: int) -> bool:
     """Of several processes one speaks: about a lost one the launcher (75, `lab.processes.peers.PeerLost`), else the first here."""
-    return _launched() if exit_code == 75 else os.environ.get("LOCAL_RANK", "0") != "0"
+    from lab.errors import LabError
+    from lab.processes.world import world
+
+    if exit_code == 75:
+        return _launched()
+    try:
+        here = world()
+    except LabError:  # it is this that is wrong
+        return False
+    return here is not None and not here.first_here
 
 
 @click.group(cls=_Lab, context_settings={"help_option_names": ["-h", "--help"]})
@@ -229,14 +238,16 @@ def _findings(columns: Columns) -> Iterator[str]:
 
 
 def _train(recipe: Recipe, folder: RunFolder, processes: int, restarts: int, timeout: float) -> None:
+    from lab.processes.world import world
     from lab.run import train
 
-    done = folder.done
-    launched = int(os.environ.get("WORLD_SIZE", "1")) > 1  # this is one of several processes
-    if launched or (processes > 1 and not done):
+    here, done = world(), folder.done
+    if here is not None:
+        here.check_options(processes, restarts)
+    if here is not None or (processes > 1 and not done):
         from lab.processes import launch as over
 
-        if not launched:
+        if here is None:
             over.prepare(folder, recipe, processes, timeout)
             try:
                 over.launch(folder, processes, restarts, timeout)
@@ -245,7 +256,7 @@ def _train(recipe: Recipe, folder: RunFolder, processes: int, restarts: int, tim
                 sys.exit(130)
             return
         train = partial(over.train, timeout_seconds=timeout)
-        if os.environ.get("RANK") != "0":
+        if here.index:
             try:
                 train(recipe, folder.path)
             except KeyboardInterrupt:  # the first one, or the launcher, says so

@@ -1,4 +1,4 @@
-"""The same run over several processes: `torch.distributed` as Accelerate sets it up (gloo on CPUs).
+"""The same run over several processes: `torch.distributed`, over Unix sockets on one machine (`lab.processes.mesh`), by gloo on several.
 
 Worker w lives in process w // W, where W = N / P; a process holds the rows of its own workers and no others. All P processes
 run the same loop and make the same calls in the same order. A mean is a sum over a process's own rows, then an all-reduce over

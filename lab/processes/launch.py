@@ -21,15 +21,20 @@ from lab.data import load_corpus
 from lab.errors import LabError
 from lab.events import Event
 from lab.places import located, working_folder
+from lab.processes import rendezvous
 from lab.processes.control import Listener, Reports
 from lab.processes.folder import SharedFolder
 from lab.processes.peers import TIMEOUT_SECONDS, PeerLost, Peers, check_timeout, join, share_out
+from lab.processes.world import world
 from lab.recipe import Recipe
 from lab.run import Trainer
 from lab.store import RunFolder
 from lab.tasks.examples import task_name
 
 LAUNCHED = "ISTHMUS_LAUNCHED"  # set in processes whose launcher will say that one was lost
+INTERRUPTED = 130  # exit code of a process that Ctrl-C has ended
+
+rendezvous.register()  # for notebook_launcher, where this is imported for `train`
 
 
 def train(
@@ -53,6 +58,8 @@ def train(
     if LAUNCHED in os.environ:
         _end_with_launcher(folder, os.environ.get("RANK") == "0")
     peers = peers or join(recipe.num_workers, timeout_seconds, recipe.compute.device)
+    if peers.first:
+        _note_open_port()
     run_folder = RunFolder(folder) if folder is not None and peers.first else None
     columns, reports = Columns(), Reports(peers)
     if peers.share(run_folder is not None and run_folder.done)[0]:
@@ -72,6 +79,16 @@ def train(
         each(event)
         reports.say(event)
     return columns
+
+
+def _note_open_port() -> None:
+    """Say what a launcher that is not ours has opened where nothing had to be."""
+    here = world()
+    if here is not None and here.one_machine and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        sys.stderr.write(
+            f"note: the launcher listens to every network of this machine at port {here.port}; with --rdzv-backend "
+            f"{rendezvous.NAME} (rdzv_backend={rendezvous.NAME!r} of notebook_launcher) it opens none\n"
+        )
 
 
 def _end_with_launcher(folder: str | Path | None, first: bool) -> None:
@@ -112,14 +129,14 @@ def launch(folder: RunFolder, num: int, restarts: int = 0, timeout_seconds: floa
     for name in list(logging.root.manager.loggerDict):
         if name.startswith("torch.distributed.elastic"):
             logging.getLogger(name).setLevel(logging.CRITICAL)  # says all that is said below, at length
-    # With torchelastic's own store, processes that start again find the addresses of those before them.
-    os.environ |= {"OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", LAUNCHED: "1"}
+    env = child.environment()
+    os.environ.pop("PYTHONPATH", None)
+    os.environ |= env | {"OMP_NUM_THREADS": "1", LAUNCHED: "1"}
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
         nproc_per_node=num,
-        rdzv_backend="c10d",
-        rdzv_endpoint="127.0.0.1:0",
+        rdzv_backend=rendezvous.NAME,
         max_restarts=restarts,
         run_id=folder.path.name,
     )
@@ -129,6 +146,8 @@ def launch(folder: RunFolder, num: int, restarts: int = 0, timeout_seconds: floa
     except SignalException:
         raise KeyboardInterrupt from None
     except ChildFailedError as error:
+        if any(f.exitcode == INTERRUPTED for f in error.failures.values()):
+            raise KeyboardInterrupt from None
         own = [f.exitcode for f in error.failures.values() if f.exitcode > 0 and f.exitcode != PeerLost.exit_code]
         if own:
             if not (folder.path / "events.jsonl").exists():

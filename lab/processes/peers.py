@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import ipaddress
 import json
 import os
 import socket
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch._C._distributed_c10d import FileStore, Store, TCPStore
 
 from lab.codecs import Codec
 from lab.comm import Communicator, Encoded, Named, Unfinished
@@ -23,6 +27,9 @@ from lab.compute import only_cpus
 from lab.errors import LabError, RecipeError
 from lab.fleet import Block, Stack, at_least_float32
 from lab.methods.state import State
+from lab.processes import mesh
+from lab.processes.rendezvous import file_of_first
+from lab.processes.world import STORE, World, world
 
 TIMEOUT_SECONDS = 600.0  # after which a process that does not answer counts as lost
 SLOT_BYTES = 256  # small values travel in one collective if they fit into this
@@ -347,6 +354,28 @@ def _bytes(x: Tensor) -> Tensor:
     return x.contiguous().view(-1).view(torch.uint8)
 
 
+def resolve(address: str, patience_seconds: float = 10.0) -> None:
+    """Wait until a machine's name stands for something: a cluster may take a moment to make its names known.
+
+    Raises
+    ------
+    RecipeError
+        if it does not come to.
+    """
+    until = time.monotonic() + patience_seconds
+    while True:
+        try:
+            socket.getaddrinfo(address, None)
+            return
+        except (OSError, UnicodeError) as error:
+            if time.monotonic() > until:
+                raise RecipeError(
+                    f"MASTER_ADDR={address}: no machine of that name is known here ({error}): give the first machine's address "
+                    "(--master-addr of torchrun, --main_process_ip of accelerate launch)"
+                ) from None
+            time.sleep(0.5)
+
+
 def network_to(address: str) -> str | None:
     """The network interface by which this machine reaches another one; None where that is this machine, or unknown."""
     import psutil
@@ -361,6 +390,73 @@ def network_to(address: str) -> str | None:
                 (n for n, found in psutil.net_if_addrs().items() if any(a.address == mine for a in found)), None
             )
     return None
+
+
+def _by_mpi() -> World | None:
+    """As `world`, for ``mpirun`` and its like, which have names of their own for all this; Accelerate knows them."""
+    from accelerate.utils import get_cpu_distributed_information
+
+    told = get_cpu_distributed_information()
+    if told.world_size > 1:
+        os.environ |= {"WORLD_SIZE": str(told.world_size), "RANK": str(told.rank)}
+        os.environ |= {"LOCAL_WORLD_SIZE": str(told.local_world_size), "LOCAL_RANK": str(told.local_rank)}
+        os.environ.setdefault("MASTER_PORT", "29500")
+        if told.local_world_size == told.world_size:
+            os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+    return world()
+
+
+def _choose_network(here: World) -> None:
+    """Name the network that tensors travel by: on one machine the loopback; else, unless the user has named one, that to the first.
+
+    (Unasked, gloo takes what this machine's name stands for: 127.0.0.1 on many, nothing on some.)
+    """
+    import psutil
+
+    if here.one_machine:
+        name = next(
+            (n for n, found in psutil.net_if_addrs().items() if any(a.address == "127.0.0.1" for a in found)), "lo"
+        )
+        os.environ["GLOO_SOCKET_IFNAME"] = os.environ["NCCL_SOCKET_IFNAME"] = name
+        return
+    if not os.environ.get("GLOO_SOCKET_IFNAME"):
+        resolve(here.address)
+        network = network_to(here.address)
+        if network is not None:
+            os.environ["GLOO_SOCKET_IFNAME"] = network
+    there = psutil.net_if_addrs()
+    for name in filter(None, os.environ.get("GLOO_SOCKET_IFNAME", "").split(",")):
+        if name not in there:
+            raise RecipeError(
+                f"GLOO_SOCKET_IFNAME={name}: this machine has no network of that name: use one of {', '.join(there)}, or unset it"
+            )
+
+
+def _meet(here: World, timeout_seconds: float) -> Store:
+    """Where the processes tell each other their addresses: in a file of their own on one machine, by a port of the first of several."""
+    timeout = timedelta(seconds=timeout_seconds)
+    if here.one_machine:
+        own = os.environ.get(STORE)
+        path = Path(own) if own else file_of_first(here.port, here.index, timeout_seconds)
+        store = FileStore(str(path), here.num)
+        store.set_timeout(timeout)
+        return store
+    open_one = partial(TCPStore, here.address, here.port, here.num, timeout=timeout)
+    if here.index or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":  # the launcher has it
+        return open_one(is_master=False)
+    family, kind, _, _, place = socket.getaddrinfo(here.address, here.port, type=socket.SOCK_STREAM)[0]
+    with socket.socket(family, kind) as server:
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            server.bind(place)  # one network; by itself the store would listen to all
+        except OSError as error:
+            if error.errno == errno.EADDRNOTAVAIL:  # others know this machine by an address that it has not itself
+                return open_one(is_master=True)
+            raise RecipeError(
+                f"{here.address}:{here.port} cannot be the address of the first process ({error}): give a port that is free"
+            ) from None
+        server.listen()
+        return open_one(is_master=True, master_listen_fd=os.dup(server.fileno()))
 
 
 def join(num_workers: int, timeout_seconds: float = TIMEOUT_SECONDS, device: str = "cpu") -> Peers:
@@ -379,19 +475,28 @@ def join(num_workers: int, timeout_seconds: float = TIMEOUT_SECONDS, device: str
     from accelerate import PartialState
 
     check_timeout(timeout_seconds)
-    network = network_to(os.environ.get("MASTER_ADDR", "localhost"))
-    if network is not None:  # gloo would take what this machine's name stands for: 127.0.0.1 on many
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", network)
+    here = world() or _by_mpi()
+    if here is None:
+        raise RecipeError(
+            "this process is alone: start it with `lab run --processes`, `lab.start(processes=…)` or a launcher"
+        )
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     torch.set_num_threads(1)  # before anything else: a forked process whose parent has used more would hang
     gpus = torch.cuda.device_count() if device in ("auto", "cuda") and not only_cpus() else 0
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    if 0 < gpus < here:
+    near = here.local_num or 1
+    if 0 < gpus < near:
         raise RecipeError(
-            f"{here} processes on this machine and {gpus} GPUs: use {gpus} processes (several workers of a process share its GPU), "
+            f"{near} processes on this machine and {gpus} GPUs: use {gpus} processes (several workers of a process share its GPU), "
             "or compute.device=cpu"
         )
-    backend = {"backend": "cuda:nccl,cpu:gloo"} if gpus else {}
+    backend: dict[str, Any] = {"backend": "cuda:nccl,cpu:gloo"} if gpus else {}
+    _choose_network(here)
     with listening(timeout_seconds):
+        if not dist.is_initialized():
+            store = _meet(here, timeout_seconds)
+            if here.one_machine and not gpus:
+                mesh.begin(store, here.index, here.num, timeout_seconds)
+            else:
+                backend |= {"store": store, "rank": here.index, "world_size": here.num}
         state = PartialState(cpu=not gpus, timeout=timedelta(seconds=timeout_seconds), **backend)
     return Peers(num_workers, timeout_seconds, state.device)

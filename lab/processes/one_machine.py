@@ -1,0 +1,62 @@
+"""torchelastic's rendezvous where a launcher is alone: it has nobody to wait for, and no port. See `lab.processes.rendezvous`."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from pathlib import Path
+
+from torch._C._distributed_c10d import HashStore
+from torch.distributed.elastic.rendezvous.api import (
+    RendezvousHandler,
+    RendezvousInfo,
+    RendezvousParameters,
+    RendezvousStoreInfo,
+)
+
+from lab.errors import RecipeError
+from lab.processes.rendezvous import NAME, new_file
+from lab.processes.world import STORE
+
+_GENERATIONS = itertools.count(1)  # of processes that this one has started
+
+
+class OneMachine(RendezvousHandler):
+    """Names a new file to each generation of processes, in an environment variable that they inherit."""
+
+    def __init__(self, parameters: RendezvousParameters):
+        if parameters.max_nodes != 1:
+            raise RecipeError(f"the rendezvous {NAME!r} is for one machine: use 'static' for {parameters.max_nodes}")
+        self.run_id, self.closed = parameters.run_id, False
+        self.file: Path | None = None
+
+    def get_backend(self) -> str:
+        return NAME
+
+    def next_rendezvous(self) -> RendezvousInfo:
+        self._remove()
+        self.file = new_file(f"run{next(_GENERATIONS)}")
+        os.environ[STORE] = str(self.file)
+        return RendezvousInfo(HashStore(), 0, 1, RendezvousStoreInfo("127.0.0.1", 0))
+
+    def is_closed(self) -> bool:
+        return self.closed
+
+    def set_closed(self) -> None:
+        self.closed = True
+
+    def num_nodes_waiting(self) -> int:
+        return 0
+
+    def get_run_id(self) -> str:
+        return self.run_id
+
+    def shutdown(self) -> bool:
+        self._remove()
+        self.set_closed()
+        return True
+
+    def _remove(self) -> None:
+        os.environ.pop(STORE, None)
+        if self.file is not None:
+            self.file.unlink(missing_ok=True)
