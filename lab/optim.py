@@ -477,6 +477,10 @@ class Schedule:
 
     ``constant``; ``cosine`` from 1 down to ``final``; ``wsd`` (warm-up, stable, decay) with a 1 − √ decay to ``final``
     over the last ``decay_fraction`` of the steps. All begin with a linear warm-up of ``warmup`` steps.
+
+    A decay of ``decay_fraction · steps`` that is no whole number begins between two steps: 38.4 of 384 steps after step 345.6, so
+    that step 347 has the factor 1 − √(0.4 / 38.4). Code that rounds the length instead (torchtitan's, and that of DES-LOC and
+    LoRDO, which is built on it) has the schedule of ``decay_fraction = round(decay_fraction · steps) / steps`` here.
     """
 
     kind: Literal["constant", "cosine", "wsd"] = "constant"
@@ -492,6 +496,8 @@ class Schedule:
             return self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
         if self.kind == "wsd":
             decay = self.decay_fraction * steps
+            if math.isclose(decay, round(decay), rel_tol=1e-12):
+                decay = round(decay)  # 0.07 · 100 is 7.000000000000001, and √ makes much of little
             into = t - 1 - (steps - decay)
             if into > 0:
                 return self.final + (1 - self.final) * (1 - math.sqrt(min(1.0, into / decay)))

@@ -20,7 +20,7 @@ from lab.config import checked, config
 from lab.data.splits import parse_split
 from lab.errors import RecipeError, one_of, shown
 from lab.experts.placement import Experts, Placement
-from lab.methods import DESLOC, FEDERATED, METHODS, FoMoE, PreLort, name_of, source_of
+from lab.methods import DESLOC, FEDERATED, METHODS, FoMoE, PreLort, averaged_states, name_of, source_of
 from lab.methods import method as parse_method
 from lab.models import gpt, moe
 from lab.models.gpt import GPT
@@ -95,7 +95,8 @@ class Recipe:
     steps
         local steps of every worker.
     codecs
-        what travels instead of a state, e.g. ``{"params": "int8"}``.
+        what travels instead of a state where the method takes means of it, e.g. ``{"params": "int8"}``; the states of each
+        method are those of `lab.methods.averaged_states`.
     routing_every
         local steps between two looks at the routers of a `MoE` (0: none).
     metrics, metrics_every
@@ -182,7 +183,7 @@ class Recipe:
                 )
         for state, spec in self.codecs.items():
             codec(spec)
-            states = ("params", "grads", *self.method.inner.state_names)
+            states = dict.fromkeys((*averaged_states(self.method), "params", "grads", *self.method.inner.state_names))
             if state not in states:
                 raise RecipeError(one_of("state in codecs", state, states))
         if self.schedule.warmup >= self.steps > 1:

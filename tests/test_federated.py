@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import test_laws as laws
@@ -20,8 +20,20 @@ from lab.adapters.watch import area
 from lab.comm import Communicator
 from lab.errors import RecipeError
 from lab.events import Covered, Evaluated, Sent, Stepped, Truncated, Warned
-from lab.fleet import Fleet
-from lab.methods import FEDERATED, METHODS, FedExLoRA, FedIT, FFALoRA, HetLoRA, Method, PreLort, RaFLoRA, State
+from lab.fleet import Fleet, Stack
+from lab.methods import (
+    FEDERATED,
+    METHODS,
+    FedExLoRA,
+    FedIT,
+    FFALoRA,
+    HetLoRA,
+    Method,
+    PreLort,
+    RaFLoRA,
+    State,
+    averaged_states,
+)
 from lab.methods.flexlora import FlexLoRA
 from lab.methods.flora import FLoRA
 from lab.methods.state import Loss
@@ -120,6 +132,21 @@ every = pytest.mark.parametrize("name", EVERY)
 
 def ranks_for(name: str) -> tuple[int, ...]:
     return (2, 2, 2) if name in EQUAL else (4, 2, 1)
+
+
+@every
+def test_what_goes_through_a_mean_is_said(name: str) -> None:
+    """Only means have codecs: where a server gathers factors as they are, there is nothing that one could stand for."""
+
+    class Listening(Communicator):
+        heard: ClassVar[set[str]] = set()
+
+        def mean(self, stack: Stack, state: str, **rest: Any) -> Stack:
+            self.heard.add(state)
+            return super().mean(stack, state, **rest)
+
+    Federation(EVERY[name], ranks_for(name), communicator=Listening, device="meta").run(5)
+    assert set(averaged_states(EVERY[name])) == Listening.heard
 
 
 # --- algebra ----------------------------------------------------------------------------------------------------------

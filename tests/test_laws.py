@@ -12,7 +12,7 @@ import math
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -36,10 +36,11 @@ from toys import (
 )
 
 from lab.codecs import codec
+from lab.comm import Communicator
 from lab.errors import Diverged, RecipeError
 from lab.events import Ended, Evaluated, Event, Sent, Stepped, Warned, WorkersChanged, to_json
 from lab.fleet import Stack
-from lab.methods import DDP, DESLOC, DeMo, DiLoCo, LocalAdam, LocalSGD, Method, NoLoCo, noloco
+from lab.methods import DDP, DESLOC, DeMo, DiLoCo, LocalAdam, LocalSGD, Method, NoLoCo, averaged_states, noloco
 from lab.optim import ELEMENTWISE, ZERO_AT_START, AdamW, Nesterov, Optimizer
 from lab.run import Trainer, dry_run, train
 from lab.scenarios import Outage, Scenario
@@ -342,12 +343,29 @@ def test_a_codec_that_keeps_everything_changes_nothing(spec: str) -> None:
 STORMY = Scenario(outages=(Outage(worker=1, first=3, last=4), Outage(worker=2, last=2)))
 SAMPLED = Scenario(sample=2, sample_every=2, catch_up="params")
 CODECS = {"params": "int8", "grads": "topk:0.1", "exp_avg": "bfloat16", "momentum_buffer": "float16"}
+CODECS |= {"slow": "int8", "gradient": "int8", "residual": "bfloat16"}
 
 
 def narrowed(method: Method) -> dict[str, str]:
     """Codecs for all that a method sends and that they may be used on."""
-    names = ("params", "grads", *method.inner.state_names)  # type: ignore[attr-defined]
+    names = ("params", "grads", *averaged_states(method))
     return {state: spec for state, spec in CODECS.items() if state in names}
+
+
+@every_method
+def test_a_method_says_what_it_averages(method: Method) -> None:
+    """All that goes through `Communicator.mean`, and nothing else, so that a codec can be given for it."""
+
+    class Listening(Communicator):
+        heard: ClassVar[set[str]] = set()
+
+        def mean(self, stack: Stack, state: str, *, codec: Any = None, **rest: Any) -> Stack:
+            if codec is None:
+                self.heard.add(state)
+            return super().mean(stack, state, codec=codec, **rest)
+
+    Bench(method, communicator=Listening, device="meta").run(12)
+    assert set(averaged_states(method)) == Listening.heard
 
 
 @every_method

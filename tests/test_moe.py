@@ -197,6 +197,21 @@ def test_balance_by_formula(kind: dict[str, Any]) -> None:
     assert close(even, torch.tensor(0.3 if c.balance_kind == "load" else -0.3 * math.log(6), dtype=F64), 1e-12)
 
 
+@pytest.mark.parametrize("num_layers", [1, 3])
+@pytest.mark.parametrize("top_k", [1, 2])
+def test_the_balance_of_hugging_face(num_layers: int, top_k: int) -> None:
+    """``balance = c · top_k / num_layers``: for one layer, and for any number of layers alike, theirs to rounding."""
+    from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
+
+    coefficient = 0.02
+    c = MoE(dim=6, num_heads=1, num_experts=5, expert_dim=3, gate="softmax", top_k=top_k)
+    c = replace(c, balance=coefficient * top_k / num_layers)
+    x, router, *experts = tensors(40, c, 5)
+    _, balance, logits, _ = Mix.apply(x, router, c, range(5), True, *experts)
+    theirs = coefficient * load_balancing_loss_func((logits,) * num_layers, 5, top_k)
+    assert float((num_layers * balance).detach()) == pytest.approx(float(theirs), rel=1e-6)  # they count in float32
+
+
 def test_loss_is_cross_entropy_and_its_gradient_has_the_balance() -> None:
     """Training and eval report the same value, bit for bit; gradients differ by the gradient of the balance loss."""
     module = built(balance=0.7)

@@ -463,6 +463,18 @@ def test_schedules_by_hand() -> None:
     assert wsd.at(10, 10) == pytest.approx(1 - math.sqrt(3 / 4))
 
 
+@given(st.integers(2, 400), st.data())
+def test_wsd_in_whole_steps(steps: int, data: st.DataObject) -> None:
+    """A decay over n of the steps, as code that rounds has it: 1 up to its first step, then 1 − √(k / n)."""
+    n = data.draw(st.integers(1, steps))
+    schedule = Schedule("wsd", decay_fraction=n / steps)
+    assert [schedule.at(t, steps) for t in range(1, steps + 1)] == [
+        1 - math.sqrt(max(0, t - 1 - (steps - n)) / n) for t in range(1, steps + 1)
+    ]
+    assert Schedule("wsd", decay_fraction=0.07).at(94, 100) == 1.0
+    assert Schedule("wsd").at(347, 384) == pytest.approx(1 - math.sqrt(0.4 / 38.4))  # between two steps
+
+
 @given(
     st.sampled_from(["constant", "cosine", "wsd"]),
     st.integers(2, 60),

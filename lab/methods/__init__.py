@@ -85,6 +85,16 @@ def method(spec: Any) -> Method:
     return spec  # type: ignore[no-any-return]
 
 
+def averaged_states(m: Method) -> tuple[str, ...]:
+    """The states of which a method takes means (`lab.comm.Communicator.mean`): those that a recipe's codecs can stand for.
+
+    What a method only hands out, or gathers as it is, is not among them. Of a method that does not say (``averages``): its
+    parameters, gradients and inner states.
+    """
+    own: tuple[str, ...] | None = getattr(m, "averages", None)
+    return own if own is not None else ("params", "grads", *m.inner.state_names)  # type: ignore[attr-defined]
+
+
 def name_of(m: Method) -> str:
     """Under which name a method is listed.
 
@@ -143,6 +153,7 @@ __all__ = [
     "State",
     "StreamingDiLoCo",
     "ZeroPadding",
+    "averaged_states",
     "method",
     "name_of",
     "source_of",

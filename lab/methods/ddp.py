@@ -26,6 +26,10 @@ class DDP:
     inner: Optimizer = Field(default_factory=lambda: AdamW(lr=3e-3))
     max_norm: Positive | None = 1.0
 
+    @property
+    def averages(self) -> tuple[str, ...]:
+        return ("grads",)
+
     def init(self, s: State) -> None:
         holders = {block.everywhere for block in s.fleet.layout.blocks}
         if self.max_norm is not None and len(holders) > 1:

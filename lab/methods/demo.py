@@ -48,6 +48,10 @@ class DeMo:
     sign: bool = True
     max_norm: Positive | None = None
 
+    @property
+    def averages(self) -> tuple[str, ...]:
+        return ()  # but through a codec of its own
+
     def init(self, s: State) -> None:
         params = s.local["params"]
         s.optimizers["inner"] = self.inner.over(params, s.grads)

@@ -49,6 +49,10 @@ class DESLOC:
     def __post_init__(self) -> None:
         self.inner.check_periods(self.sync_every)
 
+    @property
+    def averages(self) -> tuple[str, ...]:
+        return tuple(self.sync_every)
+
     def init(self, s: State) -> None:
         s.optimizers["inner"] = self.inner.over(s.local["params"], s.grads)
         if self.outer is not None:

@@ -28,6 +28,10 @@ class DiLoCo:
     outer: Optimizer = Field(default_factory=Nesterov)
     max_norm: Positive | None = 1.0
 
+    @property
+    def averages(self) -> tuple[str, ...]:
+        return ("params",)
+
     def init(self, s: State) -> None:
         s.optimizers["inner"] = self.inner.over(s.local["params"], s.grads)
         init_outer(s, self.outer)

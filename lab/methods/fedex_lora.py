@@ -44,6 +44,10 @@ class FedExLoRA:
     inner_states: InnerStates = "reset"
     max_norm: Positive | None = 1.0
 
+    @property
+    def averages(self) -> tuple[str, ...]:
+        return ()
+
     def init(self, s: State) -> None:
         adapters = open_(s, self.inner, self.inner_states)
         need_equal_ranks(adapters, "fedex_lora")

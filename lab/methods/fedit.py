@@ -34,6 +34,10 @@ class FedIT:
     inner_states: InnerStates = "reset"
     max_norm: Positive | None = 1.0
 
+    @property
+    def averages(self) -> tuple[str, ...]:
+        return ("params",)
+
     def init(self, s: State) -> None:
         need_equal_ranks(open_(s, self.inner, self.inner_states), "fedit")
 

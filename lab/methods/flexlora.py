@@ -32,6 +32,10 @@ class FlexLoRA:
     inner_states: InnerStates = "reset"
     max_norm: Positive | None = 1.0
 
+    @property
+    def averages(self) -> tuple[str, ...]:
+        return ()
+
     def init(self, s: State) -> None:
         open_(s, self.inner, self.inner_states)
 

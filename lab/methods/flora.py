@@ -39,6 +39,10 @@ class FLoRA:
     max_norm: Positive | None = 1.0
     init_seed: int = 0  # of the new adapters
 
+    @property
+    def averages(self) -> tuple[str, ...]:
+        return ()
+
     def init(self, s: State) -> None:
         adapters = open_(s, self.inner, "reset")
         s.shared["base"] = frozen(s.fleet, [f"{t}.weight" for t in adapters.targets])

@@ -47,6 +47,10 @@ class HetLoRA:
     inner_states: InnerStates = "reset"
     max_norm: Positive | None = 1.0
 
+    @property
+    def averages(self) -> tuple[str, ...]:
+        return ()
+
     def init(self, s: State) -> None:
         adapters = open_(s, self.inner, self.inner_states)
         s.facts |= {"ranks": list(adapters.ranks_W), "tails": [0.0] * len(adapters.ranks_W)}

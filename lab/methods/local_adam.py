@@ -24,6 +24,10 @@ class LocalAdam:
     inner: Optimizer = Field(default_factory=lambda: AdamW(lr=3e-3))
     max_norm: Positive | None = 1.0
 
+    @property
+    def averages(self) -> tuple[str, ...]:
+        return ("params", *self.inner.state_names)
+
     def init(self, s: State) -> None:
         s.optimizers["inner"] = self.inner.over(s.local["params"], s.grads)
 

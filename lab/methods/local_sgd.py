@@ -34,6 +34,10 @@ class LocalSGD:
         if self.inner_states == "reset":
             self.inner.check_reset()
 
+    @property
+    def averages(self) -> tuple[str, ...]:
+        return ("params",)
+
     def init(self, s: State) -> None:
         s.optimizers["inner"] = self.inner.over(s.local["params"], s.grads)
 

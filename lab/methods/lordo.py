@@ -56,8 +56,9 @@ class LoRDO:
     full_rank
         tensors with one of these in their name are not projected.
 
-    The source leaves open whether the residual is averaged (their code synchronises three states: it is, here) and whether
-    v is averaged before it is rotated (it is, here).
+    The residual is averaged here, and sent. In the authors' public code it is local: never averaged, sent or reset. The paper leaves
+    open whether v is averaged before it is rotated (it is, here; their code rotates each worker's own moments first, and averages that
+    were taken before then overwrite them).
     """
 
     sync_every: Period = 32
@@ -74,6 +75,17 @@ class LoRDO:
             raise RecipeError(one_of("inner optimizer of lordo", self.inner.name, ["QHAdam"]) + " with one momentum")
         if self.inner.options.get("weight_decay"):
             raise RecipeError("lordo has no weight decay: leave method.inner.options.weight_decay out")
+
+    @property
+    def averages(self) -> tuple[str, ...]:
+        return ("params", *self._moments, *(["gradient"] if self.projector == "gradient" else []))
+
+    @property
+    def _moments(self) -> tuple[str, ...]:
+        """Those that are averaged: in bases of their own they cannot be."""
+        if self.projector == "own_gradient":
+            return ()
+        return ("exp_avg", "exp_avg_sq", *(["residual"] if self.error_feedback else []))
 
     def init(self, s: State) -> None:
         params = s.local["params"]
@@ -114,9 +126,8 @@ class LoRDO:
                 towards = comm.mean(part(s.grads, matrix), "gradient")
             else:
                 towards = part(s.grads, matrix)
-            if self.projector != "own_gradient":
-                for name in ("exp_avg", "exp_avg_sq", *(["residual"] if self.error_feedback else [])):
-                    comm.mean_(s.local[name], name)
+            for name in self._moments:
+                comm.mean_(s.local[name], name)
             self._turn_(s, towards, k)
         return loss_W
 

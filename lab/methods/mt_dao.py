@@ -79,6 +79,10 @@ class MTDAO:
                 )
         self.inner.check_periods(self.sync_every)
 
+    @property
+    def averages(self) -> tuple[str, ...]:
+        return tuple(self.sync_every)
+
     def init(self, s: State) -> None:
         s.optimizers["inner"] = self.inner.over(s.local["params"], s.grads)
 

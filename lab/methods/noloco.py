@@ -49,6 +49,10 @@ class NoLoCo:
     max_norm: Positive | None = 1.0
     pair_seed: int = 0
 
+    @property
+    def averages(self) -> tuple[str, ...]:
+        return ("params", "slow")
+
     def init(self, s: State) -> None:
         params = s.local["params"]
         s.optimizers["inner"] = self.inner.over(params, s.grads)

@@ -25,8 +25,8 @@ def FedAvg(lr: float = 1.0) -> Optimizer:
 class Photon:
     """Every ``sync_every`` (τ) local steps the server moves θ by the mean Δ = θ − Σ n_i·θ_i / Σ n_i of the clients.
 
-    Sends: ``params`` (as pseudo-gradients), once per round. State: inner states local, kept or reset; ``shared``
-    parameters and what the server's optimizer keeps.
+    Sends: ``params`` (as pseudo-gradients), once per round. State: inner states local, kept or reset, each with the number of
+    steps that its own client has taken; ``shared`` parameters and what the server's optimizer keeps.
 
     Which clients take part is the recipe's affair: ``scenario`` with ``sample`` and ``sample_every`` (set it to τ) draws
     some for each round; they first receive the server's state. Who is down at the end of a round is left out of the
@@ -37,8 +37,8 @@ class Photon:
     inner_states
         ``reset`` (default of the authors' code: clients keep nothing between rounds) or ``kept`` (its 125M example).
     outer
-        the server's optimizer: `FedAvg` (default), ``FedMom``, SGD with Nesterov momentum (0.7, 0.9 in the code),
-        ``FedAdam``, ``FedYogi``, or any other.
+        the server's optimizer: `FedAvg` (default), ``FedMom``, SGD with Nesterov momentum (lr 0.7, momentum 0.9 as the code's
+        default, 0.7 in its public configuration), ``FedAdam``, ``FedYogi`` (which climb in the public code: a wrong sign), or any other.
     samples
         n_i, by worker; those not named count 1. None: all alike.
 
@@ -57,6 +57,10 @@ class Photon:
     def __post_init__(self) -> None:
         if self.inner_states == "reset":
             self.inner.check_reset()
+
+    @property
+    def averages(self) -> tuple[str, ...]:
+        return ("params",)
 
     def init(self, s: State) -> None:
         unknown = [w for w in self.samples or {} if w >= s.fleet.num_workers]

@@ -66,6 +66,10 @@ class PreLort:
     max_norm: Positive | None = 1.0
     prefix_seed: int = 0  # of the truncations that are drawn
 
+    @property
+    def averages(self) -> tuple[str, ...]:
+        return ("params",)
+
     def init(self, s: State) -> None:
         open_(s, self.inner, self.inner_states)
         if self.outer is not None:

@@ -36,6 +36,10 @@ class RaFLoRA:
     inner_states: InnerStates = "reset"
     max_norm: Positive | None = 1.0
 
+    @property
+    def averages(self) -> tuple[str, ...]:
+        return ()
+
     def init(self, s: State) -> None:
         open_(s, self.inner, self.inner_states)
 

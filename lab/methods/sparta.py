@@ -44,6 +44,10 @@ class SPARTA:
     max_norm: Positive | None = 1.0
     draw_seed: int = 0
 
+    @property
+    def averages(self) -> tuple[str, ...]:
+        return ("params",)
+
     def init(self, s: State) -> None:
         s.optimizers["inner"] = self.inner.over(s.local["params"], s.grads)
         if self.outer is not None:

@@ -66,7 +66,10 @@ class Grad(Protocol):
 
 
 class Method(Protocol):
-    """The loop body of one paper: how each cell of the fleet moves, and which rows are averaged, when."""
+    """The loop body of one paper: how each cell of the fleet moves, and which rows are averaged, when.
+
+    A property ``averages`` may list the states of which it takes means (`lab.methods.averaged_states`).
+    """
 
     def init(self, s: State) -> None:
         """Make optimizers and shared state. Nothing is sent."""

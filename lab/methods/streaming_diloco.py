@@ -65,6 +65,10 @@ class StreamingDiLoCo:
                 "send them in"
             )
 
+    @property
+    def averages(self) -> tuple[str, ...]:
+        return ("params",)
+
     def init(self, s: State) -> None:
         s.optimizers["inner"] = self.inner.over(s.local["params"], s.grads)
         for p, names in enumerate(fragments(s.local["params"].names(), self.num_fragments, self.pattern)):

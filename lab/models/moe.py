@@ -50,7 +50,10 @@ class MoE:
         whole router; what goes to an expert that is elsewhere (a ghost) is left out of the computation.
     balance, balance_kind
         coefficient of the balance loss, and which one (`shares_of`). In training it is part of the gradient, never of the
-        loss that is reported; in eval mode there is none.
+        loss that is reported; in eval mode there is none. It is added up over the layers, and so grows with depth.
+        Hugging Face's (``router_aux_loss_coef`` of Mixtral and its kin) is taken once, over the tokens of all layers together, and counts
+        every one of a token's ``top_k`` choices in full: its coefficient c is ``balance = c · top_k / num_layers`` here, for a
+        softmax gate. For one layer the two are then equal; for more, as far as layers are loaded alike.
     depth_base
         branches count × depth_base / num_layers (CompleteP); None: × 1.
     """
