@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import json
 import os
 import shutil
@@ -26,6 +27,11 @@ if TYPE_CHECKING:
 
 class _Lab(click.Group):
     """Shows a user's mistake as one line (exit code 2) and keeps tracebacks for ``--debug``."""
+
+    def main(self, args: Any = None, *rest: Any, **options: Any) -> Any:
+        if args is None:
+            _in_utf8()
+        return super().main(args, *rest, **options)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -50,6 +56,16 @@ class _Lab(click.Group):
             if not _said_elsewhere(error.exit_code):
                 click.echo(f"lab: {error}", err=True)
             ctx.exit(error.exit_code)
+
+
+def _in_utf8() -> None:
+    """Text is UTF-8 whatever the locale says: arguments, files and what is printed, here and in whatever starts from here."""
+    if os.name == "posix" and not sys.flags.utf8_mode and sys.getfilesystemencoding() != "utf-8":
+        os.environ["PYTHONUTF8"] = "1"
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.encoding.lower() != "utf-8":
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
 
 
 def _give_up(error: OSError) -> None:

@@ -21,13 +21,13 @@ import click
 from lab import child
 from lab.claims import Claims, claims_in
 from lab.errors import RecipeError
+from lab.notebooks import DONE, Notebook, given, unchanged
 from lab.places import located, shown
 from lab.store import write_atomically
 
 if TYPE_CHECKING:
     from lab.sweep import Cell
 
-DONE = "isthmus"  # key in an executed notebook's metadata, written last
 NOTE = "ISTHMUS_PROGRESS_FILE"  # environment variable: where a notebook that trains leaves word how far it is
 
 
@@ -43,16 +43,15 @@ def reproduce(
     """
     from lab.sweep import Cell, claims_page, execute_all
 
-    values = dict(_parameter(p) for p in parameters)
+    texts = given(parameters)
     notebooks = [find(name) for name in names] if names else sorted(Path("notebooks").glob("[0-9]*.ipynb"))
     if not notebooks:
         raise RecipeError("there is no notebooks/ folder here: run this in the project's folder, or name the notebooks")
     cells: list[Cell] = []
     out = located(out)
     for source in map(located, notebooks):
-        notebook = json.loads(source.read_text())
-        check_parameters(source, notebook, values)
-        mine = {k: v for k, v in values.items() if k in _declared(notebook)}
+        notebook = Notebook.read(source)
+        mine = {key: notebook.value(key, text) for key, text in texts.items()}
         cells.append(Cell(mine, out / f"{source.stem}-{digest(source, mine)}.ipynb", source=source))
     out.mkdir(parents=True, exist_ok=True)
     missing = [cell for cell in cells if again or not is_done(cell.target)]
@@ -66,10 +65,16 @@ def reproduce(
         execute_all(missing[0].target, missing, jobs)
     for cell in cells:
         if cell.problem is None:
-            cell.claims = claims_in(json.loads(cell.target.read_text()))
+            cell.claims = claims_in(json.loads(cell.target.read_text(encoding="utf-8")))
     _report([cell.claims for cell in cells if cell.claims is not None])
     page = out / "claims.html"
-    write_atomically(page, claims_page(cells).encode())
+    before = list(finished(out, but={cell.target for cell in cells}))
+    now = {(cell.name, json.dumps(cell.parameters, sort_keys=True)) for cell in cells}
+    before = [cell for cell in before if (cell.name, json.dumps(cell.parameters, sort_keys=True)) not in now]
+    for cell in before:
+        cell.claims = claims_in(json.loads(cell.target.read_text(encoding="utf-8")))
+    everything = sorted([*cells, *before], key=lambda cell: cell.name)
+    write_atomically(page, claims_page(everything).encode())
     click.echo(f"every claim on one page: {shown(page)}")
     failed = [cell for cell in cells if cell.problem is not None]
     for cell in failed:
@@ -94,35 +99,31 @@ def _alone(cell: Cell) -> None:
 
 def execute(source: Path, target: Path, parameters: dict[str, Any]) -> str | None:
     """Run one notebook under papermill and make its page; what went wrong, or None."""
-    import papermill
-    from papermill.exceptions import PapermillExecutionError
-
-    os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
-    try:
-        with child.directory_last() as first_line:
-            papermill.execute_notebook(
-                str(source),
-                str(target),
-                parameters,
-                progress_bar=False,
-                cwd=str(source.parent),  # as in JupyterLab
-                kernel_name="python3",
-                extra_arguments=["--log-level=CRITICAL", f"--IPKernelApp.exec_lines={first_line}"],
-            )
-    except PapermillExecutionError as error:
-        return f"cell {error.exec_count} raised {error.ename}: {error.evalue} (see {shown(target)})"
+    notebook = Notebook.read(source)
+    inputs = notebook.inputs(parameters)
+    problem = notebook.execute(target, parameters)
+    if problem is not None:
+        return problem
     pages = Path(__file__).parent.parent / "widgets/pages.py"  # by its path: the package imports torch and pandas
     page = subprocess.run(
         [sys.executable, "-P", str(pages), str(target), str(target.with_suffix(".html"))],
         env=child.environment(),
         capture_output=True,
         text=True,
+        encoding="utf-8",
+        errors="replace",
     )
     if page.returncode:
         return f"no HTML page: {page.stderr.strip().splitlines()[-1]}"
-    notebook = json.loads(target.read_text())
-    notebook["metadata"][DONE] = {"done": True, "parameters": parameters}
-    write_atomically(target, json.dumps(notebook, indent=1).encode())
+    executed = json.loads(target.read_text(encoding="utf-8"))
+    executed["metadata"][DONE] = {
+        "done": True,
+        "name": source.stem,
+        "parameters": parameters,
+        "folder": str(source.parent.resolve()),
+        "inputs": inputs,
+    }
+    write_atomically(target, json.dumps(executed, indent=1).encode())
     return None
 
 
@@ -159,10 +160,33 @@ def _progress(name: str) -> Iterator[None]:
 
 
 def is_done(target: Path) -> bool:
+    """Whether it was executed to its end, and what it read is still what it was."""
+    done = _done(target)
+    return done is not None and unchanged(Path(done.get("folder", ".")), done.get("inputs", {}))
+
+
+def _done(target: Path) -> dict[str, Any] | None:
+    """What an executed notebook with a page says of itself; None if it did not come to its end."""
     try:
-        return bool(json.loads(target.read_text())["metadata"][DONE]["done"]) and target.with_suffix(".html").exists()
-    except (OSError, ValueError, KeyError):
-        return False
+        done: dict[str, Any] = json.loads(target.read_text(encoding="utf-8"))["metadata"][DONE]
+        return done if done["done"] and target.with_suffix(".html").exists() else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def finished(out: Path, but: set[Path]) -> Iterator[Cell]:
+    """What was executed into a folder before, the newest of each notebook with the same parameters, but for some."""
+    from lab.sweep import Cell
+
+    newest: dict[str, Cell] = {}
+    for target in sorted(out.glob("*.ipynb"), key=lambda file: file.stat().st_mtime):
+        done = _done(target)
+        if done is None or target in but:
+            continue
+        name = done.get("name") or target.stem.rpartition("-")[0]
+        cell = Cell(done["parameters"], target, source=Path(f"{name}.ipynb"))
+        newest[json.dumps([name, done["parameters"]], sort_keys=True)] = cell
+    return iter(newest.values())
 
 
 def find(name: str) -> Path:
@@ -171,39 +195,6 @@ def find(name: str) -> Path:
             return path
     there = ", ".join(p.stem for p in sorted(Path("notebooks").glob("[0-9]*.ipynb"))) or "none here"
     raise RecipeError(f"no notebook {name!r}: there are {there}")
-
-
-def _parameter(text: str) -> tuple[str, Any]:
-    key, equals, value = text.partition("=")
-    if not equals:
-        raise RecipeError(f"-p {text!r}: write key=value, for example -p steps=100")
-    try:
-        return key, json.loads(value)
-    except ValueError:
-        return key, value
-
-
-def _declared(notebook: dict[str, Any]) -> dict[str, str]:
-    """Names that the cell tagged ``parameters`` assigns, with their types as they are written there."""
-    for cell in notebook["cells"]:
-        if "parameters" in cell.get("metadata", {}).get("tags", []):
-            lines = "".join(cell["source"]).splitlines()
-            sides = [line.split("=")[0] for line in lines if "=" in line and line[0].isalpha()]
-            return {name.strip(): kind.strip() for name, _, kind in (side.partition(":") for side in sides)}
-    return {}
-
-
-def check_parameters(source: Path, notebook: dict[str, Any], values: dict[str, Any]) -> None:
-    declared = _declared(notebook)
-    for key, value in values.items():
-        if key not in declared:
-            there = ", ".join(sorted(declared)) or "none"
-            raise RecipeError(f"{source.stem} has no parameter {key!r}: there are {there}")
-        fits = {"int": (int,), "float": (int, float), "str": (str,)}.get(declared[key], (object,))
-        if not isinstance(value, fits):
-            raise RecipeError(
-                f"{source.stem}: {key} = {value!r} is not allowed: it takes a value of type {declared[key]}"
-            )
 
 
 def digest(source: Path, parameters: dict[str, Any]) -> str:

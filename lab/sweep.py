@@ -12,10 +12,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import click
 
@@ -23,8 +24,9 @@ from lab import child
 from lab.claims import SIGN, Claims, claims_in
 from lab.errors import RecipeError
 from lab.fleet import num_cores
+from lab.notebooks import Notebook, literal
 from lab.places import located, shown
-from lab.reproduce import NOTE, check_parameters, digest, execute, find, is_done
+from lab.reproduce import NOTE, digest, execute, find, is_done
 from lab.store import write_atomically
 
 
@@ -67,10 +69,8 @@ def sweep(name: str, parameters: Sequence[str], out: Path, *, jobs: int | None =
     source, out = located(find(name)), located(out)
     if not parameters:
         raise RecipeError("nothing to combine: give at least one parameter, for example -p seed=0,1,2")
-    notebook = json.loads(source.read_text())
-    grid = combinations(parameters)
-    for values in grid:
-        check_parameters(source, notebook, values)
+    notebook = Notebook.read(source)
+    grid = combinations(parameters, notebook.value)
     out.mkdir(parents=True, exist_ok=True)
     cells = [Cell(values, out / f"{source.stem}-{digest(source, values)}.ipynb") for values in grid]
     missing = [cell for cell in cells if again or not is_done(cell.target)]
@@ -80,7 +80,7 @@ def sweep(name: str, parameters: Sequence[str], out: Path, *, jobs: int | None =
     execute_all(source, missing, jobs)
     for cell in cells:
         if cell.problem is None:
-            cell.claims = claims_in(json.loads(cell.target.read_text()))
+            cell.claims = claims_in(json.loads(cell.target.read_text(encoding="utf-8")))
     name_of_all = hashlib.sha256("".join(cell.target.name for cell in cells).encode()).hexdigest()[:8]
     page = out / f"sweep-{source.stem}-{name_of_all}.html"
     write_atomically(page, to_html(source.stem, cells).encode())
@@ -92,10 +92,13 @@ def sweep(name: str, parameters: Sequence[str], out: Path, *, jobs: int | None =
     return 1 if failed else 0
 
 
-def combinations(parameters: Sequence[str]) -> list[dict[str, Any]]:
+def combinations(
+    parameters: Sequence[str], value: Callable[[str, str], Any] = lambda key, text: literal(text)
+) -> list[dict[str, Any]]:
     """``["a=1,2", "b=x"]`` → every combination, the last parameter changing fastest.
 
-    Values are JSON where they can be, strings else: ``seeds='"0,1"','"2"'`` are two strings.
+    ``value(key, text)`` says what a text means. Commas between quotes or in brackets do not separate:
+    ``seeds='"0,1"','"2"'`` are two values.
 
     Raises
     ------
@@ -109,23 +112,26 @@ def combinations(parameters: Sequence[str]) -> list[dict[str, Any]]:
             raise RecipeError(f"-p {text!r}: write key=value,value, for example -p seed=0,1,2")
         if key in axes:
             raise RecipeError(f"-p {key} is there twice: write all its values behind one, separated by commas")
-        axes[key] = _values(values)
+        axes[key] = [value(key, part) for part in _parts(values)]
     return [dict(zip(axes, point, strict=True)) for point in itertools.product(*axes.values())]
 
 
-def _values(text: str) -> list[Any]:
-    try:
-        found: list[Any] = json.loads(f"[{text}]")
-    except ValueError:
-        return [_value(part) for part in text.split(",")]
-    return found
-
-
-def _value(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
+def _parts(text: str) -> list[str]:
+    """Cut at the commas that stand neither between quotes nor in brackets."""
+    parts, depth, quote, begin = [], 0, "", 0
+    for i, c in enumerate(text):
+        if quote:
+            quote = "" if c == quote and text[i - 1] != "\\" else quote
+        elif c in "\"'":
+            quote = c
+        elif c in "([{":
+            depth += 1
+        elif c in ")]}":
+            depth -= 1
+        elif c == "," and depth <= 0:
+            parts.append(text[begin:i])
+            begin = i + 1
+    return [*parts, text[begin:]] if not quote and depth == 0 else text.split(",")
 
 
 def execute_all(source: Path, cells: list[Cell], jobs: int | None = None) -> None:
@@ -307,7 +313,7 @@ def _claims(cells: Sequence[Cell]) -> Iterator[tuple[Cell, Any]]:
 def _links(cell: Cell) -> Iterator[str]:
     for path, word in ((cell.target.with_suffix(".html"), "page"), (cell.target, "notebook")):
         if path.exists() and (cell.problem is None or word == "notebook"):
-            yield f'<a href="{html.escape(path.name)}">{word}</a> '
+            yield f'<a href="{html.escape(quote(path.name))}">{word}</a> '
 
 
 def _td(text: str, number: bool = False, bad: bool = False) -> str:
