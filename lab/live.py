@@ -468,9 +468,9 @@ def _begin(run: Run, views: Sequence[Watcher]) -> Run:
             if other.name == run.name or _same_folder(run, other) or _same_cell(run, other):
                 other.stop()
                 other.finished.wait()
+        PUMP.feed(run, views)  # which may refuse
         _RUNS[:] = [r for r in before if not r.finished.is_set()] + [run]
         _say_where(run)
-        PUMP.feed(run, views)
         run._thread.start()
     return run
 
@@ -610,9 +610,23 @@ class Pump:
         self._thread: threading.Thread | None = None
 
     def feed(self, run: Run, views: Iterable[Watcher]) -> None:
-        """Feed views with a run, from its first event on."""
+        """Feed views with a run, from its first event on; those that it feeds already stay as they are.
+
+        Raises
+        ------
+        LabError
+            for one that another run feeds which goes on: it could only mix them up.
+        """
+        views = list(views)
         with self._lock:
-            self._feeds += [_Feed(run, view) for view in views]
+            for feed in self._feeds:
+                if feed.run is not run and not feed.run.finished.is_set() and any(feed.view is view for view in views):
+                    raise LabError(
+                        f"{type(feed.view).__name__} shows {feed.run.name}, which goes on: give {run.name} a view of its own, "
+                        "or a lane of a view that compares runs, as in losses = Losses(); losses.lane('A')"
+                    )
+            here = [feed.view for feed in self._feeds if feed.run is run]
+            self._feeds += [_Feed(run, view) for view in views if not any(view is other for other in here)]
             if run not in self._runs:
                 self._runs.append(run)
             if self._thread is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import ipywidgets
@@ -10,7 +11,8 @@ import pytest
 from toys import PATIENCE, corpus, recipe, until
 
 from lab import cli
-from lab.events import Ended, Sent, Started, Stepped, Turned, WorkersChanged
+from lab.errors import LabError
+from lab.events import Ended, Event, Sent, Started, Stepped, Turned, WorkersChanged
 from lab.knobs import settled_network
 from lab.live import replay, start
 from lab.network import NETWORKS
@@ -22,6 +24,7 @@ from widgets.cockpit import Cockpit, Later, Seat, to_html
 from widgets.communication_budget import CommunicationBudget
 from widgets.panel import MOST_TOGGLES, Controls, Relink, Status
 from widgets.training import progress
+from widgets.training_losses import Losses
 
 pytestmark = pytest.mark.usefixtures("nothing_left_behind")
 
@@ -259,7 +262,7 @@ def test_two_runs_on_shared_axes() -> None:
     first.go.click()
     assert first.run is not None
     first.run.wait(PATIENCE)
-    assert flight.others
+    assert first.views
     flight.compare.click()
     assert flight.compare.layout.display == "none"
     second = flight.seats[1]
@@ -269,17 +272,86 @@ def test_two_runs_on_shared_axes() -> None:
     assert second.run is not None
     second.run.wait(PATIENCE)
     (lines,) = flight.losses.pictures()
-    assert set(flight.losses.runs) == {"A", "B"}
-    assert {s.name for s in lines.series} >= {"A", "B"}
+    assert set(flight.losses.runs) == {"A: diloco", "B: local_adam"}
+    assert {s.name for s in lines.series} >= {"A: diloco", "B: local_adam"}
     before = first.run
+    first.method.value = "ddp"
     first.go.click()  # it is over: anew
     assert first.run is not None
     assert first.run is not before
     first.run.wait(PATIENCE)
+    assert set(flight.losses.runs) == {"A: ddp", "B: local_adam"}
+    first.go.click()
+    assert first.run is not None
+    first.run.wait(PATIENCE)
     assert first.run.folder is not None
     assert first.run.folder.path.name.endswith("-2")
-    assert set(flight.losses.runs) == {"A", "B"}
     assert first.problem.value == second.problem.value == ""
+
+
+def test_two_runs_at_once() -> None:
+    """One starts while the other goes on: each has pictures of its own sending, and one that names both; so too when the first
+    is started anew with another method meanwhile.
+    """
+    flight = Cockpit([recipe(steps=100_000), recipe("ddp", steps=100_000)], Path("live"))
+    first, second = flight.seats
+
+    def under_way(*seats: Seat) -> None:
+        for seat in seats:
+            assert seat.run is not None
+            run, begun = seat.run, seat.run.t
+            until(lambda run=run, begun=begun: run.t > begun + 20)
+
+    def ended(run: Any) -> None:
+        run.stop()
+        run.wait(PATIENCE)
+        assert run.problems == []
+
+    first.go.click()
+    under_way(first)
+    second.go.click()
+    under_way(first, second)
+    assert list(flight.losses.runs) == ["A: des_loc", "B: ddp"]
+    before = first.run
+    first.method.value = "local_adam"
+    first.go.click()
+    ended(before)
+    under_way(first, second)
+    for seat in flight.seats:
+        ended(seat.run)
+    assert list(flight.losses.runs) == ["B: ddp", "A: local_adam"]
+    for seat in flight.seats:
+        assert seat.run is not None
+        (budget,) = seat.views
+        assert isinstance(budget, CommunicationBudget)
+        assert budget.run.bytes_by_state == {state: b for (state,), b in seat.run.columns.ledger.by("state").items()}
+        assert budget.board().title == f"{seat.label}: What does it send?"
+        assert flight.losses.runs[seat.label].loss.values.tolist() == seat.run.columns.loss.tolist()
+    assert flight.shown() == [flight.losses, *first.views, *second.views]
+
+
+def test_a_view_shows_one_run() -> None:
+    """Two runs cannot feed one view at the same time, nor one run twice, which could only mix things up; one after the other
+    they can.
+    """
+    one, two = start(recipe(), keep=False, paused=True), start(recipe(seed=1), name="two", keep=False, paused=True)
+    budget, losses = CommunicationBudget(), Losses()
+    one.watch(budget, losses.lane("one"))
+    heard: list[Event] = []
+    ear = SimpleNamespace(add=lambda *events: heard.extend(events))
+    one.watch(ear)
+    one.watch(ear)  # it does already
+    two.watch(losses.lane("two"))
+    with pytest.raises(LabError, match=r"CommunicationBudget shows .* which goes on: give two a view of its own"):
+        two.watch(budget)
+    with pytest.raises(LabError, match="CommunicationBudget shows"):
+        start(recipe(seed=2), name="three", keep=False, views=[budget])
+    one.resume()
+    one.wait(PATIENCE)
+    assert heard == one.events
+    two.watch(budget)
+    two.resume()
+    assert two.wait(PATIENCE).ledger.total_bytes(0) == budget.run.bytes_W[0]
 
 
 def test_large_type() -> None:

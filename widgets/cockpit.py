@@ -64,6 +64,8 @@ class Seat:
     def __init__(self, letter: str, recipe: Recipe, cockpit: Cockpit):
         self.letter, self.given, self.cockpit = letter, recipe, cockpit
         self.run: Run | None = None
+        self.label = f"{letter}: {name_of(recipe.method)}"  # of the run, in pictures
+        self.views: list[View] = []  # that show this run alone
         self._asked = 0  # forecasts; only the last one is shown
         mine = name_of(recipe.method)
         alike = [name for name in HERE if (name in FEDERATED) == (mine in FEDERATED)]
@@ -173,17 +175,17 @@ class Seat:
         recipe = self.recipe
         if self.run is not None:
             self.run.stop()
-            self.run.finished.wait()
+            self.run.over.result()
         folder = self.cockpit.folder / (recipe.id if self.letter == "A" else f"{recipe.id}-{self.letter.lower()}")
         ended = RunFolder(folder).ended()
         again = ended is not None and ended.status != "stopped"
         name = f"{name_of(recipe.method)} {self.cockpit.number}{self.letter}"
-        self.cockpit.prepare(self)
-        self.run = start(recipe, name=name, folder=folder, again=again, views=[self.cockpit.losses.lane(self.letter)])
+        self.cockpit.prepare(self, f"{self.letter}: {name_of(recipe.method)}")
+        self.run = start(recipe, name=name, folder=folder, again=again, views=[self.cockpit.losses.lane(self.label)])
         controls = Controls(self.run, self.network.value)
         self.controls.children = [controls.widget]
         self.cockpit.show_pictures()
-        self.run.watch(*self.cockpit.others, controls, Relink(self.cockpit.others), _Ending(self.cockpit))
+        self.run.watch(*self.views, controls, Relink(self.views), _Ending(self.cockpit))
 
 
 class _Ending:
@@ -205,7 +207,6 @@ class Cockpit:
     def __init__(self, recipes: Sequence[Recipe], folder: Path):
         self.folder, self.number = folder, next(self.counter)
         self.losses = Losses()
-        self.others: list[View] = []
         self.pictures = ipywidgets.Output()
         self.display_ids: list[str] = []  # of the pictures that stay, once the cockpit is shown
         self.seats = [Seat(letter, recipe, self) for letter, recipe in zip("AB", recipes, strict=False)]
@@ -235,23 +236,30 @@ class Cockpit:
     def _resize(self, change: Any) -> None:
         (self.widget.add_class if change["new"] else self.widget.remove_class)("isthmus-large")
 
-    def prepare(self, seat: Seat) -> None:
-        """Before a run starts: new pictures, unless the other run goes on in them. What the other has done stays in sight."""
+    def prepare(self, seat: Seat, label: str) -> None:
+        """Before a run starts: pictures for it, and beside them those of the other, which goes on in them or stays in sight."""
         beside = [other for other in self.seats if other is not seat and other.run is not None]
-        if any(other.is_running for other in beside):
-            return
-        self.losses = Losses()
-        self.others = [] if beside else [CommunicationBudget(network=seat.network.value)]
-        self.losses.lane(seat.letter)
-        for other in beside:
-            assert other.run is not None
-            self.losses.lane(other.letter).add(*other.run.events)
+        self.losses.leave(seat.label)
+        seat.label, seat.views = label, [CommunicationBudget(network=seat.network.value)]
+        if not any(other.is_running for other in beside):
+            self.losses = Losses()
+            self.losses.lane(label)
+            for other in beside:
+                assert other.run is not None
+                self.losses.lane(other.label).add(*other.run.events)
+        for one in self.seats if len(self.seats) > 1 else ():
+            for view in one.views:
+                view.heading = one.label
+
+    def shown(self) -> list[View]:
+        """The pictures of all runs that were started, first what they share."""
+        return [self.losses, *(view for seat in self.seats for view in seat.views)]
 
     def show_pictures(self) -> None:
         self.keeper.words = ""  # whoever loads the page again while it runs finds the controls
         self.pictures.clear_output()
         with self.pictures:
-            for view in (self.losses, *self.others):
+            for view in self.shown():
                 view.show()
         self._keep([])
 
@@ -267,7 +275,7 @@ class Cockpit:
             lines = [Status.of(seat.run).text() for seat in self.seats if seat.run is not None]
             self.keeper.words = "\n".join([*lines, SAVED])
             self.pictures.outputs = ()
-            self._keep([self.losses, *self.others])
+            self._keep(self.shown())
 
     def _ipython_display_(self) -> None:
         if surroundings() != "live":
@@ -275,7 +283,7 @@ class Cockpit:
                 print(plan(seat.recipe, {seat.network.value: NETWORKS[seat.network.value]}, device=DEVICE).to_text())
             return
         display(self.widget)
-        self.display_ids = [uuid.uuid4().hex, uuid.uuid4().hex]
+        self.display_ids = [uuid.uuid4().hex for _ in range(3)]  # what is shared, and what one or two runs have alone
         for display_id in self.display_ids:
             display({"text/plain": ""}, raw=True, display_id=display_id)
 

@@ -57,6 +57,13 @@ class Losses(View):
         self.runs.setdefault(run, Curve())  # the legend has them in this order
         return View.lane(self, run)
 
+    def leave(self, run: str) -> None:
+        """Take a run out of the picture."""
+        with self._lock:
+            self.runs.pop(run, None)
+            self._awaited -= {run}
+            self._changed = True
+
     def fold(self, event: Event) -> None:
         if isinstance(event, Started) or self._run not in self.runs:
             self.runs[self._run] = Curve()

@@ -94,6 +94,8 @@ class View:
         """What a person may choose. The first menu is also there at rest."""
         return ()
 
+    heading = ""  # before the title, where views of several runs stand beside each other
+
     _lock: ClassVar = threading.RLock()  # a run feeds views from one thread, a person chooses in another
     _screen: Screen | None = None
     _changed = False
@@ -120,7 +122,8 @@ class View:
     def board(self) -> Board:
         """All pictures as one, to be saved or shown elsewhere."""
         with self._lock:
-            return Board(self.title, [self._dropped] if self._dropped else self.pictures())
+            title = f"{self.heading}: {self.title}" if self.heading else self.title
+            return Board(title, [self._dropped] if self._dropped else self.pictures())
 
     def bundle(self) -> dict[str, Any]:
         """What a notebook keeps: the board, in plotly with a menu where there is something to choose."""
