@@ -42,6 +42,7 @@ class Forecast:
     communication_hours: float
     total_hours: float
     ddp_hours: float
+    ddp_communication_hours: float
 
 
 @dataclass(frozen=True)
@@ -301,6 +302,7 @@ def _forecast(
         mine.communication_seconds / hours,
         mine.total_seconds / hours,
         theirs.total_seconds / hours,
+        theirs.communication_seconds / hours,
     )
 
 

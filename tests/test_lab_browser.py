@@ -207,6 +207,47 @@ def test_the_cockpit(lab: JupyterLab) -> None:
     nb.close()
 
 
+def test_two_runs_in_the_cockpit(lab: JupyterLab) -> None:
+    """What is typed stays and is answered under the name that stands beside it; what is chosen is forecast, never what was
+    chosen before; two runs at once have a picture in common and one each, which stay.
+    """
+    source = "import lab\nfrom toys import recipe\nlab.cockpit(recipe(steps=100_000, checkpoint_every=1000), recipe('ddp', steps=100_000))"
+    nb = lab.open("two.ipynb", [source])
+    nb.run(0)
+    page = nb.page
+    says = "words => document.querySelector('.jp-OutputArea .isthmus-panel').textContent.includes(words)"
+    page.wait_for_function(says, arg="fewer than DDP")
+    workers = page.get_by_label("workers", exact=True).first
+    for typed, said in (("3.7", "workers = 3.7 is no whole number"), ("0", "workers = 0 is not allowed")):
+        workers.fill(typed)
+        workers.press("Enter")
+        page.wait_for_function(says, arg=said)
+        assert workers.input_value() == typed
+    workers.fill("3e0")
+    workers.press("Enter")
+    page.get_by_label("method", exact=True).first.select_option("diloco")
+    page.wait_for_function(says, arg="counting what it sends")
+    page.wait_for_function("() => document.querySelectorAll('.isthmus-panel table').length === 2")
+    start = page.locator(".isthmus-panel button", has_text="Start")
+    start.nth(0).click()
+    page.wait_for_selector("canvas")
+    start.nth(1).click()
+    page.wait_for_function("() => document.querySelectorAll('.isthmus-board').length === 3")
+    nb.until_held(10)
+    titles = page.locator(".isthmus-board h3").all_text_contents()
+    assert titles == ["Does it learn?", "A: diloco · What does it send?", "B: ddp · What does it send?"]
+    for k in (0, 1):
+        page.locator(".isthmus-panel button", has_text="Stop").nth(k).click()
+    page.wait_for_selector("canvas", state="detached")
+    page.wait_for_function("() => document.querySelectorAll('.js-plotly-plot').length === 3")
+    legend = {name.strip() for name in page.locator(".js-plotly-plot").first.locator(".legendtext").all_text_contents()}
+    assert legend == {"A: diloco", "B: ddp"}
+    nb.until_tidy()
+    assert at_rest(nb) == 3
+    assert "dropped" not in json.dumps(nb.save().cells[0].outputs)
+    nb.close()
+
+
 def test_the_same_numbers_everywhere(lab: JupyterLab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Terminal, papermill and JupyterLab, there with every view open: the same events, bit for bit."""
     nb = lab.open("same.ipynb", cells("same", "columns = await run", "print(run.folder.path.resolve())", steps=60))

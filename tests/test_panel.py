@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import html
+import re
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,13 +19,13 @@ from lab.events import Ended, Event, Sent, Started, Stepped, Turned, WorkersChan
 from lab.knobs import settled_network
 from lab.live import replay, start
 from lab.network import NETWORKS
-from lab.plan import plan
+from lab.plan import Plan, plan
 from lab.recipe import Recipe
 from lab.run import Trainer
 from lab.store import RunFolder
-from widgets.cockpit import Cockpit, Later, Seat, to_html
+from widgets.cockpit import COUNTING, Cockpit, Later, Seat, _seconds, to_html
 from widgets.communication_budget import CommunicationBudget
-from widgets.panel import MOST_TOGGLES, Controls, Relink, Status
+from widgets.panel import MOST_TOGGLES, Controls, Relink, Status, Whole
 from widgets.training import progress
 from widgets.training_losses import Losses
 
@@ -69,7 +72,7 @@ def test_knobs_turn_the_run(paused: tuple[Any, Controls]) -> None:
     """Each field leaves word with the run; a switch kills and revives; the events have it."""
     run, controls = paused
     controls.lr.value = 2.0
-    controls.periods["params"].value = 5
+    controls.periods["params"].value = "5"
     controls.network.value = "10Mbit"
     controls.workers[1].value = False
     controls.buttons["step"].click()
@@ -89,9 +92,12 @@ def test_knobs_turn_the_run(paused: tuple[Any, Controls]) -> None:
 def test_what_is_refused_is_said_and_put_back(paused: tuple[Any, Controls]) -> None:
     """One line, as text, for screen readers too; the field shows again what is true; the next word clears it."""
     run, controls = paused
-    controls.periods["params"].value = -4
-    assert controls.periods["params"].value == 2
-    assert "-4" in controls.problem.value
+    controls.periods["params"].value = "-4"
+    assert controls.periods["params"].value == "2"
+    assert "params every = -4" in controls.problem.value
+    controls.periods["params"].value = "3.7"
+    assert controls.periods["params"].value == "2"
+    assert "params every = 3.7 is no whole number" in html.unescape(controls.problem.value)
     run.stop()
     run.finished.wait(PATIENCE)
     controls.lr.value = 2.0
@@ -121,7 +127,7 @@ def test_what_makes_no_sense_cannot_be_chosen() -> None:
 def test_everything_has_a_name_for_the_keyboard_and_a_screen_reader(paused: tuple[Any, Controls]) -> None:
     """Buttons and fields, no bare pictures to click on: each has a label and a hint."""
     _, controls = paused
-    kinds = (ipywidgets.Button, ipywidgets.ToggleButton, ipywidgets.IntText, ipywidgets.Dropdown)
+    kinds = (ipywidgets.Button, ipywidgets.ToggleButton, ipywidgets.Text, ipywidgets.Dropdown)
     fields = [w for w in inside(controls.widget) if isinstance(w, kinds)]
     assert len(fields) >= 5 + 2 + 1 + 3
     assert all(w.description and w.tooltip for w in fields)
@@ -196,14 +202,14 @@ def test_choosing_makes_the_recipe() -> None:
     chosen = seat(given)
     assert chosen.recipe == given
     assert set(chosen.periods) == {"params", "exp_avg", "exp_avg_sq"}
-    chosen.periods["exp_avg"].value = 5
-    chosen.workers.value = 2
+    chosen.periods["exp_avg"].value = "5"
+    chosen.workers.value = "2"
     assert chosen.recipe == given.but(
         num_workers=2, method={"name": "des_loc", "sync_every": {"params": 32, "exp_avg": 5, "exp_avg_sq": 192}}
     )
     chosen.method.value = "diloco"
     assert list(chosen.periods) == ["params"]
-    chosen.periods["params"].value = 3
+    chosen.periods["params"].value = "3"
     assert (chosen.recipe.method.sync_every, chosen.recipe.num_workers, chosen.recipe.steps) == (3, 2, 8)
     assert chosen.recipe.model == given.model
     chosen.method.value = "ddp"
@@ -230,17 +236,164 @@ def test_the_forecast_follows_what_is_chosen() -> None:
     assert "4×" in chosen.forecast.value
     assert "2× fewer than DDP" in chosen.forecast.value
     assert "100Mbit:" in chosen.forecast.value
-    chosen.periods["params"].value = 4
+    chosen.periods["params"].value = "4"
     chosen.network.value = "10Mbit"
     chosen.foresee()
     assert "4× fewer than DDP" in chosen.forecast.value
     assert "10Mbit:" in chosen.forecast.value
-    before = chosen.forecast.value
-    chosen.workers.value = 1
+    chosen.workers.value = "1"
     chosen.method.value = "fomoe"  # two holders of every expert, but one worker
     chosen.foresee()
     assert "role=" in chosen.problem.value
-    assert chosen.forecast.value == before
+    assert "DDP" not in chosen.forecast.value  # nothing of what was chosen before
+
+
+def test_the_forecast_of_another_choice_is_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the moment something else is chosen there is no number until its own is there; what fails says so."""
+    chosen = seat(recipe({"name": "diloco", "sync_every": 2}, steps=8))
+    assert chosen.forecast.value == COUNTING
+    for change in (
+        lambda: setattr(chosen.method, "value", "local_adam"),
+        lambda: setattr(chosen.periods["params"], "value", "4"),
+        lambda: setattr(chosen.workers, "value", "2"),
+        lambda: setattr(chosen.network, "value", "10Mbit"),
+        lambda: setattr(chosen.corpus, "value", "grammar"),
+    ):
+        chosen.foresee()
+        assert "DDP" in chosen.forecast.value
+        change()
+        assert chosen.forecast.value == COUNTING
+        assert chosen.problem.value == ""
+    counted = []
+
+    def meanwhile(what: Recipe, *given: Any, **options: Any) -> Plan:
+        counted.append(what.num_workers)
+        chosen.workers.value = "3"
+        return plan(what, *given, **options)
+
+    monkeypatch.setattr("widgets.cockpit.plan", meanwhile)
+    chosen.foresee()
+    assert chosen.forecast.value == COUNTING
+    monkeypatch.undo()
+    chosen.foresee()
+    assert counted == [2]
+    assert "DDP" in chosen.forecast.value
+    monkeypatch.setattr("widgets.cockpit.plan", lambda *_, **__: 1 / 0)
+    chosen.workers.value = "4"
+    chosen.foresee()
+    assert "ZeroDivisionError" in chosen.problem.value
+    assert "DDP" not in chosen.forecast.value
+    assert COUNTING not in chosen.forecast.value
+
+
+def test_only_the_last_forecast_that_was_asked_for_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A long count holds up those behind it; of them all but the last are then of no use."""
+    chosen = seat(recipe({"name": "diloco", "sync_every": 2}, steps=8))
+    counted: list[int] = []
+    go_on = threading.Event()
+
+    def slow(what: Recipe, *given: Any, **options: Any) -> Plan:
+        counted.append(what.num_workers)
+        assert go_on.wait(PATIENCE)
+        return plan(what, *given, **options)
+
+    monkeypatch.setattr("widgets.cockpit.plan", slow)
+    threads = []
+    for num in (2, 3, 4, 5):
+        chosen.workers.value = str(num)
+        threads.append(threading.Thread(target=chosen.foresee))
+        threads[-1].start()
+        until(lambda: counted[:1] == [2])
+    go_on.set()
+    for thread in threads:
+        thread.join(PATIENCE)
+    assert counted == [2, 5]
+    assert chosen.forecast.value == to_html(plan(chosen.recipe, {"100Mbit": NETWORKS["100Mbit"]}, device="laptop"))
+
+
+@pytest.mark.parametrize("name", ["des_loc", "ddp", "diloco", "noloco", "streaming_diloco", "sparta", "demo", "fedit"])
+def test_one_worker_has_nobody_to_send_to(name: str) -> None:
+    """No residue of a subtraction, and no division by what DDP does not send."""
+    given = Recipe.of(name, ["num_workers=1", "steps=16", "schedule.warmup=0", "model=nano", "start=", "context=16"])
+    said = to_html(plan(given, {"100Mbit": NETWORKS["100Mbit"]}, device="laptop"))
+    assert "DDP: 0 s" in said
+    assert not re.search(r"\de[-+]", said)
+
+
+def test_seconds_in_words() -> None:
+    said = [_seconds(s) for s in (0, 3e-9, 0.0123, 0.5, 7.25, 119, 150, 9000, 200_000, 1.5e9)]
+    assert said == [
+        "0 s",
+        "under 1 ms",
+        "12.3 ms",
+        "0.5 s",
+        "7.25 s",
+        "119 s",
+        "2.5 min",
+        "2.5 h",
+        "2.31 days",
+        "17,361 days",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("typed", "number"),
+    [("3", 3), (" 12 ", 12), ("1e3", 1000), ("4.0", 4), ("1_000", 1000), ("1,000,000", 1_000_000), ("1 000", 1000)],
+)
+def test_a_whole_number_is_what_was_typed(typed: str, number: int) -> None:
+    field = Whole(7, description="workers")
+    field.value = typed
+    assert field.number == number
+
+
+@pytest.mark.parametrize("typed", ["3.7", "", "two", "1e-3", "1,00", "NaN", "inf", "1e400", "0x10", "3 7"])
+def test_what_is_no_whole_number_is_refused_as_it_was_typed(typed: str) -> None:
+    """Never another number: no sign of it is dropped. The line names the field as the screen does."""
+    chosen = seat(recipe("diloco", steps=8))
+    for field in (chosen.workers, chosen.steps, chosen.periods["params"]):
+        before, field.value = field.value, typed
+        chosen.foresee()
+        assert field.value == typed
+        said = html.unescape(chosen.problem.value)
+        assert f"{field.description} = {typed or 'nothing'} is no whole number" in said
+        chosen.go.click()
+        assert chosen.run is None
+        chosen.cockpit.add_seat()  # a second run cannot begin with the same choices, and says so
+        assert len(chosen.cockpit.seats) == 1
+        field.value = before
+
+
+def test_errors_use_the_labels_on_the_screen() -> None:
+    """Not the names in recipes, which the person at the screen may never have seen."""
+    chosen = seat(recipe("des_loc", steps=8))
+    for field, label in (
+        (chosen.workers, "workers"),
+        (chosen.steps, "local steps"),
+        (chosen.periods["exp_avg"], "exp_avg every"),
+    ):
+        before, field.value = field.value, "0"
+        chosen.foresee()
+        assert f"{label} = 0 is not allowed" in chosen.problem.value
+        assert not re.search("num_workers|sync_every|method\\.", chosen.problem.value)
+        field.value = before
+    chosen.method.value = "diloco"
+    chosen.periods["params"].value = "-1"
+    chosen.foresee()
+    assert "params every = -1 is not allowed" in chosen.problem.value
+
+
+def test_workers_that_are_up_look_so(paused: tuple[Any, Controls]) -> None:
+    """A pressed switch is grey in JupyterLab, as if it could not be used: colour and sign say who is up."""
+    _, controls = paused
+    assert [(s.button_style, s.icon) for s in controls.workers] == [("success", "check")] * 3
+    controls.workers[1].value = False
+    controls.buttons["step"].click()
+    until(lambda: controls.workers[1].description == "worker 1 down")
+    assert [(s.button_style, s.icon) for s in controls.workers] == [
+        ("success", "check"),
+        ("", "times"),
+        ("success", "check"),
+    ]
 
 
 def test_a_forecast_waits_until_nothing_changes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -325,7 +478,7 @@ def test_two_runs_at_once() -> None:
         (budget,) = seat.views
         assert isinstance(budget, CommunicationBudget)
         assert budget.run.bytes_by_state == {state: b for (state,), b in seat.run.columns.ledger.by("state").items()}
-        assert budget.board().title == f"{seat.label}: What does it send?"
+        assert budget.board().title == f"{seat.label} · What does it send?"
         assert flight.losses.runs[seat.label].loss.values.tolist() == seat.run.columns.loss.tolist()
     assert flight.shown() == [flight.losses, *first.views, *second.views]
 

@@ -31,7 +31,7 @@ from lab.recipe import Recipe
 from lab.store import RunFolder
 from widgets.communication_budget import CommunicationBudget
 from widgets.keeper import Keeper
-from widgets.panel import STYLE, Controls, Relink, Status, bar
+from widgets.panel import STYLE, Controls, Relink, Status, Whole, bar, on_screen
 from widgets.training_losses import Losses
 from widgets.view import View, surroundings
 
@@ -41,6 +41,7 @@ MADE_FOR_IT = ("model", "placement", "lora")
 DELAY = 0.3  # seconds after the last change until the forecast is made
 SAVED = "The controls need a kernel: run this cell to have them back."
 DEVICE = "laptop"  # what a worker is taken to compute with
+COUNTING = '<span role="status">counting what it sends …</span>'
 
 
 class Later:
@@ -58,6 +59,10 @@ class Later:
         self.timer.start()
 
 
+_ONE_AT_A_TIME = threading.Lock()  # of forecasts, which would only slow each other down,
+PATIENCE = 2.0  # but none waits longer for one that nobody waits for any more
+
+
 class Seat:
     """What is chosen for one run, what it will send, and the run itself once it is started."""
 
@@ -66,17 +71,17 @@ class Seat:
         self.run: Run | None = None
         self.label = f"{letter}: {name_of(recipe.method)}"  # of the run, in pictures
         self.views: list[View] = []  # that show this run alone
-        self._asked = 0  # forecasts; only the last one is shown
+        self._asked = 0  # changes so far: only the forecast after the last one is shown
         mine = name_of(recipe.method)
         alike = [name for name in HERE if (name in FEDERATED) == (mine in FEDERATED)]
         names = [mine, *(name for name in alike if name != mine)]
         self.method = _field(ipywidgets.Dropdown(options=names, value=mine), "method")
-        self.workers = _field(ipywidgets.IntText(recipe.num_workers), "workers")
-        self.steps = _field(ipywidgets.IntText(recipe.steps), "local steps")
+        self.workers = _field(Whole(recipe.num_workers), "workers")
+        self.steps = _field(Whole(recipe.steps), "local steps")
         corpora = dict.fromkeys([recipe.corpus, *(name for name in CORPORA if name in ("stdlib", "grammar"))])
         self.corpus = _field(ipywidgets.Combobox(options=list(corpora), value=recipe.corpus), "corpus")
         self.network = _field(ipywidgets.Dropdown(options=list(NETWORKS), value="100Mbit"), "link")
-        self.periods: dict[str, ipywidgets.IntText] = {}
+        self.periods: dict[str, Whole] = {}
         self.period_box = ipywidgets.VBox()
         self.forecast = ipywidgets.HTML()
         self.problem = ipywidgets.HTML()
@@ -91,7 +96,7 @@ class Seat:
         self.controls = ipywidgets.VBox()
         self.later = Later(self.foresee)
         for field in (self.workers, self.steps, self.corpus, self.network):
-            field.observe(lambda _: self.later.ask(), "value")
+            field.observe(lambda _: self._changed(), "value")
         self.method.observe(lambda _: self._other_method(), "value")
         self._show_periods()
         chosen = [self.method, self.workers, self.steps, self.corpus, self.network]
@@ -100,7 +105,7 @@ class Seat:
         right = ipywidgets.VBox([self.forecast, self.problem])
         self.widget = ipywidgets.VBox([bar([left, right], align="flex-start"), self.controls])
         self.widget.layout.flex = "1 1 380px"
-        self.later.ask()
+        self._changed()
 
     # choosing
 
@@ -108,11 +113,11 @@ class Seat:
     def recipe(self) -> Recipe:
         """What is chosen. Raises RecipeError where it makes no sense."""
         raw = self._with_method()
-        chosen = {state: field.value for state, field in self.periods.items()}
+        chosen = {state: field.number for state, field in self.periods.items()}
         if chosen:
             several = isinstance(raw["method"].get("sync_every"), Mapping)
             raw["method"] = dict(raw["method"]) | {"sync_every": chosen if several else chosen["params"]}
-        raw |= {"num_workers": self.workers.value, "steps": self.steps.value, "corpus": self.corpus.value}
+        raw |= {"num_workers": self.workers.number, "steps": self.steps.number, "corpus": self.corpus.value}
         return Recipe.of(raw)
 
     def _with_method(self) -> dict[str, Any]:
@@ -128,6 +133,12 @@ class Seat:
 
     def _other_method(self) -> None:
         self._show_periods()
+        self._changed()
+
+    def _changed(self) -> None:
+        """Something else is chosen: what was said of the choice before goes at once."""
+        self._asked += 1
+        self.forecast.value, self.problem.value = COUNTING, ""
         self.later.ask()
 
     def _show_periods(self) -> None:
@@ -135,30 +146,41 @@ class Seat:
         self.periods = {}
         now = periods(parse_method(self._with_method()["method"]))
         for state, period in (now if isinstance(now, dict) else {"params": now} if now else {}).items():
-            field = _field(ipywidgets.IntText(period), f"{state} every")
-            field.observe(lambda _: self.later.ask(), "value")
+            field = _field(Whole(period), f"{state} every")
+            field.observe(lambda _: self._changed(), "value")
             self.periods[state] = field
         self.period_box.children = list(self.periods.values())
 
     def foresee(self) -> None:
         """Make the forecast for what is chosen, and show it unless something else was chosen meanwhile."""
-        self._asked += 1
-        asked, network = self._asked, self.network.value
-        said: list[str] = []
+        asked = self._asked
+        alone = _ONE_AT_A_TIME.acquire(timeout=PATIENCE)
+        try:
+            if asked == self._asked:
+                said, problem = self._foreseen()
+                if asked == self._asked:
+                    self.forecast.value, self.problem.value = said, problem
+        finally:
+            if alone:
+                _ONE_AT_A_TIME.release()
 
-        def make() -> None:
+    def _foreseen(self) -> tuple[str, str]:
+        """The forecast, and why there is none."""
+        try:
             corpora.check(self.corpus.value)
-            said.append(to_html(plan(self.recipe, {network: NETWORKS[network]}, device=DEVICE)))
-
-        if self.attempt(make) and asked == self._asked:
-            self.forecast.value = said[0]
+            network = self.network.value
+            return to_html(plan(self.recipe, {network: NETWORKS[network]}, device=DEVICE)), ""
+        except LabError as error:
+            return "", on_screen(error)
+        except Exception as error:  # there is no cell to say it in
+            return "", on_screen(LabError(f"no forecast: {type(error).__name__}: {error}"))
 
     def attempt(self, do: Callable[[], None]) -> bool:
         """Do it; what is refused is said in one line."""
         try:
             do()
         except LabError as error:
-            self.problem.value = f'<span role="alert">{html.escape(str(error))}</span>'
+            self.problem.value = on_screen(error)
             return False
         self.problem.value = ""
         return True
@@ -228,10 +250,15 @@ class Cockpit:
 
     def add_seat(self) -> None:
         """A second run beside the first, at first with the same choices."""
-        if len(self.seats) == 1:
-            self.seats.append(Seat("B", self.seats[0].recipe, self))
+        first = self.seats[0]
+
+        def add() -> None:
+            self.seats.append(Seat("B", first.recipe, self))
             self.row.children = [seat.widget for seat in self.seats]
             self.compare.layout.display = "none"
+
+        if len(self.seats) == 1:
+            first.attempt(add)
 
     def _resize(self, change: Any) -> None:
         (self.widget.add_class if change["new"] else self.widget.remove_class)("isthmus-large")
@@ -315,21 +342,24 @@ def to_html(forecast: Plan) -> str:
         for s in forecast.states
     )
     sent, ddp = forecast.payload_bytes, forecast.ddp_bytes
-    less = f"{ddp / sent:.3g}× fewer than DDP" if sent and ddp >= sent else f"{sent / ddp:.3g}× more than DDP"
-    seconds = on_link.communication_hours * 3600
+    less = "nothing is sent" if not sent else "as much as DDP" if sent == ddp else "DDP would send nothing"
+    if sent and ddp and sent != ddp:
+        less = f"{ddp / sent:.3g}× fewer than DDP" if ddp > sent else f"{sent / ddp:.3g}× more than DDP"
+    sending, ddp_sending = on_link.communication_hours * 3600, on_link.ddp_communication_hours * 3600
     return (
         "<table><thead><tr><th>one worker sends</th><th>times</th><th>each</th><th>in all</th></tr></thead>"
         f"<tbody>{rows}<tr><td><b>all</b></td><td></td><td></td><td><b>{human(sent)}</b></td></tr></tbody></table>"
-        f"{less if sent else 'nothing is sent'}<br>"
-        f"{html.escape(on_link.network)}: {_seconds(seconds)} of sending "
-        f"(DDP: {_seconds(on_link.ddp_hours * 3600 - on_link.compute_hours * 3600)})"
+        f"{less}<br>"
+        f"{html.escape(on_link.network)}: {_seconds(sending)} of sending (DDP: {_seconds(ddp_sending)})"
     )
 
 
 def _seconds(seconds: float) -> str:
     for size, unit in ((86400, "days"), (3600, "h"), (60, "min")):
         if seconds >= 2 * size:
-            return f"{seconds / size:.3g} {unit}"
+            return f"{seconds / size:.3g} {unit}" if seconds < 1000 * size else f"{seconds / size:,.0f} {unit}"
+    if 0 < seconds < 0.1:
+        return f"{1000 * seconds:.3g} ms" if seconds >= 0.001 else "under 1 ms"
     return f"{seconds:.3g} s"
 
 

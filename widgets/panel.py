@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import html
 import os
+import re
 import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
@@ -49,6 +50,47 @@ STYLE = """<style>
 .isthmus-large .isthmus-period input { min-width: 90px; }
 </style>"""
 MOST_TOGGLES = 16  # workers with a switch each; of more, the one to kill is typed
+
+
+# What recipes call a thing, and what the screen calls it; in this order.
+LABELS = (
+    (r"(?:method\.)?sync_every\.(\w+)", r"\1 every"),
+    (r"method\.sync_every", "params every"),
+    (r"num_workers", "workers"),
+    (r"(?<!local )\bsteps\b", "local steps"),
+)
+
+
+class Whole(ipywidgets.Text):
+    """A field for a whole number, which keeps what was typed. A number field of the browser's drops signs: 3.7 becomes 37."""
+
+    def __init__(self, number: int, **options: Any):
+        super().__init__(str(number), continuous_update=False, **options)
+
+    @property
+    def number(self) -> int:
+        """Also of ``1e3``, ``1_000`` and ``1,000``.
+
+        Raises
+        ------
+        RecipeError
+            if it is no whole number.
+        """
+        words = self.value.strip()
+        digits = re.sub(r"[_, ]", "", words) if re.fullmatch(r"[+-]?\d{1,3}(([_, ])\d{3})(\2\d{3})*", words) else words
+        if re.fullmatch(r"[+-]?\d+", digits):
+            return int(digits)
+        if re.fullmatch(r"[+-]?\d+\.?\d*([eE]\+?\d{1,2})?", digits) and float(digits).is_integer():
+            return int(float(digits))
+        raise RecipeError(f"{self.description} = {words or 'nothing'} is no whole number: write one, for example 8")
+
+
+def on_screen(error: Exception) -> str:
+    """An error in one line that names fields as the screen does, as HTML for a screen reader to say."""
+    words = str(error)
+    for name, label in LABELS:
+        words = re.sub(name, label, words)
+    return f'<span role="alert">{html.escape(words)}</span>'
 
 
 class Status:
@@ -117,7 +159,7 @@ class Controls:
             "stop": self._button("Stop", "stop", "End here and keep everything; starting again goes on", run.stop),
         }
         rows: list[ipywidgets.Widget] = [ipywidgets.HTML(STYLE), bar(self.buttons.values()), self.line, self.problem]
-        self.periods: dict[str, ipywidgets.IntText] = {}
+        self.periods: dict[str, Whole] = {}
         self.workers: list[ipywidgets.ToggleButton] = []
         if not run.is_replay:
             rows[2:2] = self._knobs()
@@ -144,14 +186,13 @@ class Controls:
         now = periods(run.recipe.method)
         why_not = _refusal(run)
         for state, period in (now if isinstance(now, dict) else {"params": now} if now else {}).items():
-            field = ipywidgets.IntText(
-                period, description=f"{state} every", continuous_update=False,
-                disabled=bool(why_not), tooltip=why_not or f"Local steps between two syncs of {state}",
+            field = Whole(
+                period, description=f"{state} every", disabled=bool(why_not), tooltip=why_not or f"Local steps between two syncs of {state}",
                 style={"description_width": "initial"}, layout={"width": "170px"},
             )  # fmt: skip
             field.observe(
                 lambda change, field=field, state=state: self._turn(
-                    field, change, lambda v: run.set(sync_every={state: v})
+                    field, change, lambda _: run.set(sync_every={state: field.number})
                 ),
                 "value",
             )
@@ -163,14 +204,13 @@ class Controls:
     def _switches(self) -> ipywidgets.Widget:
         run, count = self.run, self.run.recipe.num_workers
         if count > MOST_TOGGLES:
-            which = ipywidgets.IntText(0, description="worker", layout={"width": "150px"})
-            kill = self._button("Kill", "power-off", "Take this worker down", lambda: run.kill(which.value))
-            revive = self._button("Revive", "plug", "Bring this worker back", lambda: run.revive(which.value))
+            which = Whole(0, description="worker", layout={"width": "150px"})
+            kill = self._button("Kill", "power-off", "Take this worker down", lambda: run.kill(which.number))
+            revive = self._button("Revive", "plug", "Bring this worker back", lambda: run.revive(which.number))
             return bar([which, kill, revive])
         for w in range(count):
-            switch = ipywidgets.ToggleButton(
-                True, description=f"worker {w} up", tooltip=f"Kill or revive worker {w}", layout={"width": "auto"}
-            )
+            switch = ipywidgets.ToggleButton(True, tooltip=f"Kill or revive worker {w}", layout={"width": "auto"})
+            _show_worker(switch, w, up=True)
             switch.observe(
                 lambda change, switch=switch, w=w: self._turn(
                     switch, change, lambda up: run.revive(w) if up else run.kill(w)
@@ -185,7 +225,7 @@ class Controls:
         try:
             do()
         except LabError as error:
-            self.problem.value = f'<span role="alert">{html.escape(str(error))}</span>'
+            self.problem.value = on_screen(error)
             return False
         self.problem.value = ""
         return True
@@ -205,14 +245,12 @@ class Controls:
         for event in events:
             if isinstance(event, WorkersChanged):
                 for w, switch in enumerate(self.workers):
-                    switch.description = f"worker {w} {'up' if w in event.up else 'down'}"
+                    _show_worker(switch, w, up=w in event.up)
         if events:
             self.line.value = html.escape(self.status.text())
         if self.status.last is not None:
             for widget in _within(self.widget):
-                if isinstance(
-                    widget, ipywidgets.Button | ipywidgets.ToggleButton | ipywidgets.IntText | ipywidgets.FloatLogSlider
-                ):
+                if isinstance(widget, ipywidgets.Button | ipywidgets.ToggleButton | Whole | ipywidgets.FloatLogSlider):
                     widget.disabled = True
 
     def close(self) -> None:
@@ -221,6 +259,12 @@ class Controls:
         self.widget.children = [self.line]
         for widget in gone:
             widget.close()
+
+
+def _show_worker(switch: ipywidgets.ToggleButton, worker: int, up: bool) -> None:
+    """A pressed switch without a colour is grey, as if it could not be used."""
+    switch.description = f"worker {worker} {'up' if up else 'down'}"
+    switch.button_style, switch.icon = ("success", "check") if up else ("", "times")
 
 
 class _Panel:

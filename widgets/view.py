@@ -122,7 +122,7 @@ class View:
     def board(self) -> Board:
         """All pictures as one, to be saved or shown elsewhere."""
         with self._lock:
-            title = f"{self.heading}: {self.title}" if self.heading else self.title
+            title = f"{self.heading} · {self.title}" if self.heading else self.title
             return Board(title, [self._dropped] if self._dropped else self.pictures())
 
     def bundle(self) -> dict[str, Any]:
