@@ -270,6 +270,7 @@ class Fleet:
         self.up = [True] * num_workers
         # Whether the module of a worker draws random numbers, in its forward and in its backward pass, once that is known.
         self.draws: dict[int, tuple[bool, bool]] = {}
+        self.agreed_buffers: dict[str, Tensor] = {}  # what the whole model has of those that training moves
         self.mine = range(num_workers) if mine is None else mine
         self.threads = max(1, min(len(self.mine), threads or num_cores()))
         if self.device.type not in ("cpu", "meta"):
@@ -419,10 +420,13 @@ class Fleet:
         return self._pool
 
     def whole_model(self, agreed: Stack) -> nn.Module:
-        """The whole model, in eval mode, as views of agreed values: no copy. Names nobody holds keep their first values."""
+        """The whole model, in eval mode, as views of agreed values: no copy. Names nobody holds keep their first values.
+
+        Buffers are those of ``agreed_buffers``.
+        """
         with torch.device("meta"):
             model = self.build(None)
-        self.attach(model, lambda name: agreed[name][0])
+        self.attach(model, lambda name: agreed[name][0], buffers=self.agreed_buffers)
         return model.eval().requires_grad_(False)
 
     def attach(

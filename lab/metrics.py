@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from lab.buffers import untouched
 from lab.comm import Communicator, Meeting
 from lab.events import Event
 from lab.fleet import Layout, Stack, wide, worker_norms
@@ -97,7 +98,8 @@ def noise(trainer: Trainer) -> float:
     fleet, n = trainer.fleet, trainer.recipe.num_workers
     if not all(fleet.up):
         return float("nan")
-    trainer._grad(trainer.state)  # overwritten by the next step
+    with untouched([fleet.modules[w] for w in fleet.mine]):
+        trainer._grad(trainer.state)  # overwritten by the next step
     big = trainer.comm.agreed(fleet.grads)
     once = [x for b, x in zip(big.layout.blocks, big.blocks, strict=True) if b.everywhere[0] in fleet.mine]
     here = [_size(once), float(inner_products(fleet.grads, fleet.grads, n).sum())]
@@ -107,7 +109,7 @@ def noise(trainer: Trainer) -> float:
 
 def activations(trainer: Trainer) -> dict[str, float]:
     """`activation_norms` of the first worker's model on a batch of the validation text."""
-    with trainer.looks.draws("activations"):
+    with trainer.looks.draws("activations"), untouched(trainer.fleet.modules[:1]):
         return activation_norms(trainer.fleet.modules[0], lambda m: m.loss(*trainer.validation[0]))  # type: ignore[operator]
 
 

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lab import buffers
 from lab.adapters.factors import Adapters
 from lab.adapters.watch import AdapterWatch
 from lab.checkpoints import restore_, snapshot
@@ -370,7 +371,11 @@ class Trainer:
     # looking
 
     def agreed(self) -> Stack:
-        """What the model is at this moment: the server's, or else the mean over those who hold its present state."""
+        """What the model is at this moment: the server's, or else the mean over those who hold its present state.
+
+        The whole model that is made of it has the means of the workers' buffers.
+        """
+        self.fleet.agreed_buffers = buffers.means(self.fleet, self.last_up, self.peers)
         if self.state.served:
             return self.peers.told(self.state.shared["params"])
         return self.comm.agreed(self.state.local["params"], self.last_up, self.state.shared.get("params"))

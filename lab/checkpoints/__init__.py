@@ -8,6 +8,7 @@
     residual/<state>/<block>          what error feedback still owes
     measured/<what>/<block>           what the next look compares with
     watch/…                           what is looked at along the run
+    buffer/<worker>/<name>            those that training has moved
 
 Several processes write the same file as one (`lab.processes.folder`).
 """
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from lab import buffers
 from lab.fleet import Layout, Stack
 from lab.optim import count_as_before_, states
 from lab.store import Checkpoint
@@ -39,6 +41,7 @@ def snapshot(trainer: Trainer) -> tuple[dict[str, Tensor], dict[str, Any]]:
     for place, stacks in _stacks(trainer).items():
         for i, block in enumerate(stacks.blocks):
             tensors[f"{place}/{i}"] = block
+    tensors |= {f"buffer/{w}/{n}": x for w, named in buffers.moved(trainer.fleet).items() for n, x in named.items()}
     extra: dict[str, Any] = {"last_up": trainer.last_up, "up": trainer.fleet.up, "knobs": trainer.knobs}
     extra["drift"] = trainer.drift.averaged
     if trainer.experts is not None and trainer.experts.movable:
@@ -94,6 +97,9 @@ def restore_(trainer: Trainer, checkpoint: Checkpoint) -> None:
     for key, value in tensors.items():
         kind, name, *rest = key.split("/")
         if kind == "watch":
+            continue
+        if kind == "buffer":
+            buffers.put_back_(trainer.fleet, {int(name): {rest[0]: value}})
             continue
         if kind == "optimizer":
             optimizer = trainer.state.optimizers[name]

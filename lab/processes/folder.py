@@ -116,6 +116,9 @@ class SharedFolder:
             if kind == "watch":
                 cells[kind, name, 0, ""] = {None: x}
                 continue
+            if kind == "buffer":
+                cells.setdefault((kind, rest[0], 0, ""), {})[int(name)] = x
+                continue
             layout, number, leaf_key = self._layout(kind, name), int(rest[0]), "/".join(rest[1:])
             i, only = _leaves(layout, name, mine)[number] if kind == "optimizer" else (number, None)
             cell, block = cells.setdefault((kind, name, i, leaf_key), {}), layout.blocks[i]
@@ -133,6 +136,9 @@ class SharedFolder:
         for (kind, name, i, leaf_key), rows in cells.items():
             if kind == "watch":
                 tensors |= {f"{kind}/{name}": rows[None]} if mine is None or 0 in mine else {}
+                continue
+            if kind == "buffer":
+                tensors |= {f"{kind}/{w}/{name}": x for w, x in rows.items() if mine is None or w in mine}
                 continue
             layout = self._layout(kind, name)
             workers = _here(layout.blocks[i], mine)

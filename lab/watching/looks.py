@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from lab.comm import Meeting
 from lab.errors import Diverged
-from lab.events import Evaluated, Event
+from lab.events import Evaluated, Event, Warned
 from lab.fleet import Stack
 from lab.seeds import Draws, derive
 from lab.tasks.data import IGNORED
@@ -78,6 +78,7 @@ class Looks:
             return
         whole, first = trainer.peers.whole(agreed, trainer.last_up), trainer.peers.first
         if self.evaluates(t):
+            yield from self._of_buffers(t)
             yield self._evaluated(t, agreed, whole)
             if trainer.adapter_watch is not None and first:
                 yield trainer.adapter_watch.truncated(t, whole, self.validation_loss, self.scores)
@@ -85,6 +86,16 @@ class Looks:
             with self.precision():
                 routed = trainer.watch.look(t, trainer.fleet.whole_model(whole) if first else None)
             yield routed
+
+    def _of_buffers(self, t: int) -> Iterator[Warned]:
+        """At the first evaluation, what is done about buffers that training moves."""
+        recipe, names = self.trainer.recipe, list(self.trainer.fleet.agreed_buffers)
+        if names and t == (min(recipe.eval_every, recipe.steps) or recipe.steps):
+            yield Warned(
+                t,
+                f"{len(names)} buffers that training moves (such as {names[0]}) are each worker's own and are not sent: the model is "
+                "evaluated with their means",
+            )
 
     @torch.no_grad()
     def _evaluated(self, t: int, agreed: Stack, whole: Stack) -> Evaluated:
