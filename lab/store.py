@@ -36,6 +36,7 @@ from torch import Tensor
 from lab.errors import Damaged, LabError, RecipeError, plain
 from lab.events import VERSION, Checkpointed, Ended, Evaluated, Event, Started, Turned, check, from_json, read, to_bytes
 from lab.lines import Log, Piece, Vouched, claimed, is_sealed, last_lines, open_plain, pieces, seal
+from lab.places import working_folder
 from lab.recipe import Recipe
 
 PLACES = ("", "live/")  # within a folder of runs: those of recipes alone, and those that a hand may have touched
@@ -741,6 +742,9 @@ def stored(runs: str | Path = "runs", place: str = "") -> list[RunFolder]:
 def find_run(name: str, runs: str | Path = "runs") -> RunFolder:
     """A run by its id, its path, or the beginning of its id (the newest of several).
 
+    A shell stands in the project's folder, a notebook in ``notebooks/``: where ``runs`` is relative and has no such run, the
+    folders of that name above and in ``notebooks/`` are looked through as well, the nearest first.
+
     Raises
     ------
     RecipeError
@@ -748,12 +752,30 @@ def find_run(name: str, runs: str | Path = "runs") -> RunFolder:
     """
     if not name:
         raise RecipeError("'' names no run: give its id, the beginning of its id, or its folder")
-    for path in (Path(name), *(Path(runs) / f"{place}{name}" for place in PLACES)):
-        if "\0" not in name and RunFolder(path).exists:
-            return RunFolder(path)
+    if "\0" not in name and RunFolder(Path(name)).exists:
+        return RunFolder(Path(name))
+    for folder in (runs := Path(runs), *_elsewhere(runs)):
+        for place in PLACES:
+            if "\0" not in name and RunFolder(folder / f"{place}{name}").exists:
+                return RunFolder(folder / f"{place}{name}")
+        there = [run for place in PLACES for run in stored(folder, place)]
+        found = [run for run in there if run.path.name.startswith(name) and (run.path / "events.jsonl").exists()]
+        if found:
+            return max(found, key=lambda run: (run.path / "events.jsonl").stat().st_mtime)
     there = [run for place in PLACES for run in stored(runs, place)]
-    found = [run for run in there if run.path.name.startswith(name) and (run.path / "events.jsonl").exists()]
-    if found:
-        return max(found, key=lambda run: (run.path / "events.jsonl").stat().st_mtime)
     names = ", ".join(run.path.name for run in there[:FEW]) + (f" … ({len(there):,} runs)" if len(there) > FEW else "")
     raise RecipeError(f"no run called {plain(repr(name), 100)} in {runs}: there are {names or 'none yet'}")
+
+
+def _elsewhere(runs: Path) -> Iterator[Path]:
+    """Folders of the same name in the project around the working directory: up to the one with a ``pyproject.toml``, or to one's home."""
+    if runs.is_absolute():
+        return
+    here = working_folder()
+    if (here / "notebooks" / runs).is_dir():
+        yield here / "notebooks" / runs
+    for above in () if (here / "pyproject.toml").exists() else here.parents:
+        if (above / runs).is_dir():
+            yield above / runs
+        if (above / "pyproject.toml").exists() or above == Path.home():
+            return

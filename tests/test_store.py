@@ -36,6 +36,7 @@ from lab.events import (
     from_json,
     to_json,
 )
+from lab.models.export import export_run
 from lab.run import Trainer, train
 from lab.scenarios import Outage, Scenario
 from lab.store import KEEP, RunFolder, find_run, write_atomically
@@ -233,6 +234,24 @@ def test_runs_are_found_by_the_beginning_of_their_id(tmp_path: Path) -> None:
         find_run("x", tmp_path)
 
 
+def test_a_run_of_the_shell_is_found_from_a_notebook_and_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The nearest ``runs`` first, then those of the project around; nothing beyond the project, and none with a path of its own."""
+    for place, name in (("outside", "a"), ("outside/project", "b"), ("outside/project/notebooks", "c")):
+        folder = RunFolder(tmp_path / place / "runs" / f"run-{name}")
+        folder.open(recipe())
+        folder.close()
+    project = tmp_path / "outside/project"
+    (project / "pyproject.toml").touch()
+    monkeypatch.chdir(project / "notebooks")
+    assert find_run("run-b").path.resolve() == project / "runs/run-b"
+    assert find_run("run").path.resolve() == project / "notebooks/runs/run-c"
+    monkeypatch.chdir(project)
+    assert find_run("run-c").path.resolve() == project / "notebooks/runs/run-c"
+    for name, runs in (("run-a", "runs"), ("run-c", project / "runs")):
+        with pytest.raises(RecipeError, match="no run called"):
+            find_run(name, runs)
+
+
 # --- killed for real -------------------------------------------------------------------------------------------------
 
 KILLED = """
@@ -423,3 +442,9 @@ def test_failures_have_their_rate_and_length() -> None:
     assert float((~up).float().mean()) == pytest.approx(p * m / (1 + p * m), abs=0.02)
     fell = up[:-1] & ~up[1:]
     assert float(fell.sum() / up[:-1].sum()) == pytest.approx(p, abs=0.005)
+
+
+def test_a_run_without_adapters_is_exported_as_a_whole(tmp_path: Path) -> None:
+    train(recipe(), tmp_path / "run")
+    with pytest.raises(RecipeError, match="--merged writes the whole model"):
+        export_run(RunFolder(tmp_path / "run"), tmp_path / "out")

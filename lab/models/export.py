@@ -40,6 +40,8 @@ def export_run(folder: RunFolder, out: Path, *, rank: Ranks = None, whole: bool 
     if out.exists() and not out.is_dir():
         raise RecipeError(f"{out} is a file: give a folder to write into")
     module, recipe = trained(folder), folder.recipe()
+    if not whole and not recipe.lora.ranks:
+        raise RecipeError("this run trained the model itself and has no adapters: --merged writes the whole model")
     if not whole:
         base = recipe.model.path if isinstance(recipe.model, HF) else recipe.start
         moved = "base" in {k.split("/")[1] for k in _shared(folder)}
