@@ -1,31 +1,36 @@
 """Where text comes from: one string names a source and its options, and yields documents.
 
-A source says two things: an ``identity`` that is cheap to get (options and file sizes and times), under which the
-cache remembers what it built, and the ``documents`` themselves.
+A source says two things: an ``identity`` that is cheap to get (options and the stamps of files), under which the cache
+remembers what it built, and the ``documents`` themselves. A source of files also gives them in pieces, so that a file
+of any size can be read.
 """
 
 from __future__ import annotations
 
-import glob
+import contextlib
+import errno
 import hashlib
 import os
+import re
 import sysconfig
-from collections.abc import Callable, Iterable, Iterator, Set
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, field, fields
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import parse_qsl
+from urllib.parse import unquote
 
+from lab.data.files import Finder, Scan, Stamp, expanded, scans, stamp, text_of, with_home
 from lab.data.grammar import Grammar
 from lab.errors import RecipeError, one_of
-from lab.places import located, working_folder
+from lab.places import working_folder
 
 CORPORA = {
     "stdlib": "source text of the Python that runs this; a domain is a package: stdlib?max_bytes=20000000",
     "grammar": "synthetic dialects of known entropy: grammar?seed=0&dialects=4&order=2&symbols=32&tokens=2000000"
     "&similarity=0.5",
-    "text": "your UTF-8 files, folders and globs; a domain is a folder: text:notes/,book.txt,src/**/*.py",
+    "text": "your UTF-8 files, folders and globs, with \\, for a comma in a name; a domain is a folder: "
+    "text:notes/,book.txt,src/**/*.py",
     "hub": "a text data set of the hub or a local one: hub:owner/name?config=&column=text&split=train&validation="
     "&domain=&streaming=false&max_documents=20000&revision=",
 }
@@ -42,6 +47,15 @@ class Document(NamedTuple):
     held_out: bool = False
 
 
+class Piece(NamedTuple):
+    """A part of a document; documents follow each other, and the last piece of each ``ends`` it."""
+
+    domain: str
+    text: str
+    held_out: bool
+    ends: bool
+
+
 @dataclass(frozen=True)
 class Source:
     """A parsed corpus string."""
@@ -49,6 +63,100 @@ class Source:
     identity: list[Any]  # JSON-able; changes when the documents may have changed
     documents: Callable[[], Iterator[Document]]
     floors: Callable[[], dict[str, float]] | None = None  # bits per symbol of every domain, where known
+    stamps: Sequence[Stamp] = ()  # of the files that it is made from
+    files: TextFiles | None = None  # where each document is a file
+    remote: bool = False  # whether reading it may need a network
+
+
+@dataclass(frozen=True)
+class TextFiles:
+    """Files, each of them a document: (domain, name, path), sorted. ``required``: those that must be text.
+
+    ``by`` decides which are held out: the hash of their ``text`` or of their ``name``.
+    """
+
+    entries: Sequence[tuple[str, str, Path]]
+    required: Set[Path] = frozenset()
+    by: str = "text"
+
+    def scan(self, memory: Path | None = None, read: Callable[[int], object] = lambda size: None) -> Texts:
+        """Read through what ``memory`` does not know yet (see `lab.data.files.scans`).
+
+        Raises RecipeError where a file that must be text is not.
+        """
+        kept, left_out = [], {}
+        for entry, found in zip(self.entries, scans([e[2] for e in self.entries], memory, read), strict=True):
+            if found.chars:
+                kept.append((*entry, found))
+            elif entry[2] in self.required:
+                raise RecipeError(
+                    f"text: {str(entry[2])!r} is empty or is not UTF-8 text ({found.problem or 'nothing but white space'}): "
+                    "name files of UTF-8 text (iconv makes them)"
+                )
+            elif found.problem:
+                left_out[entry[1]] = found.problem
+        return Texts(kept, left_out, len(self.entries), self.by)
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Files whose contents are known. ``left_out``: names of those that are not text, and why; ``total``: how many there were."""
+
+    kept: Sequence[tuple[str, str, Path, Scan]]
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    total: int = 0
+    by: str = "text"
+
+    def content(self) -> list[Any]:
+        """What the documents are, JSON-able, wherever the files lie."""
+        return [
+            [domain, found.digest, *side] for (domain, _, _, found), side in zip(self.kept, self._sides(), strict=True)
+        ]
+
+    def digests(self) -> dict[str, str]:
+        """The digest of every text by the name of its file."""
+        return {name: found.digest for _, name, _, found in self.kept}
+
+    def _sides(self) -> list[tuple[int, bool]]:
+        """Of every text: characters that are to train on, and whether the rest is held out. As `hold_out`."""
+        if len(self.kept) < FEW:
+            return [(max(1, int(found.chars * (1 - HELD_OUT))), True) for *_, found in self.kept]
+        chosen = [
+            (found.fraction if self.by == "text" else fraction("validation", name)) < HELD_OUT
+            for _, name, _, found in self.kept
+        ]
+        if not any(chosen):
+            chosen[-1] = True
+        return [
+            (0 if held_out else found.chars, held_out) for held_out, (*_, found) in zip(chosen, self.kept, strict=True)
+        ]
+
+    def pieces(self, read: Callable[[int], object] = lambda size: None) -> Iterator[Piece]:
+        """All texts, one after another. ``read`` is told how many bytes of text were read each time."""
+        for (domain, _, path, found), (cut, _) in zip(self.kept, self._sides(), strict=True):
+            at = 0
+            for text in text_of(path, found):
+                read(len(text.encode()))
+                before = text[: max(0, cut - at)]
+                at += len(text)
+                if before:
+                    yield Piece(domain, before, False, at >= cut)
+                if len(before) < len(text):
+                    yield Piece(domain, text[len(before) :], True, at == found.chars)
+
+    def documents(self) -> Iterator[Document]:
+        """The same, each text whole."""
+        names = iter(
+            name
+            for (_, name, _, found), (cut, _) in zip(self.kept, self._sides(), strict=True)
+            for _ in range(1 + (0 < cut < found.chars))
+        )
+        parts: list[str] = []
+        for piece in self.pieces():
+            parts.append(piece.text)
+            if piece.ends:
+                yield Document(next(names), piece.domain, "".join(parts), piece.held_out)
+                parts.clear()
 
 
 @dataclass(frozen=True)
@@ -105,7 +213,8 @@ def _options(kind: Any, source: str, query: str) -> Any:
     """``a=1&b=x`` as an instance of the dataclass ``kind``, whose defaults give names and types."""
     defaults = {f.name: f.default for f in fields(kind)}
     values: dict[str, Any] = {}
-    for name, text in parse_qsl(query, keep_blank_values=True):
+    for part in filter(None, query.split("&")):
+        name, _, text = map(unquote, part.partition("="))  # a plus is a plus: there are columns called c++
         if name not in defaults:
             raise RecipeError(one_of(f"option of {source}", name, defaults))
         wanted: Any = type(defaults[name])
@@ -154,78 +263,91 @@ def hold_out(documents: Iterable[Document], by: str = "text") -> Iterator[Docume
         yield last if found else last._replace(held_out=True)
 
 
-def _read(files: Iterable[tuple[Any, ...]], required: Set[Path] = frozenset()) -> Iterator[Document]:
-    """Documents of (domain, name, path, ...), without those that are empty or not UTF-8 text."""
-    for domain, name, path, *_ in files:
-        data = Path(path).read_bytes()
-        try:
-            text = "" if b"\0" in data else data.decode("utf-8")
-        except UnicodeDecodeError:
-            text = ""
-        if text.strip():
-            yield Document(name, domain, text)
-        elif path in required:
-            raise RecipeError(f"text: {str(path)!r} is empty or is not UTF-8 text: name files of text")
-
-
-def stamp(path: Path | str) -> tuple[str, int, int]:
-    """(path, size in bytes, time of change in ns) of a file."""
-    stat = os.stat(path)
-    return str(path), stat.st_size, stat.st_mtime_ns
-
-
 def _stdlib(options: Stdlib) -> Source:
     root = Path(sysconfig.get_path("stdlib"))
     skipped = {"site-packages", "dist-packages", "test", "tests", "idle_test"}
-    files = []  # (domain, name, path, size, time)
+    files: list[tuple[str, str, Stamp]] = []  # domain, name
     for folder, below, names in os.walk(root):
         below[:] = [b for b in below if b not in skipped and b.isidentifier() and not b.startswith("__")]
         parts = Path(folder).relative_to(root).parts
         domain = parts[0] if parts else "modules"
-        files += [(domain, "/".join((*parts, n)), *stamp(f"{folder}/{n}")) for n in names if n.endswith(".py")]
-    if sum(file[3] for file in files) > options.max_bytes:
+        files += [(domain, "/".join((*parts, n)), stamp(f"{folder}/{n}")) for n in names if n.endswith(".py")]
+    if sum(file[2][1] for file in files) > options.max_bytes:
         files.sort(key=lambda file: fraction("sample", file[1]))
         total = 0
-        files = [file for file in files if (total := total + file[3]) <= options.max_bytes]
+        files = [file for file in files if (total := total + file[2][1]) <= options.max_bytes]
     if not files:
         raise RecipeError(f"stdlib: no source text within {options.max_bytes} bytes in {root}: use corpus 'grammar'")
+    return _of_files("stdlib", files, by="name")
+
+
+def _of_files(
+    kind: str, files: list[tuple[str, str, Stamp]], required: Set[Path] = frozenset(), by: str = "text"
+) -> Source:
     files.sort()
-    return Source(["stdlib", files], lambda: hold_out(_read(files), by="name"))
+    texts = TextFiles([(domain, name, Path(at[0])) for domain, name, at in files], required, by)
+    stamps = [at for _, _, at in files]
+    return Source([kind, files], lambda: texts.scan().documents(), stamps=stamps, files=texts)
+
+
+def _paths(text: str) -> list[str]:
+    """The paths of ``a,b``, where ``\\,`` is a comma of a name. One name with commas that is there needs no backslash."""
+    whole = text.strip()
+    if "," in whole and os.path.lexists(expanded(whole, "text")):
+        return [whole]
+    return [p for item in re.split(r"(?<!\\),", text) if (p := item.strip().replace("\\,", ","))]
 
 
 def _text(paths: str) -> Source:
     found: dict[Path, tuple[str, str]] = {}  # file -> (domain, name)
     required = set()
-    for item in filter(None, (p.strip() for p in paths.split(","))):
-        path, here = Path(item).expanduser(), working_folder()
-        absolute, path = path.is_absolute(), here / path
-        if path.is_dir():
-            hits = [p for p in path.rglob("*") if not any(q.startswith(".") for q in p.relative_to(path).parts)]
-        else:
-            pattern = str(Path(item).expanduser())
-            hits = [path] if path.exists() else [here / p for p in glob.glob(pattern, root_dir=here, recursive=True)]
-        hits = [hit for hit in hits if hit.is_file() and "__pycache__" not in hit.parts]
+    real: dict[Path, Path] = {}  # folder -> the same without links
+    for item in _paths(paths):
+        path, finder, here = expanded(item, "text"), Finder(f"text: {item!r}"), working_folder()
+        absolute = with_home(item, "text").is_absolute()
+        hits = [path] if os.path.exists(path) else finder.fits(item)
+        if os.path.isdir(path):
+            hits = finder.below(path)
+        hits = [hit for hit in hits if os.path.isfile(hit) and "__pycache__" not in hit.parts]
         if not hits:
-            what = "has no files" if path.is_dir() else "does not exist"
+            what = "has no files" if os.path.isdir(path) else "is no file" if os.path.exists(path) else "does not exist"
             raise RecipeError(
-                f"text: {item!r} {what}: give a file, a folder or a glob (relative to {working_folder()})"
+                f"text: {item!r} {what}: give a file, a folder or a glob (relative to {here}); a comma in a name is "
+                "written \\,"
             )
-        if path.is_file():
+        if os.path.isfile(path):
             required.add(path.resolve())
         for hit in hits:
-            domain = path.stem if hit == path else hit.parent.resolve().name
-            found.setdefault(hit.resolve(), (domain, str(hit if absolute else hit.relative_to(here))))
-    files = sorted((domain, name, path) for path, (domain, name) in found.items())
-    return Source(["text", [[d, n, *stamp(p)] for d, n, p in files]], lambda: hold_out(_read(files, required)))
+            parent = real.get(hit.parent) or real.setdefault(hit.parent, hit.parent.resolve())
+            domain = path.stem if hit == path else parent.name
+            name = str(hit if absolute else hit.relative_to(here))
+            found.setdefault(hit.resolve() if hit.is_symlink() else parent / hit.name, (domain, name))
+    return _of_files("text", [(domain, name, stamp(path)) for path, (domain, name) in found.items()], required)
+
+
+def hub_folder(target: str) -> Path | None:
+    """The folder that ``hub:<target>`` names, None for a name on the hub.
+
+    Raises RecipeError for a folder that does not exist, and for what is neither. A relative path stays below the folder
+    one works in, so that a name with dots in it never reads from elsewhere.
+    """
+    local, named, here = expanded(target, "hub"), with_home(target, "hub"), working_folder()
+    if not named.is_absolute() and ".." in named.parts:
+        raise RecipeError(
+            f"hub: {target!r} leads out of {here}: give owner/name, a folder below it, or the whole path of a folder"
+        )
+    if os.path.isdir(local):
+        return local
+    if target.startswith((".", "/", "~")):
+        raise RecipeError(f"hub: folder {target!r} does not exist: give owner/name or a folder (here: {here})")
+    if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", target, re.ASCII):
+        raise RecipeError(f"hub: {target!r} is no name on the hub: give owner/name, or the path of a folder")
+    return None
 
 
 def _hub(target: str, options: Hub) -> Source:
-    local = located(target)
-    if target.startswith((".", "/", "~")) and not local.is_dir():
-        raise RecipeError(
-            f"hub: folder {target!r} does not exist: give owner/name or a folder (here: {working_folder()})"
-        )
-    files = sorted(p for p in local.rglob("*") if p.is_file()) if local.is_dir() else []
+    local = hub_folder(target)
+    stamps = [] if local is None else [stamp(p.resolve()) for p in Finder(f"hub: {target!r}").below(local)]
 
     def documents() -> Iterator[Document]:
         train = _hub_rows(target, options, options.split)
@@ -234,7 +356,7 @@ def _hub(target: str, options: Hub) -> Source:
         held_out = _hub_rows(target, options, options.validation)
         return chain(train, (doc._replace(held_out=True) for doc in held_out))
 
-    return Source(["hub", target, repr(options), [stamp(p.resolve()) for p in files]], documents)
+    return Source(["hub", target, repr(options), stamps], documents, stamps=stamps, remote=local is None)
 
 
 def _hub_rows(target: str, options: Hub, split: str) -> Iterator[Document]:
@@ -245,36 +367,89 @@ def _hub_rows(target: str, options: Hub, split: str) -> Iterator[Document]:
             if column not in columns:
                 raise RecipeError(one_of(f"column of {target}", column, columns))
         label: Any = (rows.features or {}).get(options.domain)
-        names = label.int2str if hasattr(label, "int2str") else str  # a ClassLabel stores numbers
+        classes = getattr(label, "names", None)  # a ClassLabel stores numbers
         rows = rows.select_columns(list({options.column, options.domain} - {""}))
         for i, row in enumerate(islice(rows, options.max_documents or None)):
             text = row[options.column]
             if not isinstance(text, str | None):
                 raise RecipeError(f"hub: column {options.column!r} holds {type(text).__name__}, not text: {columns}")
             if text and text.strip():
-                yield Document(f"{split}/{i}", names(row[options.domain]) if options.domain else "all", text)
+                domain: Any = row[options.domain] if options.domain else "all"
+                if domain is None or (classes is not None and not 0 <= domain < len(classes)):
+                    raise RecipeError(
+                        f"hub: column {options.domain!r} of split {split!r} has no label in row {i} (it is {domain}): choose "
+                        "another column or split, or leave out domain"
+                    )
+                yield Document(f"{split}/{i}", classes[domain] if classes is not None else str(domain), text)
     except RecipeError:
         raise
     except Exception as error:  # the hub, its files and their formats fail in many ways, none of them ours
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise RecipeError(
-            f"hub: cannot read split {split!r} of {target!r} ({reason}): check the name, its config and splits, and "
-            "the network (this machine may be offline); the built-in corpus 'stdlib' works without a network"
+            f"hub: cannot read split {split!r} of {target!r} {hub_trouble(error, hub_folder(target) is not None)}; the "
+            "built-in corpus 'stdlib' works without a network"
         ) from error
 
 
+UNWRITABLE = (
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.ENOTDIR,
+    errno.EEXIST,
+    errno.EISDIR,
+)
+
+
+def hub_trouble(error: BaseException, local: bool = False) -> str:
+    """What went wrong with something of the hub, and what to do: ``(reason): check …``. ``local``: it is a folder here."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno in UNWRITABLE and cause.filename is not None:
+            return (
+                f"({cause.strerror} at {str(cause.filename)!r}): check that this can be read and written (HF_HOME names "
+                "another folder for what comes from the hub)"
+            )
+        cause = cause.__cause__ or cause.__context__
+    if type(error).__name__ == "DatasetGenerationError" and error.__cause__ is not None:  # which says nothing itself
+        error = error.__cause__
+    reason = f"({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+    if local:
+        return f"{reason}: check its files, its config and its splits"
+    return f"{reason}: check the name, its config and splits, and the network (this machine may be offline)"
+
+
 def hub_load(target: str, options: Hub, split: str) -> Any:
-    """A ``datasets.Dataset``, or an ``IterableDataset`` where streaming, of one split."""
+    """A ``datasets.Dataset``, or an ``IterableDataset`` where streaming, of one split; without bars of progress."""
+    with _quiet_datasets() as datasets:
+        local = hub_folder(target)
+        if local is None or not any((local / file).exists() for file in ("state.json", "dataset_dict.json")):
+            return datasets.load_dataset(
+                target if local is None else str(local),
+                options.config or None,
+                split=split,
+                streaming=options.streaming,
+                revision=options.revision or None,
+            )
+        saved = datasets.load_from_disk(str(local))  # written by save_to_disk
+        splits = saved if isinstance(saved, datasets.DatasetDict) else {"train": saved}
+        if split not in splits:
+            raise RecipeError(one_of(f"split of {target}", split, splits))
+        return splits[split].to_iterable_dataset() if options.streaming else splits[split]
+
+
+@contextlib.contextmanager
+def _quiet_datasets() -> Iterator[Any]:
+    """``datasets`` without its own progress bars and messages."""
     import datasets
 
-    local = located(target)
-    if not any((local / file).exists() for file in ("state.json", "dataset_dict.json")):
-        name = str(local) if local.is_dir() else target
-        return datasets.load_dataset(
-            name, options.config or None, split=split, streaming=options.streaming, revision=options.revision or None
-        )
-    saved = datasets.load_from_disk(str(local))  # written by save_to_disk
-    splits = saved if isinstance(saved, datasets.DatasetDict) else {"train": saved}
-    if split not in splits:
-        raise RecipeError(one_of(f"split of {target}", split, splits))
-    return splits[split].to_iterable_dataset() if options.streaming else splits[split]
+    shown, loud = datasets.is_progress_bar_enabled(), datasets.logging.get_verbosity()
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+    try:
+        yield datasets
+    finally:
+        datasets.logging.set_verbosity(loud)
+        if shown:
+            datasets.enable_progress_bars()

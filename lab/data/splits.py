@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from lab.data.store import Tokens
 
 SPLITS = ("iid", "domain", "dirichlet:<alpha>", "size:<exponent>")
+PART = 1 << 20  # windows that are looked at together
 
 
 def count_windows(tokens: Tokens, context: int) -> int:
@@ -40,8 +41,11 @@ def count_windows(tokens: Tokens, context: int) -> int:
 
 def window_domains(tokens: Tokens, context: int) -> np.ndarray:
     """Domain of every window, int32 [windows], as an index in ``Corpus.domains``."""
-    first = np.arange(count_windows(tokens, context), dtype=np.int64) * context
-    return tokens.doc_domain[np.searchsorted(tokens.doc_start, first, side="right") - 1]
+    out = np.empty(count_windows(tokens, context), np.int32)
+    for at in range(0, len(out), PART):  # there may be fifty million
+        first = np.arange(at, min(at + PART, len(out)), dtype=np.int64) * context
+        out[at : at + PART] = tokens.doc_domain[np.searchsorted(tokens.doc_start, first, side="right") - 1]
+    return out
 
 
 def split_windows(tokens: Tokens, num_workers: int, context: int, how: str = "iid", seed: int = 0) -> list[np.ndarray]:
@@ -110,14 +114,15 @@ def deal(
         shares = np.arange(1, num_workers + 1, dtype=np.float64) ** -parameter  # iid: exponent 0
         for shard, part in zip(shards, _divide(rng.permutation(count), shares / shares.sum()), strict=True):
             shard.append(part)
-    result = [np.sort(np.concatenate(parts)) if parts else np.empty(0, np.int64) for parts in shards]
+    result = [np.concatenate(parts) if parts else np.empty(0, np.int64) for parts in shards]
     for worker, mine in enumerate(result):
+        mine.sort()
         if not len(mine):
             raise RecipeError(
                 f"worker {worker} would get no data: split {how!r} deals {count} {items} to {num_workers} workers: "
                 f"{remedy}, or another split"
             )
-    return [mine.astype(np.int64) for mine in result]
+    return [mine.astype(np.int64, copy=False) for mine in result]
 
 
 def parse_split(how: str) -> tuple[str, float]:

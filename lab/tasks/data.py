@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from lab.data.splits import Order, deal
-from lab.data.tokenizer import Tokenizer, load_tokenizer
+from lab.data.tokenizer import Tokenizer, bare, load_tokenizer
 from lab.errors import RecipeError
 from lab.tasks import scores
 from lab.tasks.examples import TASKS, Example, load_examples, task_name
@@ -60,7 +60,7 @@ class Encoder:
 
     @property
     def separator(self) -> np.ndarray:
-        return next(ids for ids in _bare(self.tokenizer, SEPARATORS) if len(ids))
+        return next(ids for ids in bare(self.tokenizer, SEPARATORS) if len(ids))
 
     @property
     def end(self) -> int | None:
@@ -76,19 +76,14 @@ class Encoder:
             raise RecipeError(f"a context of {self.context} tokens leaves no room for a prompt: set context higher")
         tokens = np.full((len(examples), self.context + 1), self.end or 0, self.tokenizer.dtype)
         first, end = np.zeros((2, len(examples)), np.int64)
-        prompts = _bare(self.tokenizer, [e.prompt for e in examples])
+        prompts = bare(self.tokenizer, [e.prompt for e in examples])
         texts = [e.completion for e in examples]
-        completions = self.tokenizer.encode(texts) if whole else _bare(self.tokenizer, texts)
+        completions = self.tokenizer.encode(texts) if whole else bare(self.tokenizer, texts)
         for i, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
             row = np.concatenate([prompt[-room:], separator, completion[: self.longest]])
             tokens[i, : len(row)] = row
             first[i], end[i] = len(row) - len(completion[: self.longest]), len(row)
         return Rows(tokens, first, end)
-
-
-def _bare(tokenizer: Tokenizer, texts: Sequence[str]) -> list[np.ndarray]:
-    """Tokens of texts, without the end."""
-    return [ids[: len(ids) - tokenizer.ends] for ids in tokenizer.encode(list(texts))]
 
 
 @dataclass(frozen=True)
@@ -177,7 +172,7 @@ class TaskData:
         if not self.labels:
             nats, count = scores.nats(model, self.validation(batch_size, num_examples))
             return {"perplexity": math.exp(nats / count)}
-        labels = _bare(self.encoder.tokenizer, self.labels)
+        labels = bare(self.encoder.tokenizer, self.labels)
         truth = [self.labels.index(self.held_out[i].completion) for i in chosen]
         guesses: list[int] = []
         for part in _cut(chosen, batch_size):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from string import ascii_uppercase
 from typing import Any
 
-from lab.data.corpora import HELD_OUT, Hub, fraction, hub_load
+from lab.data.corpora import HELD_OUT, Hub, fraction, hub_load, hub_trouble
 from lab.errors import RecipeError, one_of
 
 
@@ -56,10 +56,9 @@ class Source:
         except RecipeError:
             raise
         except Exception as error:  # the hub, its files and their formats fail in many ways, none of them ours
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
             raise RecipeError(
-                f"cannot read split {split!r} of {self.path!r} from the hub ({reason}): check the network (this machine "
-                "may be offline); task:packages and task:docstrings need none"
+                f"cannot read split {split!r} of {self.path!r} from the hub {hub_trouble(error)}; task:packages and "
+                "task:docstrings need none"
             ) from error
 
 
