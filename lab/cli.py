@@ -119,6 +119,11 @@ override_option = click.option(
 runs_option = click.option("--runs", default="runs", show_default=True, help="Folder that holds the runs.")
 
 
+accept_option = click.option(
+    "--accept-new-text", is_flag=True, help="Go on although the text is not what the run was trained on until now."
+)
+
+
 def process_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """What decides over how many processes a run is spread, and what happens when one is lost."""
     for name, default, allowed, words in (
@@ -135,12 +140,14 @@ def process_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @override_option
 @runs_option
 @click.option("--again", is_flag=True, help="Run anew even if this recipe has been run; the earlier run is kept.")
+@accept_option
 @process_options
 def run(
     recipe: str,
     overrides: tuple[str, ...],
     runs: str,
     again: bool,
+    accept_new_text: bool,
     processes: int,
     restarts: int,
     timeout: float,
@@ -158,19 +165,20 @@ def run(
     while again and path.exists():
         path = Path(runs) / f"{parsed.id}-{number}"
         number += 1
-    _train(parsed, RunFolder(path), processes, restarts, timeout)
+    _train(parsed, RunFolder(path), processes, restarts, timeout, accept_new_text)
 
 
 @main.command()
 @click.argument("run")
 @runs_option
+@accept_option
 @process_options
-def resume(run: str, runs: str, processes: int, restarts: int, timeout: float) -> None:
+def resume(run: str, runs: str, accept_new_text: bool, processes: int, restarts: int, timeout: float) -> None:
     """Go on with a RUN that was stopped or killed, from its last whole checkpoint (over any number of processes)."""
     from lab.store import find_run
 
     folder = find_run(run, runs)
-    _train(folder.recipe(), folder, processes, restarts, timeout)
+    _train(folder.recipe(), folder, processes, restarts, timeout, accept_new_text)
 
 
 class _Progress:
@@ -253,7 +261,10 @@ def _findings(columns: Columns) -> Iterator[str]:
             yield f"routing: {sum(ghosts) / len(ghosts):.1%} of choices fall on experts that the worker does not hold"
 
 
-def _train(recipe: Recipe, folder: RunFolder, processes: int, restarts: int, timeout: float) -> None:
+def _train(
+    recipe: Recipe, folder: RunFolder, processes: int, restarts: int, timeout: float, accept_new_text: bool
+) -> None:
+    from lab.inputs import check_finished
     from lab.processes.world import world
     from lab.run import train
 
@@ -266,7 +277,7 @@ def _train(recipe: Recipe, folder: RunFolder, processes: int, restarts: int, tim
         if here is None:
             over.prepare(folder, recipe, processes, timeout)
             try:
-                over.launch(folder, processes, restarts, timeout)
+                over.launch(folder, processes, restarts, timeout, accept_new_text)
             except KeyboardInterrupt:
                 click.echo(f"stopped; go on with: lab resume {folder.path} --processes {processes}", err=True)
                 sys.exit(130)
@@ -274,7 +285,7 @@ def _train(recipe: Recipe, folder: RunFolder, processes: int, restarts: int, tim
         train = partial(over.train, timeout_seconds=timeout)
         if here.index:
             try:
-                train(recipe, folder.path)
+                train(recipe, folder.path, accept_new_text=accept_new_text)
             except KeyboardInterrupt:  # the first one, or the launcher, says so
                 os._exit(130)
             return
@@ -285,10 +296,12 @@ def _train(recipe: Recipe, folder: RunFolder, processes: int, restarts: int, tim
                 f"note: a process was lost, so all start again from the last checkpoint ({again} of {most})", err=True
             )
     if done:
+        for note in check_finished(folder.path, recipe, accept_new_text):
+            click.echo(f"note: {note}", err=True)
         click.echo(f"already finished: {folder.path} (use --again to run it anew)")
     show = _Progress(recipe, folder)
     try:
-        columns = train(recipe, folder.path, each=show, progress=show.live)
+        columns = train(recipe, folder.path, each=show, progress=True, accept_new_text=accept_new_text)
     except KeyboardInterrupt:
         show.bar.close()
         if not _launched():  # else that says so

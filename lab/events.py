@@ -47,6 +47,7 @@ class Started:
     floor_nats: float | None  # entropy rate of the corpus, where it is known
     bytes_per_token: float
     environment: dict[str, Any]
+    inputs: dict[str, str] = field(default_factory=dict)  # digests of what it reads besides the recipe (`lab.inputs`)
 
 
 @dataclass(frozen=True)

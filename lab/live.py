@@ -33,6 +33,7 @@ from lab.columns import Columns
 from lab.data import corpora
 from lab.errors import LabError, RecipeError
 from lab.events import Ended, Event, Sent, Started, Stepped, Turned
+from lab.inputs import check_finished
 from lab.knobs import settled
 from lab.methods import name_of, source_of
 from lab.network import Network
@@ -367,6 +368,7 @@ def start(
     again: bool = False,
     keep: bool = True,
     paused: bool = False,
+    accept_new_text: bool = False,
     processes: int = 1,
     restarts: int = 0,
     timeout_seconds: float = 600.0,
@@ -393,6 +395,8 @@ def start(
         False: nothing is written.
     paused
         wait before the first step that is not there yet, until `Run.step` or `Run.resume`.
+    accept_new_text
+        go on also where the text is not what the run there was trained on until now.
     processes, restarts, timeout_seconds
         spread the workers over so many processes; go on so often when one is lost, which is one that does not answer for so
         long (`lab.processes`).
@@ -408,7 +412,7 @@ def start(
     run_folder = RunFolder(path) if path is not None else None
     if run_folder is not None:
         run_folder.check_recipe(recipe)
-    events = _trained
+    events = partial(_trained, accept_new_text)
     if processes != 1:
         from lab.processes.peers import check_timeout, share_out
 
@@ -421,7 +425,7 @@ def start(
             )
         if run_folder is None:
             raise RecipeError("several processes write a run folder: leave keep=False out, or processes")
-        events = partial(_spread, run_folder, processes, restarts, timeout_seconds)
+        events = partial(_spread, run_folder, processes, restarts, timeout_seconds, accept_new_text)
     run = Run(recipe, name or recipe.id, run_folder, events)
     if paused:
         run.pause()
@@ -515,11 +519,12 @@ def _cell() -> tuple[str, str] | None:
         return None
 
 
-def _trained(run: Run) -> Iterator[Event]:
+def _trained(accept_new_text: bool, run: Run) -> Iterator[Event]:
     if run.folder is not None and run.folder.done:
+        check_finished(run.folder.path, run.recipe, accept_new_text)
         yield from run.folder.events()
         return
-    trainer = Trainer(run.recipe)
+    trainer = Trainer(run.recipe, accept_new_text=accept_new_text)
 
     def between(t: int) -> Iterator[tuple[str, Any]]:
         yield from run.between(t)
@@ -529,10 +534,14 @@ def _trained(run: Run) -> Iterator[Event]:
     yield from trainer.events(run.folder)
 
 
-def _spread(folder: RunFolder, num: int, restarts: int, timeout_seconds: float, run: Run) -> Iterator[Event]:
+def _spread(
+    folder: RunFolder, num: int, restarts: int, timeout_seconds: float, accept_new_text: bool, run: Run
+) -> Iterator[Event]:
     from lab.processes.launch import events_over
 
-    yield from events_over(num, run.recipe, folder, restarts, timeout_seconds, run.between, lambda: run.stopping)
+    yield from events_over(
+        num, run.recipe, folder, restarts, timeout_seconds, run.between, lambda: run.stopping, accept_new_text
+    )
 
 
 def _replayed(run: Run, speed: float) -> Iterator[Event]:

@@ -47,6 +47,7 @@ from lab.events import (
 )
 from lab.experts.routing import PROBE_WINDOWS, Watch
 from lab.fleet import Fleet, Stack
+from lab.inputs import Inputs, check_finished, of_digests, of_run, same_everywhere
 from lab.methods import State
 from lab.methods.state import Loss
 from lab.models.build import build_fleet, check_memory, check_size
@@ -75,7 +76,8 @@ class Trainer:
     ``dry=True`` is the dry run: the same loop and the same ``step`` on tensors without storage. No text is read, no loss
     computed; what comes out is the communication calendar. ``peers`` are the other processes, if the workers are spread over
     several: all of them build a trainer and take its events. A dry run can take over the ``fleet`` of another with the same
-    table (the same model, placement and adapters).
+    table (the same model, placement and adapters). ``accept_new_text``: go on from a checkpoint also where the text is not what it
+    was trained on until then.
     """
 
     def __init__(
@@ -87,8 +89,11 @@ class Trainer:
         progress: bool = False,
         peers: Peers | Alone | None = None,
         fleet: Fleet | None = None,
+        accept_new_text: bool = False,
     ):
         self.recipe, self.dry, self.peers = recipe, dry, peers or Alone()
+        self.inputs: Inputs = {}
+        self.accept_new_text = accept_new_text
         self.place = working_folder()  # what names of files in the recipe are relative to
         with apart():
             self._build(corpus, progress, fleet)
@@ -106,6 +111,8 @@ class Trainer:
             check_memory(recipe, vocab_size, workers, device)
         self.experts = recipe.experts
         self.fleet = fleet or build_fleet(recipe, vocab_size, device, self.experts, self.peers.mine)
+        if self.text:
+            self.inputs = of_run(recipe, self.text)
         self.together: Together | None = None  # all workers at once, where that is faster
         if not dry and recipe.compute.vectorised is not False:
             self.together = together(self.fleet, recipe.compute, recipe.batch_size * recipe.context)
@@ -178,6 +185,7 @@ class Trainer:
     def _events(self, folder: RunFolder | SharedFolder | None) -> Generator[Event, None, None]:
         notes: list[str] = []
         try:
+            same_everywhere(self.peers.share(of_digests(self.inputs)))
             if folder is not None:
                 folder.lock()
                 notes = self._take_up(folder)
@@ -204,19 +212,25 @@ class Trainer:
         """Go on from what a folder holds; what is to be said about that."""
         checkpoint, notes = folder.load(self.recipe)
         if checkpoint is not None:
+            accepted = folder.check_inputs(self.inputs, checkpoint.extra.get("inputs"), self.accept_new_text)
             self.restore(checkpoint)
+            if accepted and self.watch is not None:
+                self.watch.forget()
             self._saved = checkpoint.step
-            notes.append(f"resumed after step {self.t}")
+            notes += [*accepted, f"resumed after step {self.t}"]
         elif notes:
             notes.append("no whole checkpoint is left: starting again from the beginning")
         self._again = folder.turned(self.t)
         folder.open(self.recipe, checkpoint.events_bytes if checkpoint is not None else 0, self.t)
+        folder.record_inputs(self.inputs)
         return notes
 
     def _steps(self, notes: list[str], folder: RunFolder | SharedFolder | None) -> Iterator[Event]:
         recipe = self.recipe
         if self.t == 0:
             yield self.started()
+            if self.text is not None and self.text.note:
+                yield Warned(0, self.text.note)
             if self.experts is not None:
                 yield Placed(1, self.experts.table, 0)
         for note in [*(idle(recipe, self.up_tW) if self.t == 0 and not self.dry else ()), *notes]:
@@ -401,6 +415,7 @@ class Trainer:
                 "threads": fleet.threads,
                 "threads_per_worker": 1,
             },
+            inputs=of_digests(self.inputs),
         )
 
     def _save(self, folder: RunFolder | SharedFolder) -> Checkpointed:
@@ -430,16 +445,22 @@ def train(
     *,
     each: Callable[[Event], None] = lambda event: None,
     progress: bool = False,
+    accept_new_text: bool = False,
 ) -> Columns:
-    """Run a recipe to its end and fold it. With a folder: what is finished there is read, what was cut off goes on."""
+    """Run a recipe to its end and fold it. With a folder: what is finished there is read, what was cut off goes on.
+
+    Neither is done where the text, or another file that the recipe names, is not what the run there has read: that raises
+    RecipeError, unless it is text and ``accept_new_text`` says so.
+    """
     recipe = Recipe.of(recipe)
     run_folder = RunFolder(located(folder)) if folder is not None else None
     if run_folder is not None:
         run_folder.check_recipe(recipe)
     if run_folder is not None and run_folder.done:
+        check_finished(run_folder.path, recipe, accept_new_text)
         stream = run_folder.events()
     else:
-        stream = Trainer(recipe, progress=progress).events(run_folder)
+        stream = Trainer(recipe, progress=progress, accept_new_text=accept_new_text).events(run_folder)
     columns = Columns()
     with one_core():  # once for all events
         for event in stream:

@@ -3,6 +3,7 @@
 ::
 
     recipe.json                        everything needed to repeat the run
+    inputs.json                        digests of the text and the other files that it read (`lab.inputs`)
     events.jsonl                       one event a line, in order, each with a checksum (`lab.lines`)
     knobs.jsonl                        those of them that are knobs turned by hand, if any
     checkpoints/step-000100.safetensors   all state after step 100 (and a .json with its SHA-256)
@@ -33,8 +34,10 @@ from typing import Any, TextIO
 
 from torch import Tensor
 
+from lab import inputs
 from lab.errors import Damaged, LabError, RecipeError, plain
 from lab.events import VERSION, Checkpointed, Ended, Evaluated, Event, Started, Turned, check, from_json, read, to_bytes
+from lab.inputs import Inputs
 from lab.lines import Log, Piece, Vouched, claimed, is_sealed, last_lines, open_plain, pieces, seal
 from lab.places import working_folder
 from lab.recipe import Recipe
@@ -279,6 +282,17 @@ class RunFolder:
         with _writing(self.path, RecipeError):
             self.path.mkdir(parents=True, exist_ok=True)
             write_atomically(self.path / "recipe.json", json.dumps(recipe.to_dict(), indent=1).encode())
+
+    def check_inputs(self, now: Inputs, was: Mapping[str, str] | None, accept_new_text: bool = False) -> list[str]:
+        """`lab.inputs.check` of this run."""
+        return inputs.check(self.path, now, was, accept_new_text)
+
+    def record_inputs(self, now: Inputs) -> None:
+        """What is read from now on."""
+        data = inputs.to_record(self.path, now)
+        if data is not None:
+            with _writing(self.path, RecipeError):
+                write_atomically(self.path / "inputs.json", data)
 
     def lock(self) -> None:
         """Take the lock, and clear away what killed writers have left.

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from lab import buffers
 from lab.fleet import Layout, Stack
+from lab.inputs import of_digests
 from lab.optim import count_as_before_, states
 from lab.store import Checkpoint
 
@@ -44,6 +45,7 @@ def snapshot(trainer: Trainer) -> tuple[dict[str, Tensor], dict[str, Any]]:
     tensors |= {f"buffer/{w}/{n}": x for w, named in buffers.moved(trainer.fleet).items() for n, x in named.items()}
     extra: dict[str, Any] = {"last_up": trainer.last_up, "up": trainer.fleet.up, "knobs": trainer.knobs}
     extra["drift"] = trainer.drift.averaged
+    extra["inputs"] = of_digests(trainer.inputs)
     if trainer.experts is not None and trainer.experts.movable:
         units = [(i, b) for i, b in enumerate(trainer.fleet.layout.blocks) if b.unit is not None]
         extra |= {"draw": trainer.experts.draw, "labels": [[i, b.everywhere, b.since] for i, b in units]}

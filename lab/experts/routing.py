@@ -119,6 +119,10 @@ class Watch:
             self.divergence_LE = extra["divergence"]
         self.choices = list(tensors["watch/choices"]) if "watch/choices" in tensors else []
 
+    def forget(self) -> None:
+        """Earlier looks, which were at other text."""
+        self.steps, self.choices = [], []
+
     def _common(self, a: Tensor, b: Tensor) -> Tensor:
         """Choices that two looks share, by layer and token, ``[L, N]``."""
         return (a[..., :, None] == b[..., None, :]).sum((-1, -2)).double()

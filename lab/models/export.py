@@ -24,6 +24,9 @@ def trained(folder: RunFolder) -> nn.Module:
     if checkpoint is None:
         raise RecipeError(f"{folder.path.name} has no whole checkpoint: run it with checkpoint_every above 0")
     trainer = Trainer(recipe)
+    folder.check_inputs(
+        trainer.inputs, checkpoint.extra.get("inputs"), accept_new_text=True
+    )  # it reads no text any more
     trainer.restore(checkpoint)
     trainer.fleet.close()
     return trainer.fleet.whole_model(trainer.agreed())

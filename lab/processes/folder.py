@@ -13,6 +13,7 @@ from lab.checkpoints import take_places_
 from lab.errors import LabError, RecipeError
 from lab.events import Checkpointed, Ended, Event
 from lab.fleet import Block, Layout
+from lab.inputs import Inputs
 from lab.optim import FRESH, joined_counts
 from lab.processes.peers import Peers
 from lab.recipe import Recipe
@@ -63,6 +64,13 @@ class SharedFolder:
                 cells.setdefault(tuple(cell), {})[worker] = x
         self._first(lambda folder: folder.save(step, self._joined(cells, None), extra))
         return Checkpointed(step, RunFolder(".").checkpoint_file(step).name)
+
+    def check_inputs(self, now: Inputs, was: Mapping[str, str] | None, accept_new_text: bool = False) -> list[str]:
+        notes = self._first(lambda folder: folder.check_inputs(now, was, accept_new_text)) or []
+        return list(self.peers.share(notes)[0])
+
+    def record_inputs(self, now: Inputs) -> None:
+        self._first(lambda folder: folder.record_inputs(now))
 
     def open(self, recipe: Recipe, keep_bytes: int = 0, step: int = 0) -> None:
         self._first(lambda folder: folder.open(recipe, keep_bytes, step))

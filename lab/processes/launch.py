@@ -17,9 +17,10 @@ from typing import Any
 
 from lab import child
 from lab.columns import Columns
-from lab.data import load_corpus
+from lab.data.store import read_corpus
 from lab.errors import LabError
 from lab.events import Event
+from lab.inputs import check_finished
 from lab.places import located, working_folder
 from lab.processes import rendezvous
 from lab.processes.control import Listener, Reports
@@ -45,6 +46,7 @@ def train(
     progress: bool = False,
     peers: Peers | None = None,
     timeout_seconds: float = TIMEOUT_SECONDS,
+    accept_new_text: bool = False,
 ) -> Columns:
     """`lab.run.train` in every process that a launcher has started: the first sees all events, others those of the loop.
 
@@ -63,14 +65,16 @@ def train(
     run_folder = RunFolder(folder) if folder is not None and peers.first else None
     columns, reports = Columns(), Reports(peers)
     if peers.share(run_folder is not None and run_folder.done)[0]:
+        if run_folder is not None:
+            check_finished(run_folder.path, recipe, accept_new_text)
         stream = run_folder.events() if run_folder is not None else iter(())
     else:
         for turn in range(2):  # the first process prepares text and starting values, the others find them ready
             if peers.first == (turn == 0):
                 say = progress and peers.first
                 plain = not task_name(recipe.corpus)
-                corpus = load_corpus(recipe.corpus, tokenizer=recipe.tokenizer, progress=say) if plain else None
-                trainer = Trainer(recipe, corpus=corpus, progress=say, peers=peers)
+                corpus = read_corpus(recipe.corpus, tokenizer=recipe.tokenizer, progress=say) if plain else None
+                trainer = Trainer(recipe, corpus=corpus, progress=say, peers=peers, accept_new_text=accept_new_text)
             peers.share(None)
         reports.follow_(trainer)
         stream = trainer.events(SharedFolder(peers, trainer, run_folder) if folder is not None else None)
@@ -108,7 +112,13 @@ def _end_with_launcher(folder: str | Path | None, first: bool) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def launch(folder: RunFolder, num: int, restarts: int = 0, timeout_seconds: float = TIMEOUT_SECONDS) -> None:
+def launch(
+    folder: RunFolder,
+    num: int,
+    restarts: int = 0,
+    timeout_seconds: float = TIMEOUT_SECONDS,
+    accept_new_text: bool = False,
+) -> None:
     """Run what a folder's recipe says over ``num`` processes of this machine, to its end; they print, and write the folder.
 
     torchelastic (which ``accelerate launch`` uses as well) starts them and watches over them. When one is lost the others are
@@ -141,6 +151,7 @@ def launch(folder: RunFolder, num: int, restarts: int = 0, timeout_seconds: floa
         run_id=folder.path.name,
     )
     command = child.command("lab", "resume", str(folder.path), "--timeout", str(timeout_seconds))
+    command += ["--accept-new-text"] * accept_new_text
     try:
         elastic_launch(config, command[0])(*command[1:])
     except SignalException:
@@ -220,6 +231,7 @@ def events_over(
     timeout_seconds: float = TIMEOUT_SECONDS,
     between: Callable[[int, Callable[[], bool]], Iterable[tuple[str, Any]]] | None = None,
     stopping: Callable[[], bool] = lambda: False,
+    accept_new_text: bool = False,
 ) -> Iterator[Event]:
     """The events of a run over ``num`` processes that are started here; each once, also where a restart does steps again.
 
@@ -238,10 +250,12 @@ def events_over(
     """
     prepare(folder, recipe, num, timeout_seconds)
     if folder.done:
+        check_finished(folder.path, recipe, accept_new_text)
         yield from folder.events()
         return
     command = child.command("lab", "resume", str(folder.path), "--processes", str(num))
     command += ["--restarts", str(restarts), "--timeout", str(timeout_seconds)]
+    command += ["--accept-new-text"] * accept_new_text
     listener = Listener(asks=between is not None)
     env = child.environment() | listener.environment()
     with (

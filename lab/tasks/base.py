@@ -10,11 +10,15 @@ import platform
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from lab.data.store import cache_folder
 from lab.errors import LabError, RecipeError
+
+if TYPE_CHECKING:
+    from lab.recipe import Recipe
 
 # (steps, batch size of each worker): about two minutes on two quiet cores, 1.44 and 1.62 nats per byte in the end
 PLANS = {"nano": (2000, 8), "micro": (800, 4)}
@@ -47,34 +51,11 @@ def pretrained(
     from tqdm import tqdm
 
     from lab.events import Evaluated, Stepped
-    from lab.recipe import Recipe
     from lab.run import Trainer
     from lab.store import damage, write_with_digest
 
-    planned = PLANS.get(size, PLANS["micro"])
-    steps = planned[0] if steps is None else steps
-    batch_size = planned[1] if batch_size is None else batch_size
-    recipe = Recipe.of(
-        {
-            "method": {
-                "name": "ddp",
-                "inner": {"name": "AdamW", "lr": 3e-3, "options": {"betas": [0.9, 0.95], "weight_decay": 0.0}},
-            },
-            "model": size,
-            "corpus": corpus,
-            "tokenizer": tokenizer,
-            "num_workers": 2,
-            "steps": steps,
-            "batch_size": batch_size,
-            "context": context,
-            "seed": seed,
-            "schedule": {"kind": "cosine", "warmup": min(50, steps // 10)},
-            "eval_every": 0,
-            "eval_windows": 128,
-            "checkpoint_every": 0,
-        }
-    )
-    root = Path(cache) if cache is not None else cache_folder("models")
+    recipe = _recipe(size, steps, context, batch_size, corpus, tokenizer, seed)
+    steps, root = recipe.steps, Path(cache) if cache is not None else cache_folder("models")
     file = root / f"{size}-{recipe.id}.safetensors"
     if file.exists() and not damage(file):
         return file
@@ -110,6 +91,40 @@ def pretrained(
             "ISTHMUS_CACHE names another folder"
         ) from error
     return file
+
+
+def _recipe(
+    size: str, steps: int | None, context: int, batch_size: int | None, corpus: str, tokenizer: str, seed: int
+) -> Recipe:
+    from lab.recipe import Recipe
+
+    planned = PLANS.get(size, PLANS["micro"])
+    steps = planned[0] if steps is None else steps
+    return Recipe.of(
+        {
+            "method": {
+                "name": "ddp",
+                "inner": {"name": "AdamW", "lr": 3e-3, "options": {"betas": [0.9, 0.95], "weight_decay": 0.0}},
+            },
+            "model": size,
+            "corpus": corpus,
+            "tokenizer": tokenizer,
+            "num_workers": 2,
+            "steps": steps,
+            "batch_size": planned[1] if batch_size is None else batch_size,
+            "context": context,
+            "seed": seed,
+            "schedule": {"kind": "cosine", "warmup": min(50, steps // 10)},
+            "eval_every": 0,
+            "eval_windows": 128,
+            "checkpoint_every": 0,
+        }
+    )
+
+
+def base_file(size: str = "nano") -> Path:
+    """Where the base model of `pretrained` is, or will be."""
+    return cache_folder("models") / f"{size}-{_recipe(size, None, 256, None, 'stdlib', 'bytes', 0).id}.safetensors"
 
 
 def load_values(path: str | Path) -> dict[str, Tensor]:

@@ -1,7 +1,7 @@
 """Tasks by name, and a cache of their examples.
 
 An entry of the cache is one file of JSON with its SHA-256 beside it, named by a hash of what the examples are made from
-(for the standard library: the size and time of every file). A damaged entry is made again. A data set of the hub is read
+(for the standard library: the stamp of every file, see `lab.data.files`). A damaged entry is made again. A data set of the hub is read
 once per cache, whatever is uploaded later.
 """
 
@@ -82,6 +82,18 @@ def _known(name: str) -> str:
     return name
 
 
+def _entry(name: str, cache: Path | None) -> Path:
+    root = Path(cache) if cache is not None else cache_folder("tasks")
+    identity = TASKS[_known(name)].identity()
+    key = hashlib.sha256(json.dumps([FORMAT, name, identity]).encode(errors="surrogatepass")).hexdigest()
+    return root / f"{name}-{key[:16]}.examples"
+
+
+def is_there(name: str) -> bool:
+    """Whether the examples of a task can be had without a network."""
+    return name not in hub.SOURCES or _entry(name, None).exists()
+
+
 def load_examples(name: str, cache: Path | None = None) -> Examples:
     """The examples of a task, from the cache where they are there (``cache``: a folder instead of the user's own).
 
@@ -90,17 +102,15 @@ def load_examples(name: str, cache: Path | None = None) -> Examples:
     from lab.store import damage, write_with_digest
 
     task = TASKS[_known(name)]
-    root = Path(cache) if cache is not None else cache_folder("tasks")
-    key = hashlib.sha256(json.dumps([FORMAT, name, task.identity()]).encode(errors="surrogatepass")).hexdigest()
-    file = root / f"{name}-{key[:16]}.examples"
+    file = _entry(name, cache)
     if not file.exists() or damage(file):
         data = json.dumps(_collect(name, task)).encode()
         try:
-            root.mkdir(parents=True, exist_ok=True)
+            file.parent.mkdir(parents=True, exist_ok=True)
             write_with_digest(file, data)
         except OSError as error:
             raise RecipeError(
-                f"task {name!r}: {error.strerror or error} at {str(error.filename or root)!r}: the cache cannot be written "
+                f"task {name!r}: {error.strerror or error} at {str(error.filename or file)!r}: the cache cannot be written "
                 "(ISTHMUS_CACHE names another folder)"
             ) from error
     data = file.read_bytes()
