@@ -230,7 +230,7 @@ def test_columns_in_one_line() -> None:
 
 def test_what_the_run_raised_is_raised(tmp_path: Path) -> None:
     """By `wait` and `await`, as often as asked, with the traceback of the place where it happened."""
-    r = recipe(method={"name": "diloco", "inner": {"name": "SGD", "lr": 1e300}})
+    r = recipe(method={"name": "diloco", "inner": {"name": "SGD", "lr": 1e30}}, dtype="float32")
     run = start(r, folder=tmp_path / "run")
     for _ in range(2):
         with pytest.raises(Diverged, match="loss of worker") as caught:
