@@ -325,7 +325,7 @@ class Trainer:
             names = ["params"] if self.recipe.scenario.catch_up == "params" else list(self.state.local)
             self.state.received = names
             for name in names:
-                known = self.comm.agreed(self.state.local[name], self.last_up, self.state.shared.get(name))
+                known = self._agreed(name)
                 self.comm.broadcast_(known, self.state.local[name], name, returned, self.last_up)
             if self.recipe.scenario.catch_up == "all":
                 inner = self.state.optimizers["inner"]
@@ -392,7 +392,12 @@ class Trainer:
         self.fleet.agreed_buffers = buffers.means(self.fleet, self.last_up, self.peers)
         if self.state.served:
             return self.peers.told(self.state.shared["params"])
-        return self.comm.agreed(self.state.local["params"], self.last_up, self.state.shared.get("params"))
+        return self._agreed("params")
+
+    def _agreed(self, name: str) -> Stack:
+        """A local state as those have it who hold the present one; where nobody does, what a method keeps as agreed."""
+        mine, shared = self.state.local[name], self.state.shared.get(name) if name == "params" else None
+        return self.comm.agreed(mine, self.last_up, shared if shared and shared.layout is mine.layout else None)
 
     def started(self) -> Started:
         """What the run is, before its first step."""

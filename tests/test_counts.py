@@ -11,16 +11,17 @@ from safetensors import safe_open
 from safetensors.torch import save
 from test_laws import stop_and_go
 from test_oracles import OPTIONS
-from torch import nn
-from toys import F64, LISTED, TWO, Bench, batch, build, close, corpus, drawn, flat, recipe
+from torch import Tensor, nn
+from toys import EXPERTS, F64, LISTED, TWO, Bench, batch, build, close, corpus, drawn, flat, of_four, recipe
 
-from lab.events import Stepped
+from lab.events import Stepped, WorkersChanged
+from lab.experts.placement import Placement
 from lab.fleet import Fleet
-from lab.methods import MTDAO, FedIT, LocalAdam, LocalSGD, LoRDO, Method, Photon
+from lab.methods import MTDAO, FedIT, FoMoE, LocalAdam, LocalSGD, LoRDO, Method, Photon
 from lab.methods.lordo import QHAdam
 from lab.methods.mt_dao import Warm
 from lab.models.lora import LoRA
-from lab.optim import ELEMENTWISE, AdamW, Optimizer, states, step_
+from lab.optim import ELEMENTWISE, AdamW, Nesterov, Optimizer, states, step_
 from lab.optimizers import LowRankAdam
 from lab.recipe import Recipe
 from lab.run import Trainer
@@ -296,3 +297,39 @@ def test_checkpoints_from_before_a_method_counted(name: str, tmp_path: Path) -> 
     list(again.events(RunFolder(tmp_path)))
     for key, want in whole.snapshot()[0].items():
         assert torch.equal(again.snapshot()[0][key], want), key
+
+
+# --- what nobody who is up holds -------------------------------------------------------------------------------------
+
+
+def test_an_agreed_momentum_is_not_handed_out_as_a_workers_own() -> None:
+    """Inner and outer momentum have one name in torch. A worker that alone holds an expert gets its own back, as it was left."""
+    inner = Optimizer("SGD", 1e-2, {"momentum": 0.9})
+    method = FoMoE(sync_every={"params": 2}, inner=inner, outer=Nesterov())
+    away = Scenario(outages=(Outage(worker=1, first=3, last=4),))
+    trainer = Trainer(of_four(method, placement=Placement(overlap=1), scenario=away, **EXPERTS), corpus=corpus())
+    alone = [i for i, b in enumerate(trainer.fleet.layout.blocks) if b.everywhere == (1,)]
+    before: list[Tensor] = []
+    for event in trainer.events():
+        mine = [trainer.state.local["momentum_buffer"].blocks[i] for i in alone] if trainer.t else []
+        if isinstance(event, Stepped) and event.step == 4:
+            before = [x.clone() for x in mine]
+        if isinstance(event, WorkersChanged) and event.step == 5:
+            assert alone
+            assert all(torch.equal(x, old) for x, old in zip(mine, before, strict=True))
+
+
+def test_agreed_parameters_in_parts_are_not_taken_for_the_whole() -> None:
+    """LoRDO agrees on its projected matrices alone: a worker that alone holds an expert gets its own copies of everything back."""
+    method = LoRDO(2, 2, QHAdam(3e-2), full_rank=("embedding", "norm", "router"))
+    away = Scenario(outages=(Outage(worker=1, first=3, last=4),))
+    trainer = Trainer(of_four(method, placement=Placement(overlap=1), scenario=away, **EXPERTS), corpus=corpus())
+    alone = [i for i, b in enumerate(trainer.fleet.layout.blocks) if b.everywhere == (1,)]
+    before: list[Tensor] = []
+    for event in trainer.events():
+        if isinstance(event, Stepped) and event.step == 4:
+            before = [trainer.fleet.params.blocks[i].clone() for i in alone]
+        if isinstance(event, WorkersChanged) and event.step == 5:
+            assert alone
+            for i, old in zip(alone, before, strict=True):
+                assert torch.equal(trainer.fleet.params.blocks[i], old)
