@@ -30,7 +30,7 @@ def QHADOPT(
 class Warm:
     """The steps before the switch, with an inner optimizer of their own: one fast momentum (ω = 1), smaller lr.
 
-    After the last of them every first momentum is set to zero. Defaults from the authors' run configurations, where the
+    After the last of them every first momentum is set to zero, at workers that are away when they are back. Defaults from the authors' run configurations, where the
     learning rate is then multiplied by 1 (16M) to 4 (1B parameters): here that is ``inner.lr`` against ``warm.inner.lr``.
     """
 
