@@ -22,6 +22,7 @@ from lab.errors import RecipeError
 from lab.events import Event, Stepped, to_json
 from lab.processes import peers, rendezvous
 from lab.processes.control import STRANGERS, Line, Listener
+from lab.processes.launch import prepare
 from lab.processes.peers import resolve
 from lab.processes.world import STORE, World, world
 from lab.recipe import Recipe
@@ -315,7 +316,8 @@ def test_processes_meet_in_a_folder_of_their_own(tmp_path: Path, monkeypatch: py
         other.communicate(b"\n")
     folder.chmod(0o755)
     with pytest.raises(RecipeError, match="is not a folder that you alone can reach"):
-        rendezvous.own_folder()
+        prepare(RunFolder(tmp_path / "run"), Recipe.of("des_loc", SMALL), 2)
+    assert not (tmp_path / "run").exists()
 
 
 # --- what the environment says ---------------------------------------------------------------------------------------

@@ -280,9 +280,11 @@ def prepare(folder: RunFolder, recipe: Recipe, num: int, timeout_seconds: float 
     Raises
     ------
     RecipeError
-        where they cannot share its workers, for a timeout that is none, or a folder that holds the run of another recipe.
+        where they cannot share its workers, for a timeout that is none, a folder that holds the run of another recipe, or a place
+        to meet that others can reach.
     """
     share_out(recipe.num_workers, num)
     check_timeout(timeout_seconds)
+    rendezvous.own_folder()
     folder.check_recipe(recipe)
     folder.write_recipe(recipe)
