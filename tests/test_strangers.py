@@ -303,6 +303,7 @@ def test_processes_meet_in_a_folder_of_their_own(tmp_path: Path, monkeypatch: py
     left = [folder / f"port-29500-{pid}-{began}" for pid, began in ((2**22 + 1, 5), (os.getpid(), 5))]
     for path in left:
         path.touch()
+        os.utime(path, (5, 5))
     mine = rendezvous.file_of_first(29500, 0, 1.0)
     assert not any(path.exists() for path in left)
     assert rendezvous.file_of_first(29500, 1, 1.0) == mine

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 NAME = "isthmus"  # for torchelastic
 LONGEST = 50  # bytes of the folder for temporary ones: the name of a Unix socket has room for little more than 100
+LEFT_SECONDS = 3600.0  # what is younger may be that of a process which only another container can see
 PATIENCE_SECONDS = 0.02  # between two looks
 
 
@@ -72,7 +73,9 @@ def new_file(word: str) -> Path:
     """A name for a file that this process holds while it lives. What dead processes have left behind is removed."""
     folder = own_folder()
     for path, _ in _files(folder, alive=False):
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - path.stat().st_mtime > LEFT_SECONDS:
+                path.unlink()
     return folder / f"{word}-{os.getpid()}-{_began(os.getpid())}"
 
 
