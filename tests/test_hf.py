@@ -172,6 +172,25 @@ def test_what_was_never_used_is_not_written(folder: str, tmp_path: Path) -> None
     assert json.loads((tmp_path / "adapter_config.json").read_text())["r"] == 4  # not trained yet: all of it is to be
 
 
+def test_a_rank_that_nobody_brought_is_not_exported(folder: str, tmp_path: Path) -> None:
+    """The only client of rank 4 was away: what PreLort has learned is of rank 1, and is written so."""
+    r = recipe(folder, scenario={"outages": [{"worker": 0, "first": 1, "last": 4}]})
+    train(r, tmp_path / "run")
+    done = CliRunner().invoke(main, ["export", str(tmp_path / "run"), str(tmp_path / "out")])
+    assert done.exit_code == 0, done.output
+    assert json.loads((tmp_path / "out/adapter_config.json").read_text())["r"] == 1
+    done = CliRunner().invoke(
+        main, ["export", str(tmp_path / "run"), str(tmp_path / "out"), "--rank", "q_proj=4", "--rslora"]
+    )
+    assert done.exit_code == 0, done.output
+    config = json.loads((tmp_path / "out/adapter_config.json").read_text())
+    assert config["use_rslora"]
+    assert config["r"] == 4
+    model = trained(RunFolder(tmp_path / "run"))
+    with torch.no_grad():
+        assert torch.allclose(model(IDS), read_by_peft(folder, tmp_path / "out")(IDS).logits, rtol=1e-4, atol=1e-5)
+
+
 def test_ranks_by_map(folder: str, tmp_path: Path) -> None:
     """Some maps cut further than others, in an adapter and in the whole model."""
     mine = adapted(folder)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import random
 import re
 import shutil
 import threading
@@ -37,6 +38,7 @@ LLAMA = {
     "vocab_size": 64, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2,
     "num_key_value_heads": 1, "max_position_embeddings": 32, "tie_word_embeddings": False,
 }  # fmt: skip
+COUNT = int(os.environ.get("ISTHMUS_FUZZ", "24"))  # damaged folders; a quarter as many of models, which take longer
 IDS = torch.randint(64, (2, 6), generator=torch.Generator().manual_seed(0))
 
 
@@ -195,6 +197,7 @@ WEIGHTS: dict[str, tuple[str, Callable[[dict[str, torch.Tensor]], None]]] = {
     "longer": (rf"{UP} as \[25, 16\]", change(UP, lambda x: torch.cat([x, x[:1]]))),
     "another layer": ("does not know: 1, for", change("model.layers.2.mlp.up_proj.weight", lambda x: x)),
     "a bias": ("does not know: 1, for", change("model.layers.1.self_attn.q_proj.bias", lambda x: x)),
+    "no number": (f"{UP} holds what is no finite number", change(UP, lambda x: x * torch.inf)),
     "bias of the head": ("does not know: 1, for", change("lm_head.bias", lambda x: x)),
 }
 
@@ -304,6 +307,46 @@ def test_a_path_is_that_of_where_one_stood(folder: Path, tmp_path: Path, monkeyp
     monkeypatch.chdir("/")
     assert fleet.whole_model(fleet.params.first())(IDS).shape == (2, 6, 64)
     assert recipe.to_dict()["model"] == {"path": "model"}
+
+
+def damaged(data: bytes, g: random.Random) -> bytes:
+    """Cut short, with a few bytes or digits changed, or with a piece twice, once, or of zeros."""
+    at, length = g.randrange(len(data)), g.randrange(1, 40)
+    kind = g.choice(["cut", "flip", "digit", "twice", "gone", "zeros"])
+    if kind == "cut":
+        return data[:at]
+    if kind in ("flip", "digit"):
+        new = bytearray(data)
+        where = (
+            [i for i, c in enumerate(data[:4000]) if chr(c).isdigit()]
+            if kind == "digit"
+            else range(min(len(data), 4000))
+        )
+        for i in g.choices(where or [0], k=g.randrange(1, 4)):
+            new[i] = ord(g.choice("0123456789-")) if kind == "digit" else g.randrange(256)
+        return bytes(new)
+    piece = {"twice": data[at : at + length] * 2, "gone": b"", "zeros": bytes(len(data[at : at + length]))}[kind]
+    return data[:at] + piece + data[at + length :]
+
+
+@pytest.mark.timeout(3600)
+def test_damaged_folders_of_models_and_adapters(llama: Path, target: Any, tmp_path: Path) -> None:
+    """Whatever happened to a file: a model that works, or one line."""
+    first = adapter(tmp_path / "adapter")
+    for i in range(COUNT):
+        g = random.Random(i)
+        for source in [llama] * (i % 4 == 0) + [first]:
+            path = Path(shutil.copytree(source, tmp_path / "copy"))
+            file = g.choice(sorted(path.glob("*.json")) + sorted(path.glob("*.safetensors")))
+            file.write_bytes(damaged(file.read_bytes(), g))
+            if source is llama:
+                build(path)
+            else:
+                try:
+                    load_adapter_(target, path)
+                except RecipeError as error:
+                    one_line(error)
+            shutil.rmtree(path)
 
 
 class Mark:

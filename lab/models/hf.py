@@ -200,8 +200,11 @@ class HF:
         named, tied = dict(model.named_parameters()), dict(shapes.named_parameters())
         for name in sorted(named.keys() ^ tied.keys())[:1]:
             raise Unreadable(f"its config.json ties {name} to another tensor, and its files hold one of its own")
-        if not all(p.is_floating_point() for p in model.parameters()):
-            raise Unreadable("its weights are quantised, so that they cannot be trained")
+        for name, p in named.items():
+            if not p.is_floating_point():
+                raise Unreadable(f"its weights are quantised ({name}), so that they cannot be trained")
+            if not torch.isfinite(p).all():
+                raise Unreadable(f"{name} holds what is no finite number")
         _try_out(model)
         return model
 
