@@ -160,12 +160,26 @@ def run(
     from lab.store import RunFolder
 
     parsed = Recipe.of(recipe, overrides)
-    path = Path(runs) / parsed.id
-    number = 2
-    while again and path.exists():
-        path = Path(runs) / f"{parsed.id}-{number}"
-        number += 1
+    path, number = Path(runs) / parsed.id, 2
+    while path.exists():
+        later = Path(runs) / f"{parsed.id}-{number}"
+        if not again and not (later.exists() and _is_of_other_files(RunFolder(path), parsed)):
+            break
+        path, number = later, number + 1
     _train(parsed, RunFolder(path), processes, restarts, timeout, accept_new_text)
+
+
+def _is_of_other_files(folder: RunFolder, recipe: Recipe) -> bool:
+    """Whether a run is finished and read other text than the recipe names now, so that a later one may be meant."""
+    from lab.errors import RecipeError
+    from lab.inputs import check_finished
+
+    try:
+        if folder.done:
+            check_finished(folder.path, recipe)
+    except RecipeError:
+        return True
+    return False
 
 
 @main.command()

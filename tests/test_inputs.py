@@ -241,6 +241,11 @@ def test_the_command_line() -> None:
     shutil.rmtree(folder / "checkpoints")
     assert shell.invoke(main, ["replay", str(folder), "--speed", "inf"]).exit_code == 0  # as it was
     assert shell.invoke(main, [*call, "--again"]).exit_code == 0
+    later = shell.invoke(main, call)  # the later run is of the text that is there
+    assert later.exit_code == 0
+    assert f"already finished: {folder}-2" in later.output
+    write("some words", "c")
+    assert f"already finished: {folder} (" in shell.invoke(main, call).output
 
 
 # --- other files ------------------------------------------------------------------------------------------------------
