@@ -216,7 +216,8 @@ def test_two_runs_in_the_cockpit(lab: JupyterLab) -> None:
     nb.run(0)
     page = nb.page
     says = "words => document.querySelector('.jp-OutputArea .isthmus-panel').textContent.includes(words)"
-    page.wait_for_function(says, arg="fewer than DDP")
+    forecast = "() => document.querySelectorAll('.isthmus-panel table').length === 2"
+    page.wait_for_function(forecast)
     workers = page.get_by_label("workers", exact=True).first
     for typed, said in (("3.7", "workers = 3.7 is no whole number"), ("0", "workers = 0 is not allowed")):
         workers.fill(typed)
@@ -227,7 +228,7 @@ def test_two_runs_in_the_cockpit(lab: JupyterLab) -> None:
     workers.press("Enter")
     page.get_by_label("method", exact=True).first.select_option("diloco")
     page.wait_for_function(says, arg="counting what it sends")
-    page.wait_for_function("() => document.querySelectorAll('.isthmus-panel table').length === 2")
+    page.wait_for_function(forecast)
     start = page.locator(".isthmus-panel button", has_text="Start")
     start.nth(0).click()
     page.wait_for_selector("canvas")
