@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import toys
 from click.testing import CliRunner
 from safetensors.torch import load_file
 from toys import TEXT, corpus
 
 from lab.cli import main
 from lab.errors import RecipeError
+from lab.events import Stepped
 from lab.models.export import trained, with_values
 from lab.models.hf import HF
 from lab.models.lora import LoRA, adapt_, adapters, cut_to, prefix_losses
@@ -385,3 +388,19 @@ def test_models_that_do_not_fit(folder: str) -> None:
         with pytest.raises(RecipeError, match=words) as info:
             Trainer(recipe(folder, **changes), dry=True)
         assert "\n" not in str(info.value)
+
+
+def test_dropout_of_a_transformer_beside_others(folder: str, tmp_path: Path) -> None:
+    """Its attention drops out by seed, worker and step, also where its config has activations computed again in backward."""
+    config = json.loads((Path(folder) / "config.json").read_text()) | {"attention_dropout": 0.2}
+    told, before = [], torch.get_rng_state()
+    for again in (False, True):
+        place = tmp_path / str(again)
+        shutil.copytree(folder, place)
+        (place / "config.json").write_text(json.dumps(config | {"gradient_checkpointing": again}))
+        r = toys.recipe("des_loc", model=HF(str(place)), dtype="float32", steps=3, eval_every=3)
+        trainer = Trainer(r, corpus=corpus())
+        told.append([e.loss_W for e in trainer.events() if isinstance(e, Stepped)])
+        assert all(forward for forward, _ in trainer.fleet.draws.values())
+    assert told[0] == told[1]
+    assert torch.equal(before, torch.get_rng_state())

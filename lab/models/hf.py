@@ -20,12 +20,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils.checkpoint import checkpoint
 
 from lab.config import config
 from lab.errors import RecipeError
 from lab.models.files import Unreadable, check_ordinary, in_one_line, located, open_tensors, read_json
 from lab.models.gpt import cross_entropy
-from lab.seeds import Draws
+from lab.seeds import Draws, same_draws
 
 # While it builds or loads a model, transformers exchanges torch's functions for first values, methods of its own classes, and
 # torch's default dtype, each for the whole process: two threads that do so at once can leave what the other has put there.
@@ -70,6 +71,11 @@ class HF:
             self._check_use(model.config.get_text_config(), vocab_size, context)
             if not dry:
                 model = self._load(transformers, settings, model)
+        for part in model.modules():  # those that its config wants computed again in the backward pass, dropout and all
+            if getattr(part, "gradient_checkpointing", False):
+                part._gradient_checkpointing_func = functools.partial(
+                    checkpoint, use_reentrant=False, preserve_rng_state=False, context_fn=same_draws
+                )
         return HFModule(model.train())
 
     def floats_per_token(self, vocab_size: int) -> int:
