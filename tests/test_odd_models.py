@@ -129,8 +129,11 @@ def test_configs_that_do_not_fit(llama: Path, tmp_path: Path, key: str, values: 
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("bos_token_id", 10**9), ("initializer_range", -1), ("architectures", ["Nope"]), ("use_cache", "x")],
-)
+    [
+        ("bos_token_id", 10**9), ("initializer_range", -1), ("architectures", ["Nope"]), ("use_cache", "x"), ("dtype", "nope"),
+        ("dtype", "int8"), ("dtype", "bfloat16"), ("quantization_config", {"quant_method": "nope"}),
+    ],
+)  # fmt: skip
 def test_configs_with_what_does_not_matter(folder: Path, key: str, value: Any) -> None:
     set_(folder, **{key: value})
     said = build(folder)
