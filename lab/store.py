@@ -115,13 +115,17 @@ class RunFolder:
                 raise
             by, raw = made_with[0]
             return Recipe.of(raw), [f"recipe.json cannot be used ({error}): it is taken from {by}"]
-        if made_with and not any(_same(raw, here) for _, raw in made_with):
-            by, raw = made_with[0]
-            raise RecipeError(
-                f"{file} is not the recipe of this run, as {by} has it ({_difference(raw, here.to_dict())}): "
-                f"put back the one that was there, or remove it to go on with that of {by}"
-            )
+        for by, raw in made_with:
+            self._check_same(by, raw, here)
         return here, []
+
+    def _check_same(self, by: str, raw: Mapping[str, Any], here: Recipe) -> None:
+        """Raises Damaged if what is written somewhere is not the recipe in ``recipe.json``."""
+        if not _same(raw, here):
+            raise Damaged(
+                f"{self.path} has parts of two runs: {_difference(raw, here.to_dict(), by, 'recipe.json')}: put back what was "
+                f"there (without recipe.json, that of {next(self._made_with())[0]} is taken)"
+            )
 
     def _made_with(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """What recipes were written down as the run went on: where, and as plain values. What is damaged is left out."""
@@ -152,7 +156,7 @@ class RunFolder:
             when it comes to a line that is not what was written, with its number; at the end, where lines that a checkpoint counts
             on are missing.
         """
-        file, vouched = self.path / "events.jsonl", self._vouched()
+        file, vouched, some = self.path / "events.jsonl", self._vouched(), False
         started: Started | None = None
         try:
             for piece in pieces(file, vouched):
@@ -161,31 +165,27 @@ class RunFolder:
                     started = events[0]
                     self._check_started(started)
                 yield from events
+                some = True
         except FileNotFoundError:
-            if vouched is not None:
-                raise _missing(file, vouched) from None
+            pass
+        if not some and self._checkpoints():
+            raise _missing(file)
 
     def _check_started(self, started: Started) -> None:
+        """Raises Damaged if the events are of another recipe than what is beside them."""
         try:
-            here = _read_json(self.path / "recipe.json")
-            if here == started.recipe or _same(started.recipe, Recipe.of(here)):
-                return
-        except RecipeError:
-            return  # the events know better
-        raise Damaged(
-            f"{self.path / 'events.jsonl'} is of another recipe than the recipe.json beside it "
-            f"({_difference(started.recipe, here)}): put back the file that was there"
-        )
+            here = Recipe.of(_read_json(self.path / "recipe.json"))
+        except RecipeError:  # the others know better
+            here = Recipe.of(started.recipe)
+        for by, raw in (("events.jsonl", started.recipe), *self._made_with()):
+            self._check_same(by, raw, here)
 
     def _vouched(self) -> Vouched | None:
-        """What the checkpoints of this recipe know of the events: the most that one of them does."""
-        here: dict[str, Any] | None = None
-        with contextlib.suppress(RecipeError):
-            here = _read_json(self.path / "recipe.json")
+        """What the checkpoints know of the events: the most that one of them does."""
         found = []
         for _, file in self._checkpoints():
             about = _about(file)
-            if about is not None and "events" in about and here in (None, about.get("recipe")):
+            if about is not None and "events" in about:
                 found.append(Vouched(f"checkpoint {file.name}", about["events"]["bytes"], about["events"]["crc"]))
         return max(found, key=lambda vouched: vouched.num_bytes, default=None)
 
@@ -249,8 +249,8 @@ class RunFolder:
         try:
             return last_lines(self.path / "events.jsonl", num_bytes, vouched)
         except FileNotFoundError:
-            if vouched is not None:
-                raise _missing(self.path / "events.jsonl", vouched) from None
+            if self._checkpoints():
+                raise _missing(self.path / "events.jsonl") from None
             return []
 
     def _event(self, line: bytes, kind: Any) -> Event | None:
@@ -312,6 +312,9 @@ class RunFolder:
                     f"{self.path / name} is a link to {os.readlink(self.path / name)}: a run writes only into its own folder; "
                     "put in its place what it leads to"
                 )
+        for _, file in (*self._checkpoints(), *self._checkpoints(_ABOUT)):
+            if file.is_dir():
+                raise RecipeError(f"{file} is a folder: remove it, or put back the file that was there")
         with _writing(self.path, RecipeError):
             (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
             lock = open(self.path / "lock", "a+", opener=_no_link)
@@ -351,24 +354,26 @@ class RunFolder:
             for number, file in self._checkpoints():
                 if number > step:  # passed over: the steps to it are done again
                     _remove(file)
-            for about in (self.path / "checkpoints").iterdir():
-                if _ABOUT.fullmatch(about.name) and not about.with_suffix(".safetensors").exists():
+            for _, about in self._checkpoints(_ABOUT):
+                if not about.with_suffix(".safetensors").exists():
                     about.unlink()
 
     def append(self, event: Event) -> None:
         """Write one event; it is on its way to the disk within a quarter of a second. Raises LabError where it cannot be written."""
         assert self._file is not None
         line = to_bytes(event)
-        with _writing(self.path):
+        try:
             if isinstance(event, Turned) and event.knob != "paused":
                 self._knobs = self._knobs or Log(self.path / "knobs.jsonl")
                 self._knobs.append(line)
-                self._knobs.flush()
+                self._knobs.flush(sync=True)  # it cannot be worked out again
             self._file.append(line)
             now = time.monotonic()
             if now - self._flushed > 0.25:
                 self._file.flush()
                 self._flushed = now
+        except OSError as error:
+            raise _cannot_write(self.path, error) from None
 
     def flush(self) -> None:
         """All that was appended is in the file. Raises LabError where it cannot be."""
@@ -401,13 +406,13 @@ class RunFolder:
     def checkpoint_file(self, step: int) -> Path:
         return self.path / "checkpoints" / f"step-{step:06d}.safetensors"
 
-    def _checkpoints(self) -> list[tuple[int, Path]]:
+    def _checkpoints(self, named: re.Pattern[str] | None = None) -> list[tuple[int, Path]]:
         """By their steps, the newest last: by number, since names of more than six digits sort otherwise."""
         try:
             names = os.listdir(self.path / "checkpoints")
         except OSError:
             return []
-        found = ((_CHECKPOINT.fullmatch(name), name) for name in names)
+        found = (((named or _CHECKPOINT).fullmatch(name), name) for name in names)
         return sorted((int(m[1]), self.path / "checkpoints" / name) for m, name in found if m)
 
     def save(self, step: int, tensors: dict[str, Tensor], extra: dict[str, Any]) -> Checkpointed:
@@ -473,7 +478,7 @@ class RunFolder:
                 raise RecipeError(_newer(file, meta["version"]))
             if "recipe" in meta and not _same(meta["recipe"], recipe):
                 raise RecipeError(
-                    f"{file} is of another recipe ({_difference(meta['recipe'], recipe.to_dict())}): "
+                    f"{file} is of another recipe ({_difference(meta['recipe'], recipe.to_dict(), 'it', 'this run')}): "
                     "remove it, or put back the recipe.json that was there"
                 )
             try:
@@ -532,7 +537,7 @@ class RunFolder:
 
 UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError)
 _CHECKPOINT = re.compile(r"step-([0-9]+)\.safetensors")
-_ABOUT = re.compile(r"step-[0-9]+\.json")
+_ABOUT = re.compile(r"step-([0-9]+)\.json")
 _TEMPORARY = re.compile(r"\.(recipe|events|knobs|step-[0-9]+)\.(json|jsonl|safetensors)\.[0-9]+\.tmp")
 
 
@@ -559,8 +564,10 @@ def _parsed(file: Path, piece: Piece, started: Started | None = None) -> list[Ev
     raise Damaged(f"{file}: the lines from {piece.number:,} on are damaged")
 
 
-def _missing(file: Path, vouched: Vouched) -> Damaged:
-    return Damaged(f"{file} is missing, and {vouched.by} counts on it: put back the file that was there")
+def _missing(file: Path) -> Damaged:
+    return Damaged(
+        f"{file} has no events, and there are checkpoints that count on it: put back the file that was there"
+    )
 
 
 def _started(file: Path, line: bytes) -> Started:
@@ -609,13 +616,15 @@ def _same(raw: Mapping[str, Any], recipe: Recipe) -> bool:
         return False
 
 
-def _difference(there: Any, here: Any, key: str = "") -> str:
+def _difference(there: Any, here: Any, name_there: str = "there", name_here: str = "here", key: str = "") -> str:
     """The first value that is another, in words."""
     if isinstance(there, dict) and isinstance(here, dict):
         for name in sorted(there.keys() | here.keys()):
             if there.get(name) != here.get(name):
-                return _difference(there.get(name), here.get(name), f"{key}.{name}" if key else name)
-    return plain(f"{key} is {json.dumps(there)} there and {json.dumps(here)} here", 200)
+                inner = f"{key}.{name}" if key else name
+                return _difference(there.get(name), here.get(name), name_there, name_here, inner)
+    values = [plain(json.dumps(value), 60) for value in (there, here)]
+    return f"{key} is {values[0]} in {name_there} and {values[1]} in {name_here}"
 
 
 def _checkpoint(file: Path) -> tuple[Checkpoint, dict[str, Any]]:
@@ -709,9 +718,13 @@ def _writing(path: Path, kind: type[LabError] = LabError) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
-        hint = f"make room, then go on with: lab resume {path}" if full else "is it a folder that you may write to?"
-        raise kind(f"cannot write {error.filename or path} ({error.strerror or error}): {hint}") from None
+        raise _cannot_write(path, error, kind) from None
+
+
+def _cannot_write(path: Path, error: OSError, kind: type[LabError] = LabError) -> LabError:
+    full = error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+    hint = f"make room, then go on with: lab resume {path}" if full else "is it a folder that you may write to?"
+    return kind(f"cannot write {error.filename or path} ({error.strerror or error}): {hint}")
 
 
 def _no_link(path: str, flags: int) -> int:

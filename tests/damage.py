@@ -167,11 +167,11 @@ def several_of_another_run(draw: Draw, folder: Path, other: Path) -> str:
     """Its recipe, its events, or all its checkpoints; perhaps two of these."""
     parts = draw.sample(["recipe.json", "events.jsonl", "checkpoints"], draw.choice([1, 2]))
     for part in parts:
-        if part == "checkpoints":
+        if (folder / part).is_symlink():
+            (folder / part).unlink()
+        elif part == "checkpoints":
             shutil.rmtree(folder / part)
-            shutil.copytree(other / part, folder / part)
-        else:
-            shutil.copy(other / part, folder / part)
+        (shutil.copytree if part == "checkpoints" else shutil.copy)(other / part, folder / part)
     return " and ".join(parts)
 
 
