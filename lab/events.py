@@ -291,7 +291,10 @@ def read(lines: bytes) -> list[Event]:
 
     Checksums are left out, and not looked at.
     """
-    array = b"[" + _CHECKSUM.sub(b"}\n", lines.rstrip(b"\n") + b"\n")[:-1].replace(b"\n", b",") + b"]"
+    text = _CHECKSUM.sub(b"},", lines if lines.endswith(b"\n") else lines + b"\n")
+    if b"\n" in text:  # lines without one
+        text = text.rstrip(b"\n").replace(b"\n", b",")
+    array = b"[" + text.rstrip(b",") + b"]"
     collecting = gc.isenabled()
     gc.disable()  # nothing here is garbage, and looking for it would take most of the time
     try:
