@@ -397,6 +397,8 @@ ON_A_DEVICE = {
         "diloco int8",
         "streaming_diloco e3m0",
         "des_loc outer, storm",
+        "photon kept Nesterov, drawn",
+        "lordo, drawn",
         "lordo error feedback",
         "experts on two",
         "experts that move, outer",
