@@ -298,7 +298,7 @@ def count_(optimizer: torch.optim.Optimizer, params: Stack, up: Sequence[bool], 
     of_blocks: list[list[int]] = [[] for _ in params.blocks]
     for leaf, (i, part) in zip(optimizer.param_groups[0]["params"], _leaves(params), strict=True):
         state, workers = optimizer.state[leaf], _held(params, i, part)
-        state.setdefault("step", torch.tensor(t - 1.0, device="cpu"))
+        state.setdefault("step", torch.tensor(t - 1.0, dtype=torch.float32, device="cpu"))
         before = _counts(state, len(workers))["step"]
         steps = [n + up[w] for n, w in zip(before, workers, strict=True)]
         _write_counts_(state, {"step": steps})
@@ -310,7 +310,7 @@ def count_as_before_(optimizer: torch.optim.Optimizer, t: int) -> None:
     """After a checkpoint of step ``t`` from when ADOPT did not count: as if nobody had ever been away."""
     for state in optimizer.state.values() if isinstance(optimizer, ADOPT) else ():
         if state:
-            state.setdefault("step", torch.tensor(t - 1.0, device="cpu"))
+            state.setdefault("step", torch.tensor(t - 1.0, dtype=torch.float32, device="cpu"))
 
 
 def take_over_(

@@ -141,6 +141,7 @@ RUNS = {
     "experts": recipe("fomoe", model="moe-nano", routing_every=2, steps=2, dtype="float32"),
     "outer": recipe("diloco", steps=4, codecs={"params": "int8"}),
     "all at once": recipe("des_loc", steps=3, compute=Compute(vectorised=True)),
+    "counts of their own": recipe("lordo", scenario={"sample": 2, "sample_every": 1}, steps=3),
     "measured": recipe("lordo", steps=3, metrics=["spectrum", "activations", "noise"], metrics_every=2),
 }
 
@@ -152,11 +153,13 @@ def stories() -> dict[str, list[Event]]:
 
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_no_setting_of_the_kernel_changes_a_run(setting: str, stories: dict[str, list[Event]]) -> None:
-    text = corpus()
+    text, strange = corpus(), {torch.bfloat16, torch.float16}
     with SETTINGS[setting]():
         before = kernel()
         for name, r in RUNS.items():
-            assert list(story(Trainer(r, corpus=text).events())) == stories[name], name
+            trainer = Trainer(r, corpus=text)
+            assert list(story(trainer.events())) == stories[name], name
+            assert not {x.dtype for x in trainer.snapshot()[0].values() if x.dim()} & strange, name
         assert before == kernel()
 
 

@@ -39,7 +39,7 @@ class ADOPT(torch.optim.Optimizer):
                 if g is None:
                     continue
                 if not state:
-                    state["step"] = torch.tensor(0.0, device="cpu")
+                    state["step"] = torch.tensor(0.0, dtype=torch.float32, device="cpu")
                     state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(x), g * g
                     continue
                 state["step"] += 1

@@ -124,7 +124,7 @@ class LowRankAdam(torch.optim.Optimizer):
                 if g is None:
                     continue
                 if not state:
-                    state["step"] = torch.tensor(0.0, device="cpu")
+                    state["step"] = torch.tensor(0.0, dtype=torch.float32, device="cpu")
                     if x.dim() >= 2:
                         state["projector"] = first_basis(x, group["rank"])
                         if group["error_feedback"]:

@@ -73,7 +73,7 @@ class QHAdam(torch.optim.Optimizer):
                 if g is None:
                     continue
                 if not state:
-                    state["step"] = torch.tensor(0.0, device="cpu")
+                    state["step"] = torch.tensor(0.0, dtype=torch.float32, device="cpu")
                     state.update({name: torch.zeros_like(x) for name in (*momenta(len(decays)), "exp_avg_sq")})
                 state["step"] += 1
                 k, v = float(state["step"]), state["exp_avg_sq"]
@@ -117,7 +117,7 @@ class QHADOPT(torch.optim.Optimizer):
                 if g is None:
                     continue
                 if not state:
-                    state["step"] = torch.tensor(0.0, device="cpu")
+                    state["step"] = torch.tensor(0.0, dtype=torch.float32, device="cpu")
                     state.update({name: torch.zeros_like(x) for name in momenta(len(decays))})
                     state["exp_avg_sq"] = g * g
                     continue
