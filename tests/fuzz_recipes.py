@@ -23,6 +23,7 @@ from typing import Any
 import psutil
 import torch
 
+import lab.models.build
 from lab.errors import LabError, RecipeError
 from lab.methods import FEDERATED, METHODS
 from lab.models.build import check_size
@@ -37,6 +38,7 @@ from lab.recipe import Recipe
 from lab.run import train
 
 MOST_SECONDS = 30.0  # of computing, for reading, planning and running one
+FREE = 500_000_000  # bytes that a run may ask for: what it then takes is to be near that
 Path_ = tuple[Any, ...]
 
 DEEP: Any = 0
@@ -284,10 +286,10 @@ def clamped(recipe: Recipe, touched: set[str], running: bool) -> Recipe:
         raw["scenario"]["sample"] = min(raw["scenario"]["sample"], raw["num_workers"])
     if len(raw["lora"]["ranks"]) > 1:
         raw["lora"]["ranks"] = raw["lora"]["ranks"][: raw["num_workers"]]
-    large = isinstance(recipe.model, MoE) and recipe.model.num_layers * recipe.model.num_experts > 256
     if not running:
-        if large:  # a placement of 65,536 experts takes its time
-            raw["model"]["num_layers"] = max(1, 256 // recipe.model.num_experts)
+        model = recipe.model
+        if isinstance(model, MoE) and model.num_layers * model.num_experts > 256:  # 65,536 experts take their time
+            raw["model"]["num_layers"] = max(1, 256 // model.num_experts)
         return Recipe.of(raw)
     for name, period in {"sync_every": raw["method"].get("sync_every")}.items():
         if "method" not in touched and isinstance(period, int):
@@ -350,7 +352,15 @@ class Figures:
 
 
 def fuzz(count: int, runs: int, first: int = 0, seconds: float = MOST_SECONDS) -> Figures:
-    """Read ``count`` recipes, plan those that are accepted, and run ``runs`` of them."""
+    """Read ``count`` recipes, plan those that are accepted, and run ``runs`` of them, as if `FREE` bytes were free."""
+    before, lab.models.build.free_bytes = lab.models.build.free_bytes, lambda device: FREE
+    try:
+        return _fuzz(count, runs, first, seconds)
+    finally:
+        lab.models.build.free_bytes = before
+
+
+def _fuzz(count: int, runs: int, first: int, seconds: float) -> Figures:
     figures, base = Figures(), psutil.Process().memory_info().rss
     for seed in range(first, first + count):
         began, stage = time.process_time(), "reading"

@@ -137,10 +137,15 @@ def _needs(recipe: Recipe, numbers: float, vocab_size: int, workers: int, device
     }
 
 
-def _refuse_above(needs: Needs, device: torch.device = CPU) -> None:
+def free_bytes(device: torch.device) -> int:
+    """Memory that nobody uses at the moment."""
     import psutil
 
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    return int(torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available)
+
+
+def _refuse_above(needs: Needs, device: torch.device = CPU) -> None:
+    free = free_bytes(device)
     needed = sum(needs.values())
     if needed <= free:
         return
