@@ -1,23 +1,32 @@
-# Every target sets up .venv by itself and installs again only when a dependency file changed.
+# Every target sets up .venv by itself and installs again only when a dependency file changed. What is installed is locked, with
+# hashes (requirements.lock, requirements-dev.lock); torch comes alone, since which torch depends on the machine.
 #   make demo PYTHON=python3.12           another Python (3.11 or newer)
 #   make test JOBS=0                      in one process; by default as many share the tests as there are cores, four at most
-#   make demo PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu"   torch without GPU packages on Linux
+#   make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu   torch without GPU packages on Linux, from its own index alone
+#   make demo LOCKED=no                   the newest versions that fit, instead of the locked ones
 
 PYTHON ?= python3
 PIP_FLAGS ?=
+TORCH_INDEX ?=
+LOCKED ?= yes
 JOBS ?= logical
 BIN := .venv/bin
-INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt
-NEEDS := pyproject.toml constraints.txt
+PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS)
+TORCH = $(PIP) -c constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
+ifeq ($(LOCKED),yes)
+INSTALL = $(PIP) --require-hashes --no-deps -r $(1).lock && $(TORCH) && $(PIP) --no-deps --no-build-isolation -e .
+else
+INSTALL = $(TORCH) && $(PIP) -e ".[$(2)]"
+endif
 
-.PHONY: demo test lab bench lint clean
+.PHONY: demo test lab bench lint lock clean
 .DEFAULT_GOAL := demo
 
 demo: .venv/installed  ## train four methods on real text, draw what they sent, check the papers' claims
 	$(BIN)/lab reproduce 00_start_here
 	@echo "The page above opens in any browser. To go on by yourself: make lab"
 
-test: .venv/installed-test  ## the whole test suite
+test: .venv/installed-dev  ## the whole test suite
 	$(BIN)/python -m pytest -n $(JOBS) --maxprocesses 4 --dist worksteal
 
 lab: .venv/installed  ## JupyterLab on the notebooks
@@ -32,23 +41,25 @@ lint: .venv/installed-dev  ## style, types, and notebooks without outputs
 	$(BIN)/mypy
 	$(BIN)/nbstripout --verify notebooks/*.ipynb
 
+lock: .venv/pip  ## the locked versions anew, from constraints.txt and what goes with it: for all systems and Pythons
+	$(BIN)/python -m pip install --quiet uv
+	for extra in "requirements.lock" "requirements-dev.lock --all-extras"; do \
+	  $(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-annotate --no-emit-package torch \
+	    --constraints constraints.txt --custom-compile-command "make lock" pyproject.toml --quiet -o $$extra || exit 1; done
+
 clean:  ## remove the environment and caches, never runs/
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
 
 .venv/pip:
 	@$(PYTHON) -c 'import sys; sys.exit("Isthmus needs Python 3.11 or newer, this is %d.%d: make PYTHON=python3.11 …" % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv .venv
 	@touch $@
 
-.venv/installed: .venv/pip $(NEEDS)
+.venv/installed: .venv/pip pyproject.toml constraints.txt requirements.lock
 	@echo "Installing the lab into .venv (torch and JupyterLab: two to five minutes the first time) …"
-	$(INSTALL) -e .
+	$(call INSTALL,requirements,)
 	@touch $@
 
-.venv/installed-test: .venv/installed $(NEEDS)
-	$(INSTALL) -e ".[test]"
-	@touch $@
-
-.venv/installed-dev: .venv/installed-test $(NEEDS)
-	$(INSTALL) -e ".[dev]"
+.venv/installed-dev: .venv/installed requirements-dev.lock
+	$(call INSTALL,requirements-dev,dev)
 	@touch $@

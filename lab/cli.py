@@ -508,6 +508,17 @@ def sweep(notebook: str, parameters: tuple[str, ...], out: str, jobs: int | None
     sys.exit(execute(notebook, list(parameters), Path(out), jobs=jobs, again=again))
 
 
+@main.command()
+@click.argument("folder", default="notebooks", type=click.Path(file_okay=False))
+def notebooks(folder: str) -> None:
+    """Copy the notebooks that come with the lab into FOLDER, where they are not there yet."""
+    from lab.notebooks import copy_shipped
+
+    copied = copy_shipped(Path(folder))
+    click.echo(f"{copied} notebooks copied to {folder}/" if copied else f"all notebooks are in {folder}/ already")
+    click.echo(f"open one with: jupyter lab {Path(folder) / '00_start_here.ipynb'}")
+
+
 @main.command(name="list")
 @runs_option
 def list_(runs: str) -> None:

@@ -7,7 +7,9 @@ import hashlib
 import json
 import keyword
 import os
+import site
 import sys
+import sysconfig
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,6 +22,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from lab import child
 from lab.errors import RecipeError
+from lab.store import write_atomically
 
 DONE = "isthmus"  # key in an executed notebook's metadata, written last
 PYTHON = {"name": "python3", "display_name": "Python 3 (ipykernel)", "language": "python"}
@@ -183,6 +186,32 @@ class Notebook:
                 words = "its kernel died: out of memory, killed, or ended by the notebook itself"
             return f"{words or type(error).__name__} (see {target})"
         return None
+
+
+def shipped() -> Path | None:
+    """Where the lab's own notebooks lie: in its checkout, or where the package was installed."""
+    above = Path(__file__).resolve().parents[1]
+    places = [
+        above,
+        *(Path(base) / "share/isthmus" for base in (above, sysconfig.get_path("data"), site.getuserbase())),
+    ]
+    return next((place / "notebooks" for place in places if (place / "notebooks/00_start_here.ipynb").is_file()), None)
+
+
+def copy_shipped(folder: Path) -> int:
+    """Copy the lab's own notebooks into a folder; how many. What is there already stays as it is."""
+    source = shipped()
+    if source is None:
+        raise RecipeError("this installation of isthmus has no notebooks: install it again with pip")
+    copied = 0
+    for file in sorted(p for p in source.rglob("*") if p.is_file()):
+        place = folder / file.relative_to(source)
+        ours = (file.suffix == ".ipynb" and file.parent == source) or "stored" in file.relative_to(source).parts
+        if ours and not place.exists():
+            place.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(place, file.read_bytes())
+            copied += file.suffix == ".ipynb"
+    return copied
 
 
 def literal(text: str) -> Any:

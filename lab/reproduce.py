@@ -21,7 +21,7 @@ import click
 from lab import child
 from lab.claims import Claims, claims_in
 from lab.errors import RecipeError
-from lab.notebooks import DONE, Notebook, given, unchanged
+from lab.notebooks import DONE, Notebook, copy_shipped, given, shipped, unchanged
 from lab.places import located, shown
 from lab.store import write_atomically
 
@@ -46,7 +46,7 @@ def reproduce(
     texts = given(parameters)
     notebooks = [find(name) for name in names] if names else sorted(Path("notebooks").glob("[0-9]*.ipynb"))
     if not notebooks:
-        raise RecipeError("there is no notebooks/ folder here: run this in the project's folder, or name the notebooks")
+        raise RecipeError("there is no notebooks/ folder here: `lab notebooks` makes one, or name the notebooks")
     cells: list[Cell] = []
     out = located(out)
     for source in map(located, notebooks):
@@ -190,10 +190,15 @@ def finished(out: Path, but: set[Path]) -> Iterator[Cell]:
 
 
 def find(name: str) -> Path:
+    """A notebook by its path or its name; one that comes with the lab is copied to ``notebooks/``, where there is none yet."""
     for path in (Path(name), Path("notebooks") / name, Path("notebooks") / f"{name}.ipynb"):
         if path.is_file():
             return path
-    there = ", ".join(p.stem for p in sorted(Path("notebooks").glob("[0-9]*.ipynb"))) or "none here"
+    own = shipped()
+    if not Path("notebooks").exists() and own is not None and (own / f"{name.removesuffix('.ipynb')}.ipynb").is_file():
+        click.echo(f"{copy_shipped(Path('notebooks'))} notebooks that come with the lab copied to notebooks/")
+        return find(name)
+    there = ", ".join(p.stem for p in sorted((own or Path("notebooks")).glob("[0-9]*.ipynb"))) or "none here"
     raise RecipeError(f"no notebook {name!r}: there are {there}")
 
 
