@@ -150,7 +150,7 @@ def _json(value: Any) -> str:
 
 def renewed(page: Path) -> str:
     """The text of a page with its computed parts made anew."""
-    name, text = page.stem, page.read_text()
+    name, text = page.stem, page.read_text(encoding="utf-8")
     block = index() if name == "README" else sends(name)
     text, found = re.subn(
         r"(<!-- computed[^>]*-->).*?(<!-- end -->)", lambda m: f"{m[1]}\n\n{block}\n\n{m[2]}", text, flags=re.S

@@ -138,7 +138,7 @@ def _progress(name: str) -> Iterator[None]:
         wait = 1.0 if live else 10.0
         while not done.wait(wait):
             try:
-                word = Path(os.environ[NOTE]).read_text().strip()
+                word = Path(os.environ[NOTE]).read_text(encoding="utf-8").strip()
             except OSError:
                 word = ""
             line = f"{name}: {time.perf_counter() - began:.0f} s  {word}"

@@ -317,7 +317,7 @@ class RunFolder:
                 raise RecipeError(f"{file} is a folder: remove it, or put back the file that was there")
         with _writing(self.path, RecipeError):
             (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
-            lock = open(self.path / "lock", "a+", opener=_no_link)
+            lock = open(self.path / "lock", "a+", encoding="utf-8", opener=_no_link)
         if not _lock(lock):
             lock.close()
             raise Busy(f"{self.path} is being written by another process: wait for it, or stop it")

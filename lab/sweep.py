@@ -215,7 +215,7 @@ def _say(line: str, live: bool) -> None:
 
 def _last_line(file: Path) -> str:
     try:
-        return file.read_text(errors="replace").strip().rpartition("\n")[2]
+        return file.read_text(encoding="utf-8", errors="replace").strip().rpartition("\n")[2]
     except OSError:
         return ""
 

@@ -44,7 +44,7 @@ class JupyterLab:
             f"--ServerApp.root_dir={folder}",
             "--LabApp.expose_app_in_browser=True",
         ]
-        with open(folder / "server.log", "w") as log:
+        with open(folder / "server.log", "w", encoding="utf-8") as log:
             self.server = subprocess.Popen(command, env=env, stdout=log, stderr=log, cwd=folder)
         began = time.monotonic()
         while True:

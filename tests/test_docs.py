@@ -123,7 +123,7 @@ def exists(name: str) -> bool:
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_names_and_links_lead_somewhere(page: Path) -> None:
     """Names of our code in backticks, files in backticks, and relative links."""
-    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.S)
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.S)
     for name in re.findall(r"`(lab(?:\.\w+)+)`", text):
         assert exists(name), name
     for file in re.findall(r"`((?:lab|tests|docs|widgets|bench)/[\w/]+\.\w+)`", text):

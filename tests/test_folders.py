@@ -703,7 +703,7 @@ def test_a_file_in_the_place_of_a_folder_is_one_line(cases: list[Case], tmp_path
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this platform has no /dev/full")
 def test_an_output_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
-    with open("/dev/full", "w") as full:
+    with open("/dev/full", "w", encoding="utf-8") as full:
         out = subprocess.run(
             [sys.executable, "-m", "lab", "list", "--runs", str(tmp_path)],
             stdout=full,

@@ -90,7 +90,7 @@ def test_every_dependency_is_constrained_and_allowed():
 
 def imported(file: Path) -> set[str]:
     """Packages that a file imports, anywhere in it."""
-    nodes = list(ast.walk(ast.parse(file.read_text())))
+    nodes = list(ast.walk(ast.parse(file.read_text(encoding="utf-8"))))
     names = {a.name for node in nodes if isinstance(node, ast.Import) for a in node.names}
     names |= {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)}
     return {name.split(".")[0] for name in names}
@@ -109,7 +109,7 @@ def test_pages_are_made_without_the_lab():
 
 def lines_of_code(file: Path) -> int:
     """Lines that hold code: no blank lines, comments or docstrings."""
-    text = file.read_text()
+    text = file.read_text(encoding="utf-8")
     silent = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER)
     lines = set()
     for token in tokenize.generate_tokens(io.StringIO(text).readline):

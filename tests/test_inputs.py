@@ -36,7 +36,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def write(words: str, names: str = "abc") -> None:
     Path("text").mkdir(exist_ok=True)
     for name in names:
-        Path(f"text/{name}.txt").write_text(f"{words} in {name} " * 60)
+        Path(f"text/{name}.txt").write_text(f"{words} in {name} " * 60, encoding="utf-8")
 
 
 def of_text(**changes: Any) -> Recipe:
@@ -189,7 +189,7 @@ def test_runs_of_earlier_versions_go_on_and_are_shown() -> None:
             patch.setattr("lab.run.of_run", lambda *a: {})
             patch.setattr(RunFolder, "record_inputs", lambda *a: None)
             cut_at(4, r, folder) if cut else train(r, folder)
-        lines = [json.loads(line) for line in Path(folder, "events.jsonl").read_text().splitlines()]
+        lines = [json.loads(line) for line in Path(folder, "events.jsonl").read_text(encoding="utf-8").splitlines()]
         assert lines[0].pop("inputs") == {}
         events = list(RunFolder(folder).events())
         assert isinstance(events[0], Started)

@@ -46,7 +46,7 @@ TINY = {
 
 
 def parsed(path: Path) -> dict:
-    return json.loads(path.read_text())
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def test_every_notebook_is_tested():

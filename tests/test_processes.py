@@ -68,7 +68,7 @@ def run_over(num: int, out: Path, machines: int = 1) -> None:
     command = [sys.executable, str(ROOT / "tests/over_processes.py"), str(out)]
     started = []
     for p in range(num):
-        with open(out / f"process-{p}.log", "w") as log:
+        with open(out / f"process-{p}.log", "w", encoding="utf-8") as log:
             mine = env | {"RANK": str(p), "LOCAL_RANK": str(p % (num // machines))}
             started.append(subprocess.Popen(command, env=mine, stdout=log, stderr=subprocess.STDOUT))
     try:

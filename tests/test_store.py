@@ -162,7 +162,7 @@ def test_a_torn_last_line_is_left_out(torn: str, tmp_path: Path, whole: list[Eve
     """A line without its end was being written when the process died: readers do not see it, and resuming drops it."""
     folder = cut_off(tmp_path, recipe(), 4)
     before = list(folder.events())
-    with open(tmp_path / "events.jsonl", "a") as file:
+    with open(tmp_path / "events.jsonl", "a", encoding="utf-8") as file:
         file.write(torn)
     assert list(RunFolder(tmp_path).events()) == before
     assert RunFolder(tmp_path).ended() is None

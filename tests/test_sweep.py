@@ -33,7 +33,9 @@ def notebook(path: Path) -> Path:
 
     cells = [cell('x: int = 1  # how many\nlabel: str = "a"  # of what', "parameters"), cell(CLAIMING)]
     python = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
-    path.write_text(json.dumps({"cells": cells, "metadata": python, "nbformat": 4, "nbformat_minor": 5}))
+    path.write_text(
+        json.dumps({"cells": cells, "metadata": python, "nbformat": 4, "nbformat_minor": 5}), encoding="utf-8"
+    )
     return path
 
 

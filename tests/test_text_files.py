@@ -376,7 +376,7 @@ def test_names_that_are_not_utf8(tmp_path: Path) -> None:
     folder = os.fsencode(tmp_path) + b"/d\xe9"
     os.mkdir(folder)
     for name in (b"caf\xe9.txt", b"plain.txt"):
-        Path(os.fsdecode(folder + b"/" + name)).write_text("some words " * 60)
+        Path(os.fsdecode(folder + b"/" + name)).write_text("some words " * 60, encoding="utf-8")
     Path(os.fsdecode(folder + b"/\xff.bin")).write_bytes(b"\0")
     corpus = read_corpus(f"text:{os.fsdecode(folder)}", cache=tmp_path / "cache")
     assert len(corpus.train.doc_start) == 2
@@ -414,7 +414,7 @@ def test_commas_in_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 def tokenizer_file(path: Path, model: dict[str, Any], **changes: Any) -> str:
     parts = ("truncation", "padding", "normalizer", "pre_tokenizer", "post_processor", "decoder")
     whole = {"version": "1.0", "added_tokens": [], **dict.fromkeys(parts), "model": model} | changes
-    path.write_text(json.dumps(whole))
+    path.write_text(json.dumps(whole), encoding="utf-8")
     return str(path)
 
 

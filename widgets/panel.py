@@ -314,7 +314,7 @@ class _Line:
         if self.status.last is not None or time.monotonic() >= self.next:
             self.next = time.monotonic() + 0.5
             if NOTE in os.environ:  # whoever executes the notebook wants to know as well
-                Path(os.environ[NOTE]).write_text(self.status.text())
+                Path(os.environ[NOTE]).write_text(self.status.text(), encoding="utf-8")
             BATCH.update(self.display_id, {"text/plain": self.status.text()})
 
 

@@ -57,7 +57,7 @@ class _Progress:
 
     def _show(self, *present: str) -> None:
         if NOTE in os.environ:  # a batch run wants to know as well
-            Path(os.environ[NOTE]).write_text([*self.done, *present][-1])
+            Path(os.environ[NOTE]).write_text([*self.done, *present][-1], encoding="utf-8")
         self.handle.update({"text/plain": "\n".join([*self.done, *present])}, raw=True)
         self.shown = time.monotonic()
 

@@ -259,7 +259,7 @@ def events_over(
     listener = Listener(asks=between is not None)
     env = child.environment() | listener.environment()
     with (
-        tempfile.TemporaryFile("w+") as said,
+        tempfile.TemporaryFile("w+", encoding="utf-8") as said,
         # In a session of its own: what interrupts a cell does not end the run.
         subprocess.Popen(
             command, env=env, cwd=working_folder(), stdout=said, stderr=said, start_new_session=True

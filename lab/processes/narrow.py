@@ -212,7 +212,7 @@ def measure(recipe: Recipe, bits_per_second: float, look_between: bool = False) 
         started = []
         for p, name in enumerate(names):
             command = [*inside, name, *child.command("lab", "resume", str(folder.path))]
-            with open(Path(path) / f"{p}.log", "w") as log:
+            with open(Path(path) / f"{p}.log", "w", encoding="utf-8") as log:
                 mine = env | {"RANK": str(p), "LOCAL_RANK": "0"}
                 started.append(subprocess.Popen(command, env=mine, stdout=log, stderr=subprocess.STDOUT))
         codes = [p.wait() for p in started]
