@@ -19,7 +19,7 @@ from toys import recipe as tiny
 import lab
 from lab.cli import main
 from lab.errors import RecipeError, shown
-from lab.events import Warned
+from lab.events import Routed, Warned
 from lab.methods import DESLOC, METHODS, DiLoCo, name_of
 from lab.models.build import check_memory, check_size
 from lab.models.gpt import GPT
@@ -623,6 +623,15 @@ FINE: list[tuple[str, list[str]]] = [
     ("fomoe", ["model.num_shared_experts=9"]),
     ("fomoe", ["placement.kind=random", "placement.warmup=1000000"]),
 ]
+
+
+def test_experts_whose_numbers_are_drawn() -> None:
+    """SPARTA averages numbers that belong to no tensor by name; its routers are looked at all the same."""
+    r = tiny("sparta", model=MoE(dim=8), routing_every=2)
+    events = list(Trainer(r, corpus=corpus()).events())
+    routed = [e for e in events if isinstance(e, Routed)]
+    assert len(routed) == 3
+    assert all(x is None for row in routed[-1].divergence_LE for x in row)
 
 
 @pytest.mark.parametrize(("preset", "overrides"), FINE)

@@ -61,8 +61,8 @@ class Watch:
     @torch.no_grad()
     def at_average(self, state: str, stack: Stack, mean: Stack) -> None:
         """How far the copies of each expert have come apart: ‖copy − mean‖ / ‖mean‖, mean over the holders that are up."""
-        if state != "params":
-            return
+        if state != "params" or not stack.layout.place.keys() <= self.fleet.layout.place.keys():
+            return  # of numbers that are drawn from all tensors nobody can say which expert's they are
         for i, (block, copies, average) in enumerate(zip(stack.layout.blocks, stack.blocks, mean.blocks, strict=True)):
             rows, num = stack.rows(i, self.fleet.up), sum(self.fleet.up[w] for w in block.everywhere)
             if block.group != "experts" or num < 2:
