@@ -90,11 +90,10 @@ def check_size(recipe: Recipe, workers: int, device: torch.device) -> None:
     experts = model.num_layers * model.num_experts if isinstance(model, MoE) else 0
     layers = LAYER_BYTES * model.num_layers * (workers + 1)  # the whole model is one more
     host[f"the modules of {workers} workers"] = WORKER_BYTES * workers + layers + EXPERT_BYTES * experts * copies
-    numbers: float = 2 * (everywhere + in_experts)  # frozen ones are kept once, and made once
-    if not recipe.lora.ranks:
-        numbers = (everywhere * workers + in_experts * copies) * _states(recipe)
+    whole = everywhere + in_experts
+    held, frozen = (0.0, whole) if recipe.lora.ranks else (everywhere * workers + in_experts * copies, 0)
     angles = recipe.context * (model.dim // model.num_heads) * (workers + 1)
-    needs = _needs(recipe, numbers, vocab_size, workers, device) | {"positions": angles * torch.float32.itemsize}
+    needs = _needs(recipe, held, frozen, vocab_size, workers, device) | {"positions": angles * torch.float32.itemsize}
     if device.type == "cpu":
         return _refuse_above(needs | host)
     _refuse_above(host)
@@ -112,7 +111,7 @@ def check_memory(recipe: Recipe, vocab_size: int, workers: int, device: torch.de
         frozen = sum(p.numel() for p in module.parameters() if not p.requires_grad)
     named = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
     held = sum(p.numel() * (_copies(recipe, workers) if unit(n) else workers) for n, p in named)
-    _refuse_above(_needs(recipe, held * _states(recipe) + 2 * frozen, vocab_size, workers, device), device)
+    _refuse_above(_needs(recipe, held, frozen, vocab_size, workers, device), device)
 
 
 def _copies(recipe: Recipe, workers: int) -> float:
@@ -120,19 +119,20 @@ def _copies(recipe: Recipe, workers: int) -> float:
     return (recipe.placement.overlap or recipe.num_workers) * workers / recipe.num_workers
 
 
-def _states(recipe: Recipe) -> int:
-    """Parameters, gradients and optimizer states."""
-    return 2 + len(recipe.method.inner.state_names)
-
-
-def _needs(recipe: Recipe, numbers: float, vocab_size: int, workers: int, device: torch.device) -> Needs:
-    compute = recipe.compute
+def _needs(recipe: Recipe, held: float, frozen: int, vocab_size: int, workers: int, device: torch.device) -> Needs:
+    """Bytes by what they are for; ``held`` numbers are trained by all workers together, ``frozen`` ones kept, and made, once."""
+    compute, states = recipe.compute, len(recipe.method.inner.state_names)
+    outer = getattr(recipe.method, "outer", None)
+    agreed = held / workers * (2 + (len(outer.state_names) if outer is not None else 0))
+    written = held * (1 + states) if recipe.checkpoint_every and device.type == "cpu" else 0
     at_once = workers if compute.vectorised else min(workers, num_cores()) if device.type == "cpu" else 1
     rows = math.ceil(recipe.batch_size / compute.accumulate)
     element = getattr(torch, recipe.dtype).itemsize
     activations = at_once * rows * recipe.context * recipe.model.floats_per_token(vocab_size) * element
     return {
-        f"the states of {workers} workers": numbers * element,
+        f"the states of {workers} workers": (held * (2 + states) + 2 * frozen) * element,
+        "what they agree on": agreed * element,
+        "a checkpoint": written * element,
         f"the activations of {at_once} × {rows} sequences of {recipe.context} tokens": activations,
     }
 
