@@ -554,12 +554,16 @@ def list_(runs: str) -> None:
 
 def _row(head: str, text: str) -> None:
     """A line that is not wider than the terminal; elsewhere, and for whoever reads it with a program, one line."""
-    line = head + text
-    if sys.stdout.isatty() or "COLUMNS" in os.environ:
-        width = max(20, shutil.get_terminal_size().columns)
+    line, width = head + text, terminal_width()
+    if width is not None:
         indent = " " * (len(head) if width - len(head) >= 40 else 4)
         line = textwrap.fill(line, width, subsequent_indent=indent, break_on_hyphens=False)
     click.echo(line)
+
+
+def terminal_width() -> int | None:
+    """Columns of the terminal that is written to; None where it is a file or a program."""
+    return max(20, shutil.get_terminal_size().columns) if sys.stdout.isatty() else None
 
 
 def _in_short(folder: RunFolder) -> str:

@@ -313,7 +313,10 @@ def test_what_does_not_go_together_is_refused(fields: dict[str, Any], message: s
 def test_every_process_wants_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """NCCL refuses two processes on one GPU, later and less plainly."""
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    for name, value in (("WORLD_SIZE", "4"), ("RANK", "0"), ("LOCAL_WORLD_SIZE", "4"), ("LOCAL_RANK", "0")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", "29500")
     with pytest.raises(RecipeError, match=r"4 processes on this machine and 2 GPUs: use 2 processes"):
         join(4, device="auto")
 

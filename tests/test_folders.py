@@ -839,7 +839,7 @@ def test_the_list_fits_into_a_narrow_terminal(
 ) -> None:
     shutil.copytree(cases[1].path, tmp_path / "diloco-3w-0c2a6bac")
     wide = lab("list", "--runs", str(tmp_path)).stdout
-    monkeypatch.setenv("COLUMNS", columns)
+    monkeypatch.setattr("lab.cli.terminal_width", lambda: int(columns))
     narrow = lab("list", "--runs", str(tmp_path)).stdout
     longest = max(len(line) for line in narrow.splitlines() if str(tmp_path) not in line)
     assert longest <= int(columns)
