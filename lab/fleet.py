@@ -279,8 +279,10 @@ class Fleet:
         self.rows_moved: Callable[[Mapping[int, Block], Mapping[int, Sequence[int | None]]], None] = lambda *_: None
         self._pool: ThreadPoolExecutor | None = None
 
-        whole = build(None)
-        values = {name: p.detach() for name, p in _named(whole)}
+        dry = self.device.type == "meta"
+        with torch.device("meta" if dry else "cpu"):  # values are drawn on the CPU: the same ones on every device
+            whole = build(None)
+        values: dict[str, Tensor] = {name: p if dry else p.detach() for name, p in _named(whole)}
         with torch.device("meta"):
             self.modules = [build(w) for w in range(num_workers)]
         shapes: dict[str, torch.Size] = {}

@@ -51,8 +51,7 @@ def build_fleet(
         return made[kind] if dry else made.pop(kind)
 
     movable = experts is not None and experts.movable
-    with torch.device("meta" if dry else "cpu"):  # values are drawn on the CPU: the same ones on every device
-        return Fleet(build, recipe.num_workers, mine=mine, device=device, dtype=dtype, movable=movable)
+    return Fleet(build, recipe.num_workers, mine=mine, device=device, dtype=dtype, movable=movable)
 
 
 MOST_NUMBERS = 1 << 58  # whose bytes torch counts in 64 bits
