@@ -247,7 +247,12 @@ class Trainer:
                 if self.peers.every_step:
                     yield from self._tell(folder)
             draw = self.experts.draw if self.experts is not None else 0
-            loss_W = self.method.step(self.state, self._grad, self.comm, t)
+            try:
+                loss_W = self.method.step(self.state, self._grad, self.comm, t)
+            except torch.linalg.LinAlgError:  # a decomposition of what is no number
+                raise Diverged(
+                    f"what is to be decomposed in step {t} is no longer finite: {_last_good(folder)}"
+                ) from None
             self.t = t
             seconds = time.perf_counter() - before
             if self.experts is not None and self.experts.draw != draw:

@@ -12,13 +12,13 @@ import test_laws as laws
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from toys import F64, Silent, close, corpus, each_its_own, recipe, story
+from toys import F64, SERVED, Silent, close, corpus, each_its_own, recipe, story
 
 from lab.adapters import toy
 from lab.adapters.factors import Adapters, mean, padded, product_norm, refactored, samples, shares, stacked
 from lab.adapters.watch import area
 from lab.comm import Communicator
-from lab.errors import RecipeError
+from lab.errors import Diverged, RecipeError
 from lab.events import Covered, Evaluated, Sent, Stepped, Truncated, Warned
 from lab.fleet import Fleet, Stack
 from lab.methods import (
@@ -42,7 +42,7 @@ from lab.models.gpt import GPT
 from lab.models.lora import LoRA, adapt_, adapters, cut_to, prefix_losses
 from lab.optim import AdamW, Nesterov, Optimizer
 from lab.recipe import Recipe
-from lab.run import Trainer, dry_run
+from lab.run import Trainer, dry_run, train
 from lab.scenarios import Outage, Scenario
 from lab.seeds import generator
 
@@ -785,3 +785,13 @@ def test_federations_in_bfloat16_keep_what_nobody_moves(name: str) -> None:
         else:
             assert float((got - want).norm() / want.norm()) < 0.02, float((got - want).norm() / want.norm())
             assert float(W.norm()) <= 1e-2 * float(want.norm())
+
+
+@pytest.mark.parametrize("name", ["flexlora", "raflora"])
+def test_a_product_that_is_no_longer_finite_is_one_line(name: str, tmp_path: Path) -> None:
+    """A server cannot decompose it; that is the run's end, as if a loss had been infinite."""
+    r = SERVED[name]
+    r = r.but(lora=vars(r.lora) | {"alpha": 1e9}, dtype="float32", steps=12, scenario={})
+    r = r.but(method=r.to_dict()["method"] | {"inner": {"name": "SGD", "lr": 1e9}, "max_norm": None})
+    with pytest.raises(Diverged, match="finite|is nan|is inf"):
+        train(r, tmp_path / "run")
