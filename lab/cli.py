@@ -312,7 +312,7 @@ def _train(
     if done:
         for note in check_finished(folder.path, recipe, accept_new_text):
             click.echo(f"note: {note}", err=True)
-        click.echo(f"already finished: {folder.path} (use --again to run it anew)")
+        click.echo(f"already finished: {folder.path} (`lab run … --again` runs it anew)")
     show = _Progress(recipe, folder)
     try:
         columns = train(recipe, folder.path, each=show, progress=True, accept_new_text=accept_new_text)
@@ -427,6 +427,8 @@ def compare(names: tuple[str, ...], runs: str, network_name: str, as_json: bool)
                 "steps": columns.step[-1] if columns.step else 0,
                 "status": columns.ended.status if columns.ended else "unfinished",
                 "validation_loss": columns.eval_loss[-1] if columns.eval_loss else None,
+                "text": columns.recipe.corpus,
+                "model": columns.recipe.to_dict()["model"],
                 "payload_bytes": columns.ledger.total_bytes(),
                 "wire_bytes": float(bill.wire_bytes_W.sum()),
                 "seconds": bill.total_seconds,
@@ -449,6 +451,9 @@ def compare(names: tuple[str, ...], runs: str, network_name: str, as_json: bool)
         f"seconds: computing as it went here, and links of {described(net)} between workers, or to a server for methods "
         "that have one"
     )
+    for what in ("text", "model"):
+        if len({json.dumps(r[what], sort_keys=True) for r in rows}) > 1:
+            click.echo(f"note: not all of these runs have the same {what}, so their losses are no comparison")
     if damaged:
         sys.exit(RecipeError.exit_code)
 

@@ -124,7 +124,7 @@ def pieces(path: Path, vouched: Vouched | None = None) -> Iterator[Piece]:
     if vouched is not None and num_bytes < vouched.num_bytes:
         raise Damaged(
             f"{path} has {num_bytes:,} of the {vouched.num_bytes:,} bytes that {vouched.by} counts on: "
-            "put back the file that was there, or run it anew (--again)"
+            "put back the file that was there, or run it anew (`lab run … --again`)"
         )
 
 
@@ -164,7 +164,7 @@ def last_lines(path: Path, num_bytes: int, vouched: Vouched | None = None) -> li
 
 def _not_counted_on(path: Path, vouched: Vouched) -> Damaged:
     return Damaged(
-        f"{path} is not what {vouched.by} counts on: put back the file that was there, or run it anew (--again)"
+        f"{path} is not what {vouched.by} counts on: put back the file that was there, or run it anew (`lab run … --again`)"
     )
 
 

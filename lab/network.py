@@ -37,7 +37,7 @@ import numpy as np
 from pydantic import Field
 
 from lab.config import Fraction, Positive, config
-from lab.errors import RecipeError, one_of
+from lab.errors import RecipeError, one_of, shown
 from lab.events import Sent
 
 FRAMING = {"none": 1.0, "ethernet": (1514 + 66 / 2) / 1448}  # bytes on a link per byte of payload
@@ -329,6 +329,10 @@ def network(name: str) -> Network:
             rate = latency = math.nan
         if 0 < rate < math.inf and 0 <= latency < math.inf:
             return Network(bits_per_second=rate, latency_seconds=latency)
+        if rate == 0:
+            raise RecipeError(
+                f"network {shown(name)} carries nothing: its rate must be greater than 0, as in 3Mbit,20ms"
+            )
     raise RecipeError(
         one_of("network", name, NETWORKS)
         + f"; or spell it out, as 3Mbit,20ms, with {', '.join(UNITS)} a second and ms or s"

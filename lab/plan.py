@@ -150,11 +150,11 @@ class Plan:
             longest = max(f.total_hours for f in self.forecasts)
             unit, per_hour = next(((u, n) for u, n in UNITS.items() if longest * n >= 2), ("seconds", 3600))
             head = f"{unit} with a server, links of" if self.served else f"{unit} on links of"
-            lines += ["", f"{head:<34}{'compute':>10}{'network':>10}{'together':>10}{'DDP':>12}{'gain':>9}"]
+            lines += ["", f"{head:<32}{'compute':>9}{'network':>9}{'together':>9}{'DDP':>10}{'gain':>10}"]
             lines += [
-                f"  {f.link:<32}{f.compute_hours * per_hour:>10.3g}{f.communication_hours * per_hour:>10.3g}"
-                f"{f.total_hours * per_hour:>10.3g}{f.ddp_hours * per_hour:>12.3g}"
-                + (f"{f.ddp_hours / f.total_hours:>8.2f}×" if self.payload_bytes else f"{'–':>9}")
+                f"  {f.link:<30}{f.compute_hours * per_hour:>9.3g}{f.communication_hours * per_hour:>9.3g}"
+                f"{f.total_hours * per_hour:>9.3g}{f.ddp_hours * per_hour:>10.3g}"
+                + (f"{f.ddp_hours / f.total_hours:>9.2f}×" if self.payload_bytes else f"{'–':>10}")
                 for f in self.forecasts
             ]
             lines.append(self._computing())
@@ -167,7 +167,7 @@ class Plan:
         if self.fits:
             return line
         memory = DEVICES[self.device].memory_bytes * self.devices_per_worker
-        return f"{line}, which has {human(memory)}: what a worker holds does not fit into it"
+        return f"{line},\n  which has {human(memory)}: what a worker holds does not fit into it"
 
     def _label(self, s: StatePlan) -> str:
         """The state's name, with the operation where there are several."""

@@ -68,9 +68,8 @@ def reproduce(
             cell.claims = claims_in(json.loads(cell.target.read_text(encoding="utf-8")))
     _report([cell.claims for cell in cells if cell.claims is not None])
     page = out / "claims.html"
-    before = list(finished(out, but={cell.target for cell in cells}))
-    now = {(cell.name, json.dumps(cell.parameters, sort_keys=True)) for cell in cells}
-    before = [cell for cell in before if (cell.name, json.dumps(cell.parameters, sort_keys=True)) not in now]
+    now = {cell.source.stem for cell in cells if cell.source is not None}
+    before = [cell for cell in finished(out) if cell.source is not None and cell.source.stem not in now]
     for cell in before:
         cell.claims = claims_in(json.loads(cell.target.read_text(encoding="utf-8")))
     everything = sorted([*cells, *before], key=lambda cell: cell.name)
@@ -174,18 +173,19 @@ def _done(target: Path) -> dict[str, Any] | None:
         return None
 
 
-def finished(out: Path, but: set[Path]) -> Iterator[Cell]:
-    """What was executed into a folder before, the newest of each notebook with the same parameters, but for some."""
+def finished(out: Path) -> Iterator[Cell]:
+    """What was executed into a folder before: of each notebook the newest with its own parameters, or else the newest."""
     from lab.sweep import Cell
 
-    newest: dict[str, Cell] = {}
+    newest: dict[str, Cell] = {}  # by notebook
     for target in sorted(out.glob("*.ipynb"), key=lambda file: file.stat().st_mtime):
         done = _done(target)
-        if done is None or target in but:
+        if done is None:
             continue
         name = done.get("name") or target.stem.rpartition("-")[0]
         cell = Cell(done["parameters"], target, source=Path(f"{name}.ipynb"))
-        newest[json.dumps([name, done["parameters"]], sort_keys=True)] = cell
+        if name not in newest or not cell.parameters or newest[name].parameters:
+            newest[name] = cell
     return iter(newest.values())
 
 

@@ -249,7 +249,7 @@ class Trainer:
             draw = self.experts.draw if self.experts is not None else 0
             try:
                 loss_W = self.method.step(self.state, self._grad, self.comm, t)
-            except torch.linalg.LinAlgError:  # a decomposition of what is no number
+            except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # a decomposition of what is no number
                 raise Diverged(
                     f"what is to be decomposed in step {t} is no longer finite: {_last_good(folder)}"
                 ) from None

@@ -489,7 +489,7 @@ class RunFolder:
                 continue
             return checkpoint, notes
         if lost is not None:
-            raise Damaged(f"{lost}: put back the file that was there, or run it anew (--again)")
+            raise Damaged(f"{lost}: put back the file that was there, or run it anew (`lab run … --again`)")
         try:
             num = sum(1 for event in self.events() if isinstance(event, Checkpointed))
         except Damaged as error:

@@ -207,7 +207,6 @@ def test_names() -> None:
     for wrong in (
         "3Mbid",
         "Mbit",
-        "0Mbit",
         "-3Mbit",
         "1e400Mbit",
         "3Mbit,20",
@@ -218,6 +217,8 @@ def test_names() -> None:
     ):
         with pytest.raises(RecipeError, match=r"unknown network .*3Mbit,20ms"):
             network(wrong)
+    with pytest.raises(RecipeError, match="must be greater than 0"):
+        network("0Mbit,20ms")
     assert described(network("100Mbit")) == "100 Mbit/s, 30 ms"
     with pytest.raises(RecipeError, match=r"unknown device 'h10'.*did you mean 'h100'"):
         step_seconds(1, 1, "h10")
