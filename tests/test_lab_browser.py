@@ -116,9 +116,13 @@ def cells(name: str, *more: str, steps: int = 20_000) -> list[str]:
 
 def at_rest(nb: Notebook, k: int = 0) -> int:
     """Every output of this cell is text or a picture with all its forms; returns how many pictures there are."""
-    saved = nb.save()
+    for _ in range(10):  # plotly's PNG is taken out once a second, and comes late on a busy machine
+        saved = nb.save()
+        shown = [set(output["data"]) for output in saved.cells[k].outputs]
+        if not any("image/png" in forms for forms in shown):
+            break
+        nb.page.wait_for_timeout(1000)
     assert "widgets" not in saved.metadata
-    shown = [set(output["data"]) for output in saved.cells[k].outputs]
     assert all(forms in (RESTING, {"text/plain"}) for forms in shown), shown
     return shown.count(RESTING)
 
