@@ -92,7 +92,7 @@ class Notebook:
         self._ready()
 
     def _ready(self) -> None:
-        self.page.wait_for_selector(".jp-Notebook .jp-CodeCell")
+        self.page.wait_for_selector(".jp-Notebook .jp-CodeCell", state="attached")
         self.page.wait_for_function("window.jupyterapp !== undefined")
         self.wait("idle")
 

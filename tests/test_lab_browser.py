@@ -363,7 +363,7 @@ SHOWN = {
 }
 # Of every plotly figure in a cell: is it as wide as its place, its height twice, what it says, how many lines and cells it
 # has, and how high its axes are. Numbers at axes depend on the width.
-LOOK = """(k) => [...window.jupyterapp.shell.currentWidget.content.widgets[k].node.querySelectorAll('.js-plotly-plot')].map((gd) => {
+LOOK = """(k) => [...(window.jupyterapp.shell.currentWidget.content.widgets[k]?.node.querySelectorAll('.js-plotly-plot') ?? [])].map((gd) => {
   const all = (what) => [...gd.querySelectorAll(what)];
   return {
     fits: Math.abs(gd.clientWidth - gd.querySelector('.main-svg').clientWidth) < 2,
@@ -403,7 +403,7 @@ def test_pictures_at_rest_stay_as_they_are(lab: JupyterLab, windowing: str) -> N
             ready = f"([k, high, any]) => {{ const now = ({LOOK})(k); return now.length === high.length && now.every((p, i) => "
             ready += "p.height.every((h) => h === high[i]) && (p.fits || any)); }"
             try:
-                nb.page.wait_for_function(ready, arg=[k, high, windowing != "none"], timeout=30_000)
+                nb.page.wait_for_function(ready, arg=[k, high, windowing != "none"], timeout=60_000)
             except Exception as error:
                 raise AssertionError(f"{list(SHOWN)[k - 1]}, made {high} high: {nb.js(LOOK, k)}") from error
             seen += nb.js(LOOK, k)
