@@ -157,10 +157,10 @@ class Notebook:
         files |= {file for m in modules for file in [here / f"{m}.py", *(here / m).glob("*.py")] if file.is_file()}
         return {os.path.relpath(file, here): _digest(file) for file in sorted(files)}
 
-    def execute(self, target: Path, values: dict[str, Any], cwd: Path | None = None) -> str | None:
+    def execute(self, target: Path, values: dict[str, Any]) -> str | None:
         """Run it under papermill, with the Python of this process, into ``target``; what went wrong in one line, or None.
 
-        ``cwd``: where it runs; by default in its own folder, as in JupyterLab.
+        It runs in its own folder, as in JupyterLab.
         """
         import papermill
         from papermill.exceptions import PapermillExecutionError
@@ -173,7 +173,7 @@ class Notebook:
                     str(target).replace("{", "{{").replace("}", "}}"),  # papermill fills in what stands in braces
                     values,
                     progress_bar=False,
-                    cwd=str(cwd or self.path.parent),
+                    cwd=str(self.path.parent),
                     kernel_name="python3",
                     extra_arguments=["--log-level=CRITICAL", f"--IPKernelApp.exec_lines={first_line}"],
                 )

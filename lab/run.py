@@ -363,7 +363,7 @@ class Trainer:
 
     def skip_to(self, up: list[bool]) -> None:
         """Go on as if steps had passed in which nothing changed but who is up."""
-        self.fleet.up, self.state.returned = up, ()
+        self.fleet.up = up
         if any(up):
             self.last_up = up
 
