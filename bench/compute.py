@@ -16,8 +16,8 @@ from typing import Any
 import torch
 
 from bench.common import child, ratio
-from lab.recipe import Recipe
-from lab.run import Trainer
+from lab.recipes.recipe import Recipe
+from lab.runs.trainer import Trainer
 
 SHAPES: dict[str, dict[str, Any]] = {
     "nano, 4 workers, batch 8, context 64": {"model": "nano", "num_workers": 4, "batch_size": 8, "context": 64},

@@ -20,8 +20,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    from lab.plan import plan
-    from lab.recipe import Recipe
+    from lab.recipes.recipe import Recipe
+    from lab.runs.plan import plan
 
     p = plan(Recipe.of(json.loads(sys.argv[1])["recipe"])).to_dict()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from bench.common import child, ratio
-from lab.experts.speed import step_seconds_by_ghosts
+from lab.costs.ghosts import step_seconds_by_ghosts
 from lab.models.gpt import GPT, Linear
 from lab.models.moe import SIZES, MoE, MoELayer
 from lab.seeds import generator

@@ -9,11 +9,11 @@ import tempfile
 import time
 from pathlib import Path
 
-from lab import child
 from lab.events import Evaluated, Sent, Stepped, Warned
-from lab.processes.launch import over, prepare
-from lab.recipe import Recipe
-from lab.store import RunFolder
+from lab.recipes.recipe import Recipe
+from lab.runs import child
+from lab.runs.folder import RunFolder
+from lab.runs.launch import over, prepare
 
 RECIPE = ["corpus=grammar?tokens=8000", "batch_size=4", "context=32", "checkpoint_every=10", "dtype=float64"]
 

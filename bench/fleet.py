@@ -14,14 +14,14 @@ from typing import Any
 import torch
 
 from bench.common import SHAPES, child, ratio, take_turns
-from lab.fleet import num_cores
+from lab.engine.fleet import num_cores
+from lab.engine.optim import AdamW
 from lab.methods import State
-from lab.models.build import build_fleet
 from lab.models.gpt import SIZES
-from lab.optim import AdamW
-from lab.recipe import Recipe
-from lab.run import Trainer
-from lab.store import RunFolder
+from lab.recipes.recipe import Recipe
+from lab.runs.build import build_fleet
+from lab.runs.folder import RunFolder
+from lab.runs.trainer import Trainer
 
 
 def one_model(shape: dict[str, Any]) -> Iterator[int]:

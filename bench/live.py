@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from bench.common import child
-from lab.columns import Columns
 from lab.events import Ended, Evaluated, Event, Sent, Started, Stepped
-from lab.recipe import Recipe
-from lab.run import Trainer
-from lab.store import RunFolder
+from lab.recipes.recipe import Recipe
+from lab.runs.columns import Columns
+from lab.runs.folder import RunFolder
+from lab.runs.trainer import Trainer
 
 STEPS = 100_000
 SHAPES: dict[str, dict[str, Any]] = {

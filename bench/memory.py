@@ -14,8 +14,8 @@ def measure(shape: dict[str, Any], steps: int) -> dict[str, float]:
     """MiB: resident after the imports, peak after ``steps`` steps, and the tensors that the state holds."""
     import psutil
 
-    from lab.recipe import Recipe
-    from lab.run import Trainer
+    from lab.recipes.recipe import Recipe
+    from lab.runs.trainer import Trainer
 
     imported = psutil.Process().memory_info().rss / 2**20
     recipe = Recipe.of(

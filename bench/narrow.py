@@ -1,13 +1,13 @@
-"""What really travels, and how long it takes, on links of a chosen rate (`lab.processes.narrow`), beside the priced ledger.
+"""What really travels, and how long it takes, on links of a chosen rate (`lab.runs.shaped_links`), beside the priced ledger.
 
 python -m bench narrow, as root on Linux with ``ip`` and ``tc``.
 """
 
 from __future__ import annotations
 
-from lab.network import Network
-from lab.processes.narrow import difference, why_not
-from lab.recipe import Recipe
+from lab.costs.network import Network
+from lab.recipes.recipe import Recipe
+from lab.runs.shaped_links import difference, why_not
 
 EXPERTS = [
     "model=moe-nano",

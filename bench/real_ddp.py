@@ -25,11 +25,11 @@ def process() -> None:
     import torch.distributed as dist
 
     from lab.events import Stepped
-    from lab.processes.folder import SharedFolder
     from lab.processes.peers import join
-    from lab.recipe import Recipe
-    from lab.run import Trainer
-    from lab.store import RunFolder
+    from lab.recipes.recipe import Recipe
+    from lab.runs.folder import RunFolder
+    from lab.runs.shared_folder import SharedFolder
+    from lab.runs.trainer import Trainer
 
     recipe = Recipe.of("ddp", [*MODEL, f"steps={STEPS * (ROUNDS + 1)}", "eval_every=0", "checkpoint_every=0"])
     peers = join(2)

@@ -8,11 +8,11 @@ import sys
 import tempfile
 from pathlib import Path
 
-from lab import child
 from lab.events import Stepped
-from lab.processes.launch import prepare
-from lab.recipe import Recipe
-from lab.store import RunFolder
+from lab.recipes.recipe import Recipe
+from lab.runs import child
+from lab.runs.folder import RunFolder
+from lab.runs.launch import prepare
 
 SHAPES = {
     "nano, context 64, batch 4": ["model=nano", "context=64", "batch_size=4"],

@@ -17,9 +17,9 @@ from jupyter_client.session import Session
 
 from bench.common import SHAPES, child, ratio
 from lab.events import Drifted, Evaluated, Event, Sent, Started, Stepped
-from lab.recipe import Recipe
-from lab.run import Trainer
-from lab.watching.drift import DriftWatch
+from lab.probes.drift import DriftWatch
+from lab.recipes.recipe import Recipe
+from lab.runs.trainer import Trainer
 from widgets import CommunicationBudget, Drift, Losses, SyncCalendar, View, Workers
 from widgets.canvas import Canvas
 from widgets.view import RATE, Screen

@@ -14,11 +14,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from lab.engine.optim import Optimizer
 from lab.events import Sent
 from lab.methods import METHODS
-from lab.optim import Optimizer
-from lab.plan import Plan, human, plan
-from lab.recipe import Recipe
+from lab.recipes.recipe import Recipe
+from lab.runs.plan import Plan, human, plan
 
 FOLDER = Path(__file__).parent / "methods"
 

@@ -17,11 +17,11 @@ THEMES = {"light": "JupyterLab Light", "dark": "JupyterLab Dark"}
 SETUP = """
 import time
 from lab.events import Ended
-from lab.network import NETWORKS
-from lab.recipe import Recipe
-from lab.run import Trainer
-from lab.scenarios import Scenario
-from lab.store import RunFolder
+from lab.costs.network import NETWORKS
+from lab.recipes.recipe import Recipe
+from lab.runs.trainer import Trainer
+from lab.recipes.scenario import Scenario
+from lab.runs.folder import RunFolder
 from widgets import CommunicationBudget, Drift, Knobs, Losses, RankSegments, RoutingStability, SyncCalendar, Workers
 import lab
 

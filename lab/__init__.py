@@ -1,6 +1,6 @@
 """Isthmus: a lab for training across narrow links.
 
-``Recipe`` says what to run, ``train`` runs it; `lab.plan.plan` says beforehand what it will send, `lab.network.network`
+``Recipe`` says what to run, ``train`` runs it; `lab.runs.plan.plan` says beforehand what it will send, `lab.costs.network.network`
 prices what was sent. The names here are imported when they are first used, so that ``import lab`` costs nothing.
 """
 
@@ -10,17 +10,17 @@ import importlib
 from typing import Any
 
 _WHERE = {
-    "Recipe": "lab.recipe",
-    "train": "lab.run",
-    "start": "lab.live",
-    "replay": "lab.live",
+    "Recipe": "lab.recipes.recipe",
+    "train": "lab.runs.trainer",
+    "start": "lab.runs.live",
+    "replay": "lab.runs.live",
     "cockpit": "widgets.cockpit",
-    "dry_run": "lab.run",
-    "Trainer": "lab.run",
-    "Columns": "lab.columns",
-    "Network": "lab.network",
-    "Claim": "lab.claims",
-    "Claims": "lab.claims",
+    "dry_run": "lab.runs.trainer",
+    "Trainer": "lab.runs.trainer",
+    "Columns": "lab.runs.columns",
+    "Network": "lab.costs.network",
+    "Claim": "lab.study.claims",
+    "Claims": "lab.study.claims",
     "suggest_periods": "lab.methods.des_loc",
     "load_corpus": "lab.data",
 }

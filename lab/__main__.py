@@ -7,7 +7,7 @@ import sys
 import traceback
 
 from lab.cli import main
-from lab.processes.world import several
+from lab.processes.environment import several
 
 
 def code_of(left: SystemExit) -> int:

@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from lab.columns import Columns
     from lab.events import Event
-    from lab.recipe import Recipe
-    from lab.store import RunFolder
+    from lab.recipes.recipe import Recipe
+    from lab.runs.columns import Columns
+    from lab.runs.folder import RunFolder
 
 
 class _Lab(click.Group):
@@ -82,14 +82,14 @@ def _give_up(error: OSError) -> None:
 
 
 def _launched() -> bool:
-    """Whether `lab.processes.launch` has started this process and watches over it."""
+    """Whether `lab.runs.launch` has started this process and watches over it."""
     return "ISTHMUS_LAUNCHED" in os.environ
 
 
 def _said_elsewhere(exit_code: int) -> bool:
     """Of several processes one speaks: about a lost one the launcher (75, `lab.processes.peers.PeerLost`), else the first here."""
     from lab.errors import LabError
-    from lab.processes.world import world
+    from lab.processes.environment import world
 
     if exit_code == 75:
         return _launched()
@@ -156,8 +156,8 @@ def run(
 
     The id follows from the recipe. A run that was cut off goes on; one that is finished is shown again.
     """
-    from lab.recipe import Recipe
-    from lab.store import RunFolder
+    from lab.recipes.recipe import Recipe
+    from lab.runs.folder import RunFolder
 
     parsed = Recipe.of(recipe, overrides)
     path, number = Path(runs) / parsed.id, 2
@@ -172,7 +172,7 @@ def run(
 def _is_of_other_files(folder: RunFolder, recipe: Recipe) -> bool:
     """Whether a run is finished and read other text than the recipe names now, so that a later one may be meant."""
     from lab.errors import RecipeError
-    from lab.inputs import check_finished
+    from lab.runs.inputs import check_finished
 
     try:
         if folder.done:
@@ -189,7 +189,7 @@ def _is_of_other_files(folder: RunFolder, recipe: Recipe) -> bool:
 @process_options
 def resume(run: str, runs: str, accept_new_text: bool, processes: int, restarts: int, timeout: float) -> None:
     """Go on with a RUN that was stopped or killed, from its last whole checkpoint (over any number of processes)."""
-    from lab.store import find_run
+    from lab.runs.folder import find_run
 
     folder = find_run(run, runs)
     _train(folder.recipe(), folder, processes, restarts, timeout, accept_new_text)
@@ -215,7 +215,7 @@ class _Progress:
 
     def __call__(self, event: Event) -> None:
         from lab.events import Ended, Evaluated, Sent, Started, Stepped, Turned, Warned
-        from lab.plan import human
+        from lab.runs.plan import human
 
         match event:
             case Started():
@@ -250,7 +250,7 @@ class _Progress:
 
     def sum_up(self, columns: Columns) -> None:
         from lab.errors import plain
-        from lab.plan import human
+        from lab.runs.plan import human
 
         steps = columns.step[-1] if columns.step else 0
         click.echo(
@@ -278,15 +278,15 @@ def _findings(columns: Columns) -> Iterator[str]:
 def _train(
     recipe: Recipe, folder: RunFolder, processes: int, restarts: int, timeout: float, accept_new_text: bool
 ) -> None:
-    from lab.inputs import check_finished
-    from lab.processes.world import world
-    from lab.run import train
+    from lab.processes.environment import world
+    from lab.runs.inputs import check_finished
+    from lab.runs.trainer import train
 
     here, done = world(), folder.done
     if here is not None:
         here.check_options(processes, restarts)
     if here is not None or (processes > 1 and not done):
-        from lab.processes import launch as over
+        from lab.runs import launch as over
 
         if here is None:
             over.prepare(folder, recipe, processes, timeout)
@@ -333,10 +333,10 @@ def _train(
 @click.option("--speed", default=10.0, show_default=True, help="Times as fast as it was; inf: all at once.")
 def replay(run: str, runs: str, speed: float) -> None:
     """Show a stored RUN again, knobs included. Nothing is trained."""
-    from lab.columns import Columns
     from lab.errors import RecipeError
-    from lab.live import paced
-    from lab.store import find_run
+    from lab.runs.columns import Columns
+    from lab.runs.folder import find_run
+    from lab.runs.live import paced
 
     if not speed > 0:
         raise RecipeError(f"--speed {speed:g}: give a number greater than 0, for example 10 for ten times as fast")
@@ -371,11 +371,11 @@ def plan(
     as_json: bool,
 ) -> None:
     """Dry run: what a RECIPE will send and how long it takes, at any scale, before anything trains."""
+    from lab.costs.network import network
     from lab.data import corpora
-    from lab.network import network
-    from lab.notes import notes
-    from lab.plan import plan as make_plan
-    from lab.recipe import Recipe
+    from lab.recipes.notes import notes
+    from lab.recipes.recipe import Recipe
+    from lab.runs.plan import plan as make_plan
 
     parsed, chosen = Recipe.of(recipe, overrides), {name: network(name) for name in networks} or None
     corpora.check(parsed.corpus)
@@ -396,12 +396,12 @@ def compare(names: tuple[str, ...], runs: str, network_name: str, as_json: bool)
     """Runs side by side: loss, bytes, and seconds on a network."""
     from dataclasses import replace
 
-    from lab.columns import Columns
+    from lab.costs.network import described, network
     from lab.errors import RecipeError, plain
     from lab.methods import FEDERATED, name_of
-    from lab.network import described, network
-    from lab.plan import human
-    from lab.store import find_run
+    from lab.runs.columns import Columns
+    from lab.runs.folder import find_run
+    from lab.runs.plan import human
 
     net = network(network_name)
     rows: list[dict[str, Any]] = []
@@ -470,7 +470,7 @@ def reproduce(
 ) -> None:
     """Execute NOTEBOOKs (default: all in notebooks/) and end with a table of what holds of the papers' claims."""
     from lab.errors import RecipeError
-    from lab.reproduce import reproduce as execute
+    from lab.study.reproduce import reproduce as execute
 
     if everything and notebooks:
         raise RecipeError(f"--all means all of notebooks/: leave it out, or leave out {notebooks[0]}")
@@ -490,9 +490,9 @@ def reproduce(
 @runs_option
 def export(run: str, folder: str, rank: str | None, merged: bool, rslora: bool, runs: str) -> None:
     """Write what RUN trained into FOLDER: adapters in peft's format, or the whole model as safetensors."""
-    from lab.models.export import export_run
     from lab.models.peft import ranks_of
-    from lab.store import find_run
+    from lab.runs.export import export_run
+    from lab.runs.folder import find_run
 
     ranks = None if rank is None else ranks_of(rank)
     click.echo(export_run(find_run(run, runs), Path(folder), rank=ranks, whole=merged, rslora=rslora))
@@ -508,7 +508,7 @@ def export(run: str, folder: str, rank: str | None, merged: bool, rslora: bool, 
 @click.option("--again", is_flag=True, help="Execute even what is already done.")
 def sweep(notebook: str, parameters: tuple[str, ...], out: str, jobs: int | None, again: bool) -> None:
     """Execute a NOTEBOOK with every combination of parameters, side by side, and compare what came out."""
-    from lab.sweep import sweep as execute
+    from lab.study.sweep import sweep as execute
 
     sys.exit(execute(notebook, list(parameters), Path(out), jobs=jobs, again=again))
 
@@ -517,7 +517,7 @@ def sweep(notebook: str, parameters: tuple[str, ...], out: str, jobs: int | None
 @click.argument("folder", default="notebooks", type=click.Path(file_okay=False))
 def notebooks(folder: str) -> None:
     """Copy the notebooks that come with the lab into FOLDER, where they are not there yet."""
-    from lab.notebooks import copy_shipped
+    from lab.study.notebooks import copy_shipped
 
     copied = copy_shipped(Path(folder))
     click.echo(f"{copied} notebooks copied to {folder}/" if copied else f"all notebooks are in {folder}/ already")
@@ -528,15 +528,15 @@ def notebooks(folder: str) -> None:
 @runs_option
 def list_(runs: str) -> None:
     """Methods, presets, models, corpora, networks, devices, and the runs that there are."""
+    from lab.costs.network import DEVICES, NETWORKS, described
     from lab.data import CORPORA
+    from lab.data.tasks import TASKS
+    from lab.engine.optim import ELEMENTWISE
     from lab.errors import plain
     from lab.methods import METHODS
-    from lab.network import DEVICES, NETWORKS, described
-    from lab.optim import ELEMENTWISE
-    from lab.presets import PRESETS
-    from lab.recipe import SIZES
-    from lab.store import stored
-    from lab.tasks import TASKS
+    from lab.recipes.presets import PRESETS
+    from lab.recipes.recipe import SIZES
+    from lab.runs.folder import stored
 
     def first_line(cls: type) -> str:
         return (sys.modules[cls.__module__].__doc__ or "").strip().splitlines()[0]
@@ -574,7 +574,7 @@ def terminal_width() -> int | None:
 def _in_short(folder: RunFolder) -> str:
     """Where a run stands: status, what it trains on what, steps, and its last validation loss; or what is damaged."""
     from lab.errors import LabError
-    from lab.recipe import SIZES
+    from lab.recipes.recipe import SIZES
 
     try:
         ended, recipe, last = folder.end(), folder.recipe(), folder.last_evaluated()

@@ -4,7 +4,7 @@ The loop that makes them, in pseudo-code::
 
     Started
     for step in 1 … steps:
-        Turned                  when somebody turned a knob by hand (`lab.knobs`)
+        Turned                  when somebody turned a knob by hand (`lab.runs.knobs`)
         WorkersChanged          when somebody went down, came back or joined
         Placed                  which worker holds which expert, at the start and whenever that changes
         Stepped                 one local step at every worker that is up
@@ -20,7 +20,7 @@ The loop that makes them, in pseudo-code::
     Saturated                   how early the routers chose as they do in the end
     Ended
 
-On disk an event is one line of JSON with its ``kind``, and a checksum (`lab.lines`); floats are written so that they read back
+On disk an event is one line of JSON with its ``kind``, and a checksum (`lab.runs.lines`); floats are written so that they read back
 bit for bit.
 """
 
@@ -48,7 +48,9 @@ class Started:
     floor_nats: float | None  # entropy rate of the corpus, where it is known
     bytes_per_token: float
     environment: dict[str, Any]
-    inputs: dict[str, str] = field(default_factory=dict)  # digests of what it reads besides the recipe (`lab.inputs`)
+    inputs: dict[str, str] = field(
+        default_factory=dict
+    )  # digests of what it reads besides the recipe (`lab.runs.inputs`)
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,7 @@ class Drifted:
     """How far every worker's parameters are from others: root mean squares over parameters, None for who is down.
 
     Looked at before the average, if there is one in this step (`Evaluated.drift` is what is left after it). When:
-    `lab.watching.drift.DriftWatch`.
+    `lab.probes.drift.DriftWatch`.
     """
 
     kind: ClassVar[str] = "drifted"
@@ -139,7 +141,7 @@ class WorkersChanged:
 
 @dataclass(frozen=True)
 class Turned:
-    """A knob (`lab.knobs`) was turned by hand; ``step`` is the first local step in which it is effective."""
+    """A knob (`lab.runs.knobs`) was turned by hand; ``step`` is the first local step in which it is effective."""
 
     kind: ClassVar[str] = "turned"
     step: int
@@ -196,7 +198,7 @@ class Covered:
     mass_M: list[float]  # their part of the samples of all who took part
     since_M: list[int]  # local steps since the segment was handed in last, before this time
     # ‖Σ p_k·B_k·A_k − B̄·Ā‖ / ‖Σ p_k·B_k·A_k‖ with zero-padded mean factors; 0 where nothing has moved. None, over several
-    # processes, between evaluations where the method does not gather the factors themselves (`lab.adapters.watch`)
+    # processes, between evaluations where the method does not gather the factors themselves (`lab.probes.adapters`)
     bias: float | None
 
 
@@ -216,7 +218,7 @@ class Truncated:
 
 @dataclass(frozen=True)
 class Measured:
-    """One of the metrics that ``recipe.metrics`` asks for (`lab.watching.measure`); None for what is not finite."""
+    """One of the metrics that ``recipe.metrics`` asks for (`lab.probes.measure`); None for what is not finite."""
 
     kind: ClassVar[str] = "measured"
     step: int

@@ -12,7 +12,7 @@ import torch
 from hypothesis import settings
 from toys import PATIENCE
 
-import lab.live
+import lab.runs.live
 
 settings.register_profile("lab", deadline=None, derandomize=True, max_examples=60)
 settings.load_profile("lab")
@@ -57,7 +57,7 @@ def nothing_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
     """Runs in the background go to a folder of the test, and none goes on after it."""
     monkeypatch.chdir(tmp_path)
     yield
-    for run in lab.live._RUNS:
+    for run in lab.runs.live._RUNS:
         run.stop()
         assert run.finished.wait(PATIENCE)
 

@@ -20,8 +20,8 @@ from torch.utils._pytree import tree_flatten, tree_map
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 from toys import ON_A_DEVICE, corpus, tell
 
-from lab.run import Trainer
-from lab.store import RunFolder
+from lab.runs.folder import RunFolder
+from lab.runs.trainer import Trainer
 
 _setup_privateuseone_for_python_backend("far")
 FAR = torch.device("far:0")

@@ -23,19 +23,19 @@ from typing import Any
 import psutil
 import torch
 
-import lab.models.build
+import lab.runs.build
+from lab.engine.optim import ELEMENTWISE
 from lab.errors import LabError, RecipeError
 from lab.methods import FEDERATED, METHODS
-from lab.models.build import check_size
 from lab.models.gpt import GPT
 from lab.models.moe import MoE
-from lab.notes import notes
-from lab.optim import ELEMENTWISE
 from lab.optimizers.options import KINDS
-from lab.plan import plan
-from lab.presets import PRESETS
-from lab.recipe import Recipe
-from lab.run import train
+from lab.recipes.notes import notes
+from lab.recipes.presets import PRESETS
+from lab.recipes.recipe import Recipe
+from lab.runs.build import check_size
+from lab.runs.plan import plan
+from lab.runs.trainer import train
 
 MOST_SECONDS = 30.0  # of computing, for reading, planning and running one
 FREE = 500_000_000  # bytes that a run may ask for: what it then takes is to be near that
@@ -353,11 +353,11 @@ class Figures:
 
 def fuzz(count: int, runs: int, first: int = 0, seconds: float = MOST_SECONDS) -> Figures:
     """Read ``count`` recipes, plan those that are accepted, and run ``runs`` of them, as if `FREE` bytes were free."""
-    before, lab.models.build.free_bytes = lab.models.build.free_bytes, lambda device: FREE
+    before, lab.runs.build.free_bytes = lab.runs.build.free_bytes, lambda device: FREE
     try:
         return _fuzz(count, runs, first, seconds)
     finally:
-        lab.models.build.free_bytes = before
+        lab.runs.build.free_bytes = before
 
 
 def _fuzz(count: int, runs: int, first: int, seconds: float) -> Figures:

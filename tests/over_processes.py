@@ -14,10 +14,10 @@ from pathlib import Path
 from toys import OVER_PROCESSES, corpus, tell
 
 from lab.events import to_json
-from lab.processes.folder import SharedFolder
 from lab.processes.peers import join
-from lab.run import Trainer
-from lab.store import RunFolder
+from lab.runs.folder import RunFolder
+from lab.runs.shared_folder import SharedFolder
+from lab.runs.trainer import Trainer
 
 
 def main(out: Path) -> None:

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 from toys import TINY, corpus, recipe, story
 
-from lab import buffers
+from lab.engine import buffers
+from lab.engine.world import Alone
 from lab.events import Evaluated, Stepped, Warned
 from lab.models import gpt
-from lab.models.export import trained
-from lab.processes.alone import Alone
-from lab.recipe import Recipe
-from lab.run import Trainer
-from lab.store import RunFolder
+from lab.recipes.recipe import Recipe
+from lab.runs.export import trained
+from lab.runs.folder import RunFolder
+from lab.runs.trainer import Trainer
 
 
 class Norm(nn.Module):

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from lab import child
-from lab.store import RunFolder
+from lab.runs import child
+from lab.runs.folder import RunFolder
 
 ROOT = Path(__file__).parent.parent
 NAMES = ("lab", "torch", "json", "numpy", "re", "click", "ipykernel_launcher", "ipykernel", "widgets", "sitecustomize")
@@ -69,7 +69,7 @@ def test_several_processes_run_the_lab_alone(trapped: Path) -> None:
 @pytest.mark.parametrize("command", ["sweep", "reproduce"])
 def test_notebooks_run_without_what_lies_beside_them(command: str, trapped: Path) -> None:
     """Yet a helper of their own is found, and what a cell starts has the environment that it would have elsewhere."""
-    code = "import json, os, lab.claims\nfrom helper import twice\nassert 'PYTHONSAFEPATH' not in os.environ\ntwice(x)"
+    code = "import json, os, lab.study.claims\nfrom helper import twice\nassert 'PYTHONSAFEPATH' not in os.environ\ntwice(x)"
     cells = [
         {
             "cell_type": "code",

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from safetensors.torch import save_file
 
 from lab.cli import main
-from lab.recipe import Recipe
+from lab.recipes.recipe import Recipe
 
 TINY = ["-o", "steps=6", "-o", "model.dim=16", "-o", "model.num_layers=1", "-o", "context=16", "-o", "batch_size=2"]
 TINY += ["-o", "schedule.warmup=0", "-o", "eval_every=3", "-o", "eval_windows=4", "-o", "checkpoint_every=2"]
@@ -219,8 +219,8 @@ def test_start_imports_nothing_slow(runs, tmp_path):
     assert lab("run", "diloco", *TINY, "--runs", runs).exit_code == 0
     code = f"""
 import sys
-from lab.recipe import Recipe
-from lab.run import train
+from lab.recipes.recipe import Recipe
+from lab.runs.trainer import train
 train(Recipe.of("diloco", {TINY[1::2]!r}))
 print(sorted(m for m in sys.modules if m in ("torch._dynamo", "datasets", "pandas", "plotly", "IPython", "widgets")))
 """

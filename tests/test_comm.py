@@ -14,14 +14,14 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from toys import F64, SGD, Bench, close, corpus, drawn, fill_, recipe
 
-from lab.codecs import Cast, Int8, TopK, codec
-from lab.comm import Communicator, Ledger
+from lab.engine.codecs import Cast, Int8, TopK, codec
+from lab.engine.comm import Communicator, Ledger
+from lab.engine.fleet import Fleet, Stack, clip_
+from lab.engine.optim import AdamW, Optimizer
 from lab.errors import RecipeError
 from lab.events import Sent
-from lab.fleet import Fleet, Stack, clip_
 from lab.methods import DDP, DESLOC, DiLoCo, LocalAdam, LocalSGD
-from lab.optim import AdamW, Optimizer
-from lab.run import Trainer, dry_run
+from lab.runs.trainer import Trainer, dry_run
 
 # Three workers and three experts of 5 elements: worker 0 holds a and b, worker 1 holds b and c, worker 2 holds c alone.
 # The trunk (2 · 3 elements) is everywhere; nobody but worker 0 holds its private tensor (4 elements).

@@ -7,11 +7,11 @@ import math
 import numpy as np
 import pytest
 
-from lab.claims import spread
-from lab.columns import Columns
-from lab.compare import best_rate, front, loss_within, steps_to, with_rate
 from lab.events import Evaluated, Started, Stepped
-from lab.recipe import Recipe
+from lab.recipes.recipe import Recipe
+from lab.runs.columns import Columns
+from lab.study.claims import spread
+from lab.study.compare import best_rate, front, loss_within, steps_to, with_rate
 from widgets.figures import axis
 
 

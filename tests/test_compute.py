@@ -22,20 +22,20 @@ from test_processes import cut_off, read, same
 from torch import Tensor, nn
 from toys import EXPERTS, LISTED, ON_A_DEVICE, STORM, TINY, close, corpus, flat, of_four, recipe, story, tell
 
-from lab.compute import Compute
-from lab.compute.together import SMALL, Together, together
+from lab.engine.fleet import Fleet
+from lab.engine.optim import Optimizer
+from lab.engine.vectorised import SMALL, Together, together
 from lab.errors import RecipeError
 from lab.events import Event, Stepped, to_json
-from lab.fleet import Fleet
 from lab.methods import DDP
-from lab.models.build import build_fleet, check_memory
 from lab.models.lora import LoRA
-from lab.optim import Optimizer
 from lab.processes.peers import join
-from lab.recipe import Recipe
-from lab.run import Trainer
+from lab.recipes.compute import Compute
+from lab.recipes.recipe import Recipe
+from lab.runs.build import build_fleet, check_memory
+from lab.runs.folder import RunFolder
+from lab.runs.trainer import Trainer
 from lab.seeds import generator
-from lab.store import RunFolder
 
 ROOT = Path(__file__).parent.parent
 CPU = torch.device("cpu")

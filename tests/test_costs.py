@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 
+from lab.costs.fomoe import Costs, Site, rho_ring
+from lab.costs.network import Network
 from lab.errors import RecipeError
 from lab.events import Sent
-from lab.experts.costs import Costs, Site, rho_ring
-from lab.experts.placement import Table
 from lab.models.moe import SIZES, MoE
-from lab.network import Network
+from lab.recipes.placement import Table
 
 PAPER = ("fomoe-54M", "fomoe-153M", "fomoe-1.8B", "fomoe-13B", "fomoe-104B")
 LOCAL_ADAMW = {"params": 32, "exp_avg": 32, "exp_avg_sq": 32}

@@ -14,19 +14,19 @@ from test_oracles import OPTIONS
 from torch import Tensor, nn
 from toys import EXPERTS, F64, LISTED, TWO, Bench, batch, build, close, corpus, drawn, flat, of_four, recipe
 
+from lab.engine.fleet import Fleet
+from lab.engine.optim import ELEMENTWISE, AdamW, Nesterov, Optimizer, states, step_
 from lab.events import Stepped, WorkersChanged
-from lab.experts.placement import Placement
-from lab.fleet import Fleet
 from lab.methods import MTDAO, FedIT, FoMoE, LocalAdam, LocalSGD, LoRDO, Method, Photon
 from lab.methods.lordo import QHAdam
 from lab.methods.mt_dao import Warm
 from lab.models.lora import LoRA
-from lab.optim import ELEMENTWISE, AdamW, Nesterov, Optimizer, states, step_
 from lab.optimizers import LowRankAdam
-from lab.recipe import Recipe
-from lab.run import Trainer
-from lab.scenarios import Outage, Scenario
-from lab.store import RunFolder, write_with_digest
+from lab.recipes.placement import Placement
+from lab.recipes.recipe import Recipe
+from lab.recipes.scenario import Outage, Scenario
+from lab.runs.folder import RunFolder, write_with_digest
+from lab.runs.trainer import Trainer
 
 # --- one optimizer per worker ----------------------------------------------------------------------------------------
 

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 from toys import F64, SGD, Bench, close, drawn
 
+from lab.engine.optim import Optimizer
 from lab.methods import DDP, DeMo
 from lab.methods.demo import Strongest, dct, from_tiles, side, to_tiles
-from lab.optim import Optimizer
 
 LR, BETA = 0.1, 0.5
 SLOPES = [[(3.0, 1.0), (-1.0, 2.0), (0.5, 0.4), (2.0, -2.0)], [(1.0, 2.0), (4.0, 4.0), (-3.0, 1.0), (1.0, 0.0)]]

@@ -21,8 +21,8 @@ from test_ground import lines_of_code
 
 from lab.cli import main
 from lab.methods import METHODS, name_of
-from lab.recipe import Recipe
-from lab.run import dry_run
+from lab.recipes.recipe import Recipe
+from lab.runs.trainer import dry_run
 
 ROOT = Path(__file__).parent.parent
 CARDS = ROOT / "docs/methods"
@@ -86,7 +86,7 @@ def test_commands_of_cards_work(name: str, monkeypatch: pytest.MonkeyPatch, tmp_
     monkeypatch.chdir(tmp_path)
     asked: list[Recipe] = []
     monkeypatch.setattr("lab.cli._train", lambda recipe, folder, *_: asked.append(recipe))
-    monkeypatch.setattr("lab.plan.plan", lambda recipe, *_, **__: SimpleNamespace(to_text=lambda: recipe.id))
+    monkeypatch.setattr("lab.runs.plan.plan", lambda recipe, *_, **__: SimpleNamespace(to_text=lambda: recipe.id))
     text = (CARDS / f"{name}.md").read_text()
     commands = [line for block in re.findall(r"```sh\n(.*?)```", text, flags=re.S) for line in block.splitlines()]
     commands += re.findall(r"`(lab (?:run|plan) [^`]*)`", text)
@@ -134,9 +134,9 @@ def test_names_and_links_lead_somewhere(page: Path) -> None:
 
 def test_exists_is_not_blind() -> None:
     """The check above tells names from slips."""
-    assert exists("lab.recipe.Recipe.num_workers")
-    assert exists("lab.methods.state.State.local")
-    assert not exists("lab.recipe.Recipe.num_clients")
+    assert exists("lab.recipes.recipe.Recipe.num_workers")
+    assert exists("lab.engine.state.State.local")
+    assert not exists("lab.recipes.recipe.Recipe.num_clients")
     assert not exists("lab.shop.Item")
 
 
@@ -211,7 +211,7 @@ def test_the_commands_of_the_page_work(copy: Path) -> None:
     """Plan, calendar, both runs and the comparison; what the page shows of their output is what they print."""
     commands = [line for block in printed("sh") for line in block.splitlines() if line.startswith("lab ")]
     assert [c.split()[1] for c in commands] == ["plan", "run", "run", "compare"]
-    (calendar,) = [block for block in printed("python") if "lab.plan" in block]
+    (calendar,) = [block for block in printed("python") if "lab.runs.plan" in block]
     told = in_copy(copy, "-", stdin=RUN.format(commands=commands) + calendar)
     for shown in printed("text"):
         assert shown.strip() in told

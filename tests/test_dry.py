@@ -11,17 +11,17 @@ import pytest
 import torch
 from toys import LISTED, OVER_PROCESSES, recipe
 
-from lab.dry import Asked, Calendar, Step, calendar
+from lab.costs.calendar import Asked, Calendar, Step, calendar
+from lab.costs.network import NETWORKS, Network
 from lab.errors import RecipeError
 from lab.events import Sent
 from lab.methods import DESLOC
-from lab.network import NETWORKS, Network
-from lab.notes import notes
-from lab.plan import plan
-from lab.presets import PRESETS
-from lab.recipe import Recipe
-from lab.run import Trainer
-from lab.scenarios import Outage, Scenario
+from lab.recipes.notes import notes
+from lab.recipes.presets import PRESETS
+from lab.recipes.recipe import Recipe
+from lab.recipes.scenario import Outage, Scenario
+from lab.runs.plan import plan
+from lab.runs.trainer import Trainer
 
 ROUGH = {
     "outages": [{"worker": 1, "first": 5, "last": 70}, {"worker": 0, "first": 1, "last": 9}],

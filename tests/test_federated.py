@@ -14,13 +14,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from toys import F64, SERVED, Silent, close, corpus, each_its_own, recipe, story
 
-from lab.adapters import toy
-from lab.adapters.factors import Adapters, mean, padded, product_norm, refactored, samples, shares, stacked
-from lab.adapters.watch import area
-from lab.comm import Communicator
+from lab.engine.comm import Communicator
+from lab.engine.fleet import Fleet, Stack
+from lab.engine.optim import AdamW, Nesterov, Optimizer
+from lab.engine.state import Loss
 from lab.errors import Diverged, RecipeError
 from lab.events import Covered, Evaluated, Sent, Stepped, Truncated, Warned
-from lab.fleet import Fleet, Stack
 from lab.methods import (
     FEDERATED,
     METHODS,
@@ -36,15 +35,16 @@ from lab.methods import (
 )
 from lab.methods.flexlora import FlexLoRA
 from lab.methods.flora import FLoRA
-from lab.methods.state import Loss
+from lab.methods.lora_factors import Adapters, mean, padded, product_norm, refactored, samples, shares, stacked
 from lab.methods.zero_padding import ZeroPadding
 from lab.models.gpt import GPT
 from lab.models.lora import LoRA, adapt_, adapters, cut_to, prefix_losses
-from lab.optim import AdamW, Nesterov, Optimizer
-from lab.recipe import Recipe
-from lab.run import Trainer, dry_run, train
-from lab.scenarios import Outage, Scenario
+from lab.probes.adapters import area
+from lab.recipes.recipe import Recipe
+from lab.recipes.scenario import Outage, Scenario
+from lab.runs.trainer import Trainer, dry_run, train
 from lab.seeds import generator
+from lab.study import toy_adapters as toy
 
 MODEL = GPT(dim=8, num_layers=1, num_heads=2)
 TARGETS = ("attention.qkv", "mlp.0")
@@ -234,10 +234,10 @@ def test_one_round_by_hand(name: str, counts: Any) -> None:
     ranks, method = ranks_for(name), EVERY[name]
     lab = Federation(method, ranks, counts, scale=0.7)
     n = [1.0, 1.0, 1.0] if counts is None or name == "fedex_lora" else [float(c) for c in counts]
-    base = {t: lab.base(t) for t in lab.adapters.targets}
-    lab.run(2)
+    base = {t: lab.base(t) for t in lab.methods.targets}
+    lab.runs.trainer(2)
     handed = lab.clients()  # who handed in keeps its own until the next round
-    for target in lab.adapters.targets:
+    for target in lab.methods.targets:
         A, B, added = expected(method, handed[target], ranks, n)
         mine_A, mine_B = lab.of_server(target)
         assert torch.allclose(lab.base(target) - base[target], 0.7 * added, rtol=1e-10, atol=1e-14)
@@ -253,8 +253,8 @@ def test_ffa_by_hand_and_exact() -> None:
     lab = Federation(EVERY["ffa_lora"], (2, 2, 2)).run(2)
     params = lab.state.local["params"]
     assert all(".lora_B." in n for n in params.names())
-    for target in lab.adapters.targets:
-        A = lab.fleet.constants[f"{target}.lora_A.0"]
+    for target in lab.methods.targets:
+        A = lab.engine.fleet.constants[f"{target}.lora_A.0"]
         B = [params.cell(f"{target}.lora_B.0", w) for w in range(3)]
         assert torch.allclose(lab.state.shared["params"][f"{target}.lora_B.0"][0] @ A, sum(b @ A for b in B) / 3)
 
@@ -267,13 +267,13 @@ def test_hetlora_by_hand() -> None:
         sum(float(torch.linalg.norm(b @ a)) ** 2 for a, b in (handed[t][k] for t in handed)) ** 0.5 for k in range(3)
     ]
     p = [x / sum(norm) for x in norm]
-    for target in lab.adapters.targets:
+    for target in lab.methods.targets:
         A, B = mean([padded(h, 4) for h in handed[target]], p)
         assert torch.allclose(lab.of_server(target)[0], A, rtol=1e-10)
         assert torch.allclose(lab.of_server(target)[1], B, rtol=1e-10)
     method = HetLoRA(2, gamma=0.5, decay=3.0)
     lab = Federation(method, (4, 2, 1)).run(3)
-    module: Any = lab.fleet.modules[0]
+    module: Any = lab.engine.fleet.modules[0]
     tail = sum(
         torch.linalg.norm(a[2:]) * torch.linalg.norm(b[:, 2:])
         for a, b in (x.factors() for x in adapters(module).values())
@@ -290,12 +290,12 @@ def test_hetlora_prunes_when_the_tail_shrinks() -> None:
         lab.state.shared["params"][name].copy_(lab.state.shared["params"][name] + 0.3)
     seen = [list(lab.state.facts["ranks"])]
     for _ in range(6):
-        lab.run(2)
+        lab.runs.trainer(2)
         seen.append(list(lab.state.facts["ranks"]))
     assert seen[0] == [4, 2, 1]
     assert seen[-1] != seen[0]
     assert all(1 <= b <= a for early, late in itertools.pairwise(seen) for a, b in zip(early, late, strict=True))
-    sent = {r.step: r for r in lab.comm.ledger if r.op == "gather" and 0 in r.workers}
+    sent = {r.step: r for r in lab.engine.comm.ledger if r.op == "gather" and 0 in r.workers}
     for t, ranks in enumerate(seen[1:], 1):
         assert sent[2 * t].bytes_each == 8 * ranks[0] * SIZES
 
@@ -349,8 +349,8 @@ def test_products_are_averaged_without_bias(name: str) -> None:
     """Over several rounds: what all models have in common grows by exactly s·Σ p_k·B_k·A_k."""
     lab = Federation(EVERY[name], ranks_for(name), scale=2.0)
     for _ in range(3):
-        before = {t: (lab.base(t), lab.of_server(t)) for t in lab.adapters.targets}
-        lab.run(2)
+        before = {t: (lab.base(t), lab.of_server(t)) for t in lab.methods.targets}
+        lab.runs.trainer(2)
         handed = lab.clients()
         for t, (base, (A, B)) in before.items():
             after = lab.base(t) + 2 * lab.of_server(t)[1] @ lab.of_server(t)[0]
@@ -374,7 +374,7 @@ def test_fedit_is_biased_where_A_differ() -> None:
 
 def by_client(lab: Federation, op: tuple[str, ...]) -> dict[int, int]:
     out: dict[int, int] = {}
-    for r in lab.comm.ledger:
+    for r in lab.engine.comm.ledger:
         for w in r.workers if r.op in op else ():
             out[w] = out.get(w, 0) + r.bytes_each
     return out
@@ -405,18 +405,23 @@ def test_bytes_of_the_others() -> None:
 def test_a_client_of_rank_one_holds_rank_one_tensors_only() -> None:
     """Parameters, gradients and optimizer states alike: there is no row for what it does not have."""
     lab = Federation(EVERY["prelort"], (4, 2, 1)).run(2)
-    for stack in (lab.fleet.params, lab.fleet.grads, lab.state.local["exp_avg"], lab.state.local["exp_avg_sq"]):
+    for stack in (
+        lab.engine.fleet.params,
+        lab.engine.fleet.grads,
+        lab.state.local["exp_avg"],
+        lab.state.local["exp_avg_sq"],
+    ):
         held = [
             sum(x[0].numel() for b, x in zip(stack.layout.blocks, stack.blocks, strict=True) if w in b.holders)
             for w in range(3)
         ]
         assert held == [4 * SIZES, 2 * SIZES, SIZES]
-    assert sum(b.untyped_storage().nbytes() for b in lab.fleet.params.blocks) == 8 * 7 * SIZES
+    assert sum(b.untyped_storage().nbytes() for b in lab.engine.fleet.params.blocks) == 8 * 7 * SIZES
 
 
 def test_frozen_weights_are_there_once() -> None:
     lab = Federation(EVERY["flora"], (4, 2, 1)).run(2)
-    weights = {lab.fleet.modules[w].get_submodule("blocks.0.attention.qkv").weight.data_ptr() for w in range(3)}
+    weights = {lab.engine.fleet.modules[w].get_submodule("blocks.0.attention.qkv").weight.data_ptr() for w in range(3)}
     assert len(weights) == 1
 
 
@@ -432,7 +437,7 @@ def test_the_nested_loss_by_hand() -> None:
     assert PreLort(omega="rank").weights_of([1, 3]) == [0.25, 0.75]
     assert PreLort(omega="last").weights_of([1, 2, 4]) == [0.25, 0.25, 0.5]
     lab = Federation(PreLort(2), (4, 2, 1)).run(3)
-    module: Any = lab.fleet.modules[0]
+    module: Any = lab.engine.fleet.modules[0]
     ids, targets = tokens(0, 9)
     each = prefix_losses(module, ids, targets, [1, 2, 4])
 
@@ -460,8 +465,8 @@ def test_the_nested_loss_by_hand() -> None:
 def test_alpha_is_folded_in_and_out() -> None:
     """With α/r scales, what a client hands in acts at the server as it did at the client; with equal ranks nothing differs."""
     lab = Federation(PreLort(2, nested="none"), (4, 1), alpha=4.0).run(1)
-    before = {t: lab.of_client(1, t) for t in lab.adapters.targets}
-    lab.run(1)
+    before = {t: lab.of_client(1, t) for t in lab.methods.targets}
+    lab.runs.trainer(1)
     trained = Federation(PreLort(9, nested="none"), (4, 1), alpha=4.0).run(2)  # the same two steps, nothing handed in
     for t in before:
         _, B = trained.of_client(1, t)  # in its own scale, 4/1
@@ -469,7 +474,7 @@ def test_alpha_is_folded_in_and_out() -> None:
         got = lab.of_server(t)
         assert torch.allclose(got[1][:, 0], (4 * B[:, 0] + B0[:, 0]) / 2, rtol=1e-12)
         assert torch.allclose(got[0][1:], A0[1:], rtol=1e-12)
-    lab.run(1)
+    lab.runs.trainer(1)
     fetched = Federation(PreLort(2, nested="none", inner=Optimizer("SGD", 1e-30)), (4, 1), alpha=4.0)
     fetched.state.shared["params"] = lab.state.shared["params"]
     fetched.run(1)
@@ -487,9 +492,9 @@ def test_what_nobody_covers() -> None:
     """A segment whose holders are all away keeps its values, or loses its B; the others are averaged over who is there."""
     for uncovered in ("keep", "zero"):
         lab = Federation(PreLort(2, uncovered=uncovered), (4, 2, 1)).run(2)  # type: ignore[arg-type]
-        before = {t: lab.of_server(t) for t in lab.adapters.targets}
-        lab.fleet.up = [False, True, True]
-        lab.run(2)
+        before = {t: lab.of_server(t) for t in lab.methods.targets}
+        lab.engine.fleet.up = [False, True, True]
+        lab.runs.trainer(2)
         for t, (A, B) in before.items():
             a, b = lab.of_server(t)
             assert torch.equal(a[2:], A[2:])
@@ -502,11 +507,11 @@ def test_what_nobody_covers() -> None:
 def test_nobody_up(name: str) -> None:
     lab = Federation(EVERY[name], ranks_for(name)).run(4)
     agreed = {k: [b.clone() for b in s.blocks] for k, s in lab.state.shared.items()}
-    rows, num = [b.clone() for b in lab.fleet.params.blocks], len(lab.comm.ledger)
-    lab.fleet.up = [False] * 3
-    lab.run(4)
-    assert len(lab.comm.ledger) == num
-    assert all(torch.equal(a, b) for a, b in zip(rows, lab.fleet.params.blocks, strict=True))
+    rows, num = [b.clone() for b in lab.engine.fleet.params.blocks], len(lab.engine.comm.ledger)
+    lab.engine.fleet.up = [False] * 3
+    lab.runs.trainer(4)
+    assert len(lab.engine.comm.ledger) == num
+    assert all(torch.equal(a, b) for a, b in zip(rows, lab.engine.fleet.params.blocks, strict=True))
     for k, blocks in agreed.items():
         assert all(torch.equal(a, b) for a, b in zip(blocks, lab.state.shared[k].blocks, strict=True)), k
 

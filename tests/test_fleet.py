@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 from toys import F64, SGD, Bench, batch, build, close, corpus, drawn, fill_, flat, recipe
 
-from lab.fleet import Fleet
+from lab.engine.fleet import Fleet
 from lab.methods import DDP, DESLOC, LocalSGD
-from lab.models.build import build_fleet
 from lab.models.gpt import SIZES
-from lab.recipe import Recipe
-from lab.run import Trainer
+from lab.recipes.recipe import Recipe
+from lab.runs.build import build_fleet
+from lab.runs.trainer import Trainer
 
 
 def toy_fleet(num_workers: int = 3, **more: Any) -> Fleet:

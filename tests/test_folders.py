@@ -28,14 +28,14 @@ from safetensors.torch import save
 from toys import corpus, recipe, story
 
 from lab.cli import main
-from lab.columns import Columns
 from lab.errors import Damaged, LabError, RecipeError, plain
 from lab.events import VERSION, Checkpointed, Ended, Event, Started, Stepped, Warned, to_bytes
-from lab.lines import Log, Vouched, last_lines, pieces
-from lab.live import replay
-from lab.processes.folder import SharedFolder
-from lab.run import Trainer, train
-from lab.store import KEEP, RunFolder, find_run, stored, write_atomically
+from lab.runs.columns import Columns
+from lab.runs.folder import KEEP, RunFolder, find_run, stored, write_atomically
+from lab.runs.lines import Log, Vouched, last_lines, pieces
+from lab.runs.live import replay
+from lab.runs.shared_folder import SharedFolder
+from lab.runs.trainer import Trainer, train
 
 NUM = int(os.environ.get("ISTHMUS_DAMAGES", "24"))
 
@@ -576,7 +576,7 @@ def unsealed(path: Path) -> RunFolder:
 
 
 def test_a_checkpoint_of_a_newer_version_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lab.store.VERSION", VERSION + 1)
+    monkeypatch.setattr("lab.runs.folder.VERSION", VERSION + 1)
     folder = RunFolder(tmp_path)
     folder.open(recipe())
     folder.save(1, {}, {})

@@ -17,13 +17,13 @@ from toys import TEXT, corpus
 from lab.cli import main
 from lab.errors import RecipeError
 from lab.events import Stepped
-from lab.models.export import trained, with_values
 from lab.models.hf import HF
 from lab.models.lora import LoRA, adapt_, adapters, cut_to, prefix_losses
 from lab.models.peft import load_adapter_, merged, ranks_of, save_adapter
-from lab.recipe import Recipe
-from lab.run import Trainer, train
-from lab.store import RunFolder
+from lab.recipes.recipe import Recipe
+from lab.runs.export import trained, with_values
+from lab.runs.folder import RunFolder
+from lab.runs.trainer import Trainer, train
 
 transformers = pytest.importorskip("transformers", reason="needs the extra hf: pip install 'isthmus[hf]'")
 peft = pytest.importorskip("peft", reason="needs the extra hf: pip install 'isthmus[hf]'")

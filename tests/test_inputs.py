@@ -20,11 +20,11 @@ from toys import TINY, recipe, story
 import lab
 from lab.errors import LabError
 from lab.events import Checkpointed, Event, Started, Warned
-from lab.inputs import Input, check_finished, recorded, same_everywhere
-from lab.models.export import trained
-from lab.recipe import Recipe
-from lab.run import Trainer, train
-from lab.store import RunFolder
+from lab.recipes.recipe import Recipe
+from lab.runs.export import trained
+from lab.runs.folder import RunFolder
+from lab.runs.inputs import Input, check_finished, recorded, same_everywhere
+from lab.runs.trainer import Trainer, train
 
 
 @pytest.fixture(autouse=True)
@@ -157,8 +157,8 @@ def test_a_tokenizer_that_changed() -> None:
 
 
 def test_tasks_of_the_standard_library_have_a_digest(monkeypatch: pytest.MonkeyPatch) -> None:
-    from lab.tasks import TASKS
-    from lab.tasks.examples import Task
+    from lab.data.tasks import TASKS
+    from lab.data.tasks.examples import Task
 
     def task(word: str) -> Task:
         def rows() -> Iterator[tuple[str, str, str, bool]]:
@@ -186,7 +186,7 @@ def test_runs_of_earlier_versions_go_on_and_are_shown() -> None:
     for cut in (True, False):
         folder = f"old{cut}"
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("lab.run.of_run", lambda *a: {})
+            patch.setattr("lab.runs.trainer.of_run", lambda *a: {})
             patch.setattr(RunFolder, "record_inputs", lambda *a: None)
             cut_at(4, r, folder) if cut else train(r, folder)
         lines = [json.loads(line) for line in Path(folder, "events.jsonl").read_text(encoding="utf-8").splitlines()]

@@ -17,7 +17,7 @@ from jupyter import ROOT, JupyterLab, Notebook
 from toys import story
 
 from lab.events import Stepped
-from lab.store import RunFolder
+from lab.runs.folder import RunFolder
 from widgets import View
 
 pytestmark = [needs_chromium, pytest.mark.processes, pytest.mark.slow]
@@ -93,7 +93,7 @@ def test_live_then_at_rest(lab: JupyterLab, again: bool) -> None:
 
 
 RUN = """
-import json, lab, lab.live
+import json, lab, lab.runs.live
 from toys import recipe
 from widgets import CommunicationBudget, Drift, Losses, SyncCalendar, Workers
 before = globals().get("run")
@@ -102,7 +102,7 @@ run = lab.start(recipe(method, steps=STEPS, eval_every=50, checkpoint_every=100,
 run.panel(Losses(), CommunicationBudget(run.recipe), SyncCalendar(run.recipe), Drift(), Workers(run.recipe))
 """
 TELL = """
-alive = [r.name for r in lab.live._RUNS if not r.finished.is_set()]
+alive = [r.name for r in lab.runs.live._RUNS if not r.finished.is_set()]
 turned = [[e.step, e.knob, e.value] for e in run.columns.turned]
 print(json.dumps([run.status, run.t, before and before.status, alive, turned, len(run.columns.step)]))
 """
@@ -287,7 +287,9 @@ places = {f"K = {k}": Bars("How many?", "bytes", ["DDP", "other"], [8, k], ["8 B
 Question("How many?", "period", places, "K = 2", 2.0, "B")
 """
 STORED = Path(__file__).parent.parent / "notebooks/stored/turned"
-AT_REST = f"from widgets import Losses; from lab.store import RunFolder; Losses.of(RunFolder({str(STORED)!r}).events())"
+AT_REST = (
+    f"from widgets import Losses; from lab.runs.folder import RunFolder; Losses.of(RunFolder({str(STORED)!r}).events())"
+)
 TALL = "k => document.querySelectorAll('.js-plotly-plot')[k].clientHeight"
 
 
@@ -335,7 +337,7 @@ from test_rank_segments import federation
 from test_views import TABLES, routing
 from test_widgets import PICTURES
 from toys import recipe
-from lab.store import RunFolder
+from lab.runs.folder import RunFolder
 from widgets import *
 turned = list(RunFolder(STORED).events())
 def late(show, *given):

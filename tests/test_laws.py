@@ -35,16 +35,16 @@ from toys import (
     story,
 )
 
-from lab.codecs import codec
-from lab.comm import Communicator
+from lab.engine.codecs import codec
+from lab.engine.comm import Communicator
+from lab.engine.fleet import Stack
+from lab.engine.optim import ELEMENTWISE, ZERO_AT_START, AdamW, Nesterov, Optimizer
 from lab.errors import Diverged, RecipeError
 from lab.events import Ended, Evaluated, Event, Sent, Stepped, Warned, WorkersChanged, to_json
-from lab.fleet import Stack
 from lab.methods import DDP, DESLOC, DeMo, DiLoCo, LocalAdam, LocalSGD, Method, NoLoCo, averaged_states, noloco
-from lab.optim import ELEMENTWISE, ZERO_AT_START, AdamW, Nesterov, Optimizer
-from lab.run import Trainer, dry_run, train
-from lab.scenarios import Outage, Scenario
-from lab.store import RunFolder
+from lab.recipes.scenario import Outage, Scenario
+from lab.runs.folder import RunFolder
+from lab.runs.trainer import Trainer, dry_run, train
 
 every_method = pytest.mark.parametrize("method", LISTED.values(), ids=LISTED.keys())
 STEPS = 7
@@ -128,7 +128,7 @@ def test_workers_agree_after_a_sync(name: str) -> None:
     """
     lab, synced = Bench(LISTED[name]), 0
     for t in range(1, STEPS + 1):
-        lab.run(1)
+        lab.runs.trainer(1)
         for r in lab.records:
             stack = lab.state.local.get(r.state)
             whole = stack is not None and r.bytes_each == 8 * sum(b.numel for b in stack.layout.blocks)
@@ -485,8 +485,8 @@ def test_with_nobody_up_nothing_moves(method: Method) -> None:
     rows = {k: [b.clone() for b in s.blocks] for k, s in lab.state.local.items()}
     agreed = {k: lab.shared(k) for k in lab.state.shared}
     num = len(lab.records)
-    lab.fleet.up = [False] * 3
-    lab.run(4)
+    lab.engine.fleet.up = [False] * 3
+    lab.runs.trainer(4)
     assert len(lab.records) == num
     assert lab.loss_W.isnan().all()
     for k, stack in lab.state.local.items():
@@ -679,7 +679,7 @@ def test_the_schedule_scales_the_inner_steps(method: Method) -> None:
     """With a factor of zero no worker moves. (The mean of four equal numbers is exact, so that Δ is zero.)"""
     lab = Bench(method, 4, schedule=lambda t: 0.0)
     before = lab.of(0)
-    lab.run(4)
+    lab.runs.trainer(4)
     assert torch.equal(lab.of(0), before)
 
 

@@ -18,19 +18,19 @@ import pytest
 import torch
 from toys import PATIENCE, corpus, recipe, story, until
 
-import lab.live
-from lab.columns import Columns
+import lab.runs.live
+from lab.costs.network import NETWORKS
+from lab.engine.optim import AdamW
 from lab.errors import Diverged, LabError, RecipeError
 from lab.events import Checkpointed, Ended, Event, Sent, Started, Stepped, Turned, WorkersChanged
-from lab.knobs import settled
-from lab.live import Pump, Run, replay, start
 from lab.methods import FEDERATED
-from lab.network import NETWORKS
-from lab.optim import AdamW
-from lab.run import Trainer, train
-from lab.scenarios import Outage, Scenario
-from lab.store import RunFolder
-from lab.watching.looks import Looks
+from lab.probes.looks import Looks
+from lab.recipes.scenario import Outage, Scenario
+from lab.runs.columns import Columns
+from lab.runs.folder import RunFolder
+from lab.runs.knobs import settled
+from lab.runs.live import Pump, Run, replay, start
+from lab.runs.trainer import Trainer, train
 
 pytestmark = pytest.mark.usefixtures("nothing_left_behind")
 
@@ -337,11 +337,11 @@ def test_a_run_whose_panel_is_elsewhere_says_where_it_is(
     """Started again from another cell than that of its panel, which says "stopped"; from the same cell all is new anyway."""
     r, line = recipe(steps=3, checkpoint_every=1), "run.panel() shows this one"
     cell = ["first", "1"]
-    monkeypatch.setattr(lab.live, "_cell", lambda: (cell[0], cell[1]))
+    monkeypatch.setattr(lab.runs.live, "_cell", lambda: (cell[0], cell[1]))
     start(r, folder="somewhere").wait(PATIENCE)
     start(r, folder="somewhere").wait(PATIENCE)
     assert not capsys.readouterr().out
-    monkeypatch.setitem(lab.live._PANELS, start(r, folder="somewhere")._key, ("first", "1"))
+    monkeypatch.setitem(lab.runs.live._PANELS, start(r, folder="somewhere")._key, ("first", "1"))
     cell[1] = "2"
     start(r, folder="somewhere").wait(PATIENCE)
     assert not capsys.readouterr().out
@@ -362,7 +362,7 @@ def test_waiting_has_a_limit() -> None:
 def test_starting_again_stops_the_earlier_run_first(same: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same name, the same folder, or the same cell executed again; a loop inside one cell starts several."""
     cells = iter([("cell 1", "a"), ("cell 1", "a"), ("cell 1" if same == "cell" else "cell 2", "b")])
-    monkeypatch.setattr(lab.live, "_cell", lambda: next(cells))
+    monkeypatch.setattr(lab.runs.live, "_cell", lambda: next(cells))
     long = recipe(steps=100_000, eval_every=0)
     names = {"name": ["x", "y", "x"], "folder": ["x", "y", "z"], "cell": ["x", "y", "z"]}[same]
     folders = {"name": ["f", "g", "h"], "folder": ["f", "g", "f"], "cell": ["f", "g", "h"]}[same]
@@ -377,7 +377,7 @@ def test_starting_again_stops_the_earlier_run_first(same: str, tmp_path: Path, m
 
 LEFT = """
 import lab
-from lab.recipe import Recipe
+from lab.recipes.recipe import Recipe
 run = lab.start(Recipe.of({recipe!r}), folder={folder!r})
 while run.t < 3:
     pass
@@ -615,7 +615,7 @@ def test_the_pace_of_a_replay(stored: Path) -> None:
     events = [
         dataclasses.replace(e, seconds=100.0) if isinstance(e, Stepped) else e for e in RunFolder(stored).events()
     ]
-    assert list(lab.live.paced(events, 2.0, sleep=slept.append)) == events
+    assert list(lab.runs.live.paced(events, 2.0, sleep=slept.append)) == events
     assert [round(s) for s in slept] == [50 * k for k in range(1, 11)]  # nobody slept, so it falls behind ever more
 
 

@@ -9,14 +9,14 @@ import pytest
 import torch
 from toys import F64, Bench, batch, build, close, drawn, flat
 
+from lab.engine.optim import AdamW
 from lab.errors import RecipeError
 from lab.methods import LoRDO
 from lab.methods.lordo import QHAdam
-from lab.optim import AdamW
 from lab.optimizers import LowRankAdam
 from lab.optimizers import QHAdam as TorchQHAdam
 from lab.optimizers.low_rank import first_basis, low_rank_adam_, rotate_, top_basis
-from lab.toys import matrix_regression
+from lab.study.toys import matrix_regression
 
 LR, B1, B2, EPS = 0.1, 0.9, 0.95, 1e-8
 

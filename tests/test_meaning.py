@@ -18,20 +18,20 @@ from toys import recipe as tiny
 
 import lab
 from lab.cli import main
+from lab.engine.optim import ELEMENTWISE, Optimizer, Schedule
 from lab.errors import RecipeError, shown
 from lab.events import Routed, Warned
 from lab.methods import DESLOC, METHODS, DiLoCo, name_of
-from lab.models.build import check_memory, check_size
 from lab.models.gpt import GPT
 from lab.models.lora import LoRA
 from lab.models.moe import MoE
-from lab.notes import notes
-from lab.optim import ELEMENTWISE, Optimizer, Schedule
 from lab.optimizers.options import KINDS, options_of
-from lab.presets import PRESETS
-from lab.recipe import Recipe
-from lab.run import Trainer
-from lab.scenarios import Scenario
+from lab.recipes.notes import notes
+from lab.recipes.presets import PRESETS
+from lab.recipes.recipe import Recipe
+from lab.recipes.scenario import Scenario
+from lab.runs.build import check_memory, check_size
+from lab.runs.trainer import Trainer
 
 INF, NAN = float("inf"), float("nan")
 
@@ -450,7 +450,7 @@ SIZES += ["context=1000000000000", "steps=1000000000000000", "model.mlp_dim=1000
 @pytest.mark.parametrize("size", SIZES)
 def test_sizes_beyond_the_machine_are_refused_on_numbers_alone(size: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before text is read or anything is made: at once, and without memory."""
-    monkeypatch.setattr("lab.run.Text.of", lambda *_: pytest.fail("the text was read"))
+    monkeypatch.setattr("lab.runs.trainer.Text.of", lambda *_: pytest.fail("the text was read"))
     before = psutil.Process().memory_info().rss
     r = Recipe.of("ddp", [size, "corpus=grammar"])
     if "lora" in size:
@@ -492,7 +492,7 @@ def test_parameters_are_counted_without_a_model(model: GPT | MoE) -> None:
 def test_what_is_asked_for_at_first_is_not_more_than_what_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     """With the memory that is needed in the end, neither look refuses; with a little less, both do."""
     needed: list[float] = []
-    monkeypatch.setattr("lab.models.build._refuse_above", lambda parts, *_: needed.append(sum(parts.values())))
+    monkeypatch.setattr("lab.runs.build._refuse_above", lambda parts, *_: needed.append(sum(parts.values())))
     for r in (tiny(), tiny(model=MoE(dim=8)), tiny("fedit", lora=LoRA(ranks=(2,)))):
         check_size(r, 3, torch.device("cpu"))
         check_memory(r, 256, 3, torch.device("cpu"))

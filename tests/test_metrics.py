@@ -14,14 +14,14 @@ from test_comm import HOLDERS, fleet_of_sites, scale, sites
 from torch import nn
 from toys import F64, LISTED, METRICS, OVER_PROCESSES, Bench, corpus, drawn, recipe, story
 
-from lab import metrics
-from lab.comm import Meeting
+from lab.engine.comm import Meeting
+from lab.engine.fleet import Layout, Stack
+from lab.engine.optim import Optimizer
 from lab.events import Evaluated, Event, Measured, Sent, Started
-from lab.fleet import Layout, Stack
 from lab.methods import MTDAO, SPARTA, DeMo, DiLoCo, LocalSGD, LoRDO, NoLoCo, Photon, StreamingDiLoCo
-from lab.metrics import alignment, rates_of_change
-from lab.optim import Optimizer
-from lab.run import Trainer
+from lab.probes import metrics
+from lab.probes.metrics import alignment, rates_of_change
+from lab.runs.trainer import Trainer
 
 SGD = Optimizer("SGD", 1e-2)
 

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from toys import F64, close, drawn
 
+from lab.engine.fleet import Fleet
 from lab.errors import RecipeError
-from lab.fleet import Fleet
 from lab.models import moe
 from lab.models.gpt import rotate
 from lab.models.moe import SIZES, Mix, MoE, MoEModule, chunks_of, mix_naive

@@ -12,13 +12,13 @@ from test_oracles import START, mean, points, slope, values
 from toys import F64, QHM, SGD, TWO, Bench, build, close, drawn, flat, recipe
 
 from lab import optimizers
-from lab.comm import Ledger
+from lab.engine.comm import Ledger
+from lab.engine.optim import ELEMENTWISE, AdamW, Optimizer
 from lab.errors import RecipeError
 from lab.methods import DDP, DESLOC, MTDAO, LocalAdam
 from lab.methods.mt_dao import QHADOPT, Warm, kept, local_variance, preserved_information
-from lab.optim import ELEMENTWISE, AdamW, Optimizer
-from lab.run import dry_run
-from lab.toys import quadratic
+from lab.runs.trainer import dry_run
+from lab.study.toys import quadratic
 
 LR, EPS = 0.1, 1e-6
 

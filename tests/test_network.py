@@ -11,10 +11,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from toys import Bench
 
+from lab.costs.network import DEVICES, NETWORKS, Bill, Network, described, network, step_seconds
 from lab.errors import RecipeError
 from lab.events import Sent
 from lab.methods import DESLOC, LocalAdam
-from lab.network import DEVICES, NETWORKS, Bill, Network, described, network, step_seconds
 
 S, L = 1000, 0.5  # payload in bytes, latency in seconds
 B = 8000.0  # bits per second: one payload takes one second

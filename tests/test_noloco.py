@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from test_oracles import START, points, slope, values
 from toys import SGD, Bench, close, drawn
 
-from lab.comm import Communicator
+from lab.costs.network import Network
+from lab.engine.comm import Communicator
+from lab.engine.optim import AdamW, Optimizer
 from lab.methods import DiLoCo, NoLoCo
 from lab.methods.noloco import groups
-from lab.network import Network
-from lab.optim import AdamW, Optimizer
-from lab.toys import gossip
+from lab.study.toys import gossip
 
 
 def test_noloco_by_hand() -> None:

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from lab.cli import main
 from lab.errors import RecipeError
-from lab.notebooks import Notebook, given, literal
+from lab.study.notebooks import Notebook, given, literal
 
 PYTHON = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
 
@@ -202,7 +202,7 @@ def test_a_kernel_that_dies_is_named_and_the_rest_goes_on(tmp_path: Path) -> Non
 @pytest.mark.slow
 def test_claims_of_earlier_commands_stay_on_the_page(tmp_path: Path) -> None:
     claim = 'Claims("{}", (Claim("Paper", "{} is so", "here", str(n), "holds"),))'
-    code = "from lab.claims import Claim, Claims\n" + claim
+    code = "from lab.study.claims import Claim, Claims\n" + claim
     for name in ("one", "two"):
         source = write(tmp_path / f"{name}.ipynb", "n = 1", code.format(name, name))
         out = CliRunner().invoke(main, ["reproduce", str(source), "--out", str(tmp_path / "out")])

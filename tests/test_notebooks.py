@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from lab.claims import claims_in
 from lab.cli import main
+from lab.study.claims import claims_in
 
 NOTEBOOKS = sorted(Path("notebooks").glob("[0-9]*.ipynb"))
 TINY = {

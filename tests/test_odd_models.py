@@ -22,13 +22,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lab.errors import LabError, RecipeError
-from lab.models.build import build_fleet
 from lab.models.gpt import GPT
 from lab.models.hf import HF
 from lab.models.lora import LoRA, adapt_
 from lab.models.peft import load_adapter_
-from lab.models.start import start_values_
-from lab.recipe import Recipe
+from lab.recipes.recipe import Recipe
+from lab.runs.build import build_fleet
+from lab.runs.start import start_values_
 
 transformers = pytest.importorskip("transformers", reason="needs the extra hf: pip install 'isthmus[hf]'")
 

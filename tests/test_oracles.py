@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from toys import F64, Bench, build, close, drawn, flat
 
-from lab.fleet import Fleet, Stack, clip_, worker_norms
+from lab.engine.fleet import Fleet, Stack, clip_, worker_norms
+from lab.engine.optim import ELEMENTWISE, AdamW, Nesterov, Optimizer, Schedule, states, step_
 from lab.methods import DDP, DESLOC, DiLoCo
 from lab.methods.des_loc import half_life, suggest_periods
-from lab.optim import ELEMENTWISE, AdamW, Nesterov, Optimizer, Schedule, states, step_
 
 # A problem of one number: the loss a/2 · (x − c)² has the gradient a · (x − c). Worker w sees (a, c) = CURVE[w][t − 1].
 CURVE = [

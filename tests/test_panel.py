@@ -14,15 +14,15 @@ import pytest
 from toys import PATIENCE, corpus, recipe, until
 
 from lab import cli
+from lab.costs.network import NETWORKS
 from lab.errors import LabError
 from lab.events import Ended, Event, Sent, Started, Stepped, Turned, WorkersChanged
-from lab.knobs import settled_network
-from lab.live import replay, start
-from lab.network import NETWORKS
-from lab.plan import Plan, plan
-from lab.recipe import Recipe
-from lab.run import Trainer
-from lab.store import RunFolder
+from lab.recipes.recipe import Recipe
+from lab.runs.folder import RunFolder
+from lab.runs.knobs import settled_network
+from lab.runs.live import replay, start
+from lab.runs.plan import Plan, plan
+from lab.runs.trainer import Trainer
 from widgets.cockpit import COUNTING, Cockpit, Later, Seat, _seconds, to_html
 from widgets.communication_budget import CommunicationBudget
 from widgets.panel import MOST_TOGGLES, Controls, Relink, Status, Whole

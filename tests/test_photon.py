@@ -13,14 +13,14 @@ from test_oracles import START, points, slope, values
 from toys import F64, SGD, Bench, close, corpus, recipe
 
 from lab import optimizers
+from lab.costs.network import Network
+from lab.engine.optim import AdamW, Nesterov, Optimizer
 from lab.errors import RecipeError
 from lab.events import Sent, WorkersChanged
 from lab.methods import DDP, DiLoCo, LocalSGD, Photon
 from lab.methods.photon import FedAvg, stretched_cosine
-from lab.network import Network
-from lab.optim import AdamW, Nesterov, Optimizer
-from lab.run import Trainer
-from lab.scenarios import Scenario
+from lab.recipes.scenario import Scenario
+from lab.runs.trainer import Trainer
 
 # --- the server's optimizers -----------------------------------------------------------------------------------------
 

@@ -22,12 +22,12 @@ from toys import OVER_PROCESSES, corpus, story, tell
 import lab
 from lab.errors import RecipeError
 from lab.events import Checkpointed, Event, Started, Turned, Warned, to_json
-from lab.processes.control import Once
-from lab.processes.launch import _lost, over, prepare
 from lab.processes.peers import PeerLost, network_to
-from lab.recipe import Recipe
-from lab.run import Trainer, train
-from lab.store import RunFolder
+from lab.recipes.recipe import Recipe
+from lab.runs.control import Once
+from lab.runs.folder import RunFolder
+from lab.runs.launch import _lost, over, prepare
+from lab.runs.trainer import Trainer, train
 
 pytestmark = pytest.mark.processes
 ROOT = Path(__file__).parent.parent
@@ -335,7 +335,7 @@ def test_knobs_are_turned_at_the_same_step_in_all_processes(tmp_path: Path) -> N
 
 ALONE = """
 import lab, sys
-from lab.recipe import Recipe
+from lab.recipes.recipe import Recipe
 run = lab.start(Recipe.of("des_loc", sys.argv[2:]), folder=sys.argv[1], processes=2, paused=True)
 run.step(3)
 while not (run.t == 3 and run.status == "paused"):

@@ -13,9 +13,9 @@ import pytest
 
 import widgets.questions
 from lab.events import Ended, Started, Stepped, Turned
-from lab.knobs import settled_network
-from lab.recipe import Recipe
-from lab.store import RunFolder
+from lab.recipes.recipe import Recipe
+from lab.runs.folder import RunFolder
+from lab.runs.knobs import settled_network
 from widgets.knobs import Knobs
 from widgets.menus import SLIDER, with_slider
 from widgets.pages import page

@@ -13,9 +13,9 @@ from toys import recipe
 
 from lab.events import VERSION, Covered, Ended, Evaluated, Event, Sent, Started, Stepped, Truncated, from_json, to_json
 from lab.models.lora import LoRA
-from lab.recipe import Recipe
-from lab.run import train
-from lab.store import RunFolder
+from lab.recipes.recipe import Recipe
+from lab.runs.folder import RunFolder
+from lab.runs.trainer import train
 from widgets import Lines, Matrix, RankSegments
 from widgets.pictures import Note, Picture
 from widgets.rank_segments import best_prefix, segment_names

@@ -15,13 +15,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from toys import LISTED
 
+from lab.engine.optim import ELEMENTWISE, ZERO_AT_START, Nesterov, Optimizer, Schedule
 from lab.errors import RecipeError
 from lab.methods import METHODS, method, name_of
 from lab.models.gpt import GPT, SIZES
-from lab.optim import ELEMENTWISE, ZERO_AT_START, Nesterov, Optimizer, Schedule
-from lab.presets import PRESETS
-from lab.recipe import Recipe
-from lab.scenarios import Outage, Scenario
+from lab.recipes.presets import PRESETS
+from lab.recipes.recipe import Recipe
+from lab.recipes.scenario import Outage, Scenario
 
 # --- round trips -----------------------------------------------------------------------------------------------------
 
@@ -146,7 +146,7 @@ def test_every_field_is_in_the_id() -> None:
 
 def test_the_id_is_the_same_in_every_process() -> None:
     """No salt, no order of dictionaries: a fresh interpreter with another hash seed gives the same id."""
-    code = "from lab.recipe import Recipe; print(Recipe.of('des_loc').id, Recipe().id)"
+    code = "from lab.recipes.recipe import Recipe; print(Recipe.of('des_loc').id, Recipe().id)"
     for seed in ("1", "2"):
         out = subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={"PYTHONHASHSEED": seed}

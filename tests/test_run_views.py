@@ -17,13 +17,13 @@ from hypothesis import strategies as st
 from test_rank_segments import federation
 from test_views import Place, routing
 
-from lab.columns import Columns
-from lab.comm import Ledger, Meeting
+from lab.costs.network import NETWORKS, Meter, Network
+from lab.engine.comm import Ledger, Meeting
+from lab.engine.fleet import Stack
 from lab.events import Drifted, Ended, Evaluated, Event, Sent, Started, Stepped, from_json, to_json
-from lab.fleet import Stack
-from lab.network import NETWORKS, Meter, Network
-from lab.recipe import Recipe
-from lab.run import Trainer
+from lab.recipes.recipe import Recipe
+from lab.runs.columns import Columns
+from lab.runs.trainer import Trainer
 from widgets import (
     CommunicationBudget,
     Drift,

@@ -6,9 +6,9 @@ import pytest
 import torch
 from toys import SGD, Bench
 
+from lab.engine.optim import AdamW, Nesterov
 from lab.methods import SPARTA, DiLoCo, LocalSGD
 from lab.methods.sparta import positions
-from lab.optim import AdamW, Nesterov
 
 INNER = AdamW(3e-2)
 

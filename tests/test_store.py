@@ -20,7 +20,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from toys import TEXT, corpus, recipe, story
 
-from lab.columns import Columns
 from lab.errors import LabError, RecipeError
 from lab.events import (
     KINDS,
@@ -36,10 +35,11 @@ from lab.events import (
     from_json,
     to_json,
 )
-from lab.models.export import export_run
-from lab.run import Trainer, train
-from lab.scenarios import Outage, Scenario
-from lab.store import KEEP, RunFolder, find_run, write_atomically
+from lab.recipes.scenario import Outage, Scenario
+from lab.runs.columns import Columns
+from lab.runs.export import export_run
+from lab.runs.folder import KEEP, RunFolder, find_run, write_atomically
+from lab.runs.trainer import Trainer, train
 
 ROOT = Path(__file__).parent.parent
 
@@ -198,8 +198,8 @@ def test_a_second_writer_is_refused(tmp_path: Path) -> None:
     code = f"""
 import sys
 from lab.errors import LabError
-from lab.recipe import Recipe
-from lab.store import RunFolder
+from lab.recipes.recipe import Recipe
+from lab.runs.folder import RunFolder
 try:
     RunFolder({str(tmp_path)!r}).open(Recipe.of({str(tmp_path / "recipe.json")!r}))
 except LabError as error:
@@ -257,8 +257,8 @@ def test_a_run_of_the_shell_is_found_from_a_notebook_and_back(tmp_path: Path, mo
 KILLED = """
 import sys
 from pathlib import Path
-from lab.recipe import Recipe
-from lab.run import train
+from lab.recipes.recipe import Recipe
+from lab.runs.trainer import train
 train(Recipe.of(sys.argv[1]), sys.argv[2])
 """
 

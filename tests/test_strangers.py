@@ -21,12 +21,12 @@ from toys import story
 from lab.errors import RecipeError
 from lab.events import Event, Stepped, to_json
 from lab.processes import peers, rendezvous
-from lab.processes.control import STRANGERS, Line, Listener
-from lab.processes.launch import prepare
+from lab.processes.environment import STORE, World, world
 from lab.processes.peers import resolve
-from lab.processes.world import STORE, World, world
-from lab.recipe import Recipe
-from lab.store import RunFolder
+from lab.recipes.recipe import Recipe
+from lab.runs.control import STRANGERS, Line, Listener
+from lab.runs.folder import RunFolder
+from lab.runs.launch import prepare
 
 ROOT = Path(__file__).parent.parent
 PATIENCE = 60.0
@@ -97,7 +97,7 @@ FORKED = """
 import sys
 import lab
 from accelerate import notebook_launcher
-from lab.processes.launch import train
+from lab.runs.launch import train
 recipe = lab.Recipe.of("des_loc", sys.argv[2:])
 notebook_launcher(train, (recipe, sys.argv[1]), num_processes=2, rdzv_backend="isthmus")
 """
@@ -241,7 +241,7 @@ def test_strangers_at_the_line_neither_end_nor_hold_up_a_run(monkeypatch: pytest
 
 def test_who_says_half_of_the_word_learns_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Right or wrong, the beginning of a word is answered by silence, and after a while by the end."""
-    monkeypatch.setattr("lab.processes.control.STRANGER_SECONDS", 0.5)
+    monkeypatch.setattr("lab.runs.control.STRANGER_SECONDS", 0.5)
     listener = Listener(asks=False)
     port, word, _, _ = listener.environment()["ISTHMUS_LINE"].split()
     wait = heard(listener, 1)
@@ -272,7 +272,7 @@ class Alone:
 def test_who_takes_the_port_of_a_notebook_that_has_gone_cannot_turn_anything(
     says: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lab.processes.control import Reports
+    from lab.runs.control import Reports
 
     with socket.create_server(("127.0.0.1", 0)) as impostor:
 

@@ -14,13 +14,13 @@ from test_oracles import START, points, slope, values
 from torch import nn
 from toys import F64, TINY, Bench, close, corpus, drawn, recipe
 
-from lab.codecs import E3M0, codec
+from lab.engine.codecs import E3M0, codec
+from lab.engine.optim import AdamW, Nesterov, Optimizer
 from lab.errors import RecipeError
 from lab.events import Sent
 from lab.methods import DiLoCo, StreamingDiLoCo
 from lab.methods.streaming_diloco import fragments
-from lab.optim import AdamW, Nesterov, Optimizer
-from lab.run import Trainer, dry_run
+from lab.runs.trainer import Trainer, dry_run
 
 
 def test_one_fragment_without_delay_or_mixing_is_diloco() -> None:

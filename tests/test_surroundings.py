@@ -18,12 +18,12 @@ import torch
 from toys import PATIENCE, TINY, corpus, recipe, story
 
 import lab
-from lab.compute import Compute
+from lab.engine.surroundings import in_a_new_thread, one_core, one_core_
 from lab.events import Event
-from lab.plan import plan
-from lab.recipe import Recipe
-from lab.run import Trainer
-from lab.surroundings import in_a_new_thread, one_core, one_core_
+from lab.recipes.compute import Compute
+from lab.recipes.recipe import Recipe
+from lab.runs.plan import plan
+from lab.runs.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("nothing_left_behind")
 

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from lab.claims import Claim, Claims
 from lab.cli import main
 from lab.errors import RecipeError
-from lab.sweep import Cell, combinations, to_html, to_text
+from lab.study.claims import Claim, Claims
+from lab.study.sweep import Cell, combinations, to_html, to_text
 
 CLAIMING = """
-from lab.claims import Claim, Claims
+from lab.study.claims import Claim, Claims
 if x == 2:
     raise ValueError("two & no more")
 Claims("tiny", (Claim("Paper A", "x is large", "here", f"{x} of {label}", "holds" if x > 1 else "not reproduced"),))

@@ -20,17 +20,17 @@ from torch import Tensor, nn
 
 from lab.data.corpora import Document, Source
 from lab.data.splits import deal
+from lab.data.tasks import TASKS, Example, generate, load_task, stdlib, task_name
+from lab.data.tasks.data import Encoder, TaskData
+from lab.data.tasks.examples import Examples, Task, load_examples
+from lab.data.tasks.scores import likeliest, nats, nats_of_rows, rouge_l
+from lab.data.tasks.stdlib import PACKAGES, _described, snippets
 from lab.data.tokenizer import load_tokenizer
 from lab.errors import LabError, RecipeError
 from lab.models.gpt import GPT
 from lab.models.lora import cut_to
+from lab.runs.pretrain import load_values, pretrained
 from lab.seeds import generator
-from lab.tasks import TASKS, Example, generate, load_task, stdlib, task_name
-from lab.tasks.base import load_values, pretrained
-from lab.tasks.data import Encoder, TaskData
-from lab.tasks.examples import Examples, Task, load_examples
-from lab.tasks.scores import likeliest, nats, nats_of_rows, rouge_l
-from lab.tasks.stdlib import PACKAGES, _described, snippets
 
 ROOT = Path(__file__).parent.parent
 
@@ -97,7 +97,7 @@ def test_packages_are_balanced_and_give_nothing_away(packages: Examples) -> None
 @pytest.mark.processes
 def test_examples_are_the_same_in_another_process(packages: Examples, tmp_path: Path) -> None:
     code = (
-        "from pathlib import Path; from lab.tasks.examples import load_examples;"
+        "from pathlib import Path; from lab.data.tasks.examples import load_examples;"
         f"print(load_examples('packages', Path({str(tmp_path)!r})).fingerprint)"
     )
     done = subprocess.run(
@@ -437,8 +437,8 @@ def test_perplexity_of_a_uniform_model_is_the_vocabulary(tmp_path: Path) -> None
 def test_losses_weigh_every_target_alike(batch_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows have different numbers of targets: the loss of a run, at every rank too, is the mean over all of them."""
     from lab.events import Evaluated, Truncated
-    from lab.recipe import Recipe
-    from lab.run import Trainer
+    from lab.recipes.recipe import Recipe
+    from lab.runs.trainer import Trainer
 
     def rows() -> Iterator[tuple[str, str, str, bool]]:
         for i in range(40):
@@ -609,11 +609,11 @@ def test_pretrained_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
     assert other != path
     whole = path.read_bytes()
     path.write_bytes(whole[:-1] + b"!")
-    with fails("SHA-256.*remove it and call lab.tasks.base.pretrained", LabError):
+    with fails("SHA-256.*remove it and call lab.runs.pretrain.pretrained", LabError):
         load_values(path)
     assert pretrained("nano", **TINY, cache=tmp_path, progress=False) == path
     assert path.read_bytes() == whole  # the same values, bit for bit
-    monkeypatch.setattr("lab.run.Trainer", None)
+    monkeypatch.setattr("lab.runs.trainer.Trainer", None)
     assert pretrained("nano", **TINY, cache=tmp_path) == path  # nothing is trained again
     with fails("it does not exist", LabError):
         load_values(tmp_path / "nothing.safetensors")
@@ -621,8 +621,8 @@ def test_pretrained_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 
 def test_pretrained_is_what_the_run_agreed_on(tmp_path: Path) -> None:
     """The file has the values of an ordinary run of the recipe that it names."""
-    from lab.recipe import Recipe
-    from lab.run import Trainer
+    from lab.recipes.recipe import Recipe
+    from lab.runs.trainer import Trainer
 
     path = pretrained("nano", **TINY, cache=tmp_path, progress=False)
     about = json.loads(path.with_suffix(".json").read_text())

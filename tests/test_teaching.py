@@ -11,15 +11,15 @@ from typing import Any
 import pytest
 import torch
 
-from lab.columns import Columns
 from lab.errors import RecipeError
 from lab.events import Sent, Turned
-from lab.live import replay
-from lab.plan import plan
-from lab.recipe import Recipe
-from lab.run import Trainer
-from lab.store import RunFolder
-from lab.teaching import (
+from lab.recipes.recipe import Recipe
+from lab.runs.columns import Columns
+from lab.runs.folder import RunFolder
+from lab.runs.live import replay
+from lab.runs.plan import plan
+from lab.runs.trainer import Trainer
+from lab.study.teaching import (
     NOT_YET,
     OPEN,
     STORED,
@@ -270,7 +270,7 @@ def test_the_stored_run_sends_what_its_recipe_and_knobs_say() -> None:
 
 def test_the_stored_run_is_replayed_without_training(monkeypatch: pytest.MonkeyPatch) -> None:
     """All at once: the same events, no trainer, and nothing is written beside it."""
-    monkeypatch.setattr("lab.live.Trainer", None)
+    monkeypatch.setattr("lab.runs.live.Trainer", None)
     before = sorted(FOLDER.iterdir())
     run = replay(FOLDER, speed=math.inf)
     run.wait(60)
@@ -282,9 +282,9 @@ def test_recording_turns_the_knobs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     """The way in which the stored run was made, on a smaller one."""
     small = {"model": {"dim": 8, "num_layers": 1, "num_heads": 1}, "corpus": "grammar?tokens=20000", "steps": 6}
     monkeypatch.setattr(
-        "lab.teaching.STORED", STORED | small | {"batch_size": 2, "context": 8, "eval_windows": 2, "schedule": {}}
+        "lab.study.teaching.STORED", STORED | small | {"batch_size": 2, "context": 8, "eval_windows": 2, "schedule": {}}
     )
-    monkeypatch.setattr("lab.teaching.TURNED", {3: {"lr": 2.0}, 5: {"lr": 1.0, "down": [1]}})
+    monkeypatch.setattr("lab.study.teaching.TURNED", {3: {"lr": 2.0}, 5: {"lr": 1.0, "down": [1]}})
     run = record(tmp_path / "run")
     turned = [(e.step, e.knob, e.value) for e in run.events() if isinstance(e, Turned)]
     assert turned == [(3, "lr", 2.0), (5, "lr", 1.0), (5, "down", [1])]

@@ -16,9 +16,9 @@ import pytest
 from test_data import ROOT, fails, make_tokenizer, run, write_texts
 
 from lab.data import files, load_corpus, load_tokenizer, tokenizer
+from lab.data.cache import read_corpus
 from lab.data.corpora import hold_out, hub_folder, open_source
 from lab.data.files import Finder, Scan, expanded, scan, scans, settled, stamp, text_of
-from lab.data.store import read_corpus
 from lab.data.tokenizer import bare, cut_up, stretched
 
 WORDS = [
@@ -144,7 +144,7 @@ def test_a_corpus_does_not_depend_on_the_pieces(tmp_path: Path, monkeypatch: pyt
             with monkeypatch.context() as small:
                 small.setattr(files, "CHUNK", 101)
                 small.setattr(tokenizer, "CUT", 300)
-                small.setattr("lab.data.store.BATCH", 1000)
+                small.setattr("lab.data.cache.BATCH", 1000)
                 two = load_corpus(spec, tokenizer=cut_by, cache=tmp_path / "pieces")
             assert two.fingerprint == one.fingerprint
             assert two.bytes_per_token == one.bytes_per_token
@@ -169,7 +169,7 @@ def test_files_are_held_out_as_texts_are(tmp_path: Path) -> None:
 CHILD = """
 import resource, sys
 from pathlib import Path
-import lab.data.store, lab.data.tokenizer, tokenizers, tqdm, numpy
+import lab.data.cache, lab.data.tokenizer, tokenizers, tqdm, numpy
 def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 before = peak()
 corpus = lab.data.load_corpus("text:" + sys.argv[1], tokenizer=sys.argv[2], cache=Path(sys.argv[3]))
@@ -433,7 +433,7 @@ WITHOUT_UNKNOWN = {
 
 @pytest.mark.parametrize("kind", WITHOUT_UNKNOWN)
 def test_tokenizers_without_an_unknown_token(tmp_path: Path, kind: str) -> None:
-    from lab.tasks import load_task
+    from lab.data.tasks import load_task
 
     name = tokenizer_file(tmp_path / "t.json", WITHOUT_UNKNOWN[kind], **WORDS_ALONE)
     (tmp_path / "a.txt").write_text("some other words " * 50)

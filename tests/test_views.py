@@ -19,8 +19,8 @@ from test_widgets import PICTURES
 
 import widgets.view
 from lab.events import VERSION, Ended, Event, Placed, Routed, Saturated, Started, Stepped, from_json, to_json
-from lab.experts.routing import balance
-from lab.recipe import Recipe
+from lab.probes.routing import balance
+from lab.recipes.recipe import Recipe
 from widgets import Board, Grid, Lines, Matrix, RoutingStability, Series, View, holdings
 from widgets.boards import BOARD
 from widgets.matrices import MAX_COLUMNS
@@ -619,7 +619,7 @@ def test_the_example_in_the_documentation_works(monkeypatch):
     place = Place(monkeypatch, "batch")
     source = widgets.view.__doc__.split("::\n\n", 1)[1].split("    train(recipe")[0]
     names: dict[str, Any] = {}
-    imports = "from lab.columns import Columns\nfrom lab.events import *\nfrom widgets import *\nfrom widgets.pictures import Picture\n"
+    imports = "from lab.runs.columns import Columns\nfrom lab.events import *\nfrom widgets import *\nfrom widgets.pictures import Picture\n"
     exec(imports + re.sub(r"^    ", "", source, flags=re.MULTILINE), names)
     view = names["Pace"]()
     for event in routing(looks=9):

@@ -9,10 +9,10 @@ import numpy as np
 import plotly.graph_objects as go
 import pytest
 
-from lab.columns import Columns
+from lab.costs.network import Network
 from lab.events import Ended, Evaluated, Sent, Started, Stepped
-from lab.network import Network
-from lab.recipe import Recipe
+from lab.recipes.recipe import Recipe
+from lab.runs.columns import Columns
 from widgets import bytes_sent, calendar, calendars, losses
 from widgets.pictures import MAX_POINTS, Bars, Lines, Series, bundle, thin
 from widgets.timelines import Calendar, Marks

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lab.comm import Communicator
 from lab.data import Corpus, load_corpus
+from lab.engine.comm import Communicator
+from lab.engine.fleet import Fleet, Stack
+from lab.engine.optim import Nesterov, Optimizer
 from lab.events import Event, Sent, Started, Stepped, Warned, to_json
-from lab.experts.placement import Placement
-from lab.fleet import Fleet, Stack
 from lab.methods import (
     DDP,
     DESLOC,
@@ -44,9 +44,9 @@ from lab.methods.mt_dao import QHADOPT, Warm
 from lab.models.gpt import GPT
 from lab.models.lora import LoRA
 from lab.models.moe import MoE
-from lab.optim import Nesterov, Optimizer
-from lab.recipe import Recipe
-from lab.scenarios import Outage, Scenario
+from lab.recipes.placement import Placement
+from lab.recipes.recipe import Recipe
+from lab.recipes.scenario import Outage, Scenario
 from lab.seeds import generator
 
 F64 = torch.float64

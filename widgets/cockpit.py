@@ -17,18 +17,18 @@ from typing import Any
 import ipywidgets
 from IPython.display import display, update_display
 
+from lab.costs.network import NETWORKS
 from lab.data import CORPORA, corpora
 from lab.errors import LabError
 from lab.events import Ended, Event
-from lab.knobs import periods
-from lab.live import LIVE, Run, start
 from lab.methods import FEDERATED, name_of
 from lab.methods import method as parse_method
-from lab.network import NETWORKS
-from lab.plan import Plan, human, plan
-from lab.presets import PRESETS
-from lab.recipe import Recipe
-from lab.store import RunFolder
+from lab.recipes.presets import PRESETS
+from lab.recipes.recipe import Recipe
+from lab.runs.folder import RunFolder
+from lab.runs.knobs import periods
+from lab.runs.live import LIVE, Run, start
+from lab.runs.plan import Plan, human, plan
 from widgets.communication_budget import CommunicationBudget
 from widgets.keeper import Keeper
 from widgets.panel import STYLE, Controls, Relink, Status, Whole, bar, on_screen

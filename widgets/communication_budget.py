@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from lab.costs.network import NETWORKS, Network
 from lab.events import Event, Started
-from lab.network import NETWORKS, Network
-from lab.plan import human
-from lab.recipe import Recipe
+from lab.recipes.recipe import Recipe
+from lab.runs.plan import human
 from widgets.curves import Curve, Price
 from widgets.forecasts import forecast
 from widgets.growing import Growing

@@ -10,9 +10,9 @@ from collections.abc import Hashable, Iterator
 
 import numpy as np
 
-from lab.columns import pace
+from lab.costs.network import Meter, Network
 from lab.events import Ended, Evaluated, Event, Sent, Started, Stepped
-from lab.network import Meter, Network
+from lab.runs.columns import pace
 from widgets.growing import Growing
 
 SETTLED = 64  # steps after which the seconds of a local step are taken as known, until the end looks at all of them
@@ -90,7 +90,7 @@ class Curve:
     def priced(self, network: Network) -> Price:
         """The time of this run on a network. From then on it is kept up to date, until it is asked for on another.
 
-        A local step counts as it took here (`lab.columns.pace`).
+        A local step counts as it took here (`lab.runs.columns.pace`).
         """
         rows = len(self.bytes)
         enough = 0 if not self.timed else rows if self.ended is not None else min(SETTLED, rows)

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from lab.columns import Columns
+from lab.costs.network import Network
 from lab.events import Sent
-from lab.network import Network
-from lab.plan import human
+from lab.runs.columns import Columns
+from lab.runs.plan import human
 from widgets.pictures import Bars, Lines, Series
 from widgets.timelines import Calendar, Marks
 

@@ -8,10 +8,10 @@ from functools import lru_cache
 
 import numpy as np
 
-from lab.dry import calendar
+from lab.costs.calendar import calendar
 from lab.events import Event, Sent, Started, Stepped
-from lab.recipe import Recipe
-from lab.run import Trainer
+from lab.recipes.recipe import Recipe
+from lab.runs.trainer import Trainer
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from lab.costs.network import NETWORKS
 from lab.events import Ended, Event, Started, Stepped, Turned
-from lab.knobs import KNOBS, at_start, settled_network
-from lab.network import NETWORKS
-from lab.recipe import Recipe
+from lab.recipes.recipe import Recipe
+from lab.runs.knobs import KNOBS, at_start, settled_network
 from widgets.pictures import Note, Picture
 from widgets.timelines import Calendar, Marks
 from widgets.view import View

@@ -18,13 +18,13 @@ from typing import Any
 import ipywidgets
 from IPython.display import display, update_display
 
+from lab.costs.network import NETWORKS
 from lab.errors import LabError, RecipeError
 from lab.events import Ended, Evaluated, Event, Sent, Started, Stepped, Turned, WorkersChanged
-from lab.knobs import periods, settled, settled_network
-from lab.live import Run, Watcher
-from lab.network import NETWORKS
-from lab.plan import human
-from lab.reproduce import NOTE
+from lab.runs.knobs import periods, settled, settled_network
+from lab.runs.live import Run, Watcher
+from lab.runs.plan import human
+from lab.study.reproduce import NOTE
 from widgets.communication_budget import CommunicationBudget
 from widgets.routing_stability import RoutingStability
 from widgets.training_losses import Losses

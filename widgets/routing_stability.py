@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 
 from lab.events import Ended, Event, Placed, Routed, Saturated, Started
-from lab.experts.routing import balance
+from lab.probes.routing import balance
 from widgets.matrices import Grid, Matrix
 from widgets.pictures import Lines, Note, Picture, Series
 from widgets.view import View
@@ -246,7 +246,7 @@ def _mean(values: np.ndarray, axis: int) -> np.ndarray:
 
 
 def holdings(title: str, workers_LE: Sequence[Sequence[Sequence[int]]], num_workers: int = 0, where: str = "") -> Grid:
-    """Which worker holds which expert of a placement table (`lab.experts.placement.Table`).
+    """Which worker holds which expert of a placement table (`lab.recipes.placement.Table`).
 
     Layers with the same map are drawn once; too many different ones as the share of layers, by shade.
     """

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from lab.events import Ended, Event, Sent, Started, Stepped
-from lab.recipe import Recipe
+from lab.recipes.recipe import Recipe
 from widgets.forecasts import forecast
 from widgets.growing import Growing
 from widgets.pictures import Note, Picture

@@ -10,13 +10,13 @@ from typing import Any
 
 from IPython.display import display
 
-from lab.columns import Columns
 from lab.events import Evaluated, Event, Sent, Started, Stepped
-from lab.plan import human
-from lab.recipe import Recipe
-from lab.reproduce import NOTE
-from lab.run import train
-from lab.store import Busy
+from lab.recipes.recipe import Recipe
+from lab.runs.columns import Columns
+from lab.runs.folder import Busy
+from lab.runs.plan import human
+from lab.runs.trainer import train
+from lab.study.reproduce import NOTE
 
 
 class _Progress:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from lab.costs.network import NETWORKS, Network
 from lab.events import Event, Started
-from lab.network import NETWORKS, Network
 from widgets.curves import Curve
 from widgets.growing import Growing
 from widgets.pictures import Lines, Picture, Series

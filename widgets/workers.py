@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from lab.events import Ended, Event, Sent, Started, Stepped
-from lab.recipe import Recipe
+from lab.recipes.recipe import Recipe
 from widgets.growing import Growing
 from widgets.pictures import Bars, Note, Picture
 from widgets.sync_calendar import MISSED, extend

@@ -5,6 +5,7 @@
 imported only to build a corpus that is not in the cache, ``torch`` only to make batches.
 """
 
+from lab.data.cache import Corpus, Tokens, load_corpus
 from lab.data.corpora import CORPORA
 from lab.data.splits import (
     Batches,
@@ -14,7 +15,6 @@ from lab.data.splits import (
     validation_windows,
     window_domains,
 )
-from lab.data.store import Corpus, Tokens, load_corpus
 from lab.data.tokenizer import Tokenizer, load_tokenizer
 
 __all__ = [

@@ -23,7 +23,7 @@ from urllib.parse import unquote
 from lab.data.files import Finder, Scan, Stamp, expanded, scans, stamp, text_of, with_home
 from lab.data.grammar import Grammar
 from lab.errors import RecipeError, one_of
-from lab.places import working_folder
+from lab.files import working_folder
 
 CORPORA = {
     "stdlib": "source text of the Python that runs this; a domain is a package: stdlib?max_bytes=20000000",

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from lab.errors import RecipeError
-from lab.places import working_folder
+from lab.files import working_folder
 
 MOST = 250_000  # files and folders that are looked at for one path
 CHUNK = 1 << 20  # bytes that are read at a time

@@ -20,7 +20,7 @@ from lab.errors import RecipeError, one_of
 if TYPE_CHECKING:
     import torch
 
-    from lab.data.store import Tokens
+    from lab.data.cache import Tokens
 
 SPLITS = ("iid", "domain", "dirichlet:<alpha>", "size:<exponent>")
 PART = 1 << 20  # windows that are looked at together

@@ -7,6 +7,7 @@ import inspect
 from typing import Any
 
 from lab.config import checked
+from lab.engine.state import Grad, Loss, Method, State
 from lab.errors import RecipeError, one_of, shown
 from lab.methods.ddp import DDP
 from lab.methods.demo import DeMo
@@ -28,7 +29,6 @@ from lab.methods.photon import Photon
 from lab.methods.prelort import PreLort
 from lab.methods.raflora import RaFLoRA
 from lab.methods.sparta import SPARTA
-from lab.methods.state import Grad, Loss, Method, State
 from lab.methods.streaming_diloco import StreamingDiLoCo
 from lab.methods.zero_padding import ZeroPadding
 
@@ -86,7 +86,7 @@ def method(spec: Any) -> Method:
 
 
 def averaged_states(m: Method) -> tuple[str, ...]:
-    """The states of which a method takes means (`lab.comm.Communicator.mean`): those that a recipe's codecs can stand for.
+    """The states of which a method takes means (`lab.engine.comm.Communicator.mean`): those that a recipe's codecs can stand for.
 
     What a method only hands out, or gathers as it is, is not among them. Of a method that does not say (``averages``): its
     parameters, gradients and inner states.

@@ -10,12 +10,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from lab.comm import Communicator
 from lab.config import Fraction, Period, Positive, config
-from lab.fleet import Stack, at_least_float32, clip_
-from lab.methods.state import Grad, State
-from lab.optim import Optimizer
-from lab.parts import held, layout_like
+from lab.engine.comm import Communicator
+from lab.engine.fleet import Stack, at_least_float32, clip_
+from lab.engine.optim import Optimizer
+from lab.engine.parts import held, layout_like
+from lab.engine.state import Grad, State
 
 
 @config

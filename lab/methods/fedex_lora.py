@@ -6,8 +6,13 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from lab.adapters.factors import Adapters, mean, samples, stacked
-from lab.adapters.rounds import (
+from lab.config import Period, Positive, config
+from lab.engine.comm import Communicator
+from lab.engine.fleet import at_least_float32, clip_
+from lab.engine.optim import AdamW, Optimizer
+from lab.engine.state import Grad, State
+from lab.methods.lora_factors import Adapters, mean, samples, stacked
+from lab.methods.lora_rounds import (
     InnerStates,
     Weight,
     add_to_base_,
@@ -19,11 +24,6 @@ from lab.adapters.rounds import (
     pairs_of,
     start_,
 )
-from lab.comm import Communicator
-from lab.config import Period, Positive, config
-from lab.fleet import at_least_float32, clip_
-from lab.methods.state import Grad, State
-from lab.optim import AdamW, Optimizer
 
 
 @config

@@ -9,14 +9,14 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from lab.adapters.factors import Adapters, samples, stacked
-from lab.adapters.rounds import Weight, add_to_base_, fetching, frozen, hand_in, open_, pairs_of, start_
-from lab.comm import Communicator
 from lab.config import Period, Positive, config
-from lab.fleet import clip_
-from lab.methods.state import Grad, State
+from lab.engine.comm import Communicator
+from lab.engine.fleet import clip_
+from lab.engine.optim import AdamW, Optimizer
+from lab.engine.state import Grad, State
+from lab.methods.lora_factors import Adapters, samples, stacked
+from lab.methods.lora_rounds import Weight, add_to_base_, fetching, frozen, hand_in, open_, pairs_of, start_
 from lab.models.lora import fresh_A
-from lab.optim import AdamW, Optimizer
 from lab.seeds import generator
 
 

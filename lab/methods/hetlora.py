@@ -10,15 +10,15 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from lab.adapters.factors import Pair, cells, mean, padded, product_norm, shares
-from lab.adapters.rounds import InnerStates, fetching, open_, rescale_, start_
-from lab.comm import Communicator
 from lab.config import Fraction, Period, Positive, config
-from lab.fleet import clip_
-from lab.methods.state import Grad, Loss, State
+from lab.engine.comm import Communicator
+from lab.engine.fleet import clip_
+from lab.engine.optim import AdamW, Optimizer
+from lab.engine.state import Grad, Loss, State
+from lab.methods.lora_factors import Pair, cells, mean, padded, product_norm, shares
+from lab.methods.lora_rounds import InnerStates, fetching, open_, rescale_, start_
 from lab.models.lora import adapters as adapters_of
 from lab.models.lora import cut_to
-from lab.optim import AdamW, Optimizer
 
 
 @config

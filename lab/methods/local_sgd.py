@@ -7,11 +7,11 @@ from typing import Literal
 from pydantic import Field
 from torch import Tensor
 
-from lab.comm import Communicator
 from lab.config import Period, Positive, config
-from lab.fleet import clip_
-from lab.methods.state import Grad, State
-from lab.optim import AdamW, Optimizer, reset_
+from lab.engine.comm import Communicator
+from lab.engine.fleet import clip_
+from lab.engine.optim import AdamW, Optimizer, reset_
+from lab.engine.state import Grad, State
 
 
 @config

@@ -9,14 +9,14 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from lab.comm import Communicator
 from lab.config import Period, Positive, config
+from lab.engine.comm import Communicator
+from lab.engine.fleet import Stack, clip_
+from lab.engine.optim import Optimizer, count_
+from lab.engine.parts import held, layout_like, part
+from lab.engine.state import Grad, State
 from lab.errors import RecipeError, one_of
-from lab.fleet import Stack, clip_
-from lab.methods.state import Grad, State
-from lab.optim import Optimizer, count_
 from lab.optimizers.low_rank import first_basis, low_rank_adam_, rotate_, top_basis, wide
-from lab.parts import held, layout_like, part
 
 
 def QHAdam(lr: float, betas: tuple[float, float] = (0.9, 0.95), weight: float = 0.97, eps: float = 1e-8) -> Optimizer:

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from pydantic import Field
 from torch import Tensor
 
-from lab.comm import Communicator
 from lab.config import Period, Positive, config
+from lab.engine.comm import Communicator
+from lab.engine.fleet import clip_
+from lab.engine.optim import Optimizer
+from lab.engine.state import Grad, State
 from lab.errors import RecipeError, one_of
-from lab.fleet import clip_
-from lab.methods.state import Grad, State
-from lab.optim import Optimizer
 from lab.optimizers.quasi_hyperbolic import momenta
 
 QUASI_HYPERBOLIC = ("QHADOPT", "QHAdam", "QHM")

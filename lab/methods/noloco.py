@@ -8,11 +8,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from lab.comm import Communicator
 from lab.config import Fraction, Period, Positive, config
-from lab.fleet import Stack, clip_
-from lab.methods.state import Grad, State
-from lab.optim import AdamW, Optimizer
+from lab.engine.comm import Communicator
+from lab.engine.fleet import Stack, clip_
+from lab.engine.optim import AdamW, Optimizer
+from lab.engine.state import Grad, State
 from lab.seeds import generator
 
 

@@ -7,13 +7,13 @@ from typing import Annotated, Literal
 from pydantic import Field
 from torch import Tensor
 
-from lab.comm import Communicator
 from lab.config import Period, Positive, config
+from lab.engine.comm import Communicator
+from lab.engine.fleet import clip_
+from lab.engine.optim import AdamW, Optimizer, Schedule, reset_
+from lab.engine.outer import init_outer, outer_step_
+from lab.engine.state import Grad, State
 from lab.errors import RecipeError
-from lab.fleet import clip_
-from lab.methods.state import Grad, State
-from lab.optim import AdamW, Optimizer, Schedule, reset_
-from lab.optimizers.outer import init_outer, outer_step_
 
 
 def FedAvg(lr: float = 1.0) -> Optimizer:

@@ -12,15 +12,15 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from lab.adapters.rounds import InnerStates, Weight, fetch_, open_
-from lab.adapters.rounds import mean_of_holders as segment_mean
-from lab.comm import Communicator
 from lab.config import Period, Positive, config
-from lab.fleet import clip_
-from lab.methods.state import Grad, Loss, State
+from lab.engine.comm import Communicator
+from lab.engine.fleet import clip_
+from lab.engine.optim import AdamW, Optimizer
+from lab.engine.outer import descend_
+from lab.engine.state import Grad, Loss, State
+from lab.methods.lora_rounds import InnerStates, Weight, fetch_, open_
+from lab.methods.lora_rounds import mean_of_holders as segment_mean
 from lab.models.lora import Cut, prefix_losses, weighted
-from lab.optim import AdamW, Optimizer
-from lab.optimizers.outer import descend_
 from lab.seeds import uniform
 
 

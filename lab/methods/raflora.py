@@ -9,13 +9,13 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from lab.adapters.factors import refactored, samples, stacked
-from lab.adapters.rounds import InnerStates, Weight, fetch_, hand_in, open_, pairs_of
-from lab.comm import Communicator
 from lab.config import Period, Positive, config
-from lab.fleet import clip_
-from lab.methods.state import Grad, State
-from lab.optim import AdamW, Optimizer
+from lab.engine.comm import Communicator
+from lab.engine.fleet import clip_
+from lab.engine.optim import AdamW, Optimizer
+from lab.engine.state import Grad, State
+from lab.methods.lora_factors import refactored, samples, stacked
+from lab.methods.lora_rounds import InnerStates, Weight, fetch_, hand_in, open_, pairs_of
 
 
 @config

@@ -8,12 +8,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from lab.comm import Communicator
 from lab.config import Period, Positive, config
-from lab.fleet import Layout, Stack, clip_
-from lab.methods.state import Grad, State
-from lab.optim import AdamW, Optimizer
-from lab.optimizers.outer import init_outer, outer_step_
+from lab.engine.comm import Communicator
+from lab.engine.fleet import Layout, Stack, clip_
+from lab.engine.optim import AdamW, Optimizer
+from lab.engine.outer import init_outer, outer_step_
+from lab.engine.state import Grad, State
 from lab.seeds import generator
 
 

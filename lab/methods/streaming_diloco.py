@@ -10,14 +10,14 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from lab.comm import Communicator
 from lab.config import Fraction, Period, Positive, config
+from lab.engine.comm import Communicator
+from lab.engine.fleet import Stack, clip_
+from lab.engine.optim import AdamW, Nesterov, Optimizer, states
+from lab.engine.outer import descend_
+from lab.engine.parts import part, put_
+from lab.engine.state import Grad, State
 from lab.errors import RecipeError
-from lab.fleet import Stack, clip_
-from lab.methods.state import Grad, State
-from lab.optim import AdamW, Nesterov, Optimizer, states
-from lab.optimizers.outer import descend_
-from lab.parts import part, put_
 
 
 @config

@@ -25,7 +25,7 @@ from lab.errors import RecipeError, one_of
 from lab.models.files import Tensors, Unreadable, located, open_tensors, read_json, shown
 from lab.models.hf import HFModule
 from lab.models.lora import LoRALinear, adapters, cut_to, linear_maps
-from lab.store import write_atomically
+from lab.runs.folder import write_atomically
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from lab.comm import Communicator
-from lab.fleet import Block
-from lab.methods.state import State
-from lab.optim import states
+from lab.engine.comm import Communicator
+from lab.engine.fleet import Block
+from lab.engine.optim import states
+from lab.engine.state import State
 from lab.processes.peers import Peers
 
 
@@ -22,7 +22,7 @@ def regrow_(
     before: Mapping[int, Block],
     rows: Mapping[int, Sequence[int | None]],
 ) -> None:
-    """After blocks were given other holders (`lab.fleet.Fleet.relabel_`): room for what has come here, none for what left.
+    """After blocks were given other holders (`lab.engine.fleet.Fleet.relabel_`): room for what has come here, none for what left.
 
     Shared states travel to the processes that hold a block now and did not know it: parameters, which are then sent to the
     workers and counted there, and outer momenta, which nobody counts, because they stay with the coordinator.
@@ -75,7 +75,7 @@ def _inner_leaves(
     before: Mapping[int, Block],
     rows: Mapping[int, Sequence[int | None]],
 ) -> list[torch.nn.Parameter]:
-    """What the inner optimizer moves now (as `lab.optim` divides it), with the states of rows that stayed."""
+    """What the inner optimizer moves now (as `lab.engine.optim` divides it), with the states of rows that stayed."""
     fleet, rest = state.fleet, iter(optimizer.param_groups[0]["params"])
     leaves: list[torch.nn.Parameter] = []
     for i, block in enumerate(fleet.layout.blocks):

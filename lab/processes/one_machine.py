@@ -15,8 +15,8 @@ from torch.distributed.elastic.rendezvous.api import (
 )
 
 from lab.errors import RecipeError
+from lab.processes.environment import STORE
 from lab.processes.rendezvous import NAME, new_file
-from lab.processes.world import STORE
 
 _GENERATIONS = itertools.count(1)  # of processes that this one has started
 

@@ -21,15 +21,15 @@ import torch.distributed as dist
 from torch import Tensor
 from torch._C._distributed_c10d import FileStore, Store, TCPStore
 
-from lab.codecs import Codec
-from lab.comm import Communicator, Encoded, Named, Unfinished
-from lab.compute import only_cpus
+from lab.engine.codecs import Codec
+from lab.engine.comm import Communicator, Encoded, Named, Unfinished
+from lab.engine.fleet import Block, Stack, at_least_float32
+from lab.engine.state import State
 from lab.errors import LabError, RecipeError
-from lab.fleet import Block, Stack, at_least_float32
-from lab.methods.state import State
 from lab.processes import mesh
+from lab.processes.environment import STORE, World, world
 from lab.processes.rendezvous import file_of_first
-from lab.processes.world import STORE, World, world
+from lab.recipes.compute import only_cpus
 
 TIMEOUT_SECONDS = 600.0  # after which a process that does not answer counts as lost
 SLOT_BYTES = 256  # small values travel in one collective if they fit into this
@@ -42,7 +42,7 @@ class PeerLost(LabError):
 
 
 class Peers:
-    """The other processes of a run; `lab.comm.Alone` says what each method is for.
+    """The other processes of a run; `lab.engine.comm.Alone` says what each method is for.
 
     Parameters
     ----------
@@ -465,7 +465,7 @@ def join(num_workers: int, timeout_seconds: float = TIMEOUT_SECONDS, device: str
     Parameters
     ----------
     device
-        of `lab.compute.Compute`. With GPUs, tensors on them travel by NCCL, and all else by gloo (not tried on GPUs).
+        of `lab.recipes.compute.Compute`. With GPUs, tensors on them travel by NCCL, and all else by gloo (not tried on GPUs).
 
     Raises
     ------

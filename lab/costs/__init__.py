@@ -1,0 +1,1 @@
+"""What a run will send, take and hold, before it runs."""

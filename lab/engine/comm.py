@@ -1,0 +1,355 @@
+"""The communicator: the only place where tensors of different workers meet, and where bytes are counted.
+
+What it writes down is *payload*: the bytes of the tensors that a worker hands over. What links then carry under a
+topology, and how long that takes, is priced from the ledger afterwards (`lab.costs.network`).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from lab.engine.codecs import Codec
+from lab.engine.fleet import Block, Fleet, Stack, at_least_float32
+from lab.engine.world import Alone
+from lab.errors import RecipeError
+from lab.events import Sent
+
+if TYPE_CHECKING:
+    from lab.processes.peers import Peers
+
+
+class Ledger:
+    """What was sent: `Sent` records in the order of sending."""
+
+    def __init__(self, records: Iterable[Sent] = ()):
+        self.records: list[Sent] = list(records)
+        self._read = 0
+
+    def __iter__(self) -> Iterator[Sent]:
+        return iter(self.records)
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def new(self) -> list[Sent]:
+        """Records since the last call."""
+        fresh, self._read = self.records[self._read :], len(self.records)
+        return fresh
+
+    def by(self, *keys: str, worker: int | None = None) -> dict[tuple[object, ...], int]:
+        """Payload bytes summed over workers (or of one worker), by any of ``step``, ``op``, ``state``, ``group``, ``worker``."""
+        sums: dict[tuple[object, ...], int] = defaultdict(int)
+        for r in self.records:
+            workers = r.workers if worker is None else [w for w in r.workers if w == worker]
+            for group, num_bytes in r.payload_bytes.items():
+                if "worker" in keys:
+                    for w in workers:
+                        full = {"step": r.step, "op": r.op, "state": r.state, "group": group, "worker": w}
+                        sums[tuple(full[k] for k in keys)] += num_bytes
+                elif workers:
+                    full = {"step": r.step, "op": r.op, "state": r.state, "group": group}
+                    sums[tuple(full[k] for k in keys)] += num_bytes * len(workers)
+        return dict(sums)
+
+    def total_bytes(self, worker: int | None = None) -> int:
+        """Payload bytes of all workers together, or of one."""
+        return sum(self.by(worker=worker).values())
+
+
+Encoded = dict[int, tuple[Tensor, ...]]  # what a codec made of rows, by worker
+Named = Mapping[int, Mapping[str, Tensor]]  # tensors by worker and name
+Unfinished = tuple[
+    Mapping[int, float], Encoded, Tensor
+]  # a mean: weights of all workers; rows of those here; their part
+
+
+@dataclass(frozen=True)
+class Meeting:
+    """What an observer sees when copies come together, before anything is done with the result."""
+
+    state: str
+    stack: Stack  # the copies
+    mean: Stack | None  # with what was subtracted; None where they were gathered
+    plain: bool = False  # every process has the mean, over all that are up, of the copies as they are
+    handed: Named | None = None  # by `Communicator.gather`
+
+
+class Communicator:
+    """Means, broadcasts and gathers over the holders that are up.
+
+    Parameters
+    ----------
+    fleet
+        the workers; ``fleet.up`` says who takes part.
+    codecs
+        what travels instead of a state's tensors, by state name. Methods do not know about it.
+    peers
+        the other processes, where the workers are spread over several. Each writes the same ledger: that of all workers.
+    """
+
+    def __init__(self, fleet: Fleet, codecs: Mapping[str, Codec] | None = None, peers: Peers | Alone | None = None):
+        self.fleet = fleet
+        self.codecs = dict(codecs or {})
+        self.peers = peers or Alone()
+        self.ledger = Ledger()
+        self.t = 0  # the local step that is being finished
+        self.residuals: dict[str, Stack] = {}  # what error feedback still owes, by state
+        self.observer: Callable[[Meeting], None] | None = None
+
+    @torch.no_grad()
+    def mean(
+        self,
+        stack: Stack,
+        state: str,
+        *,
+        minus: Stack | None = None,
+        otherwise: Stack | None = None,
+        weights_W: Sequence[float] | None = None,
+        among: Sequence[bool] | None = None,
+        codec: Codec | None = None,
+        to_server: bool = False,
+    ) -> Stack:
+        """Every up holder hands over its copy of ``stack`` (less the agreed ``minus``); all learn the mean, ``[1, P]``.
+
+        With ``weights_W`` (one per worker) the mean is weighted; with ``among`` only marked workers take part;
+        ``codec`` is one that belongs to the method itself. A block with no holder up keeps what is known: difference zero,
+        its values in ``otherwise``, or else the mean of the last copies; nothing is counted for it. With ``to_server`` only
+        a server learns the mean; what it then hands out is sent, and counted, by itself.
+        """
+        codec = codec or self.codecs.get(state)
+        if codec is not None and codec.sparse and minus is None and state != "grads":
+            raise RecipeError(
+                f"codecs.{state} = a topk codec sends only part of a tensor, but this method averages whole {state}: "
+                "use bfloat16 or int8, or a method that sends differences (ddp, diloco)"
+            )
+        if codec is not None and codec.error_feedback and stack.layout is not self.fleet.layout:
+            raise RecipeError(
+                f"codecs.{state} remembers what it did not send, but this method sends {state} in parts: "
+                "use topk:…:forget, e3m0, int8 or bfloat16"
+            )
+        up = self.fleet.up if among is None else among
+        agreed: list[Tensor] = []
+        sent: dict[tuple[int, ...], dict[str, int]] = {}
+        unfinished: list[Unfinished] = []
+
+        def of_own(copies: Tensor, rows: list[int], weights: Mapping[int, float], base: Tensor | None) -> Unfinished:
+            """What the rows here add to the mean of the ``i``-th block, and what a codec makes of each of them."""
+            dtype = at_least_float32(copies.dtype)
+            part = copies.new_zeros(1 if to_server else min(1, len(copies)), block.numel, dtype=dtype)
+            encoded, workers = Encoded(), [block.holders[r] for r in rows]
+            if codec is not None:
+                for row, worker in zip(rows, workers, strict=True):
+                    x = copies[row] if base is None else copies[row] - base[0]
+                    encoded[worker], decoded = self._through(codec, x, state, stack, i, row)
+                    part[0].add_(decoded, alpha=weights[worker])
+            elif rows:
+                some, all_here = copies if len(rows) == len(copies) else copies[rows], len(rows) == len(weights)
+                weights_H = some.new_tensor([weights[w] for w in workers], dtype=dtype)
+                if all_here and weights_W is None:
+                    part = some.mean(0, keepdim=True, dtype=dtype)
+                else:
+                    part = weights_H[None] @ some.to(dtype)
+                if base is not None:
+                    part = part - (base if all_here else base * weights_H.sum())
+            return weights, encoded, part.to(copies.dtype)
+
+        for i, (block, copies) in enumerate(zip(stack.layout.blocks, stack.blocks, strict=True)):
+            workers, rows = tuple(w for w in block.everywhere if up[w]), stack.rows(i, up)
+            base = None if minus is None else minus.blocks[i]
+            if not workers:
+                if base is None and otherwise is None:
+                    agreed.append(_mean(copies, range(len(copies)), block.everywhere, unfinished))
+                else:
+                    agreed.append(torch.zeros_like(base) if base is not None else otherwise.blocks[i])  # type: ignore[union-attr]
+                continue
+            if copies.is_meta:  # a dry run: shapes are enough, and those of one row
+                _count(sent, workers, block.group, _payload(codec, block, copies))
+                agreed.append(copies[:1])
+                continue
+            own = of_own(copies, rows, _normalised(weights_W, workers), base)
+            each = {sum(x.nbytes for x in row) for row in own[1].values()} or {_payload(codec, block, copies)}
+            if len(each) > 1:
+                raise AssertionError(f"codec {codec!r} sent rows of unequal size")
+            _count(sent, workers, block.group, *each)
+            agreed.append(own[2])
+            unfinished += [own] if to_server or len(rows) < len(workers) else []
+        self.peers.finish_(unfinished, codec, to_server)
+        if self.observer is not None and not self.fleet.params.blocks[0].is_meta:
+            means = agreed if minus is None else [a + b for a, b in zip(agreed, minus.blocks, strict=True)]
+            plain = codec is None and weights_W is None and among is None and not to_server
+            self.observer(Meeting(state, stack, Stack(stack.layout, means), plain))
+        summed = codec is None or codec.reducible  # on the way
+        op = ("reduce" if summed else "gather") if to_server else ("all_reduce" if summed else "all_gather")
+        self._write(op, state, sent)
+        return Stack(stack.layout, agreed)
+
+    def mean_(self, stack: Stack, state: str, *, weights_W: Sequence[float] | None = None) -> None:
+        """In place: every holder that is up ends with the mean over the holders that are up."""
+        stack.copy_(self.mean(stack, state, weights_W=weights_W), self.fleet.up)
+
+    @torch.no_grad()
+    def broadcast_(
+        self, agreed: Stack, stack: Stack, state: str, to: Sequence[int], known_by: Sequence[bool] | None = None
+    ) -> None:
+        """The workers ``to`` receive an agreed state, one payload each, and copy it into ``stack``.
+
+        ``stack is agreed`` is a shared state: a process keeps it once, but each of them has to receive it. ``known_by``
+        marks the workers that have it already (default: all others).
+        """
+        receives = [w in to for w in range(self.fleet.num_workers)]
+        sent: dict[tuple[int, ...], dict[str, int]] = {}
+        moves: list[tuple[Sequence[int], Sequence[int], Tensor]] = []
+        for block, x in zip(stack.layout.blocks, agreed.blocks, strict=True):
+            workers = tuple(w for w in block.everywhere if receives[w])
+            knows = [w for w in block.everywhere if (not receives[w] if known_by is None else known_by[w])]
+            if workers:
+                _count(sent, workers, block.group, block.numel * x.itemsize)
+                moves.append((knows or self.peers.knows(block), workers, x))
+        self.peers.bring_(moves)
+        if stack is not agreed:
+            stack.copy_(agreed, receives)
+        self._write("broadcast", state, sent)
+
+    @torch.no_grad()
+    def send_(self, agreed: Stack, stack: Stack, state: str, cells: Sequence[tuple[int, int]]) -> None:
+        """Single copies (block, place among its holders) of ``stack`` receive their agreed values: what comes to a worker.
+
+        A worker that is down receives nothing now; it gets all that it missed when it is back.
+        """
+        sent: dict[tuple[int, ...], dict[str, int]] = {}
+        for i, k in cells:
+            block, mine = stack.layout.blocks[i], stack.blocks[i]
+            worker = block.everywhere[k]
+            if worker in block.holders and not mine.is_meta:
+                row = block.holders.index(worker)
+                mine[row] = agreed.blocks[i][0]
+                if state in self.residuals:
+                    self.residuals[state].blocks[i][row] = 0.0  # what its former holder owed
+            if self.fleet.up[worker]:
+                _count(sent, (worker,), block.group, block.numel * mine.itemsize)
+        self._write("broadcast", state, sent)
+
+    @torch.no_grad()
+    def gather(self, stack: Stack, state: str) -> Named:
+        """The copies of all holders that are up, by worker and name, at a server: for aggregations that are not means.
+
+        The server is the first process; at the others these are shapes without numbers (``is_meta``).
+        """
+        out: dict[int, dict[str, Tensor]] = {w: {} for w, up in enumerate(self.fleet.up) if up}
+        sent: dict[tuple[int, ...], dict[str, int]] = {}
+        for block, copies in zip(stack.layout.blocks, stack.blocks, strict=True):
+            workers = tuple(w for w in block.everywhere if self.fleet.up[w])
+            if workers:
+                _count(sent, workers, block.group, block.numel * copies.itemsize)
+            for name, w in product(block.names, workers):
+                out[w][name] = stack.cell_or_shape(name, w)
+        self._write("gather", state, sent)
+        handed = self.peers.collect(out)
+        if self.observer is not None:
+            self.observer(Meeting(state, stack, None, handed=handed))
+        return handed
+
+    def collect(self, tensors: Named, state: str, of: Stack) -> Named:
+        """Workers hand in tensors of their own making, by worker and name: parts of what they hold in ``of``.
+
+        Those of workers elsewhere are given by their shape. What comes back is as of `gather`.
+        """
+        if self.observer is not None:
+            self.observer(Meeting(state, of, None))
+        self._write_each("gather", tensors, state)
+        return self.peers.collect(tensors)
+
+    def hand_out(self, tensors: Named, state: str) -> Named:
+        """A server hands tensors of its own making to workers, by worker and name: what those here (at the server: all) got."""
+        self._write_each("broadcast", tensors, state)
+        return self.peers.deal(tensors)
+
+    def agreed(self, stack: Stack, among: Sequence[bool] | None = None, otherwise: Stack | None = None) -> Stack:
+        """The mean over the holders that are up (or marked in ``among``): for looking at it. Nothing is sent or counted.
+
+        Where there are none: the values in ``otherwise``, or the mean of the last copies.
+        """
+        blocks: list[Tensor] = []
+        unfinished: list[Unfinished] = []
+        for i, (block, copies) in enumerate(zip(stack.layout.blocks, stack.blocks, strict=True)):
+            workers = [w for w in block.everywhere if (self.fleet.up if among is None else among)[w]]
+            if not workers and otherwise is not None:
+                blocks.append(otherwise.blocks[i])
+                continue
+            held_by = workers or block.everywhere
+            rows = [row for row, w in enumerate(block.holders) if w in held_by]
+            blocks.append(_mean(copies, rows, held_by, unfinished))
+        self.peers.finish_(unfinished, None)
+        return Stack(stack.layout, blocks)
+
+    def _through(
+        self, codec: Codec, x: Tensor, state: str, stack: Stack, i: int, row: int
+    ) -> tuple[tuple[Tensor, ...], Tensor]:
+        """Encode and decode one row, with error feedback where the codec has it."""
+        if codec.error_feedback:
+            if state not in self.residuals:
+                self.residuals[state] = Stack(stack.layout, [torch.zeros_like(b) for b in stack.blocks])
+            owed = self.residuals[state].blocks[i][row]
+            x = x + owed
+        encoded = codec.encode(x)
+        decoded = codec.decode(encoded, x)
+        if codec.error_feedback:
+            owed.copy_(x - decoded)
+        return encoded, decoded
+
+    def _write_each(self, op: str, tensors: Named, state: str) -> None:
+        """Workers whose tensors are equally large go into one record."""
+        alike: dict[tuple[tuple[str, int], ...], list[int]] = {}
+        for worker, named in tensors.items():
+            groups: dict[str, int] = {}
+            for name, x in named.items():
+                place = self.fleet.layout.place.get(name)
+                group = self.fleet.layout.blocks[place[0]].group if place is not None else "stack"
+                groups[group] = groups.get(group, 0) + x.nbytes
+            alike.setdefault(tuple(groups.items()), []).append(worker)
+        self._write(op, state, {tuple(sorted(who)): dict(groups) for groups, who in alike.items()})
+
+    def _write(self, op: str, state: str, sent: Mapping[tuple[int, ...], dict[str, int]]) -> None:
+        for workers, groups in sent.items():
+            self.ledger.records.append(Sent(self.t, op, state, workers, groups))
+
+
+def _count(sent: dict[tuple[int, ...], dict[str, int]], workers: tuple[int, ...], group: str, payload: int) -> None:
+    """Blocks with the same workers and group go into one record."""
+    groups = sent.setdefault(tuple(sorted(workers)), {})
+    groups[group] = groups.get(group, 0) + payload
+
+
+def _payload(codec: Codec | None, block: Block, like: Tensor) -> int:
+    """Bytes of one row, or of what a codec makes of any: for blocks of which there is none here."""
+    if codec is None:
+        return block.numel * like.itemsize
+    return sum(x.nbytes for x in codec.encode(like.new_zeros(block.numel)))
+
+
+def _mean(copies: Tensor, rows: Sequence[int], workers: Sequence[int], unfinished: list[Unfinished]) -> Tensor:
+    """The plain mean over the copies of ``workers``, of which those in ``rows`` are here."""
+    if copies.is_meta:  # a dry run: the shape of one row is enough
+        return copies[:1]
+    some = copies[rows] if len(rows) < len(copies) else copies
+    if len(rows) == len(workers):
+        return some.mean(0, keepdim=True)
+    dtype = at_least_float32(copies.dtype)
+    part = (some.sum(0, keepdim=True, dtype=dtype)[: len(copies)] / len(workers)).to(copies.dtype)
+    unfinished.append((dict.fromkeys(workers, 1 / len(workers)), {}, part))
+    return part
+
+
+def _normalised(weights_W: Sequence[float] | None, workers: Sequence[int]) -> dict[int, float]:
+    """What each worker counts in a mean over ``workers``; whatever the dtype of what is averaged, the sum is 1."""
+    if weights_W is None:
+        return dict.fromkeys(workers, 1 / len(workers))
+    weights = torch.tensor([weights_W[w] for w in workers], dtype=torch.float64, device="cpu")
+    return dict(zip(workers, (weights / weights.sum()).tolist(), strict=True))

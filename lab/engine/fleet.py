@@ -1,0 +1,464 @@
+"""Workers as modules over stacks.
+
+A fleet is a table: named tensors down, workers across, a cell empty where a worker does not hold the tensor. Tensors with
+the same holders and the same group lie side by side in one *block*, so that an average over workers is one mean over
+axis 0 and an elementwise optimizer is one fused call. Every worker's module parameters and gradients are views of its
+rows; forward and backward are ordinary PyTorch on an ordinary module.
+
+A process may hold only some of the N workers (`lab.processes`): blocks and their order are the same in all, rows are those
+of its own workers, and there may be none.
+
+Legend: W workers in this process, H holders of a block among them, P elements of one copy of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import sys
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
+
+import torch
+from torch import Tensor, nn
+
+from lab.engine.surroundings import one_core_
+from lab.seeds import Draws
+
+
+def _share_one_heap() -> None:
+    """glibc gives every thread a heap of its own, each with its own holes: one for all saves memory at the same speed."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):  # another C library
+            M_ARENA_MAX = -8  # malloc.h
+            ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
+
+
+def num_cores() -> int:
+    """Cores this process may use."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # macOS, Windows
+        return os.cpu_count() or 1
+
+
+@dataclass(frozen=True)
+class Block:
+    """Where tensors with the same holders and the same group lie inside one ``[H, P]`` tensor."""
+
+    group: str  # what the tensors are ("attention", "mlp", …), for reading a ledger
+    everywhere: tuple[int, ...]  # the workers that hold it, in all processes
+    holders: tuple[int, ...]  # worker of each row: those of them that are in this process
+    names: tuple[str, ...]
+    shapes: tuple[torch.Size, ...]
+    offsets: tuple[int, ...]  # first element of each tensor in a row
+    numel: int  # P
+    unit: str | None = None  # what moves between workers as one (an expert); None: stays where it is
+    since: tuple[
+        int, ...
+    ] = ()  # of a unit: the local step in which it came to each of ``everywhere``, 0 from the start
+
+    @cached_property
+    def index(self) -> Tensor:
+        """The holders as an index into something that has an entry per worker, ``[H]``."""
+        return torch.tensor(self.holders, device="cpu", dtype=torch.long)
+
+    def came(self, row: int) -> int:
+        """Local step in which this row came to its worker, 0 from the start."""
+        return self.since[self.everywhere.index(self.holders[row])] if self.since else 0
+
+
+@dataclass(frozen=True)
+class Layout:
+    """All blocks, and where to find a name. Blocks keep the order in which the model names its tensors.
+
+    Tensors of a ``unit`` have a block of their own. When a unit moves, only the labels of its rows change, here, for all
+    stacks at once (`Fleet.hold_`).
+    """
+
+    blocks: list[Block]
+    place: dict[str, tuple[int, int]] = field(repr=False)  # name -> (block, position in it)
+    mine: Collection[int] | None = None  # the workers of this process; None: all
+
+    @classmethod
+    def of(
+        cls,
+        holders: dict[str, tuple[int, ...]],
+        shapes: dict[str, torch.Size],
+        group: Callable[[str], str],
+        unit: Callable[[str], str | None] = lambda name: None,
+        mine: Collection[int] | None = None,
+    ) -> Layout:
+        """``holders`` are the workers that hold each tensor, in all processes."""
+        together: dict[tuple[str, tuple[int, ...], str | None], list[str]] = {}
+        for name, held_by in holders.items():
+            together.setdefault((group(name), held_by, unit(name)), []).append(name)
+        blocks: list[Block] = []
+        place: dict[str, tuple[int, int]] = {}
+        for (label, held_by, moves), names in together.items():
+            offsets, end = [], 0
+            for i, name in enumerate(names):
+                place[name] = (len(blocks), i)
+                offsets.append(end)
+                end += shapes[name].numel()
+            since = (0,) * len(held_by) if moves is not None else ()
+            sizes = tuple(shapes[n] for n in names)
+            here = tuple(w for w in held_by if mine is None or w in mine)
+            blocks.append(Block(label, held_by, here, tuple(names), sizes, tuple(offsets), end, moves, since))
+        return cls(blocks, place, mine)
+
+    def warming(self, t: int, warmup: int) -> list[tuple[int, int, float]]:
+        """Rows that came to their worker less than ``warmup`` steps before: (block, row, factor of the learning rate)."""
+        return [
+            (i, row, (t - block.came(row) + 1) / warmup)
+            for i, block in enumerate(self.blocks)
+            for row in range(len(block.holders) if block.since else 0)
+            if block.came(row) and t - block.came(row) + 1 < warmup
+        ]
+
+
+class Stack:
+    """Named tensors of several workers: one ``[H, P]`` tensor per block; ``stack[name]`` is the view ``[H, *shape]``.
+
+    Agreed (shared) state has the same layout with one row, ``[1, P]``, so that it broadcasts against the copies.
+    """
+
+    def __init__(self, layout: Layout, blocks: Sequence[Tensor]):
+        self.layout, self.blocks = layout, list(blocks)
+
+    @classmethod
+    def zeros(cls, layout: Layout, device: torch.device, dtype: torch.dtype) -> Stack:
+        return cls(layout, [torch.zeros(len(b.holders), b.numel, device=device, dtype=dtype) for b in layout.blocks])
+
+    def __getitem__(self, name: str) -> Tensor:
+        i, k = self.layout.place[name]
+        block, start = self.layout.blocks[i], self.layout.blocks[i].offsets[k]
+        rows = self.blocks[i][:, start : start + block.shapes[k].numel()]
+        return rows.unflatten(1, block.shapes[k]) if block.shapes[k] else rows.squeeze(1)
+
+    def names(self) -> Iterable[str]:
+        return self.layout.place
+
+    def cell(self, name: str, worker: int) -> Tensor:
+        """The copy of ``name`` that ``worker`` holds, a view. KeyError where the cell is empty."""
+        held_by = self.layout.blocks[self.layout.place[name][0]].holders
+        if worker not in held_by:
+            raise KeyError(f"worker {worker} does not hold {name}")
+        return self[name][held_by.index(worker)]
+
+    def cell_or_shape(self, name: str, worker: int) -> Tensor:
+        """The same; of a worker in another process its shape, on ``meta``."""
+        here = worker in self.layout.blocks[self.layout.place[name][0]].holders
+        return self.cell(name, worker) if here else self[name].new_empty(self[name].shape[1:], device="meta")
+
+    def clone(self) -> Stack:
+        return Stack(self.layout, [b.clone() for b in self.blocks])
+
+    def __sub__(self, other: Stack) -> Stack:
+        """The difference, block by block; in a dry run, where it has no values, this stack."""
+        if self.blocks[0].is_meta:
+            return self
+        return Stack(self.layout, [a - b for a, b in zip(self.blocks, other.blocks, strict=True)])
+
+    def first(self) -> Stack:
+        """One agreed copy ``[1, P]`` of every block, taken from its first holder (all equal at the start of a run)."""
+        return Stack(self.layout, [b[:1].clone() for b in self.blocks])
+
+    def rows(self, i: int, workers: Sequence[bool]) -> list[int]:
+        """Rows of block ``i`` whose worker is marked in ``workers``."""
+        return [r for r, w in enumerate(self.layout.blocks[i].holders) if workers[w]]
+
+    @torch.no_grad()
+    def copy_(self, agreed: Stack, workers: Sequence[bool]) -> None:
+        """Every marked holder takes its own copy of an agreed state that it already knows: nothing travels."""
+        for i, (mine, theirs) in enumerate(zip(self.blocks, agreed.blocks, strict=True)):
+            if mine.is_meta:
+                continue
+            rows = self.rows(i, workers)
+            if len(rows) == len(mine):
+                mine.copy_(theirs)
+            elif rows:
+                mine[rows] = theirs
+
+
+def _as(x: Tensor, dtype: torch.dtype) -> Tensor:
+    return x.to(dtype) if x.is_floating_point() else x
+
+
+def _named(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Parameters by name; of a module that stands for several of its layers at once, under each of their names."""
+    return module.named_parameters(remove_duplicate=not getattr(module, "repeats", False))
+
+
+def at_least_float32(dtype: torch.dtype) -> torch.dtype:
+    """In what weights, sums and decompositions are computed: what is narrower loses a part of each, always the same one."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def wide(x: Tensor) -> Tensor:
+    """In float64, for sums of many numbers; Apple's GPUs have no more than float32."""
+    return x.to(torch.float32 if x.device.type == "mps" else torch.float64)
+
+
+@torch.no_grad()
+def clip_(grads: Stack, max_norm: float | None, how: str = "norm") -> None:
+    """Clip every worker's gradient by itself, in place.
+
+    ``how="norm"``: scale so that the worker's norm over all its tensors is at most ``max_norm``
+    (as ``torch.nn.utils.clip_grad_norm_``); ``how="value"``: clamp each coordinate to ±``max_norm``.
+    """
+    if max_norm is None or grads.blocks[0].is_meta:
+        return
+    if how == "value":
+        torch._foreach_clamp_min_(grads.blocks, -max_norm)
+        torch._foreach_clamp_max_(grads.blocks, max_norm)
+        return
+    scale_W = (max_norm / (worker_norms(grads) + 1e-6)).clamp_(max=1.0)
+    for block, g in zip(grads.layout.blocks, grads.blocks, strict=True):
+        g.mul_(scale_W[block.index.to(g.device), None])
+
+
+@torch.no_grad()
+def worker_norms(stack: Stack) -> Tensor:
+    """Euclidean norm over all tensors of each worker, ``[workers]``."""
+    num = 1 + max(max(b.everywhere) for b in stack.layout.blocks)
+    dtype = at_least_float32(stack.blocks[0].dtype)
+    square_W = torch.zeros(num, device=stack.blocks[0].device, dtype=dtype)
+    for block, x in zip(stack.layout.blocks, stack.blocks, strict=True):
+        square_W.index_add_(0, block.index.to(x.device), torch.linalg.vector_norm(x, dim=1, dtype=dtype).square())
+    return square_W.sqrt()
+
+
+class Fleet:
+    """The workers of a run, those of this process with their numbers.
+
+    Parameters
+    ----------
+    build
+        ``build(worker)`` returns the worker's module; it is called under the ``meta`` device, so it costs no memory and
+        its initial values do not count. ``build(None)`` returns the whole model with its initial values: every worker
+        starts from the values that this model has under the same name.
+    num_workers
+        N; the workers are 0 … N−1.
+    mine
+        the W workers that live in this process; None: all.
+    device
+        ``meta`` makes a dry fleet: all shapes, no numbers.
+    threads
+        workers that compute at the same time, default the cores. Each uses one intra-op thread.
+    movable
+        whether units (the model's ``tensor_unit(name)``) may move between workers later on.
+    """
+
+    def __init__(
+        self,
+        build: Callable[[int | None], nn.Module],
+        num_workers: int,
+        *,
+        mine: Sequence[int] | None = None,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+        threads: int | None = None,
+        movable: bool = False,
+    ):
+        self.build, self.num_workers = build, num_workers
+        self.device, self.dtype = torch.device(device), dtype
+        self.up = [True] * num_workers
+        # Whether the module of a worker draws random numbers, in its forward and in its backward pass, once that is known.
+        self.draws: dict[int, tuple[bool, bool]] = {}
+        self.agreed_buffers: dict[str, Tensor] = {}  # what the whole model has of those that training moves
+        self.mine = range(num_workers) if mine is None else mine
+        self.threads = max(1, min(len(self.mine), threads or num_cores()))
+        if self.device.type not in ("cpu", "meta"):
+            self.threads = 1  # a GPU takes one launch after another
+        # Called with the blocks that got other holders and, for each that has other rows here now, whose row each was.
+        self.rows_moved: Callable[[Mapping[int, Block], Mapping[int, Sequence[int | None]]], None] = lambda *_: None
+        self._pool: ThreadPoolExecutor | None = None
+
+        dry = self.device.type == "meta"
+        with torch.device("meta" if dry else "cpu"):  # values are drawn on the CPU: the same ones on every device
+            whole = build(None)
+        values: dict[str, Tensor] = {name: p if dry else p.detach() for name, p in _named(whole)}
+        with torch.device("meta"):
+            self.modules = [build(w) for w in range(num_workers)]
+        shapes: dict[str, torch.Size] = {}
+        holders: dict[str, list[int]] = {}
+        alike: dict[int, list[int]] = {}  # in a dry fleet, workers that hold the same tensors have the same module
+        for w, module in enumerate(self.modules):
+            alike.setdefault(id(module), []).append(w)
+        for workers in alike.values():
+            for name, p in _named(self.modules[workers[0]]):
+                if p.requires_grad:
+                    shapes[name] = p.shape
+                    holders.setdefault(name, []).extend(workers)
+        order = [n for n in values if n in holders] + [n for n in holders if n not in values]
+        group = getattr(whole, "tensor_group", lambda name: "all")
+        unit = getattr(whole, "tensor_unit", lambda name: None) if movable else (lambda name: None)
+        layout = Layout.of({n: tuple(sorted(holders[n])) for n in order}, shapes, group, unit, mine)
+        self.params = Stack.zeros(layout, self.device, dtype)
+        self.grads = Stack.zeros(layout, self.device, dtype)
+        # What no optimizer moves: buffers, frozen parameters, tensors that nobody holds. One copy for all.
+        constants = {n: _as(v, dtype) for n, v in values.items() if n not in holders}
+        constants |= dict(whole.named_buffers(remove_duplicate=False))
+        self.constants = {n: v.to(self.device) for n, v in constants.items()}
+        if self.device.type != "meta":
+            with torch.no_grad():
+                for name in order:
+                    self.params[name].copy_(values[name])
+            for w in self.mine:
+                self.attach(self.modules[w], partial(self.params.cell, worker=w), partial(self.grads.cell, worker=w))
+
+    def hold_(self, holders: Mapping[str, Sequence[int]], t: int) -> list[tuple[int, int]]:
+        """From local step ``t`` on, the units are held by these workers; ``build`` must give modules to match.
+
+        A worker that holds a unit before and after keeps its copy. The row of one that leaves becomes that of one that
+        arrives, with the old values still in it: the caller has to send the right ones.
+
+        Returns
+        -------
+        the copies that arrived, as (block, place among its holders everywhere).
+        """
+        arrived: list[tuple[int, int]] = []
+        labels: dict[int, tuple[tuple[int, ...], tuple[int, ...]]] = {}
+        for i, block in enumerate(self.layout.blocks):
+            if block.unit is None or set(block.everywhere) == set(holders[block.unit]):
+                continue
+            coming = iter(sorted(set(holders[block.unit]) - set(block.everywhere)))
+            held_by, since = list(block.everywhere), list(block.since)
+            for k, worker in enumerate(block.everywhere):
+                if worker not in holders[block.unit]:
+                    held_by[k], since[k] = next(coming), t
+                    arrived.append((i, k))
+            labels[i] = tuple(held_by), tuple(since)
+        self.relabel_(labels)
+        return arrived
+
+    def relabel_(self, labels: Mapping[int, tuple[tuple[int, ...], tuple[int, ...]]]) -> None:
+        """Give some blocks other holders and arrival times; the workers concerned get modules to match."""
+        concerned: set[int] = set()
+        before, rows = {i: self.layout.blocks[i] for i in labels}, dict[int, list[int | None]]()
+        for i, (held_by, since) in labels.items():
+            block = before[i]
+            concerned |= set(block.everywhere) ^ set(held_by)
+            pairs = [(w, old) for w, old in zip(held_by, block.everywhere, strict=True) if w in self.mine]
+            was = [block.holders.index(old) if old in self.mine else None for _, old in pairs]
+            here = tuple(w for w, _ in pairs)
+            if was != list(range(len(block.holders))):
+                rows[i] = was
+            concerned |= {w for w, old in pairs if i in rows or w != old}
+            self.layout.blocks[i] = replace(block, everywhere=held_by, holders=here, since=since)
+        self.rows_moved(before, rows)
+        if self.device.type == "meta":
+            return
+        for w in sorted(concerned & set(self.mine)):
+            buffers = dict(self.modules[w].named_buffers(remove_duplicate=False))
+            with torch.device("meta"):
+                self.modules[w] = self.build(w)
+            self.attach(
+                self.modules[w], partial(self.params.cell, worker=w), partial(self.grads.cell, worker=w), buffers
+            )
+
+    @property
+    def layout(self) -> Layout:
+        return self.params.layout
+
+    def num_params(self, worker: int = 0) -> int:
+        """Elements that ``worker`` holds."""
+        return sum(b.numel for b in self.layout.blocks if worker in b.everywhere)
+
+    def backward(
+        self, loss_of: Callable[[nn.Module, int], Tensor | Iterator[Tensor]], seed: Callable[[int], int] = int
+    ) -> Tensor:
+        """Fill the gradient of every worker here that is up; return their losses ``[N]``, NaN for all others.
+
+        Workers run side by side, one thread each; on a GPU one after another. What a module draws (dropout) comes from a
+        generator of ``seed(worker)`` (`lab.seeds.Draws`), which costs a little on every operation: a worker's first pass
+        shows whether its module draws at all, and those that do not are left alone from then on.
+
+        Parameters
+        ----------
+        loss_of
+            of a worker's module; or parts that sum to it, one after another.
+        """
+        loss_W = torch.full((self.num_workers,), float("nan"), dtype=torch.float64)
+        if self.device.type == "meta":
+            return loss_W
+        workers = [w for w in self.mine if self.up[w]]
+        found: dict[int, list[Tensor]] = {}
+
+        def one(w: int) -> None:
+            for block, g in zip(self.layout.blocks, self.grads.blocks, strict=True):
+                if w in block.holders:
+                    g[block.holders.index(w)].zero_()
+            draws = Draws(seed(w))
+            forward, backward = (draws if on else nullcontext() for on in self.draws.get(w, (True, True)))
+            with forward:
+                loss = loss_of(self.modules[w], w)
+            parts = iter((loss,) if isinstance(loss, Tensor) else loss)
+            while True:
+                with forward:
+                    part = next(parts, None)
+                if part is None:
+                    break
+                with backward:
+                    part.backward()  # type: ignore[no-untyped-call]
+                found.setdefault(w, []).append(part.detach())
+            self.draws.setdefault(w, (draws.forward, draws.backward))
+
+        list(self.pool.map(one, workers))
+        for w, parts in found.items():  # only now: on a GPU this waits for all that was launched
+            loss_W[w] = sum(parts[1:], parts[0])
+        return loss_W
+
+    @property
+    def pool(self) -> ThreadPoolExecutor:
+        if self._pool is None:
+            _share_one_heap()
+            self._pool = ThreadPoolExecutor(self.threads, "worker", initializer=one_core_)
+        return self._pool
+
+    def whole_model(self, agreed: Stack) -> nn.Module:
+        """The whole model, in eval mode, as views of agreed values: no copy. Names nobody holds keep their first values.
+
+        Buffers are those of ``agreed_buffers``.
+        """
+        with torch.device("meta"):
+            model = self.build(None)
+        self.attach(model, lambda name: agreed[name][0], buffers=self.agreed_buffers)
+        return model.eval().requires_grad_(False)
+
+    def attach(
+        self,
+        module: nn.Module,
+        value: Callable[[str], Tensor],
+        grad: Callable[[str], Tensor] | None = None,
+        buffers: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        """Put views where a module made on ``meta`` has its parameters (tied ones stay tied) and its buffers."""
+        buffers = buffers or {}
+        named = {id(p): (name, p) for name, p in module.named_parameters()}
+        made: dict[int, nn.Parameter] = {}
+        for path, part in module.named_modules():
+            for leaf, p in part._parameters.items():
+                if p is None:
+                    continue
+                if id(p) not in made:
+                    name = named[id(p)][0]
+                    moves = name in self.layout.place
+                    made[id(p)] = nn.Parameter(value(name) if moves else self.constants[name], requires_grad=moves)
+                    if moves and grad is not None:
+                        made[id(p)].grad = grad(name)
+                part._parameters[leaf] = made[id(p)]
+            for leaf, b in part._buffers.items():
+                if b is not None:  # a buffer is each worker's own and is never averaged
+                    full = f"{path}.{leaf}" if path else leaf
+                    part._buffers[leaf] = buffers[full] if full in buffers else self.constants[full].clone()
+
+    def close(self) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+            self._pool = None

@@ -1,0 +1,504 @@
+"""Inner and outer optimizers: any elementwise one of ``torch.optim``, run once over all workers, and those of `lab.optimizers`.
+
+Elementwise means that each coordinate is updated from its own history alone. Only then is one call on the stacked
+``[H, P]`` tensors the same as one call per worker. State tensors keep torch's own names (``exp_avg``, ``exp_avg_sq``, …).
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import itertools
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from lab.config import Fraction, Positive, config
+from lab.engine.fleet import Stack
+from lab.errors import RecipeError, one_of, shown
+from lab.optimizers import ADOPT, QHADOPT, QHM, SGDM, FedAdam, FedMom, FedYogi, PlainAdam, QHAdam
+from lab.optimizers.options import checked_options
+
+if TYPE_CHECKING:
+    from lab.engine.state import State
+
+
+ELEMENTWISE: dict[str, type[torch.optim.Optimizer]] = {
+    "AdamW": torch.optim.AdamW,
+    "Adam": torch.optim.Adam,
+    "NAdam": torch.optim.NAdam,
+    "RAdam": torch.optim.RAdam,
+    "Adamax": torch.optim.Adamax,
+    "Adagrad": torch.optim.Adagrad,
+    "Adadelta": torch.optim.Adadelta,
+    "RMSprop": torch.optim.RMSprop,
+    "Rprop": torch.optim.Rprop,
+    "SGD": torch.optim.SGD,
+    "ADOPT": ADOPT,
+    "SGDM": SGDM,
+    "PlainAdam": PlainAdam,
+    "QHADOPT": QHADOPT,
+    "QHAdam": QHAdam,
+    "QHM": QHM,
+    "FedMom": FedMom,
+    "FedAdam": FedAdam,
+    "FedYogi": FedYogi,
+}
+_HAS_FUSED = ("AdamW", "Adam", "SGD", "Adagrad")
+
+
+@config
+class Optimizer:
+    """Which optimizer, its learning rate, and its other arguments under ``options`` (torch's names and defaults)."""
+
+    name: str = "AdamW"
+    lr: Positive = 1e-3
+    options: dict[str, Any] = Field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.name not in ELEMENTWISE:
+            raise RecipeError(one_of("optimizer", self.name, ELEMENTWISE))
+        plain = checked_options(self.name, ELEMENTWISE[self.name], self.options)
+        object.__setattr__(self, "options", plain)
+        try:
+            _state_names(self)
+        except (
+            TypeError,
+            ValueError,
+            RuntimeError,
+            OverflowError,
+        ) as error:  # each is right, and together they are not
+            raise RecipeError(f"{self.name} does not accept {shown(plain, 200)}: {error}") from None
+
+    def over(self, params: Stack, grads: Stack | None = None) -> torch.optim.Optimizer:
+        """The torch optimizer whose parameters are the blocks of ``params`` and whose gradients are those of ``grads``.
+
+        A row that may move to another worker is a parameter of its own, so that its state can start afresh there.
+        """
+        places = _leaves(params)
+        leaves = [torch.nn.Parameter(params.blocks[i][rows]) for i, rows in places]
+        for leaf, (i, rows) in zip(leaves, places if grads else (), strict=False):
+            leaf.grad = grads.blocks[i][rows]  # type: ignore[union-attr]
+        return _make(self, leaves)
+
+    @property
+    def state_names(self) -> tuple[str, ...]:
+        """Names of the state tensors that have the shape of the parameters, as torch calls them."""
+        return _state_names(self)
+
+    def check_periods(self, sync_every: Mapping[str, int]) -> None:
+        """Raises RecipeError for a period of a state that there is not, or none for the parameters."""
+        allowed = ("params", *self.state_names)
+        for name in sync_every:
+            if name not in allowed:
+                raise RecipeError(one_of(f"state of {self.name} in sync_every", name, allowed))
+        if "params" not in sync_every:
+            raise RecipeError(
+                "sync_every has no 'params': workers that never average parameters do not train one model"
+            )
+
+    def check_reset(self) -> None:
+        """Raises RecipeError if states of zero (`reset_`) are not those of a fresh start."""
+        if self.name not in ZERO_AT_START or self.options.get("dampening"):
+            raise RecipeError(
+                f"inner_states = 'reset' is not available with {self.name} {self.options}, whose states do not "
+                f"start at zero: use 'kept', or one of {', '.join(ZERO_AT_START)} without dampening"
+            )
+
+    def step_(self, s: State, t: int, warmup: int = 0) -> None:
+        """One local step of the inner optimizer at every worker that is up; workers that are down do not move.
+
+        ``warmup``: local steps in which the learning rate of rows that came from elsewhere rises to that of the others.
+        """
+        params = s.local["params"]
+        if params.blocks[0].is_meta and s.optimizers["inner"].state:
+            return  # a dry run has learnt which states there are
+        warming = params.layout.warming(t, warmup) if warmup else []
+        step_(s.optimizers["inner"], self.lr * s.schedule(t), params, s.fleet.up, warming)
+        s.local.update(states(s.optimizers["inner"], params))  # they appear with the first step
+
+
+def _leaves(params: Stack) -> list[tuple[int, slice]]:
+    """What is one parameter of an optimizer: a whole block, or a row where rows may move; (block, rows)."""
+    places: list[tuple[int, slice]] = []
+    for i, (block, x) in enumerate(zip(params.layout.blocks, params.blocks, strict=True)):
+        if block.unit is None or x.is_meta or len(x) <= 1:
+            places.append((i, slice(None)))
+        else:
+            places += [(i, slice(row, row + 1)) for row in range(len(x))]
+    return places
+
+
+def step_(
+    optimizer: torch.optim.Optimizer,
+    lr: float,
+    params: Stack,
+    up: list[bool],
+    warming: Sequence[tuple[int, int, float]] = (),
+) -> None:
+    """``optimizer.step()`` over the blocks of ``params``; rows of workers that are down stay, and so do their step counts.
+
+    It is as if every row had a torch optimizer of its own. While all have taken as many steps, one call moves whole blocks;
+    else it moves runs of neighbouring rows with the same count.
+
+    Rows in ``warming`` (block, row, factor) move by that part of their step: the same as a smaller learning rate, to
+    which the step of every optimizer here is proportional.
+    """
+    if params.blocks[0].is_meta:
+        optimizer.step()
+        return
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    leaves = optimizer.param_groups[0]["params"]
+    with torch.no_grad():
+        from_here = [(params.blocks[i][row], factor, params.blocks[i][row].clone()) for i, row, factor in warming]
+        if all(up) and not any(_differ(state) for state in optimizer.state.values()):
+            _move_(optimizer, {leaf: optimizer.state[leaf] for leaf in leaves})
+        else:
+            _move_rows_(optimizer, params, up)
+        for now, factor, old in from_here:
+            now.copy_(old.lerp(now, factor))
+
+
+def _move_(optimizer: torch.optim.Optimizer, moving: Mapping[torch.nn.Parameter, dict[str, Any]]) -> None:
+    """``optimizer.step()`` for these parameters, each with its state.
+
+    Those that move for the first time go by themselves: torch's fused SGD cannot take both at once.
+    """
+    group, memory = optimizer.param_groups[0], optimizer.state
+    everything = group["params"]
+    for known in (True, False):
+        some = {leaf: state for leaf, state in moving.items() if bool(state) == known}
+        if some:
+            group["params"] = list(some)
+            optimizer.state = defaultdict[Tensor, Any](dict, some.items())
+            optimizer.step()
+    group["params"], optimizer.state = everything, memory
+
+
+# Rows that have taken different numbers of steps. What torch counts for a parameter (``step``, and the ``mu_product`` of NAdam)
+# is one number while all rows of a leaf agree, and ``[rows]`` while they do not. FRESH, ``[rows]`` too, marks rows that begin
+# anew with their next step, whatever stands in their states; it is there while there are any.
+
+FRESH = "fresh"
+
+
+def _differ(state: Mapping[str, Any]) -> bool:
+    return any(isinstance(x, Tensor) and x.dim() == 1 for x in state.values())
+
+
+def _counts(state: Mapping[str, Any], num_rows: int) -> dict[str, list[float]]:
+    """All that a leaf has one number of for each row; of each, those numbers."""
+    found = {k: x for k, x in state.items() if isinstance(x, Tensor) and x.dim() < 2}
+    counts: dict[str, list[float]] = {k: x.expand(num_rows).tolist() for k, x in found.items()}
+    return {FRESH: [0.0] * num_rows, **counts}
+
+
+def joined_counts(name: str, rows: Sequence[Tensor]) -> Tensor | None:
+    """One number of each row of a leaf as it is kept: a single one if they agree, else ``[rows]``; None: not at all."""
+    if name == FRESH:
+        return torch.stack(list(rows)) if any(rows) else None
+    return rows[0].clone() if all(x == rows[0] for x in rows) else torch.stack(list(rows))
+
+
+def _write_counts_(state: dict[str, Any], counts: Mapping[str, Sequence[float]]) -> None:
+    for name, values in counts.items() if all(counts.values()) else ():  # there may be no rows
+        like = state.get(name, torch.tensor(False, device="cpu"))
+        kept = joined_counts(name, [like.new_tensor(x) for x in values])
+        state.pop(name, None)
+        if kept is not None:
+            state[name] = kept
+
+
+def _held(params: Stack, i: int, part: slice) -> list[int]:
+    """The worker of each row of a leaf."""
+    return [params.layout.blocks[i].holders[row] for row in range(len(params.blocks[i]))[part]]
+
+
+def _at_start(optimizer: torch.optim.Optimizer, leaf: Tensor) -> dict[str, Any]:
+    """The state of a parameter before its first step: Adagrad makes one at once, all others with the step."""
+    if not isinstance(optimizer, torch.optim.Adagrad):
+        return {}
+    group = optimizer.param_groups[0]
+    step = torch.zeros((), dtype=torch.float32, device=leaf.device if group["fused"] else "cpu")
+    return {"step": step, "sum": torch.full_like(leaf, group["initial_accumulator_value"])}
+
+
+class _Run(NamedTuple):
+    """Neighbouring rows of a leaf that move as one parameter."""
+
+    leaf: Tensor
+    counts: dict[str, list[float]]  # of all rows of the leaf
+    rows: slice
+    state: dict[str, Any]  # its own: views of the leaf's, or new
+
+
+def _move_rows_(optimizer: torch.optim.Optimizer, params: Stack, up: Sequence[bool]) -> None:
+    moving: dict[torch.nn.Parameter, dict[str, Any]] = {}
+    begun: list[tuple[Tensor, Tensor, list[int]]] = []  # leaf, what it was, rows that are yet to begin
+    runs: list[_Run] = []
+    for leaf, (i, part) in zip(optimizer.param_groups[0]["params"], _leaves(params), strict=True):
+        workers, state = _held(params, i, part), optimizer.state[leaf]
+        down = [row for row, w in enumerate(workers) if not up[w]]
+        leaf.grad[down] = 0.0  # who is down has none
+        if not state:  # the first step is that of the whole leaf, so that there is a state at once, whoever is up
+            came_later = len(workers) == 1 and params.layout.blocks[i].came(range(len(params.blocks[i]))[part][0])
+            if not (down and came_later):  # else it begins when its worker is back
+                moving[leaf] = state
+                begun.append((leaf, leaf.detach()[down], down))
+            continue
+        counts = _counts(state, len(workers))
+        alike = [(up[w], *(of_rows[row] for of_rows in counts.values())) for row, w in enumerate(workers)]
+        for (is_up, fresh, *values), neighbours in itertools.groupby(range(len(workers)), alike.__getitem__):
+            if not is_up:
+                continue
+            places = list(neighbours)
+            rows = slice(places[0], places[-1] + 1)
+            piece = torch.nn.Parameter(leaf.detach()[rows])
+            piece.grad = leaf.grad[rows]
+            own = {k: x[rows] for k, x in state.items() if isinstance(x, Tensor) and x.dim() == 2}
+            own |= {k: state[k].new_tensor(x) for k, x in zip([*counts][1:], values, strict=True)}
+            moving[piece] = _at_start(optimizer, piece) if fresh else own
+            runs.append(_Run(leaf, counts, rows, moving[piece]))
+    _move_(optimizer, moving)
+    for leaf, before, down in begun:
+        leaf.detach()[down] = before
+        if down and optimizer.state[leaf]:
+            _forget_rows_(optimizer.state[leaf], len(leaf), down)
+    for leaf, counts, rows, own in runs:
+        state, num = optimizer.state[leaf], rows.stop - rows.start
+        for name, x in own.items():
+            if isinstance(x, Tensor) and x.dim() < 2:
+                counts[name][rows] = [x.item()] * num
+            elif isinstance(x, Tensor) and x.data_ptr() != state[name][rows].data_ptr():
+                state[name][rows] = x
+        counts[FRESH][rows] = [False] * num
+        _write_counts_(state, counts)
+
+
+def _forget_rows_(state: dict[str, Any], num_rows: int, rows: Sequence[int]) -> None:
+    """These rows begin anew with their next step."""
+    counts = _counts(state, num_rows)
+    for name, values in counts.items():
+        for row in rows:
+            values[row] = name == FRESH
+    _write_counts_(state, counts)
+
+
+def count_(optimizer: torch.optim.Optimizer, params: Stack, up: Sequence[bool], t: int) -> list[list[int]]:
+    """For a method that steps by itself: count local step ``t``; how many steps every row has taken by now, block by block.
+
+    Where nothing was counted yet, all rows have taken the steps before ``t``.
+    """
+    of_blocks: list[list[int]] = [[] for _ in params.blocks]
+    for leaf, (i, part) in zip(optimizer.param_groups[0]["params"], _leaves(params), strict=True):
+        state, workers = optimizer.state[leaf], _held(params, i, part)
+        state.setdefault("step", torch.tensor(t - 1.0, dtype=torch.float32, device="cpu"))
+        before = _counts(state, len(workers))["step"]
+        steps = [n + up[w] for n, w in zip(before, workers, strict=True)]
+        _write_counts_(state, {"step": steps})
+        of_blocks[i] += map(int, steps)
+    return of_blocks
+
+
+def count_as_before_(optimizer: torch.optim.Optimizer, t: int) -> None:
+    """After a checkpoint of step ``t`` from when ADOPT did not count: as if nobody had ever been away."""
+    for state in optimizer.state.values() if isinstance(optimizer, ADOPT) else ():
+        if state:
+            state.setdefault("step", torch.tensor(t - 1.0, dtype=torch.float32, device="cpu"))
+
+
+def take_over_(
+    optimizer: torch.optim.Optimizer,
+    params: Stack,
+    workers: Sequence[int],
+    known_by: Sequence[bool],
+    tell: Callable[[Mapping[int, Any]], dict[int, Any]],
+) -> None:
+    """Workers that were just sent the mean states of others also take over how many steps these have taken.
+
+    Where those differ (a unit that came to one later than to another), the largest number.
+
+    Parameters
+    ----------
+    known_by
+        marks the workers of whose states it was the mean.
+    tell
+        `lab.processes.peers.Peers.tell`: makes what is known of workers here known to all processes.
+    """
+    if params.blocks[0].is_meta:
+        return
+    mine: dict[int, dict[int, dict[str, float]]] = {w: {} for w in params.layout.mine or range(len(known_by))}
+    places = list(zip(optimizer.param_groups[0]["params"], _leaves(params), strict=True))
+    for leaf, (i, part) in places:
+        workers_here = _held(params, i, part)
+        counts = _counts(optimizer.state.get(leaf, {}), len(workers_here))
+        for row, w in enumerate(workers_here):
+            mine[w][i] = {name: of_rows[row] for name, of_rows in counts.items()}
+    everyones = tell({w: list(of_blocks.items()) for w, of_blocks in mine.items()})
+    known = {w: {i: dict(counts) for i, counts in of_blocks} for w, of_blocks in everyones.items()}
+    for leaf, (i, part) in places:
+        everywhere = params.layout.blocks[i].everywhere
+        others = [w for w in everywhere if known_by[w]] or everywhere
+        longest = max((known[w][i] for w in others), key=lambda of_row: (not of_row[FRESH], of_row.get("step", 0.0)))
+        back = [row for row, w in enumerate(_held(params, i, part)) if w in workers]
+        state = optimizer.state.get(leaf)
+        if state and back:
+            counts = _counts(state, len(leaf))
+            for name, of_rows in counts.items():
+                for row in back:
+                    of_rows[row] = longest.get(name, of_rows[row])
+            _write_counts_(state, counts)
+
+
+def states(optimizer: torch.optim.Optimizer, params: Stack) -> dict[str, Stack]:
+    """The optimizer's own state tensors, by torch's name, as stacks; empty before the first step.
+
+    No copies, but where rows are parameters of their own: states that torch has made for such a row are put into one
+    tensor for the block, and the optimizer goes on with views of it.
+    """
+    leaves = optimizer.param_groups[0]["params"]
+    per_leaf = [optimizer.state.get(leaf, {}) for leaf in leaves]
+    first = next((k for k, state in enumerate(per_leaf) if state), None)
+    if first is None:
+        return {}
+    of_block: dict[int, list[tuple[slice, dict[str, Tensor]]]] = {}
+    for state, (i, rows) in zip(per_leaf, _leaves(params), strict=True):
+        of_block.setdefault(i, []).append((rows, state))
+    names = [k for k, v in per_leaf[first].items() if isinstance(v, Tensor) and v.shape == leaves[first].shape]
+    return {n: Stack(params.layout, [_together(n, x, of_block[i]) for i, x in enumerate(params.blocks)]) for n in names}
+
+
+def _together(name: str, like: Tensor, parts: list[tuple[slice, dict[str, Tensor]]]) -> Tensor:
+    """One state of one block as ``[H, P]``, from its parts; a part without a state yet counts as zero."""
+    if parts[0][0] == slice(None):
+        return parts[0][1][name] if parts[0][1] else torch.zeros_like(like)
+    bases = (state[name]._base for _, state in parts if state)
+    whole = next((b for b in bases if b is not None and b.shape == like.shape), None)
+    whole = torch.zeros_like(like) if whole is None else whole
+    for rows, state in parts:
+        mine = whole[rows]
+        if not state:
+            mine.zero_()
+        elif state[name].data_ptr() != mine.data_ptr():
+            mine.copy_(state[name])
+            state[name] = mine
+    return whole
+
+
+def reset_(optimizer: torch.optim.Optimizer, params: Stack, up: Sequence[bool]) -> None:
+    """Every worker that is up forgets its optimizer state: state tensors and step counts go to zero.
+
+    One that is not has forgotten it when it is back; until then nothing of it moves.
+    """
+    for stack in states(optimizer, params).values():
+        for i, x in enumerate(stack.blocks):
+            x[stack.rows(i, up)] = 0.0
+    for leaf, (i, part) in zip(optimizer.param_groups[0]["params"], _leaves(params), strict=True):
+        state = optimizer.state.get(leaf)
+        if state and not leaf.is_meta:
+            away = [not up[w] for w in _held(params, i, part)]
+            counts = {name: [0.0] * len(leaf) for name in _counts(state, len(leaf))}
+            _write_counts_(state, counts | {FRESH: away})
+
+
+def forget_(optimizer: torch.optim.Optimizer, params: Stack, cells: Iterable[tuple[int, int]]) -> None:
+    """Single copies (block, place among its holders) of units start with a fresh optimizer state at their next step."""
+    blocks = params.layout.blocks
+    gone = {(i, blocks[i].everywhere[k]) for i, k in cells}
+    for leaf, (i, rows) in zip(optimizer.param_groups[0]["params"], _leaves(params), strict=True):
+        if leaf.numel() and (i, blocks[i].holders[rows.start or 0]) in gone and not leaf.is_meta:
+            optimizer.state.pop(leaf, None)
+
+
+# Optimizers for which state tensors of zero are those of a fresh start. (ADOPT starts from v = g², SGD with dampening from g.)
+ZERO_AT_START = ("AdamW", "Adam", "RAdam", "Adamax", "Adadelta", "RMSprop", "SGD", "SGDM", "PlainAdam", "QHAdam", "QHM")
+
+
+@functools.cache
+def _eager(name: str) -> Callable[..., torch.optim.Optimizer]:
+    """The class without the decorators that import ``torch._dynamo`` (over a second) only to tell a compiler to look away."""
+    cls = ELEMENTWISE[name]
+    if cls.__module__.startswith("lab."):
+        body: dict[str, Any] = {}
+    else:
+        body = {"step": torch.no_grad()(inspect.unwrap(cls.step))}
+    return type(name, (cls,), body | {"add_param_group": inspect.unwrap(torch.optim.Optimizer.add_param_group)})
+
+
+def _make(spec: Optimizer, leaves: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+    options = dict(spec.options)
+    if spec.name in _HAS_FUSED and not leaves[0].is_meta and not options.get("foreach"):
+        options.setdefault("fused", True)  # one pass over memory instead of several
+    made = _eager(spec.name)(leaves, lr=spec.lr, **options)
+    if leaves[0].is_meta:
+        made.step = functools.partial(_dry_step, made, _state_names(spec))  # type: ignore[assignment]
+    return made
+
+
+def _dry_step(optimizer: torch.optim.Optimizer, names: Sequence[str]) -> None:
+    """A step in a dry run: only that there are states matters (and torch's own would import a compiler for ``meta``)."""
+    for leaf in optimizer.param_groups[0]["params"]:
+        if leaf not in optimizer.state:
+            optimizer.state[leaf] = {name: torch.empty_like(leaf) for name in names}
+
+
+def _state_names(spec: Optimizer) -> tuple[str, ...]:
+    """Found by taking one step on two numbers, so that no list of names has to be kept."""
+    leaf = torch.nn.Parameter(
+        torch.ones(2, dtype=torch.float32, device="cpu")
+    )  # also where others are made on ``meta``
+    leaf.grad = torch.ones_like(leaf)
+    optimizer = _make(spec, [leaf])
+    optimizer.step()
+    return tuple(k for k, v in optimizer.state[leaf].items() if isinstance(v, Tensor) and v.shape == leaf.shape)
+
+
+def AdamW(
+    lr: float, betas: tuple[float, float] = (0.9, 0.95), eps: float = 1e-8, weight_decay: float = 0.0
+) -> Optimizer:
+    """The usual inner optimizer of the papers: AdamW without weight decay."""
+    return Optimizer("AdamW", lr, {"betas": betas, "eps": eps, "weight_decay": weight_decay})
+
+
+def Nesterov(lr: float = 0.7, momentum: float = 0.9) -> Optimizer:
+    """The outer step of DiLoCo: b = μ·b + Δ;  θ = θ − lr·(Δ + μ·b)."""
+    return Optimizer("SGD", lr, {"momentum": momentum, "nesterov": True})
+
+
+@config
+class Schedule:
+    """What multiplies the inner learning rate at local step t = 1 … steps.
+
+    ``constant``; ``cosine`` from 1 down to ``final``; ``wsd`` (warm-up, stable, decay) with a 1 − √ decay to ``final``
+    over the last ``decay_fraction`` of the steps. All begin with a linear warm-up of ``warmup`` steps.
+
+    A decay of ``decay_fraction · steps`` that is no whole number begins between two steps: 38.4 of 384 steps after step 345.6, so
+    that step 347 has the factor 1 − √(0.4 / 38.4). Code that rounds the length instead (torchtitan's, and that of DES-LOC and
+    LoRDO, which is built on it) has the schedule of ``decay_fraction = round(decay_fraction · steps) / steps`` here.
+    """
+
+    kind: Literal["constant", "cosine", "wsd"] = "constant"
+    warmup: int = Field(default=0, ge=0)
+    decay_fraction: Fraction = 0.1
+    final: Fraction = 0.0
+
+    def at(self, t: int, steps: int) -> float:
+        if t <= self.warmup:
+            return t / self.warmup
+        if self.kind == "cosine":
+            done = (t - 1 - self.warmup) / max(1, steps - self.warmup)
+            return self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+        if self.kind == "wsd":
+            decay = self.decay_fraction * steps
+            if math.isclose(decay, round(decay), rel_tol=1e-12):
+                decay = round(decay)  # 0.07 · 100 is 7.000000000000001, and √ makes much of little
+            into = t - 1 - (steps - decay)
+            if into > 0:
+                return self.final + (1 - self.final) * (1 - math.sqrt(min(1.0, into / decay)))
+        return 1.0

@@ -1,0 +1,116 @@
+"""All workers of a process in one forward and one backward pass.
+
+A small model keeps a GPU waiting: its kernels are done sooner than the next ones are launched, and W workers launch W times
+as many. Here one module runs over the stacks themselves (`torch.func.vmap`), so that what were W products of matrices is one
+batched product, and gradients go straight into the stack of gradients. It takes a fleet whose workers all hold the same
+tensors, and a model that `vmap` can follow: no dropout, no experts.
+
+Legend: W workers in this process, B sequences, T positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+
+from lab.engine.fleet import Fleet
+from lab.errors import RecipeError
+from lab.recipes.compute import Compute
+
+# Below this many multiplications of parameters with tokens, a worker's step takes less time on a GPU than its launches: about
+# 100 kernels of 5 µs a layer, at 10 TFLOP/s and 6 operations each. An estimate, not measured.
+SMALL = 5e9
+
+
+class _Loss(nn.Module):
+    def __init__(self, module: nn.Module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, ids: Tensor, targets: Tensor) -> Tensor:
+        return self.module.loss(ids, targets)  # type: ignore[operator, no-any-return]
+
+
+class Together:
+    """``required``: raise RecipeError where it does not work; else `backward` says so by None, once and for all."""
+
+    def __init__(self, fleet: Fleet, compute: Compute, required: bool):
+        self.fleet, self.compute, self.required = fleet, compute, required
+        self.works = True
+        self.loss = _Loss(fleet.modules[fleet.mine[0]])
+
+    def backward(self, batch_of: Callable[[int], tuple[Tensor, Tensor]], own_loss: bool = False) -> Tensor | None:
+        """As `Fleet.backward`: fill the gradients of all workers here that are up, return losses ``[N]``.
+
+        Parameters
+        ----------
+        batch_of
+            ids and targets ``[B, T]`` of a worker.
+        own_loss
+            whether the method has a loss of its own, which is that of one worker.
+        """
+        if own_loss:
+            self._refuse("the method has a loss of its own")
+            return None
+        fleet, up = self.fleet, [w for w in self.fleet.mine if self.fleet.up[w]]
+        loss_W = torch.full((fleet.num_workers,), float("nan"), dtype=torch.float64)
+        if not self.works:
+            return None
+        if not up:
+            return loss_W
+        rows = [fleet.mine.index(w) for w in up]
+        of_all = len(rows) == len(fleet.mine)
+        stacks = {name: fleet.params[name] for name in fleet.params.names()}
+        leaves = {f"module.{n}": (x if of_all else x[rows]).detach().requires_grad_() for n, x in stacks.items()}
+        ids, targets = (torch.stack(x).to(fleet.device) for x in zip(*map(batch_of, up), strict=True))
+        try:
+            with self.compute.precision(fleet.device), _without_a_word():
+                losses = vmap(lambda p, *batch: functional_call(self.loss, p, batch))(leaves, ids, targets)
+        except RuntimeError as error:
+            self._refuse(str(error).strip().splitlines()[0].split(". ")[0])
+            return None
+        found = torch.autograd.grad(losses.sum(), list(leaves.values()), materialize_grads=True)
+        grads = [fleet.grads[name] for name in stacks]
+        if of_all:
+            torch._foreach_copy_(grads, found)
+        else:
+            for mine, new in zip(grads, found, strict=True):
+                mine[rows] = new
+        loss_W[up] = losses.detach().cpu().double()
+        return loss_W
+
+    def _refuse(self, why: str) -> None:
+        self.works = False
+        if self.required:
+            raise RecipeError(f"compute.vectorised = true does not work here: leave it out ({why})")
+
+
+@contextmanager
+def _without_a_word() -> Iterator[None]:
+    """vmap has no rule for the fused attention of CPUs and calls it for each worker: as fast as any other way.
+
+    It would warn of that. A filter of warnings is for all threads, and would stay; this is vmap's own switch.
+    """
+    switch: Any = torch._C._functorch
+    switch._set_vmap_fallback_warning_enabled(False)
+    try:
+        yield
+    finally:
+        switch._set_vmap_fallback_warning_enabled(True)
+
+
+def together(fleet: Fleet, compute: Compute, tokens: int) -> Together | None:
+    """For steps of so many tokens a worker; None where each worker computes by itself. Raises RecipeError."""
+    alike = all(block.holders == tuple(fleet.mine) for block in fleet.layout.blocks)
+    if compute.vectorised:
+        if not alike:
+            raise RecipeError("compute.vectorised = true is for workers that all hold the same tensors: leave it out")
+        return Together(fleet, compute, required=True)
+    small = max(map(fleet.num_params, fleet.mine)) * tokens < SMALL
+    faster = alike and small and fleet.device.type != "cpu" and compute.accumulate == 1
+    return Together(fleet, compute, required=False) if compute.vectorised is None and faster else None

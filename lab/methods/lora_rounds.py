@@ -1,0 +1,155 @@
+"""A federation with a server: it keeps the model, every round its clients fetch their part, train it, and hand it in.
+
+What the clients hand in is counted as such (``reduce`` or ``gather`` in the ledger), and what they fetch as ``broadcast``.
+Who is up at the beginning of a round takes part in it; who comes back in its midst fetches the server's state then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import partial
+from typing import Literal
+
+import torch
+
+from lab.engine.comm import Communicator, Named
+from lab.engine.fleet import Fleet, Layout, Stack
+from lab.engine.optim import Optimizer, reset_
+from lab.engine.state import State
+from lab.errors import RecipeError
+from lab.methods.lora_factors import Adapters, Pair
+
+Weight = Literal["samples", "uniform"]
+InnerStates = Literal["reset", "kept"]
+
+
+def open_(s: State, inner: Optimizer, inner_states: InnerStates, train: str = "both") -> Adapters:
+    """Make the server's state, and the clients' optimizers. Raises RecipeError where the model's adapters do not fit."""
+    if s.adapters is None:
+        raise RecipeError("this method aggregates adapters: set lora.ranks, for example lora.ranks=[4,8,16,16]")
+    if s.adapters.lora.train != train:
+        raise RecipeError(
+            f"lora.train = {s.adapters.lora.train!r} does not go with this method: use {train!r}"
+            + (" (A stays as it is, B is trained)" if train == "B" else ", or method ffa_lora")
+        )
+    if inner_states == "reset":
+        inner.check_reset()
+    s.optimizers["inner"] = inner.over(s.local["params"], s.grads)
+    s.shared["params"] = _beginning(s.fleet)
+    s.served = True
+    return s.adapters
+
+
+def _beginning(fleet: Fleet) -> Stack:
+    """The server's state, of all tensors: also of those that no worker of this process holds."""
+    stack = fleet.params.first()
+    missing = [i for i, x in enumerate(stack.blocks) if not len(x)]
+    for i in missing:
+        stack.blocks[i] = stack.blocks[i].new_zeros(1, stack.layout.blocks[i].numel)
+    values = dict(fleet.build(None).named_parameters()) if missing and 0 in fleet.mine else {}
+    for name in [n for i in missing for n in stack.layout.blocks[i].names if n in values]:
+        stack[name].copy_(values[name].detach())
+    return stack
+
+
+def frozen(fleet: Fleet, names: Iterable[str]) -> Stack:
+    """Frozen tensors as an agreed stack ``[1, P]`` of which every module has views: who changes it, changes all models here."""
+    shapes = {n: fleet.constants[n].shape for n in names}
+    everybody = tuple(range(fleet.num_workers))
+    layout = Layout.of(dict.fromkeys(shapes, everybody), shapes, lambda name: "frozen")
+    stack = Stack(layout, [torch.empty(1, b.numel, device=fleet.device, dtype=fleet.dtype) for b in layout.blocks])
+    if fleet.device.type == "meta":
+        return stack
+    for name in shapes:
+        stack[name].copy_(fleet.constants[name])
+        fleet.constants[name] = stack[name][0]
+    for w in fleet.mine:
+        module = fleet.modules[w]
+        buffers = dict(module.named_buffers(remove_duplicate=False))
+        fleet.attach(module, partial(fleet.params.cell, worker=w), partial(fleet.grads.cell, worker=w), buffers)
+    return stack
+
+
+@torch.no_grad()
+def add_to_base_(s: State, target: str, product: torch.Tensor, scale: float) -> None:
+    """W₀ ← W₀ + s·product, ``[d_out, d_in]``, in the agreed ``base`` that `frozen` made, whichever way round the map holds it."""
+    adapter = s.fleet.modules[0].get_submodule(target)
+    adapter.as_matrix(s.shared["base"][f"{target}.weight"][0]).add_(product, alpha=scale)  # type: ignore[operator]
+
+
+def need_equal_ranks(adapters: Adapters, name: str) -> None:
+    """Raises RecipeError unless all clients have the same rank."""
+    if len(set(adapters.ranks_W)) > 1:
+        raise RecipeError(
+            f"{name} is defined for clients of one rank, but lora.ranks = {list(adapters.ranks_W)}: give one rank, or use "
+            "prelort, zero_padding, hetlora, flora, flexlora, ffa_lora or raflora"
+        )
+
+
+def fetching(s: State, t: int, period: int) -> list[int]:
+    """Who fetches the server's state before local step ``t``."""
+    up = [w for w, u in enumerate(s.fleet.up) if u]
+    return up if (t - 1) % period == 0 else [w for w in up if w in s.returned]
+
+
+def fetch_(s: State, comm: Communicator, t: int, period: int, inner_states: InnerStates) -> None:
+    """The beginning of local step ``t`` at the clients: who has to, fetches the prefix that its rank covers."""
+    to = fetching(s, t, period)
+    if to:
+        comm.broadcast_(s.shared["params"], s.local["params"], "params", to=to)
+        start_(s, to, inner_states, at_round=(t - 1) % period == 0)
+
+
+def start_(s: State, clients: Sequence[int], inner_states: InnerStates, at_round: bool = True) -> None:
+    """Clients take what they fetched into their own scale, with a fresh optimizer state if there is no old one to be kept."""
+    rescale_(s, clients, up=False)
+    if inner_states == "reset" and at_round:
+        reset_(s.optimizers["inner"], s.local["params"], [w in clients for w in range(s.fleet.num_workers)])
+
+
+@torch.no_grad()
+def rescale_(s: State, clients: Sequence[int], up: bool) -> None:
+    """B of these clients from their own scale into the server's (``up``), or back. Nothing to do but with ``lora.alpha``."""
+    adapters, params = s.adapters, s.local["params"]
+    assert adapters is not None
+    if adapters.lora.alpha is None or params.blocks[0].is_meta:
+        return
+    for name in params.names():
+        if ".lora_B." in name:
+            for w in clients:
+                if w in params.layout.blocks[params.layout.place[name][0]].holders:
+                    factor = adapters.lora.scale_of(adapters.ranks_W[w]) / adapters.scale
+                    params.cell(name, w).mul_(factor if up else 1 / factor)
+
+
+def hand_in(s: State, comm: Communicator) -> Named:
+    """The factors of all clients that are up, at the server, in the server's scale: for aggregations that are no means."""
+    rescale_(s, [w for w, u in enumerate(s.fleet.up) if u], up=True)
+    return comm.gather(s.local["params"], "params")
+
+
+def pairs_of(s: State, handed: Named, target: str) -> dict[int, Pair]:
+    """A and B of one map, by client."""
+    adapters = s.adapters
+    assert adapters is not None
+    return {w: adapters.pair(named.__getitem__, target, adapters.ranks_W[w]) for w, named in handed.items()}
+
+
+def mean_of_holders(s: State, comm: Communicator, weight: Weight) -> None:
+    """The server's state becomes, segment by segment, the mean over the clients that hold it and are up.
+
+    What nobody who is up holds keeps its value.
+    """
+    rescale_(s, [w for w, u in enumerate(s.fleet.up) if u], up=True)
+    n_W = [float(n) for n in s.samples_W] if weight == "samples" and s.samples_W else None
+    s.shared["params"] = comm.mean(
+        s.local["params"], "params", weights_W=n_W, otherwise=s.shared["params"], to_server=True
+    )
+
+
+def coverage(s: State, weight: Weight) -> list[float]:
+    """Of every block: N_j / N, the sample mass of those that hold it over that of all who are up (0 where nobody is)."""
+    n_W = list(s.samples_W) if weight == "samples" and s.samples_W else [1] * s.fleet.num_workers
+    up = [w for w, u in enumerate(s.fleet.up) if u]
+    total = sum(n_W[w] for w in up)
+    return [sum(n_W[w] for w in b.everywhere if w in up) / total if total else 0.0 for b in s.fleet.layout.blocks]

@@ -1,0 +1,120 @@
+"""What is seen of the adapters of a federation: who covers which rank segment, and what every prefix is worth.
+
+Legend: M segments, K clients that take part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lab.engine.comm import Meeting, Named
+from lab.engine.fleet import Fleet, Stack
+from lab.engine.world import Alone
+from lab.events import Covered, Truncated
+from lab.methods.lora_factors import Adapters, Pair, mean, padded, product_norm, refactored, samples, stacked
+from lab.models.lora import cut_to
+
+if TYPE_CHECKING:
+    from lab.processes.peers import Peers
+
+
+class AdapterWatch:
+    """Follows the adapters of a run. Reads only.
+
+    Costs, per aggregation, products of the stacked factors (Σ r_k)² · (d_in + d_out) per map; per evaluation, one pass over
+    the validation examples for each prefix. Over several processes the factors travel to the first process for an aggregation
+    in a step with an evaluation; at others the bias is only known where the method itself gathers them.
+    """
+
+    def __init__(self, fleet: Fleet, adapters: Adapters, samples_W: Sequence[int] | None, peers: Peers | Alone):
+        self.fleet, self.adapters, self.samples_W, self.peers = fleet, adapters, samples_W, peers
+        self.last_M = [0] * len(adapters.bounds)  # local step in which each segment was handed in last
+        self.covered: tuple[list[list[int]], list[float], float | None] | None = None
+
+    def before_average(self, meeting: Meeting, evaluated: bool) -> None:
+        """The clients' factors, just before they are aggregated."""
+        adapters, params = self.adapters, self.fleet.params
+        up = [w for w, u in enumerate(self.fleet.up) if u]
+        if meeting.state != "params" or not up or self.covered is not None:
+            return
+        p = samples(self.samples_W, up, "samples")
+        reach = [[w for w in up if adapters.ranks_W[w] >= high] for high in adapters.bounds]
+        handed = meeting.handed
+        if adapters.lora.train == "both" and handed is None and (evaluated or self.peers.mine is None):
+            place, blocks = params.layout.place, params.layout.blocks
+            held = {w: [n for n in place if w in blocks[place[n][0]].everywhere] for w in up}
+            handed = self.peers.collect({w: {n: params.cell_or_shape(n, w) for n in held[w]} for w in up})
+        bias = 0.0 if adapters.lora.train != "both" else None
+        if bias is None and handed is not None and self.peers.first:
+            bias = self.bias(handed, p)
+        self.covered = reach, [sum(p[w] for w in workers) for workers in reach], bias
+
+    @torch.no_grad()
+    def bias(self, handed: Named, p: Mapping[int, float]) -> float:
+        """How wrong the product of the mean factors is, of those that clients hand in, with these weights (`Covered.bias`)."""
+        adapters, weights = self.adapters, list(p.values())
+        difference, whole = 0.0, 0.0
+        for target in adapters.targets:
+            pairs = [_pair64(adapters, handed[w], target, w) for w in p]  # small differences of large norms
+            A, B = stacked(pairs, weights)
+            mean_A, mean_B = mean([padded(pair, adapters.rank) for pair in pairs], weights)
+            whole += product_norm((A, B)) ** 2
+            difference += product_norm((torch.cat([A, mean_A]), torch.cat([B, -mean_B], 1))) ** 2
+        return (difference / whole) ** 0.5 if whole else 0.0
+
+    def new(self, t: int) -> Covered:
+        """The aggregation of local step ``t`` as an event."""
+        assert self.covered is not None
+        (reach, mass, bias), self.covered = self.covered, None
+        since = [t - last for last in self.last_M]
+        self.last_M = [t if workers else last for workers, last in zip(reach, self.last_M, strict=True)]
+        return Covered(t, list(self.adapters.bounds), reach, mass, since, bias)
+
+    @torch.no_grad()
+    def truncated(
+        self,
+        t: int,
+        agreed: Stack,
+        loss: Callable[[nn.Module], float],
+        scores: Callable[[nn.Module], dict[str, float]],
+    ) -> Truncated:
+        """The agreed adapters after local step ``t``, cut to every rank that occurs."""
+        adapters, model = self.adapters, self.fleet.whole_model(agreed)
+        loss_M, scores_M = [], []
+        for rank in adapters.bounds:
+            with cut_to(model, rank):
+                loss_M.append(loss(model))
+                scores_M.append(scores(model))
+        curves = {"loss": loss_M} | {name: [s[name] for s in scores_M] for name in scores_M[0]}
+        energy_M, spectrum_M = self.energy(model)
+        areas = {name: area(adapters.bounds, values) for name, values in curves.items()}
+        return Truncated(t, list(adapters.bounds), loss_M, scores_M, areas, energy_M, spectrum_M)
+
+    def energy(self, model: nn.Module) -> tuple[list[float], list[float]]:
+        """Shares of the segments in ‖B_S·A_S‖² and in the squared singular values of B·A, summed over the adapted maps."""
+        segments = self.adapters.segments()
+        own, spectrum = np.zeros(len(segments)), np.zeros(len(segments))
+        for target in self.adapters.targets:
+            A, B = model.get_submodule(target).factors()  # type: ignore[operator]
+            sigma = torch.linalg.vector_norm(refactored((A, B), len(A))[1], dim=0)  # of U·Σ
+            for m, (low, high) in enumerate(segments):
+                own[m] += product_norm((A[low:high], B[:, low:high])) ** 2
+                spectrum[m] += float(sigma[low:high].square().sum())
+        return [(x / x.sum() if x.any() else x).tolist() for x in (own, spectrum)]  # type: ignore[return-value]
+
+
+def area(ranks: Sequence[int], values: Sequence[float]) -> float:
+    """AURAC: the trapezoid area under a curve over the rank, divided by the range of ranks. Of one rank: its value."""
+    if len(ranks) == 1:
+        return values[0]
+    return float(np.trapezoid(values, ranks) / (ranks[-1] - ranks[0]))
+
+
+def _pair64(adapters: Adapters, named: Mapping[str, Tensor], target: str, worker: int) -> Pair:
+    A, B = adapters.pair(named.__getitem__, target, adapters.ranks_W[worker])
+    return A.cpu().double(), B.cpu().double()

@@ -1,0 +1,72 @@
+"""How far the workers are from each other, and from what they agreed on last: looked at just before they agree again."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+from lab.engine.comm import Communicator, Meeting
+from lab.engine.fleet import Stack
+from lab.engine.parts import part
+from lab.events import Drifted
+from lab.methods import State
+
+GAP = 4  # local steps between two looks; one costs a small model about a hundredth of a step (`bench/watching.py`)
+
+
+class DriftWatch:
+    """Looks at ``params`` at evaluations, and between them when a method averages all of them, unless it did so lately.
+
+    Where a method makes another mean than the plain one of all workers (of a fragment, of a pair, weighted, through a codec, at
+    a server) it is looked at in steps with an evaluation only: over several processes the plain mean would have to travel just
+    for that, and one process tells the same story as many.
+    """
+
+    def __init__(self, state: State, comm: Communicator):
+        self.state, self.comm, self.new = state, comm, list[Drifted]()
+        self.looked = 0  # at which step
+        self.averaged = 0  # the step of the last look before an average
+
+    def before_average(self, meeting: Meeting, t: int, evaluated: bool) -> None:
+        whole = meeting.plain and meeting.stack is self.state.local["params"]
+        due = evaluated or (whole and (not self.averaged or t >= self.averaged + GAP))
+        if meeting.state == "params" and due:
+            self.averaged = t
+            self.look(t, meeting.mean if whole else None)
+
+    def look(self, t: int, mean: Stack | None = None) -> None:
+        """Write down the distances of this moment, unless that was done in this step already.
+
+        ``mean`` is that of the workers that are up, where it is known; else it is made, which travels and is not counted. Each
+        process knows the distances of its own workers.
+        """
+        if t == self.looked:
+            return
+        self.looked = t
+        params, shared, up = self.state.local["params"], self.state.shared, self.state.fleet.up
+        mean = mean if mean is not None else self.comm.agreed(params)
+        agreed = [s for name, s in shared.items() if name.split(".")[0] == "params"]  # whole, or by fragments
+        if self.state.served:
+            agreed = [self.comm.peers.told(s) for s in agreed]
+        pairs = [(part(params, s.names()) if s.layout is not params.layout else params, s) for s in agreed]
+        self.new.append(Drifted(t, root_W(*squares_W([(params, mean)], up)), root_W(*squares_W(pairs, up))))
+
+
+def root_W(square_W: list[float], count_W: list[int]) -> list[float | None]:
+    """Root mean squares; None where there is none."""
+    return [math.sqrt(s / n) if n and math.isfinite(s) else None for s, n in zip(square_W, count_W, strict=True)]
+
+
+@torch.no_grad()
+def squares_W(pairs: Sequence[tuple[Stack, Stack]], up: Sequence[bool]) -> tuple[list[float], list[int]]:
+    """Squared distance of every worker here that is up from an agreed stack, and over how many numbers."""
+    square_W, count_W = [0.0] * len(up), [0] * len(up)
+    for stack, agreed in pairs:
+        for i, (block, copies) in enumerate(zip(stack.layout.blocks, stack.blocks, strict=True)):
+            for row in stack.rows(i, up):
+                apart = (copies[row] - agreed.blocks[i][0]).to(torch.promote_types(copies.dtype, torch.float32))
+                square_W[block.holders[row]] += float(apart @ apart)
+                count_W[block.holders[row]] += block.numel
+    return square_W, count_W

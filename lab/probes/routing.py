@@ -1,0 +1,162 @@
+"""Where the routers of a mixture of experts send their tokens, and whether that stays healthy.
+
+Legend: W workers, L layers, E experts of a layer, N tokens, k choices of each (a slot is one choice of one token).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lab.engine.fleet import Block, Fleet, Stack, wide
+from lab.engine.world import Alone
+from lab.events import Routed, Saturated
+from lab.recipes.placement import Experts
+
+if TYPE_CHECKING:
+    from lab.processes.peers import Peers
+
+PROBE_WINDOWS = 8  # validation windows on which the agreed model's choices are followed
+DEAD = 0.01  # an expert is dead below this share of a uniform load
+
+
+@dataclass(frozen=True)
+class Balance:
+    """How evenly slots are spread over the experts that a router knows."""
+
+    cv: float  # standard deviation ÷ mean of the load: 0 is even
+    max_over_mean: float  # of the busiest expert: 1 is even
+    dead: int  # experts with less than 1 % of a uniform load
+
+
+def balance(load_E: Sequence[int | None]) -> Balance:
+    """Of one layer. Experts that the router does not know (None) do not count."""
+    load = np.array([x for x in load_E if x is not None], dtype=float)
+    mean = load.mean() if len(load) else 0.0
+    if not mean:
+        return Balance(float("nan"), float("nan"), len(load))
+    return Balance(float(load.std() / mean), float(load.max() / mean), int((load < DEAD * mean).sum()))
+
+
+class Watch:
+    """Follows the routers of a run: the workers' in their last batch, the agreed model's on a fixed probe batch.
+
+    Reads only. What it remembers (the agreed model's choices at every look, two bytes each) goes into checkpoints.
+    """
+
+    def __init__(self, fleet: Fleet, probe: Tensor, experts: Experts, peers: Peers | Alone):
+        self.fleet, self.probe, self.peers = fleet, probe, peers  # probe: [windows, T] token ids
+        self.num_layers, self.num_experts = len(experts.table), len(experts.table[0])
+        self.steps: list[int] = []
+        self.choices: list[Tensor] = []  # of each look, [L, N, k] int16
+        self.divergence_LE: list[list[float | None]] = [[None] * self.num_experts for _ in range(self.num_layers)]
+        # Of each process its own part: they add up.
+
+    @torch.no_grad()
+    def at_average(self, state: str, stack: Stack, mean: Stack) -> None:
+        """How far the copies of each expert have come apart: ‖copy − mean‖ / ‖mean‖, mean over the holders that are up."""
+        if state != "params" or not stack.layout.place.keys() <= self.fleet.layout.place.keys():
+            return  # of numbers that are drawn from all tensors nobody can say which expert's they are
+        for i, (block, copies, average) in enumerate(zip(stack.layout.blocks, stack.blocks, mean.blocks, strict=True)):
+            rows, num = stack.rows(i, self.fleet.up), sum(self.fleet.up[w] for w in block.everywhere)
+            if block.group != "experts" or num < 2:
+                continue
+            column, cells = _cells(block)
+            apart = _sums(copies[rows] - average, column, len(cells)).sqrt()  # [rows, cells]
+            size = _sums(average, column, len(cells)).sqrt()  # [1, cells]
+            for (layer, expert), value in zip(cells, ((apart / size).sum(0) / num).tolist(), strict=True):
+                self.divergence_LE[layer][expert] = value
+
+    @torch.no_grad()
+    def look(self, t: int, agreed: nn.Module | None) -> Routed:
+        """After local step ``t``. ``agreed``: the whole model, in eval mode, at the first process."""
+        churn_L: list[float | None] = [None] * self.num_layers
+        agreed_load: list[list[int]] = []
+        self.steps.append(t)
+        if agreed is not None:
+            agreed(self.probe)
+            chosen = torch.stack([r.selected for r in agreed.routing()]).to(torch.int16)  # type: ignore[operator]
+            if self.choices:
+                both = self._common(self.choices[-1], chosen)  # [L, N]
+                churn_L = (1 - both / (2 * chosen.shape[-1] - both)).mean(1).tolist()
+            self.choices.append(chosen)
+            agreed_load = [torch.bincount(c.flatten().long(), minlength=self.num_experts).tolist() for c in chosen]
+        mine: list[list[Any]] = [[], [], []]  # of each worker here: load, ghosts, entropy
+        for worker in self.fleet.mine:
+            layers = self.fleet.modules[worker].routing() if self.fleet.up[worker] else []  # type: ignore[operator]
+            mine[0].append([self._load(r) for r in layers] or None)
+            mine[1].append([_ghost_fraction(r) for r in layers] or None)
+            mine[2].append([_entropy(r.mean_gate) for r in layers] or None)
+        load, ghosts, entropy = (list(chain(*parts)) for parts in zip(*self.peers.share(mine), strict=True))
+        return Routed(t, load, ghosts, entropy, agreed_load, churn_L, self._divergence())
+
+    def _divergence(self) -> list[list[float | None]]:
+        parts = self.peers.share(self.divergence_LE)
+        cells = ([[p[layer][e] for p in parts] for e in range(self.num_experts)] for layer in range(self.num_layers))
+        return [[sum(x for x in c if x is not None) if c.count(None) < len(c) else None for c in row] for row in cells]
+
+    def saturated(self, t: int) -> Saturated:
+        """At the end: how much of the final choices each look had already."""
+        if not self.choices:  # it is the first process that looks
+            return Saturated(t, list(self.steps), [])
+        last = self.choices[-1]
+        overlap = [(self._common(c, last) / last.shape[-1]).mean(1).tolist() for c in self.choices]
+        return Saturated(t, list(self.steps), overlap)
+
+    def snapshot(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        tensors = {"watch/choices": torch.stack(self.choices)} if self.choices else {}
+        return tensors, {"steps": self.steps, "divergence": self._divergence()}
+
+    def restore(self, tensors: dict[str, Tensor], extra: dict[str, Any]) -> None:
+        self.steps = list(extra["steps"])
+        if self.peers.first:
+            self.divergence_LE = extra["divergence"]
+        self.choices = list(tensors["watch/choices"]) if "watch/choices" in tensors else []
+
+    def forget(self) -> None:
+        """Earlier looks, which were at other text."""
+        self.steps, self.choices = [], []
+
+    def _common(self, a: Tensor, b: Tensor) -> Tensor:
+        """Choices that two looks share, by layer and token, ``[L, N]``."""
+        return (a[..., :, None] == b[..., None, :]).sum((-1, -2)).double()
+
+    def _load(self, routing: Any) -> list[int | None]:
+        slots = torch.bincount(routing.selected.flatten(), minlength=self.num_experts).tolist()
+        known = set(routing.known)
+        return [n if e in known else None for e, n in enumerate(slots)]
+
+
+def _ghost_fraction(routing: Any) -> float:
+    """Share of slots whose expert is not resident."""
+    present = torch.isin(routing.selected, torch.tensor(routing.resident))
+    return 1.0 - float(present.double().mean())
+
+
+def _entropy(gate_E: Tensor) -> float:
+    """Of the mean gate as a distribution over the experts that the router knows; 1 = uniform."""
+    p = gate_E.double() / gate_E.double().sum()
+    return float(-(p * p.clamp_min(1e-300).log()).sum() / np.log(len(p))) if len(p) > 1 else 1.0
+
+
+def _cells(block: Block) -> tuple[Tensor, list[tuple[int, int]]]:
+    """Which (layer, expert) each column of a block of experts belongs to: an index ``[P]`` into the list."""
+    names: dict[tuple[int, int], int] = {}
+    parts = []
+    for name, shape in zip(block.names, block.shapes, strict=True):
+        path = name.split(".")  # blocks.3.moe.experts.17.up
+        cell = names.setdefault((int(path[1]), int(path[4])), len(names))
+        parts.append(torch.full((shape.numel(),), cell))
+    return torch.cat(parts), list(names)
+
+
+def _sums(x: Tensor, column: Tensor, num_cells: int) -> Tensor:
+    """Squares of ``x [rows, P]`` summed within each cell, ``[rows, cells]``."""
+    squares = wide(x).square()
+    return squares.new_zeros(len(x), num_cells).index_add_(1, column.to(x.device), squares)

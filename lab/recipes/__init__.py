@@ -1,0 +1,1 @@
+"""What is run: a recipe and its parts."""

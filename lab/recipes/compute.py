@@ -1,0 +1,104 @@
+"""Where and how the workers of a process compute their losses and gradients. None of it changes what is sent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from lab.config import config
+from lab.errors import RecipeError
+
+
+@config
+class Compute:
+    """Where a worker computes, how precisely, and how much at a time.
+
+    device
+        ``cpu``; ``auto``: what Accelerate chooses (with several processes a GPU for each, with one the GPU, Apple's, or else the
+        CPU); ``cuda`` and ``mps``: that, or an error. Never measured on a GPU, so the default is the CPU.
+    mixed_precision
+        ``bf16``: forward passes and losses under `torch.autocast`, as with Accelerate's option of that name. Parameters,
+        gradients, optimizer states and what travels keep the recipe's ``dtype``.
+    accumulate
+        passes into which the batch of a local step is cut; their gradients add up to that of the whole batch, with less memory
+        for activations. Means are over all tokens of the batch, however they fall to the passes; of a model with experts the
+        balance loss is that of each pass, and what is seen of its routers is the last one.
+    vectorised
+        all workers in one pass over the stacks (`lab.engine.vectorised`), instead of each by itself. None: on a GPU, where
+        launching kernels would take longer than they do.
+    """
+
+    device: Literal["cpu", "auto", "cuda", "mps"] = "cpu"
+    mixed_precision: Literal["no", "bf16"] = "no"
+    accumulate: Annotated[int, Field(ge=1)] = 1
+    vectorised: bool | None = None
+
+    def check(self, batch_size: int, dtype: str) -> None:
+        """Raises RecipeError for what does not go together."""
+        if self.accumulate > batch_size:
+            raise RecipeError(
+                f"compute.accumulate = {self.accumulate} cuts a batch of {batch_size} sequences into more parts than it has: "
+                f"use at most {batch_size}"
+            )
+        if self.accumulate > 1 and self.vectorised:
+            raise RecipeError(
+                "compute.vectorised = true takes all at once, compute.accumulate little at a time: leave out one"
+            )
+        if self.mixed_precision == "bf16" and dtype != "float32":
+            raise RecipeError(
+                f"compute.mixed_precision = 'bf16' is for dtype float32, not {dtype}: leave out one of the two"
+            )
+        if self.device == "mps" and dtype == "float64":
+            raise RecipeError("compute.device = 'mps' has no float64: use dtype float32")
+
+    def precision(self, device: torch.device) -> AbstractContextManager[object]:
+        """Entered around forward passes and losses, in the thread that computes them; never around backward."""
+        if self.mixed_precision == "no":
+            return nullcontext()
+        return torch.autocast(device.type, dtype=torch.bfloat16)
+
+    def losses(
+        self, of: Callable[[Tensor, Tensor], Tensor], ids: Tensor, targets: Tensor, device: torch.device
+    ) -> Iterator[Tensor]:
+        """The loss of a batch (on the CPU) in parts that sum to it, each made on the device when it is asked for.
+
+        Parameters
+        ----------
+        of
+            the mean loss over those targets of some rows that count (all but −100).
+        """
+        parts = list(zip(ids.tensor_split(self.accumulate), targets.tensor_split(self.accumulate), strict=True))
+        count = [int((goals != -100).sum()) for _, goals in parts] if self.accumulate > 1 else [1]
+        for (some, goals), num in zip(parts, count, strict=True):
+            if num:  # else a mean over nothing
+                with self.precision(device):
+                    loss = of(some.to(device), goals.to(device))
+                yield loss * (num / sum(count)) if self.accumulate > 1 else loss
+
+
+def only_cpus() -> bool:
+    """Whether ``accelerate launch --cpu`` says so."""
+    from accelerate.utils import parse_flag_from_env
+
+    return bool(parse_flag_from_env("ACCELERATE_USE_CPU"))
+
+
+def device_of(compute: Compute, dtype: str) -> torch.device:
+    """What this process computes on. Raises RecipeError where the machine does not have what the recipe asks for."""
+    if compute.device == "cpu":
+        return torch.device("cpu")
+    from accelerate import PartialState  # takes a second, which runs on the CPU do without
+
+    chosen: torch.device = PartialState(cpu=only_cpus()).device
+    if compute.device not in ("auto", chosen.type):
+        raise RecipeError(
+            f"compute.device = {compute.device!r}, but Accelerate finds nothing better than {chosen.type} for this process: use auto"
+        )
+    if chosen.type == "mps" and dtype == "float64":
+        raise RecipeError("compute.device = 'auto' is mps here, which has no float64: use dtype float32, or device cpu")
+    return chosen

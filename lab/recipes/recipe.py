@@ -1,0 +1,343 @@
+"""A recipe is everything needed to repeat a run. It is checked before anything starts."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import is_dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, SkipValidation
+from pydantic_core import to_jsonable_python
+
+from lab.config import checked, config
+from lab.data.splits import parse_split
+from lab.engine.codecs import codec
+from lab.engine.optim import Schedule
+from lab.errors import RecipeError, one_of, shown
+from lab.methods import DESLOC, FEDERATED, METHODS, FoMoE, PreLort, averaged_states, name_of, source_of
+from lab.methods import method as parse_method
+from lab.models import gpt, moe
+from lab.models.gpt import GPT
+from lab.models.hf import HF
+from lab.models.lora import LoRA
+from lab.models.moe import MoE
+from lab.recipes.compute import Compute
+from lab.recipes.placement import Experts, Placement
+from lab.recipes.presets import PRESETS
+from lab.recipes.scenario import Scenario
+
+Count = Annotated[int, Field(ge=1)]
+Metric = Literal["alignment", "spectrum", "rates", "gradients", "activations", "noise"]
+
+
+SIZES: dict[str, GPT | MoE] = {**gpt.SIZES, **moe.SIZES}
+MODELS = (GPT, MoE, HF)
+MOST_BYTES = 1 << 24  # of a recipe's file
+
+
+def _model(value: Any) -> Any:
+    """A named size, or a size with changes: ``{"size": "micro", "dropout": 0.1}``. A model with experts has num_experts.
+
+    ``hf:<name or folder>`` is a causal language model of Hugging Face's ``transformers``.
+    """
+    if type(value) in MODELS:
+        return value
+    if isinstance(value, str) and value.startswith("hf:"):
+        return HF(value.removeprefix("hf:"))
+    if isinstance(value, dict) and "path" in value:
+        return checked(HF, value, "model")
+    if isinstance(value, str):
+        value = {"size": value}
+    if isinstance(value, MODELS):
+        parent = next(cls.__name__ for cls in MODELS if isinstance(value, cls))
+        raise RecipeError(
+            f"model: {type(value).__name__} is derived from {parent}, and a recipe can name {parent} alone, which would be used "
+            "instead: use that one"
+        )
+    if not isinstance(value, dict):
+        raise RecipeError(
+            f"model = {shown(value)} is not allowed: it is the name of a size ({', '.join(SIZES)}), hf:<name or folder>, or an "
+            "object with the fields of GPT or MoE"
+        )
+    changes = dict(value)
+    name = changes.pop("size", None)
+    if name is not None and not (isinstance(name, str) and name in SIZES):
+        raise RecipeError(one_of("model", name, SIZES))
+    base = SIZES[name] if name is not None else MoE() if "num_experts" in changes else GPT()
+    return checked(type(base), vars(base) | changes, "model") if changes else base
+
+
+@config
+class Recipe:
+    """One run.
+
+    method
+        a name from ``lab list``, or ``{"name": …, option: value}``.
+    model
+        a named size, the fields of `lab.models.gpt.GPT` or `lab.models.moe.MoE`, or ``hf:<name or folder>``.
+    start
+        where its first values come from: drawn from the seed (none), ``pretrained`` (a model that the lab trains once on the
+        standard library and keeps), or the path of a ``.safetensors`` file.
+    lora
+        low-rank adapters: then the model is frozen, and they are what is trained.
+    placement
+        which worker holds which expert of a `MoE`.
+    corpus, tokenizer, split
+        see `lab.data`: where the text comes from, how it becomes tokens, which worker sees what. ``task:<name>`` is one of the
+        tasks of `lab.data.tasks` instead of running text.
+    batch_size, context
+        sequences per worker and local step; tokens per sequence.
+    steps
+        local steps of every worker.
+    codecs
+        what travels instead of a state where the method takes means of it, e.g. ``{"params": "int8"}``; the states of each
+        method are those of `lab.methods.averaged_states`.
+    routing_every
+        local steps between two looks at the routers of a `MoE` (0: none).
+    metrics, metrics_every
+        what else to measure, by the names in `lab.probes.measure`, and how often: ``alignment``, ``spectrum``, ``rates``,
+        ``gradients``, ``activations``, ``noise``. Nothing unless it is asked for.
+    eval_every, eval_windows
+        how often the averaged model is scored (0: never but at the end), and on how many validation windows.
+    checkpoint_every
+        steps between two checkpoints (0: none).
+    dtype
+        of parameters, gradients and states, and so of what travels.
+    compute
+        where, how precisely and how much at a time.
+    """
+
+    method: Annotated[SkipValidation[Any], BeforeValidator(parse_method)] = Field(default_factory=DESLOC)
+    model: Annotated[GPT | MoE | HF, BeforeValidator(_model)] = Field(default_factory=lambda: SIZES["nano"])
+    start: str = ""
+    lora: LoRA = Field(default_factory=LoRA)
+    placement: Placement = Field(default_factory=Placement)
+    corpus: str = "stdlib"
+    tokenizer: str = "bytes"
+    split: str = "iid"
+    num_workers: Count = 4
+    steps: Count = 200
+    batch_size: Count = 8
+    context: Annotated[int, Field(ge=2)] = 64
+    seed: Annotated[int, Field(ge=0)] = 0
+    schedule: Schedule = Field(default_factory=Schedule)
+    codecs: dict[str, str] = Field(default_factory=dict)
+    scenario: Scenario = Field(default_factory=Scenario)
+    routing_every: Annotated[int, Field(ge=0)] = 16
+    metrics: tuple[Metric, ...] = ()
+    metrics_every: Count = 32
+    eval_every: Annotated[int, Field(ge=0)] = 50
+    eval_windows: Count = 64
+    checkpoint_every: Annotated[int, Field(ge=0)] = 100
+    dtype: Literal["float32", "float64", "bfloat16"] = "float32"
+    compute: Compute = Field(default_factory=Compute)
+
+    def __post_init__(self) -> None:
+        self.scenario.check(self.num_workers)
+        parse_split(self.split)
+        self.compute.check(self.batch_size, self.dtype)
+        if self.compute.vectorised:
+            nested = isinstance(self.method, PreLort) and self.method.nested != "none"
+            dropout = isinstance(self.model, GPT) and self.model.dropout > 0
+            for what, there in (
+                ("a model with experts", isinstance(self.model, MoE)),
+                ("the nested loss of prelort", nested),
+                ("dropout", dropout),
+            ):
+                if there:
+                    raise RecipeError(f"compute.vectorised = true does not go with {what}: leave out one")
+        period = getattr(self.method, "sync_every", 1)
+        if name_of(self.method) in FEDERATED and self.scenario.sample and self.scenario.sample_every % period:
+            raise RecipeError(
+                f"scenario.sample_every = {self.scenario.sample_every} changes clients in the midst of rounds of {period} steps: "
+                f"set it to {period}, or a multiple"
+            )
+        if self.lora.ranks:
+            self.lora.check(self.num_workers)
+            if self.placement.overlap is not None:
+                raise RecipeError(
+                    "placement.overlap spreads experts that are trained, but lora freezes them: leave out one"
+                )
+        if not isinstance(self.model, MoE):
+            if self.placement.overlap is not None or self.placement.kind == "random":
+                given = f"overlap = {self.placement.overlap}" if self.placement.overlap else "kind = 'random'"
+                raise RecipeError(
+                    f"placement.{given} is for models with experts: choose one, for example model=moe-nano, or set placement={{}}"
+                )
+        else:
+            self.placement.check(self.model.num_experts, self.num_workers)
+            if self.placement.kind == "random" and self.placement.overlap is None:
+                raise RecipeError(
+                    "placement.kind = 'random' moves nothing while every worker holds every expert: set placement.overlap, "
+                    f"for example to {max(1, self.num_workers // 2)}"
+                )
+            if self.placement.moves(self.num_workers) and not isinstance(self.method, FoMoE):
+                raise RecipeError(
+                    f"placement.kind = 'random' moves experts between workers, which {name_of(self.method)} does not do: "
+                    "use method fomoe, or placement.kind=fixed"
+                )
+        for state, spec in self.codecs.items():
+            codec(spec)
+            states = dict.fromkeys((*averaged_states(self.method), "params", "grads", *self.method.inner.state_names))
+            if state not in states:
+                raise RecipeError(one_of("state in codecs", state, states))
+        if self.schedule.warmup >= self.steps > 1:
+            raise RecipeError(
+                f"schedule.warmup = {self.schedule.warmup} leaves nothing of the {self.steps} steps: "
+                "set schedule.warmup lower (0 for none) or steps higher"
+            )
+
+    @classmethod
+    def of(cls, spec: Mapping[str, Any] | str | Recipe, overrides: Sequence[str] = ()) -> Recipe:
+        """From a preset's name, the path of a JSON file, a mapping, or a recipe; then ``key=value`` overrides.
+
+        Dots in a key are for nesting; a key given twice has its last value, as options of a command have. A value is JSON
+        where it can be, or one of Python's numbers or words (``.5``, ``1_000``, ``None``); all else is text.
+
+        Raises
+        ------
+        RecipeError
+            one line: what was wrong, what is allowed.
+        """
+        if isinstance(spec, Recipe):
+            if not overrides:
+                return spec
+            spec = spec.to_dict()
+        raw = _read(spec) if isinstance(spec, str) else _plain(spec)
+        for override in overrides:
+            _apply(raw, override)
+        return checked(cls, raw)
+
+    def but(self, **changes: Any) -> Recipe:
+        """The same recipe with some fields changed."""
+        return Recipe.of(self.to_dict() | changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values; ``Recipe.of`` reads them back."""
+        raw: dict[str, Any] = to_jsonable_python(replace(self))
+        raw["method"] = {"name": name_of(self.method)} | raw["method"]
+        return raw
+
+    @property
+    def experts(self) -> Experts | None:
+        """Where the experts of the model lie, at the start of a run; None for a model without."""
+        if not isinstance(self.model, MoE):
+            return None
+        return Experts(self.placement, self.model.num_layers, self.model.num_experts, self.num_workers, self.seed)
+
+    @property
+    def id(self) -> str:
+        """Method, workers and eight digits of a hash of the whole recipe, with the source of a method that is not the lab's."""
+        text = json.dumps(self.to_dict(), sort_keys=True) + source_of(self.method)
+        return f"{name_of(self.method)}-{self.num_workers}w-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+def _plain(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of a mapping as JSON has it."""
+    if not isinstance(spec, Mapping):
+        raise RecipeError(f"a recipe is the name of a preset, the path of a .json file or an object, not {shown(spec)}")
+    try:
+        raw: dict[str, Any] = json.loads(json.dumps(dict(spec), default=_jsonable))
+    except (TypeError, ValueError, RecursionError) as error:
+        reason = shown(str(error).splitlines()[0])
+        raise RecipeError(f"a recipe holds plain values alone, those that JSON has ({reason})") from None
+    return raw
+
+
+def _jsonable(value: Any) -> Any:
+    """Parts that are given as objects: a method with its name, all others as their fields."""
+    if type(value) in METHODS.values():
+        return {"name": name_of(value)} | to_jsonable_python(value)
+    if is_dataclass(value) and type(value).__module__.split(".")[0] != "lab":
+        raise RecipeError(
+            f"{type(value).__name__} is a class of its own, which a recipe cannot name: use one of the lab's"
+        )
+    return to_jsonable_python(value)
+
+
+def _read(spec: str) -> dict[str, Any]:
+    if spec in PRESETS:
+        return json.loads(json.dumps(PRESETS[spec]))  # type: ignore[no-any-return]
+    path = Path(spec)
+    try:
+        if not spec.endswith(".json") and not path.exists():
+            raise RecipeError(one_of("preset", spec, PRESETS) + "; or give the path of a .json file")
+        with open(path, encoding="utf-8-sig") as file:
+            text = file.read(MOST_BYTES + 1)
+    except OSError as error:
+        raise RecipeError(f"cannot read {_name(spec)}: {error.strerror}") from None
+    except ValueError as error:  # not UTF-8; a name with a zero in it
+        raise RecipeError(f"cannot read {_name(spec)}: {error}") from None
+    if len(text) > MOST_BYTES:
+        raise RecipeError(f"{_name(spec)} has more than {MOST_BYTES:,} characters: no recipe is that long")
+    try:
+        raw = json.loads(text, object_pairs_hook=_once)
+    except RecipeError as error:
+        raise RecipeError(f"{_name(spec)}: {error}") from None
+    except ValueError as error:
+        raise RecipeError(f"{_name(spec)} is not JSON: {error}") from None
+    except RecursionError:
+        raise RecipeError(f"{_name(spec)} is nested too deep for a recipe") from None
+    if not isinstance(raw, dict):
+        raise RecipeError(f"{_name(spec)} must hold one JSON object with the fields of a recipe")
+    return raw
+
+
+def _name(path: str) -> str:
+    return shown(path, 300)[1:-1]
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON in which no key stands twice: which of the two values was meant, nobody knows."""
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise RecipeError(f"the key {shown(key)} stands twice, as {shown(found[key])} and {shown(value)}: keep one")
+        found[key] = value
+    return found
+
+
+def _apply(raw: dict[str, Any], override: str) -> None:
+    """``method.sync_every.params=64``."""
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise RecipeError(
+            f"-o {shown(override, 200)}: write key=value, for example -o steps=500 or -o method.sync_every.params=64"
+        )
+    try:
+        value = _value(text)
+    except RecipeError as error:
+        raise RecipeError(f"-o {shown(override, 200)}: {error}") from None
+    *parents, last = key.split(".")
+    at = raw
+    for parent in parents:
+        inner = at.setdefault(parent, {})
+        if isinstance(inner, str):
+            inner = at[parent] = {"name" if parent == "method" else "size": inner}
+        if not isinstance(inner, dict):
+            raise RecipeError(
+                f"-o {shown(override, 200)}: {shown(parent)[1:-1]} is {shown(inner)} and has no field {shown(last)}"
+            )
+        at = inner
+    at[last] = value
+
+
+def _value(text: str) -> Any:
+    """JSON; else a number or word of Python; else the text itself."""
+    try:
+        return json.loads(text, object_pairs_hook=_once)
+    except RecursionError:
+        raise RecipeError("nested too deep for a recipe") from None
+    except ValueError:
+        pass
+    if len(text) < 100 and re.fullmatch(r"[-+]?[0-9._]+([eE][-+]?[0-9]+)?|None|True|False", text):
+        try:
+            return ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            pass
+    return text

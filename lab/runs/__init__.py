@@ -1,0 +1,1 @@
+"""Runs: built, driven, steered, written down, taken up again, read."""

@@ -1,0 +1,156 @@
+"""The fleet of a recipe, and whether it fits into memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from lab.engine.fleet import Fleet, num_cores
+from lab.errors import RecipeError
+from lab.models.hf import HF
+from lab.models.lora import adapt_
+from lab.models.moe import MoE
+from lab.models.peft import load_adapter_
+from lab.recipes.placement import Experts, resident
+from lab.recipes.recipe import Recipe
+from lab.runs.start import start_values_
+
+
+def build_fleet(
+    recipe: Recipe,
+    vocab_size: int,
+    device: str | torch.device = "cpu",
+    experts: Experts | None = None,
+    mine: Sequence[int] | None = None,
+) -> Fleet:
+    """The fleet of a recipe: every worker starts from the same values, with the experts and rank segments that it holds."""
+    model, lora, dtype = recipe.model, recipe.lora, getattr(torch, recipe.dtype)
+    model = model.from_here() if isinstance(model, HF) else model  # modules are built again later, wherever one is then
+    dry = str(device) == "meta"
+    ranks_W = lora.ranks_W(recipe.num_workers) if lora.ranks else ()
+    made: dict[str, nn.Module] = {}  # a dry fleet needs each kind of worker once
+
+    def build(worker: int | None) -> nn.Module:
+        held = resident(experts.table, worker) if experts is not None and worker is not None else None
+        kind = "" if held is None or len(held[0]) == len(experts.table[0]) else repr(held)  # type: ignore[union-attr]
+        rank = (ranks_W[worker] if worker is not None else lora.bounds[-1]) if ranks_W else 0
+        kind += f" {rank}"
+        if not dry or kind not in made:
+            options = (vocab_size, recipe.context, recipe.seed)
+            repeats = dry and not ranks_W  # what is adapted is changed layer by layer
+            module = model.build(*options, held, repeats) if isinstance(model, MoE) else model.build(*options)
+            values = worker is None and not next(module.parameters()).is_meta  # else the fleet gives it views of them
+            if values and recipe.start:
+                start_values_(module, recipe.start)
+            made[kind] = adapt_(module, lora, rank, recipe.seed) if ranks_W else module
+            if values and lora.values:
+                load_adapter_(module, lora.values)
+        return made[kind] if dry else made.pop(kind)
+
+    movable = experts is not None and experts.movable
+    return Fleet(build, recipe.num_workers, mine=mine, device=device, dtype=dtype, movable=movable)
+
+
+MOST_NUMBERS = 1 << 58  # whose bytes torch counts in 64 bits
+Needs = dict[str, float]  # bytes, by what they are for
+CPU = torch.device("cpu")
+# What Python takes for modules and their views, measured: of a layer, of an expert, and of a worker (a dry one is a few numbers).
+LAYER_BYTES, EXPERT_BYTES, WORKER_BYTES, DRY_WORKER_BYTES = 50_000, 8_000, 20_000, 1_000
+
+
+def check_size(recipe: Recipe, workers: int, device: torch.device) -> None:
+    """Refuse what this machine cannot hold, on numbers alone: before text is read, and before anything is made.
+
+    Where text or adapters decide it asks for too little: `check_memory` looks again when they are known. In a dry run (device
+    ``meta``) there is little to hold.
+    """
+    model, scenario = recipe.model, recipe.scenario
+    host: Needs = {
+        f"who is up in {recipe.steps} steps": recipe.steps * recipe.num_workers * (5 if scenario.failure_rate else 1)
+    }
+    if not isinstance(model, HF):
+        params = sum(model.num_params(model.vocab_size or 256))
+        if max(params * recipe.num_workers, recipe.context * model.dim) > MOST_NUMBERS:
+            raise RecipeError(
+                f"{recipe.num_workers} workers with {params:.3g} parameters each, or contexts of {recipe.context} tokens, are more than "
+                "can be counted, even in a dry run: use a smaller model, fewer workers or a shorter context"
+            )
+    if device.type == "meta":
+        host[f"{recipe.num_workers} workers"] = recipe.num_workers * DRY_WORKER_BYTES
+        return _refuse_above(host)
+    if isinstance(model, HF):  # its shape stands in its files
+        return _refuse_above(host)
+    vocab_size = model.vocab_size or 256
+    everywhere, in_experts = model.num_params(vocab_size)
+    copies = _copies(recipe, workers)
+    experts = model.num_layers * model.num_experts if isinstance(model, MoE) else 0
+    layers = LAYER_BYTES * model.num_layers * (workers + 1)  # the whole model is one more
+    host[f"the modules of {workers} workers"] = WORKER_BYTES * workers + layers + EXPERT_BYTES * experts * copies
+    whole = everywhere + in_experts
+    held, frozen = (0.0, whole) if recipe.lora.ranks else (everywhere * workers + in_experts * copies, 0)
+    angles = recipe.context * (model.dim // model.num_heads) * (workers + 1)
+    needs = _needs(recipe, held, frozen, vocab_size, workers, device) | {"positions": angles * torch.float32.itemsize}
+    if device.type == "cpu":
+        return _refuse_above(needs | host)
+    _refuse_above(host)
+    _refuse_above(needs, device)
+
+
+def check_memory(recipe: Recipe, vocab_size: int, workers: int, device: torch.device) -> None:
+    """Refuse a recipe whose tensors cannot fit: stacks of so many workers, and activations of those that run at once."""
+    with torch.device("meta"):
+        module = recipe.model.build(vocab_size, recipe.context)
+    unit = getattr(module, "tensor_unit", lambda name: None)
+    frozen = 0
+    if recipe.lora.ranks:
+        module = adapt_(module, recipe.lora, recipe.lora.bounds[-1])
+        frozen = sum(p.numel() for p in module.parameters() if not p.requires_grad)
+    named = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
+    held = sum(p.numel() * (_copies(recipe, workers) if unit(n) else workers) for n, p in named)
+    _refuse_above(_needs(recipe, held, frozen, vocab_size, workers, device), device)
+
+
+def _copies(recipe: Recipe, workers: int) -> float:
+    """How often an expert is held by so many of the workers."""
+    return (recipe.placement.overlap or recipe.num_workers) * workers / recipe.num_workers
+
+
+def _needs(recipe: Recipe, held: float, frozen: int, vocab_size: int, workers: int, device: torch.device) -> Needs:
+    """Bytes by what they are for; ``held`` numbers are trained by all workers together, ``frozen`` ones kept, and made, once."""
+    compute, states = recipe.compute, len(recipe.method.inner.state_names)
+    outer = getattr(recipe.method, "outer", None)
+    agreed = held / workers * (2 + (len(outer.state_names) if outer is not None else 0))
+    written = held * (1 + states) if recipe.checkpoint_every and device.type == "cpu" else 0
+    at_once = workers if compute.vectorised else min(workers, num_cores()) if device.type == "cpu" else 1
+    rows = math.ceil(recipe.batch_size / compute.accumulate)
+    element = getattr(torch, recipe.dtype).itemsize
+    activations = at_once * rows * recipe.context * recipe.model.floats_per_token(vocab_size) * element
+    return {
+        f"the states of {workers} workers": (held * (2 + states) + 2 * frozen) * element,
+        "what they agree on": agreed * element,
+        "a checkpoint": written * element,
+        f"the activations of {at_once} × {rows} sequences of {recipe.context} tokens": activations,
+    }
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that nobody uses at the moment."""
+    import psutil
+
+    return int(torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available)
+
+
+def _refuse_above(needs: Needs, device: torch.device = CPU) -> None:
+    free = free_bytes(device)
+    needed = sum(needs.values())
+    if needed <= free:
+        return
+    parts = ", ".join(f"{x / 1e9:,.1f} for {what}" for what, x in needs.items() if x > 0.01 * needed)
+    raise RecipeError(
+        f"this needs about {needed / 1e9:,.1f} GB of memory ({parts}), and {free / 1e9:,.1f} GB are free"
+        f"{'' if device.type == 'cpu' else f' on {device}'}: use fewer workers or steps, a smaller model, batch_size or context, "
+        "compute.accumulate (passes into which a batch is cut), or `lab plan` for a dry run"
+    )

@@ -1,0 +1,133 @@
+"""Knobs: what can be turned by hand while a run goes on. Turning one is an event, so that resume and replay see it too.
+
+=============  ================================================================================================
+knob           value
+=============  ================================================================================================
+``lr``         a factor on the learning rates of the schedule
+``sync_every`` local steps between two syncs, as the method writes them; of several periods, those that change
+``down``       workers that are killed: a worker that is taken from the list comes back as after an outage
+``network``    the network that views price on: training does not know of it
+``paused``     whether the run waits
+=============  ================================================================================================
+
+A knob is turned between two local steps. Where none is turned, no number changes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from pydantic_core import to_jsonable_python
+
+from lab.config import checked
+from lab.costs.network import Network, network
+from lab.errors import RecipeError, one_of
+from lab.methods import FEDERATED, FoMoE, Method, StreamingDiLoCo, name_of
+from lab.recipes.recipe import Recipe
+
+if TYPE_CHECKING:
+    from lab.runs.trainer import Trainer
+
+KNOBS = ("lr", "sync_every", "down", "network", "paused")
+
+
+def at_start(recipe: Recipe, knob: str) -> Any:
+    """Where a knob stands before it is turned."""
+    return {"lr": 1.0, "sync_every": periods(recipe.method), "down": [], "network": None, "paused": False}[knob]
+
+
+def settled(recipe: Recipe, knob: str, value: Any, present: Mapping[str, Any]) -> Any:
+    """The value of a knob in full, as plain JSON; ``present``: the knobs that are not where they were at the start.
+
+    Raises
+    ------
+    RecipeError
+        for a knob that there is not, a value that is not allowed, or one that makes no sense with this method.
+    """
+    match knob:
+        case "lr":
+            if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
+                raise RecipeError(
+                    f"lr = {value!r}: give a factor on the learning rate, greater than 0 (1 changes nothing)"
+                )
+            return float(value)
+        case "sync_every":
+            return _settled_periods(recipe, value, present.get(knob, periods(recipe.method)))
+        case "down":
+            return _settled_workers(recipe, value)
+        case "network":
+            return settled_network(value)
+        case "paused":
+            return bool(value)
+    raise RecipeError(one_of("knob", knob, KNOBS))
+
+
+def turn(trainer: Trainer, knob: str, value: Any) -> bool:
+    """Turn a knob of a trainer before its next local step; False where it stands there already."""
+    recipe = trainer.recipe
+    value = settled(recipe, knob, value, trainer.knobs)
+    if value == trainer.knobs.get(knob, at_start(recipe, knob)):
+        return False
+    if knob == "sync_every":
+        trainer.method = with_periods(recipe.method, value)
+    trainer.knobs[knob] = value
+    return True
+
+
+def periods(method: Method) -> int | dict[str, int] | None:
+    """The sync periods of a method as it writes them: one, one for each state, or none."""
+    found: int | Mapping[str, int] | None = getattr(method, "sync_every", None)
+    return dict(found) if isinstance(found, Mapping) else found
+
+
+def with_periods(method: Method, sync_every: int | Mapping[str, int]) -> Method:
+    """The same method with other periods, checked by the method itself."""
+    return checked(type(method), vars(method) | {"sync_every": sync_every}, "method")
+
+
+def _settled_periods(recipe: Recipe, value: Any, now: Any) -> int | dict[str, int]:
+    method, name = recipe.method, name_of(recipe.method)
+    if now is None:
+        raise RecipeError(f"{name} sends in every step: it has no sync periods to change")
+    if isinstance(method, StreamingDiLoCo) and method.overlap:
+        raise RecipeError(
+            f"the periods of {name} with overlap = {method.overlap} are fixed: what is on its way would never arrive; "
+            "use method.overlap=0"
+        )
+    if isinstance(method, FoMoE) and recipe.placement.moves(recipe.num_workers):
+        raise RecipeError(
+            f"the periods of {name} are fixed where experts move between rounds: use placement.kind=fixed"
+        )
+    if name in FEDERATED:
+        raise RecipeError(f"the period of {name} is fixed: its rounds begin with what clients fetch from the server")
+    if isinstance(now, dict):
+        value = now | (dict(value) if isinstance(value, Mapping) else {"params": value})
+    elif isinstance(value, Mapping):
+        if set(value) != {"params"}:
+            raise RecipeError(f"{name} has one period: give a number, or {{'params': {now}}}")
+        value = value["params"]
+    changed: Any = periods(with_periods(method, value))
+    return changed  # type: ignore[no-any-return]
+
+
+def _settled_workers(recipe: Recipe, value: Iterable[int]) -> list[int]:
+    workers = sorted(set(value))
+    for w in workers:
+        if not isinstance(w, int) or isinstance(w, bool) or not 0 <= w < recipe.num_workers:
+            raise RecipeError(f"there is no worker {w!r}: the workers are 0 … {recipe.num_workers - 1}")
+    return workers
+
+
+def settled_network(value: str | Network | Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """A network by name, as it is or by its fields, as its fields in plain JSON."""
+    if value is None:
+        return None
+    if isinstance(value, str):
+        value = network(value)
+    if not isinstance(value, Network):
+        value = checked(Network, dict(value), "network")
+    plain: dict[str, Any] = json.loads(json.dumps(to_jsonable_python(value)))
+    return plain

@@ -1,0 +1,290 @@
+"""Runs over several processes: each one's part, starting them, and reading along."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from lab.data.cache import read_corpus
+from lab.data.tasks.examples import task_name
+from lab.errors import LabError
+from lab.events import Event
+from lab.files import located, working_folder
+from lab.processes import rendezvous
+from lab.processes.environment import world
+from lab.processes.peers import TIMEOUT_SECONDS, PeerLost, Peers, check_timeout, join, share_out
+from lab.recipes.recipe import Recipe
+from lab.runs import child
+from lab.runs.columns import Columns
+from lab.runs.control import Listener, Reports
+from lab.runs.folder import RunFolder
+from lab.runs.inputs import check_finished
+from lab.runs.shared_folder import SharedFolder
+from lab.runs.trainer import Trainer
+
+LAUNCHED = "ISTHMUS_LAUNCHED"  # set in processes whose launcher will say that one was lost
+INTERRUPTED = 130  # exit code of a process that Ctrl-C has ended
+
+rendezvous.register()  # for notebook_launcher, where this is imported for `train`
+
+
+def train(
+    recipe: Recipe,
+    folder: str | Path | None = None,
+    *,
+    each: Callable[[Event], None] = lambda event: None,
+    progress: bool = False,
+    peers: Peers | None = None,
+    timeout_seconds: float = TIMEOUT_SECONDS,
+    accept_new_text: bool = False,
+) -> Columns:
+    """`lab.runs.trainer.train` in every process that a launcher has started: the first sees all events, others those of the loop.
+
+    Parameters
+    ----------
+    peers
+        the processes, if they have met before.
+    timeout_seconds
+        after which a process that does not answer counts as lost.
+    """
+    if LAUNCHED in os.environ:
+        _end_with_launcher(folder, os.environ.get("RANK") == "0")
+    peers = peers or join(recipe.num_workers, timeout_seconds, recipe.compute.device)
+    if peers.first:
+        _note_open_port()
+    run_folder = RunFolder(folder) if folder is not None and peers.first else None
+    columns, reports = Columns(), Reports(peers)
+    if peers.share(run_folder is not None and run_folder.done)[0]:
+        if run_folder is not None:
+            check_finished(run_folder.path, recipe, accept_new_text)
+        stream = run_folder.events() if run_folder is not None else iter(())
+    else:
+        for turn in range(2):  # the first process prepares text and starting values, the others find them ready
+            if peers.first == (turn == 0):
+                say = progress and peers.first
+                plain = not task_name(recipe.corpus)
+                corpus = read_corpus(recipe.corpus, tokenizer=recipe.tokenizer, progress=say) if plain else None
+                trainer = Trainer(recipe, corpus=corpus, progress=say, peers=peers, accept_new_text=accept_new_text)
+            peers.share(None)
+        reports.follow_(trainer)
+        stream = trainer.events(SharedFolder(peers, trainer, run_folder) if folder is not None else None)
+    for event in stream:
+        columns.add(event)
+        each(event)
+        reports.say(event)
+    return columns
+
+
+def _note_open_port() -> None:
+    """Say what a launcher that is not ours has opened where nothing had to be."""
+    here = world()
+    if here is not None and here.one_machine and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        sys.stderr.write(
+            f"note: the launcher listens to every network of this machine at port {here.port}; with --rdzv-backend "
+            f"{rendezvous.NAME} (rdzv_backend={rendezvous.NAME!r} of notebook_launcher) it opens none\n"
+        )
+
+
+def _end_with_launcher(folder: str | Path | None, first: bool) -> None:
+    """End this process when the one that started it has gone: nobody would watch over the run, or could stop it."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        if not first:
+            time.sleep(3.0)  # or the first one would see that this one has gone, and end before it has spoken
+        else:
+            sys.stderr.write(f"lab: the command that started this run has gone; go on with: lab resume {folder}\n")
+            sys.stderr.flush()
+        os._exit(PeerLost.exit_code)  # all is on disk
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def launch(
+    folder: RunFolder,
+    num: int,
+    restarts: int = 0,
+    timeout_seconds: float = TIMEOUT_SECONDS,
+    accept_new_text: bool = False,
+) -> None:
+    """Run what a folder's recipe says over ``num`` processes of this machine, to its end; they print, and write the folder.
+
+    torchelastic (which ``accelerate launch`` uses as well) starts them and watches over them. When one is lost the others are
+    ended, and up to ``restarts`` times all start again from the last checkpoint.
+
+    Raises
+    ------
+    PeerLost
+        if a process was lost and there are no restarts left: one line that says how to go on. One that hangs is killed 30 s
+        after the others have noticed.
+    SystemExit
+        with its exit code, if the run ended with an error that it has printed.
+    """
+    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    for name in list(logging.root.manager.loggerDict):
+        if name.startswith("torch.distributed.elastic"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)  # says all that is said below, at length
+    env = child.environment()
+    os.environ.pop("PYTHONPATH", None)
+    os.environ |= env | {"OMP_NUM_THREADS": "1", LAUNCHED: "1"}
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=num,
+        rdzv_backend=rendezvous.NAME,
+        max_restarts=restarts,
+        run_id=folder.path.name,
+    )
+    command = child.command("lab", "resume", str(folder.path), "--timeout", str(timeout_seconds))
+    command += ["--accept-new-text"] * accept_new_text
+    try:
+        elastic_launch(config, command[0])(*command[1:])
+    except SignalException:
+        raise KeyboardInterrupt from None
+    except ChildFailedError as error:
+        if any(f.exitcode == INTERRUPTED for f in error.failures.values()):
+            raise KeyboardInterrupt from None
+        own = [f.exitcode for f in error.failures.values() if f.exitcode > 0 and f.exitcode != PeerLost.exit_code]
+        if own:
+            if not (folder.path / "events.jsonl").exists():
+                _forget(folder)
+            sys.exit(own[0])
+        what = _lost({p: (f.exitcode, f.timestamp) for p, f in error.failures.items()}, num, timeout_seconds)
+        raise PeerLost(
+            f"{what}: the run has stopped; go on with: lab resume {folder.path} --processes {num} (--restarts 3 does so by itself)"
+        ) from None
+    finally:
+        del os.environ[LAUNCHED]
+
+
+def _forget(folder: RunFolder) -> None:
+    """A run that was refused before it began leaves nothing behind."""
+    (folder.path / "recipe.json").unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # something else is there
+        folder.path.rmdir()
+
+
+CLOSING_SECONDS = 30  # torchelastic's: after them it kills what it has asked to end
+
+
+def _lost(failures: Mapping[int, tuple[int, float]], num: int, timeout_seconds: float) -> str:
+    """What became of a run's processes, from exit code and time of each that did not end well."""
+    first = min(when for _, when in failures.values())
+    killed = {p: -code for p, (code, _) in sorted(failures.items()) if code < 0}
+    hung = [p for p in killed if killed[p] == signal.SIGKILL and failures[p][1] - first > CLOSING_SECONDS / 2]
+    others = [p for p in killed if p not in hung and killed[p] != signal.SIGTERM]  # by that it ends the rest
+    if others:
+        return f"process {others[0]} of {num} was killed by {signal.Signals(killed[others[0]]).name}"
+    if hung:
+        return f"process {hung[0]} of {num} did not answer within {timeout_seconds:g} s"
+    if len(killed) == len(failures):
+        return f"a process of {num} was ended by SIGTERM"
+    return f"a process of {num} ended, or did not answer within {timeout_seconds:g} s"
+
+
+def over(
+    num: int,
+    recipe: Recipe,
+    folder: str | Path,
+    *,
+    restarts: int = 0,
+    timeout_seconds: float = TIMEOUT_SECONDS,
+    each: Callable[[Event], None] = lambda event: None,
+) -> Columns:
+    """`lab.runs.trainer.train` over ``num`` processes of this machine, from a script or a notebook: their events arrive as they happen.
+
+    The processes are fresh ones, so that it does not matter what this one has done before (threads, a GPU). Leaving with an
+    exception ends them. `lab.start` with ``processes`` does the same in the background, with knobs.
+
+    Raises
+    ------
+    LabError
+        with the message that the run ended with.
+    """
+    columns = Columns()
+    for event in events_over(num, recipe, RunFolder(located(folder)), restarts, timeout_seconds):
+        columns.add(event)
+        each(event)
+    return columns
+
+
+def events_over(
+    num: int,
+    recipe: Recipe,
+    folder: RunFolder,
+    restarts: int = 0,
+    timeout_seconds: float = TIMEOUT_SECONDS,
+    between: Callable[[int, Callable[[], bool]], Iterable[tuple[str, Any]]] | None = None,
+    stopping: Callable[[], bool] = lambda: False,
+    accept_new_text: bool = False,
+) -> Iterator[Event]:
+    """The events of a run over ``num`` processes that are started here; each once, also where a restart does steps again.
+
+    Parameters
+    ----------
+    between
+        knobs to turn before step t, in all processes; may wait as long as its second argument says so. With it, the
+        processes exchange a few hundred bytes in every step.
+    stopping
+        whether to end instead of doing that step.
+
+    Raises
+    ------
+    LabError
+        with the message that the run ended with.
+    """
+    prepare(folder, recipe, num, timeout_seconds)
+    if folder.done:
+        check_finished(folder.path, recipe, accept_new_text)
+        yield from folder.events()
+        return
+    command = child.command("lab", "resume", str(folder.path), "--processes", str(num))
+    command += ["--restarts", str(restarts), "--timeout", str(timeout_seconds)]
+    command += ["--accept-new-text"] * accept_new_text
+    listener = Listener(asks=between is not None)
+    env = child.environment() | listener.environment()
+    with (
+        tempfile.TemporaryFile("w+", encoding="utf-8") as said,
+        # In a session of its own: what interrupts a cell does not end the run.
+        subprocess.Popen(
+            command, env=env, cwd=working_folder(), stdout=said, stderr=said, start_new_session=True
+        ) as started,
+    ):
+        try:
+            yield from listener.events(lambda: started.poll() is None, between or (lambda t, still: ()), stopping)
+        finally:
+            started.terminate()
+        if started.wait():
+            said.seek(0)
+            raise LabError(said.read().strip().splitlines()[-1].removeprefix("lab: "))
+
+
+def prepare(folder: RunFolder, recipe: Recipe, num: int, timeout_seconds: float = TIMEOUT_SECONDS) -> None:
+    """Put a recipe where ``num`` processes will find it.
+
+    Raises
+    ------
+    RecipeError
+        where they cannot share its workers, for a timeout that is none, a folder that holds the run of another recipe, or a place
+        to meet that others can reach.
+    """
+    share_out(recipe.num_workers, num)
+    check_timeout(timeout_seconds)
+    rendezvous.own_folder()
+    folder.check_recipe(recipe)
+    folder.write_recipe(recipe)

@@ -1,0 +1,346 @@
+"""What a recipe will send and how long that takes, before anything trains: a dry run and its price."""
+
+from __future__ import annotations
+
+import gc
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, Literal
+
+from lab.costs.calendar import Calendar, calendar
+from lab.costs.fomoe import Costs
+from lab.costs.network import DEVICES, NETWORKS, Bill, Network, described, device_named, step_seconds
+from lab.engine.fleet import Fleet
+from lab.events import Sent
+from lab.methods import name_of
+from lab.models.moe import MoE
+from lab.recipes.notes import notes
+from lab.recipes.recipe import Recipe
+from lab.runs.trainer import Trainer
+
+UNITS = {"hours": 1, "minutes": 60, "seconds": 3600}  # in an hour
+
+
+@dataclass(frozen=True)
+class StatePlan:
+    """One state's traffic by one operation, per worker."""
+
+    state: str
+    op: str
+    times: int  # local steps in which there is some
+    bytes_each: int
+    total_bytes: int
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Hours of the run on one network; ``ddp_hours`` is the same model and steps with a gradient average per step."""
+
+    network: str  # its name
+    link: str  # its numbers
+    compute_hours: float
+    communication_hours: float
+    total_hours: float
+    ddp_hours: float
+    ddp_communication_hours: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    recipe: Recipe
+    calendar: Calendar
+    num_params: int
+    params_per_worker: list[int]
+    state_bytes_per_worker: int  # params, gradients and optimizer states of the largest worker, and what is agreed
+    frozen_bytes: int  # of the model that adapters are added to, at every worker
+    states: list[StatePlan]  # of the worker that sends most
+    payload_bytes_W: list[int]
+    served: bool  # between workers and a server, no worker with another
+    wire_bytes: float  # on a ring, or to and from a server, of the worker that sends most
+    ddp_bytes: int  # per worker, the same recipe with DDP
+    ddp_wire_bytes: float  # on a ring
+    local_adam_bytes: int  # per worker, Local Adam with the period of params
+    seconds_per_step: float
+    device: str  # what a worker is assumed to compute with
+    devices_per_worker: int
+    forecasts: list[Forecast]
+
+    @cached_property
+    def ledger(self) -> list[Sent]:
+        """The calendar, record by record."""
+        return list(self.calendar)
+
+    @property
+    def payload_bytes(self) -> int:
+        """Of the worker that sends most."""
+        return max(self.payload_bytes_W)
+
+    @property
+    def fits(self) -> bool:
+        """Whether what a worker holds, without activations, fits into the memory of its devices."""
+        held = self.state_bytes_per_worker + self.frozen_bytes
+        return held <= DEVICES[self.device].memory_bytes * self.devices_per_worker
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {
+            "recipe": self.recipe.to_dict(),
+            "num_params": self.num_params,
+            "params_per_worker": self.params_per_worker,
+            "state_bytes_per_worker": self.state_bytes_per_worker,
+            "frozen_bytes_per_worker": self.frozen_bytes,
+            "states": [vars(s) for s in self.states],
+            "payload_bytes_per_worker": self.payload_bytes_W,
+            "served": self.served,
+            "wire_bytes_per_worker": self.wire_bytes,
+            "times_less_than_ddp_on_wires": self.ddp_wire_bytes / self.wire_bytes if self.wire_bytes else None,
+            "ddp_bytes_per_worker": self.ddp_bytes,
+            "local_adam_bytes_per_worker": self.local_adam_bytes,
+            "times_less_than_ddp": _ratio(self.ddp_bytes, self.payload_bytes),
+            "times_less_than_local_adam": _ratio(self.local_adam_bytes, self.payload_bytes),
+            "seconds_per_step": self.seconds_per_step,
+            "notes": notes(self.recipe),
+            "device": self.device,
+            "devices_per_worker": self.devices_per_worker,
+            "fits_into_device": self.fits,
+            "forecasts": [vars(f) for f in self.forecasts],
+        }
+
+    def to_text(self) -> str:
+        r, bounds = self.recipe, self.recipe.lora.bounds
+        ranks = f" in adapters of rank {bounds[0]}" + (f" to {bounds[-1]}" if len(bounds) > 1 else "") if bounds else ""
+        frozen = f", and {human(self.frozen_bytes)} of the frozen model" if self.frozen_bytes else ""
+        together = f"; all {r.num_workers:,} together {human(r.num_workers * self.state_bytes_per_worker)}" * (
+            r.scenario.sample is not None
+        )
+        rows = [(self._label(s), s) for s in self.states]
+        wide = max([20, *(len(label) for label, _ in rows)])
+        lines = [
+            f"{name_of(r.method)}: {r.num_workers} workers × {r.steps:,} local steps, {self.num_params:,} parameters{ranks}, "
+            f"{r.num_workers * r.batch_size * r.context:,} tokens a step",
+            f"a worker holds {human(self.state_bytes_per_worker)} of parameters, gradients and optimizer states{frozen}{together}",
+            "",
+            f"{'per worker':<{wide + 2}}{'times':>8}{'each':>12}{'payload':>12}",
+        ]
+        lines += [
+            f"  {label:<{wide}}{s.times:>8,}{human(s.bytes_each):>12}{human(s.total_bytes):>12}" for label, s in rows
+        ]
+        lines += [
+            f"  {'all':<{wide}}{sum(s.times for s in self.states):>8,}{'':>12}{human(self.payload_bytes):>12}",
+            f"  {_less('DDP', self.ddp_bytes, self.payload_bytes)}   "
+            f"{_less('Local Adam', self.local_adam_bytes, self.payload_bytes)}"
+            + (f" (both with adapters of rank {bounds[-1]} at every worker)" if bounds else ""),
+        ]
+        on_ring = self.ddp_wire_bytes / self.wire_bytes if self.wire_bytes else 1.0
+        if self.served:
+            lines.append(f"  on the wires to and from the server {on_ring:.2f}× fewer than DDP on a ring")
+        elif self.payload_bytes and abs(on_ring * self.payload_bytes / self.ddp_bytes - 1) > 0.005:
+            lines.append(
+                f"  on the wire of a ring {on_ring:.2f}× fewer than DDP: small groups send less, payloads that cannot be summed "
+                "on the way more"
+            )
+        if len({human(b) for b in self.payload_bytes_W}) > 1:
+            lines.append(
+                "  workers differ: " + ", ".join(f"{w}: {human(b)}" for w, b in enumerate(self.payload_bytes_W))
+            )
+        if self.forecasts:
+            longest = max(f.total_hours for f in self.forecasts)
+            unit, per_hour = next(((u, n) for u, n in UNITS.items() if longest * n >= 2), ("seconds", 3600))
+            head = f"{unit} with a server, links of" if self.served else f"{unit} on links of"
+            lines += ["", f"{head:<32}{'compute':>9}{'network':>9}{'together':>9}{'DDP':>10}{'gain':>10}"]
+            lines += [
+                f"  {f.link:<30}{f.compute_hours * per_hour:>9.3g}{f.communication_hours * per_hour:>9.3g}"
+                f"{f.total_hours * per_hour:>9.3g}{f.ddp_hours * per_hour:>10.3g}"
+                + (f"{f.ddp_hours / f.total_hours:>9.2f}×" if self.payload_bytes else f"{'–':>10}")
+                for f in self.forecasts
+            ]
+            lines.append(self._computing())
+        return "\n".join(lines)
+
+    def _computing(self) -> str:
+        """With what a worker is assumed to compute, and whether it has room for what it holds."""
+        each = f"{self.devices_per_worker} × {self.device}" if self.devices_per_worker > 1 else f"one {self.device}"
+        line = f"  computing as on {each} a worker (--device, --devices-per-worker)"
+        if self.fits:
+            return line
+        memory = DEVICES[self.device].memory_bytes * self.devices_per_worker
+        return f"{line},\n  which has {human(memory)}: what a worker holds does not fit into it"
+
+    def _label(self, s: StatePlan) -> str:
+        """The state's name, with the operation where there are several."""
+        alone = sum(other.state == s.state for other in self.states) == 1
+        return s.state if alone else f"{s.state}, {s.op}"
+
+
+def plan(
+    recipe: Recipe,
+    networks: dict[str, Network] | None = None,
+    *,
+    device: str = "h100",
+    devices_per_worker: int = 1,
+) -> Plan:
+    """Dry-run a recipe, and DDP and Local Adam of the same shape beside it.
+
+    Parameters
+    ----------
+    device, devices_per_worker
+        what a worker computes with; a step is counted as 6 operations per parameter and token.
+    networks
+        what the run is priced on, and DDP beside it. A method that needs a server has one there, with a link like a
+        worker's; DDP does without.
+    """
+    device_named(device)
+    with _nothing_to_collect():
+        return _plan(recipe, networks or NETWORKS, device, devices_per_worker)
+
+
+@contextmanager
+def _nothing_to_collect() -> Iterator[None]:
+    """The names of the largest model are a million small objects, all of them in use: looking for garbage among them takes a third."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
+
+
+def _plan(recipe: Recipe, networks: Mapping[str, Network], device: str, devices_per_worker: int) -> Plan:
+    trainer = Trainer(recipe, dry=True)
+    sent = calendar(trainer)
+    fleet = trainer.fleet
+    params_W = [fleet.num_params(w) for w in range(recipe.num_workers)]
+    stacks = [fleet.grads, *trainer.state.local.values()]
+    if not trainer.state.served:  # else a server keeps what is agreed
+        stacks += trainer.state.shared.values()
+    held_W = [0] * recipe.num_workers
+    for block, x in ((block, x) for s in stacks for block, x in zip(s.layout.blocks, s.blocks, strict=True)):
+        for w in block.everywhere:
+            held_W[w] += x[0].nbytes
+    payload_W = [sent.total_bytes(w) for w in range(recipe.num_workers)]
+    busiest = payload_W.index(max(payload_W))
+    inner = recipe.method.inner
+    period = getattr(recipe.method, "sync_every", 1)
+    period = period["params"] if isinstance(period, dict) else period
+    everywhere = recipe.but(codecs={}, placement={})  # what is compared with keeps the whole model at every worker
+    if recipe.lora.ranks:  # and adapters of the largest rank
+        everywhere = everywhere.but(lora=vars(recipe.lora) | {"ranks": recipe.lora.bounds[-1:], "train": "both"})
+    same = (everywhere.placement, everywhere.lora) == (recipe.placement, recipe.lora)
+    ddp, whole = _beside(everywhere, {"name": "ddp", "inner": vars(inner)}, fleet if same else None)
+    local_adam, _ = _beside(everywhere, {"name": "local_adam", "inner": vars(inner), "sync_every": period}, whole)
+    frozen = list(fleet.constants.values()) if recipe.lora.ranks else []
+    active = max(_active_params(recipe, p) for p in params_W)
+    active += sum(x.numel() for x in frozen) * 2 / 3  # forward, and backward to what is before them
+    seconds = step_seconds(active, recipe.batch_size * recipe.context, device) / devices_per_worker
+    topology: Literal["ring", "server"] = "server" if trainer.state.served else "ring"
+    return Plan(
+        recipe=recipe,
+        calendar=sent,
+        num_params=sum(b.numel for b in fleet.layout.blocks),
+        params_per_worker=params_W,
+        state_bytes_per_worker=max(held_W),
+        frozen_bytes=sum(x.nbytes for x in frozen),
+        states=_states(sent, busiest),
+        payload_bytes_W=payload_W,
+        served=trainer.state.served,
+        wire_bytes=_on_wires(sent, recipe, topology),
+        ddp_bytes=ddp.total_bytes(busiest),
+        ddp_wire_bytes=_on_wires(ddp, recipe),
+        local_adam_bytes=local_adam.total_bytes(busiest),
+        seconds_per_step=seconds,
+        device=device,
+        devices_per_worker=devices_per_worker,
+        forecasts=[
+            _forecast(
+                name,
+                (replace(net, topology=topology) if trainer.state.served else net, net),
+                recipe,
+                sent,
+                ddp,
+                seconds,
+            )
+            for name, net in networks.items()
+        ],
+    )
+
+
+def _active_params(recipe: Recipe, held: int) -> float:
+    """Of the parameters that a worker holds, those that a token meets: of a mixture, the experts that it chooses."""
+    model = recipe.model
+    if not isinstance(model, MoE) or recipe.lora.ranks:
+        return held
+    overlap = recipe.placement.overlap or recipe.num_workers
+    costs = Costs(model=model, M=recipe.num_workers, O_e=overlap, vocab_size=256)
+    resident = model.num_layers * costs.N_le * 2 * model.dim * costs.d_exp
+    return held - resident + costs.flops(recipe.context)["experts"] / 6
+
+
+def _beside(recipe: Recipe, method: dict[str, Any], fleet: Fleet | None) -> tuple[Calendar, Fleet]:
+    """What another method would send with the same recipe, and the fleet, which the next one can take over."""
+    trainer = Trainer(recipe.but(method=method), dry=True, fleet=fleet)
+    return calendar(trainer), trainer.fleet
+
+
+def _on_wires(sent: Calendar, recipe: Recipe, topology: Literal["ring", "server"] = "ring") -> float:
+    bill = sent.price(Network(topology=topology), num_workers=recipe.num_workers)
+    return float(bill.wire_bytes_W.max())
+
+
+def _states(sent: Calendar, worker: int) -> list[StatePlan]:
+    """By state in the order in which they are first sent."""
+    times: dict[tuple[str, str], int] = defaultdict(int)
+    total: dict[tuple[str, str], int] = defaultdict(int)
+    for num_steps, kind in zip(sent.times, sent.kinds, strict=True):
+        mine = [r for r in kind if worker in r.workers]
+        for r in mine:
+            total[r.state, r.op] += num_steps * r.bytes_each
+        for key in {(r.state, r.op) for r in mine}:
+            times[key] += num_steps
+    states = list(dict.fromkeys(state for state, _ in total))
+    ordered = sorted(total, key=lambda key: states.index(key[0]))
+    return [StatePlan(*key, times[key], total[key] // times[key], total[key]) for key in ordered]
+
+
+def _forecast(
+    name: str, networks: tuple[Network, Network], recipe: Recipe, sent: Calendar, ddp: Calendar, seconds: float
+) -> Forecast:
+    """``networks``: of the method, and of DDP."""
+
+    def price(network: Network, what: Calendar) -> Bill:
+        return what.price(network, num_workers=recipe.num_workers, compute_seconds=seconds, slow=recipe.scenario.slow)
+
+    mine, theirs = price(networks[0], sent), price(networks[1], ddp)
+    hours = 3600.0
+    return Forecast(
+        name,
+        described(networks[1]),
+        mine.compute_seconds / hours,
+        mine.communication_seconds / hours,
+        mine.total_seconds / hours,
+        theirs.total_seconds / hours,
+        theirs.communication_seconds / hours,
+    )
+
+
+def _ratio(a: int, b: int) -> float | None:
+    return a / b if a and b else None
+
+
+def _less(than: str, theirs: int, mine: int) -> str:
+    ratio = _ratio(theirs, mine)
+    if ratio is None:
+        return f"nothing is sent in this run (against {than}: no ratio)"
+    return f"{ratio:.2f}× fewer than {than}" if ratio >= 1 else f"{1 / ratio:.2f}× more than {than}"
+
+
+def human(num_bytes: float) -> str:
+    """``12.8 GB``: decimal units, as networks are sold."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if abs(num_bytes) < 999.5:
+            return f"{num_bytes:.3g} {unit}"
+        num_bytes /= 1000
+    return f"{num_bytes:.3g} PB"

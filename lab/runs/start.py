@@ -1,0 +1,53 @@
+"""First values of a model from somewhere else than its seed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from lab.errors import RecipeError
+from lab.models.files import Tensors, Unreadable, located, open_tensors
+
+
+@torch.no_grad()
+def start_values_(module: nn.Module, start: str) -> None:
+    """Fill a module with named values: ``pretrained`` (nano), ``pretrained:<size>``, or the path of a ``.safetensors`` file.
+
+    Raises RecipeError where the file cannot be read, a tensor is missing or has another shape, and for one too many.
+    """
+    if start.partition(":")[0] == "pretrained":
+        from lab.runs.pretrain import load_values, pretrained
+
+        path = pretrained(start.partition(":")[2] or "nano")
+        values = load_values(path)
+        _fill_(module, values, {n: tuple(v.shape) for n, v in values.items()}, path.name)
+        return
+    try:
+        path = located(start)
+        with open_tensors(path) as tensors:
+            _fill_(module, tensors, tensors.shapes, path.name)
+    except Unreadable as error:
+        raise RecipeError(
+            f"start = {start[:200]!r} cannot be read ({error}): use pretrained, or the path of a .safetensors file"
+        ) from None
+
+
+def _fill_(
+    module: nn.Module, values: Mapping[str, Tensor] | Tensors, shapes: Mapping[str, tuple[int, ...]], name: str
+) -> None:
+    """All shapes are compared before the first value is read."""
+    advice = "choose the model that it was made with"
+    wanted = dict(module.named_parameters())
+    for key, p in wanted.items():
+        if key not in shapes:
+            raise RecipeError(f"{name} has no tensor {key}: it is of another model; {advice}")
+        if shapes[key] != p.shape:
+            raise RecipeError(f"{name}: {key} is {list(shapes[key])} and this model needs {list(p.shape)}: {advice}")
+    known = wanted.keys() | {n for n, _ in module.named_parameters(remove_duplicate=False)}
+    known |= {n for n, _ in module.named_buffers()}
+    for key in sorted(shapes.keys() - known)[:1]:
+        raise RecipeError(f"{name} also has {key[:80]!r}, which this model lacks: it is of another model; {advice}")
+    for key, p in wanted.items():
+        p.copy_(values[key])

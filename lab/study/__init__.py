@@ -1,0 +1,1 @@
+"""What is done with runs: claims, notebooks, sweeps, lessons, toys."""

@@ -1,1 +1,0 @@
-"""Looking at a run while it goes on, without touching it."""
