@@ -1,7 +1,7 @@
 """Processes that the lab starts are this very lab, whatever lies in the working directory.
 
 ``python -m lab`` looks into the working directory first: a ``lab.py``, ``torch.py`` or ``json.py`` that somebody keeps there would run
-in place of the real one. So the lab starts this file by its path, and it runs one of the modules beside it.
+in place of the real one. So the lab starts this file by its path, and it runs one of the modules of this very package.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def _python_path(own: str | None) -> dict[str, str]:
 
 
 def _run() -> None:
-    here = Path(__file__).parent
+    here = Path(__file__).parents[1]
     spec = importlib.util.spec_from_file_location("lab", here / "__init__.py", submodule_search_locations=[str(here)])
     assert spec is not None
     assert spec.loader is not None

@@ -190,7 +190,7 @@ class Notebook:
 
 def shipped() -> Path | None:
     """Where the lab's own notebooks lie: in its checkout, or where the package was installed."""
-    above = Path(__file__).resolve().parents[1]
+    above = Path(__file__).resolve().parents[2]
     places = [
         above,
         *(Path(base) / "share/isthmus" for base in (above, sysconfig.get_path("data"), site.getuserbase())),

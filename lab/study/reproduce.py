@@ -103,7 +103,7 @@ def execute(source: Path, target: Path, parameters: dict[str, Any]) -> str | Non
     problem = notebook.execute(target, parameters)
     if problem is not None:
         return problem
-    pages = Path(__file__).parent.parent / "widgets/pages.py"  # by its path: the package imports torch and pandas
+    pages = Path(__file__).parents[2] / "widgets/pages.py"  # by its path: the package imports torch and pandas
     page = subprocess.run(
         [sys.executable, "-P", str(pages), str(target), str(target.with_suffix(".html"))],
         env=child.environment(),
@@ -206,7 +206,7 @@ def digest(source: Path, parameters: dict[str, Any]) -> str:
     """Of everything that decides what comes out."""
     sha = hashlib.sha256(source.read_bytes())
     sha.update(json.dumps(parameters, sort_keys=True).encode())
-    here = Path(__file__).parent
+    here = Path(__file__).parents[1]
     for package in (here, here.parent / "widgets"):
         for file in sorted(package.rglob("*.py")):
             sha.update(file.read_bytes())
