@@ -35,10 +35,11 @@ lab: .venv/installed  ## JupyterLab on the notebooks
 bench: .venv/installed  ## speed and memory against the ceiling, as ratios
 	$(BIN)/python -m bench
 
-lint: .venv/installed-dev  ## style, types, and notebooks without outputs
+lint: .venv/installed-dev  ## style, types, who may import whom, and notebooks without outputs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
 	$(BIN)/nbstripout --verify notebooks/*.ipynb
 
 lock: .venv/pip  ## the locked versions anew, from constraints.txt and what goes with it: for all systems and Pythons
