@@ -32,10 +32,10 @@ def process() -> None:
     from lab.runs.trainer import Trainer
 
     recipe = Recipe.of("ddp", [*MODEL, f"steps={STEPS * (ROUNDS + 1)}", "eval_every=0", "checkpoint_every=0"])
-    peers = join(2)
-    trainer = Trainer(recipe, peers=peers)
-    folder = RunFolder(Path(tempfile.mkdtemp()) / "run") if peers.first else None
-    events = trainer.events(SharedFolder(peers, trainer, folder))
+    world = join(2)
+    trainer = Trainer(recipe, world=world)
+    folder = RunFolder(Path(tempfile.mkdtemp()) / "run") if world.first else None
+    events = trainer.events(SharedFolder(world, trainer, folder))
     torch.manual_seed(0)
     assert trainer.text is not None
     bare = recipe.model.build(trainer.text.vocab_size, recipe.context)
@@ -44,7 +44,7 @@ def process() -> None:
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=inner.lr, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0, fused=True
     )
-    batches = [trainer.batches.get(peers.index, t) for t in range(1, STEPS * (ROUNDS + 1) + 1)]
+    batches = [trainer.batches.get(world.index, t) for t in range(1, STEPS * (ROUNDS + 1) + 1)]
 
     def of_lab() -> None:
         done = 0
@@ -71,7 +71,7 @@ def process() -> None:
         if k:  # the first round warms up
             ratios.append(took["lab"] / took["torch"])
             seconds.append(took["torch"] / STEPS)
-    if peers.first:
+    if world.first:
         print(
             f"lab / bare DistributedDataParallel, 2 processes, {sum(p.numel() for p in bare.parameters()):,} parameters: "
             f"{statistics.median(ratios):.3f}× (rounds {min(ratios):.3f} … {max(ratios):.3f}; "

@@ -89,12 +89,12 @@ def _launched() -> bool:
 def _said_elsewhere(exit_code: int) -> bool:
     """Of several processes one speaks: about a lost one the launcher (75, `lab.processes.peers.PeerLost`), else the first here."""
     from lab.errors import LabError
-    from lab.processes.environment import world
+    from lab.processes.environment import launched
 
     if exit_code == 75:
         return _launched()
     try:
-        here = world()
+        here = launched()
     except LabError:  # it is this that is wrong
         return False
     return here is not None and not here.first_here
@@ -278,11 +278,11 @@ def _findings(columns: Columns) -> Iterator[str]:
 def _train(
     recipe: Recipe, folder: RunFolder, processes: int, restarts: int, timeout: float, accept_new_text: bool
 ) -> None:
-    from lab.processes.environment import world
+    from lab.processes.environment import launched
     from lab.runs.inputs import check_finished
     from lab.runs.trainer import train
 
-    here, done = world(), folder.done
+    here, done = launched(), folder.done
     if here is not None:
         here.check_options(processes, restarts)
     if here is not None or (processes > 1 and not done):

@@ -21,15 +21,17 @@ from lab.runs.trainer import Trainer
 
 
 def main(out: Path) -> None:
-    peers = join(4, timeout_seconds=60.0)
+    world = join(4, timeout_seconds=60.0)
     for name, recipe in OVER_PROCESSES.items():
-        trainer = Trainer(recipe, corpus=corpus(), peers=peers)
+        trainer = Trainer(recipe, corpus=corpus(), world=world)
         held = {w for block in trainer.fleet.layout.blocks for w in block.holders}
-        assert held == set(peers.mine), "a process has rows of its own workers and no others"
-        events = list(trainer.events(SharedFolder(peers, trainer, RunFolder(out / name))))
+        assert held == set(world.mine), "a process has rows of its own workers and no others"
+        events = list(trainer.events(SharedFolder(world, trainer, RunFolder(out / name))))
         ledger = [to_json(r) for r in trainer.comm.ledger]
-        assert all(theirs == ledger for theirs in peers.share(ledger)), f"{name}: processes wrote different ledgers"
-        if peers.first:
+        assert all(theirs == ledger for theirs in world.all_gather_json(ledger)), (
+            f"{name}: processes wrote different ledgers"
+        )
+        if world.first:
             tell(events, out, name)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from toys import TINY, corpus, recipe, story
 
 from lab.engine import buffers
-from lab.engine.world import Alone
+from lab.engine.world import OneProcess
 from lab.events import Evaluated, Stepped, Warned
 from lab.models import gpt
 from lab.recipes.recipe import Recipe
@@ -89,7 +89,7 @@ def test_a_run_goes_on_with_its_buffers(normed: Recipe, tmp_path: Path) -> None:
 def test_who_is_away_has_no_say(normed: Recipe) -> None:
     trainer = Trainer(normed, corpus=corpus())
     list(trainer.events())
-    found = buffers.means(trainer.fleet, [True, False, False], Alone())
+    found = buffers.means(trainer.fleet, [True, False, False], OneProcess())
     assert torch.equal(found[NAME], dict(trainer.fleet.modules[0].named_buffers())[NAME])
 
 

@@ -783,22 +783,22 @@ def test_what_the_first_process_refuses_is_an_error_at_all_of_them(cases: list[C
     class One:
         num, index, first, mine = 1, 0, True, (0, 1, 2)
 
-        def share(self, value: Any) -> list[Any]:
+        def all_gather_json(self, value: Any) -> list[Any]:
             return [json.loads(json.dumps(value))]
 
     class Other(One):
         first = False
 
-        def share(self, value: Any) -> list[Any]:
+        def all_gather_json(self, value: Any) -> list[Any]:
             assert value is None
             return [["it was refused", 2]]
 
     folder = RunFolder(shutil.copytree(cases[0].path, tmp_path / "run"))
     line = change(folder.path / "events.jsonl", b'"lr":1.0', b'"lr":1.5')
     r = folder.recipe()
-    for peers, says in ((One(), f"line {line} is damaged"), (Other(), "it was refused")):
-        shared = SharedFolder(peers, trainer(r), folder)  # type: ignore[arg-type]
-        for do in (lambda s=shared: s.load(r), *([lambda s=shared: s.lock()] if not peers.first else [])):
+    for world, says in ((One(), f"line {line} is damaged"), (Other(), "it was refused")):
+        shared = SharedFolder(world, trainer(r), folder)  # type: ignore[arg-type]
+        for do in (lambda s=shared: s.load(r), *([lambda s=shared: s.lock()] if not world.first else [])):
             with pytest.raises(RecipeError, match=says):
                 do()
 

@@ -21,7 +21,7 @@ from toys import story
 from lab.errors import RecipeError
 from lab.events import Event, Stepped, to_json
 from lab.processes import peers, rendezvous
-from lab.processes.environment import STORE, World, world
+from lab.processes.environment import STORE, Launched, launched
 from lab.processes.peers import resolve
 from lab.recipes.recipe import Recipe
 from lab.runs.control import STRANGERS, Line, Listener
@@ -264,7 +264,7 @@ class Alone:
 
     first, timeout_seconds = True, 1.0
 
-    def share(self, value: object) -> list[object]:
+    def all_gather_json(self, value: object) -> list[object]:
         return [value]
 
 
@@ -341,9 +341,9 @@ def told(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 def test_what_a_launcher_says(told: Callable[..., None]) -> None:
     for alone in ({}, {"WORLD_SIZE": ""}, {"WORLD_SIZE": "1"}, {"LOCAL_RANK": "1"}):
         told(**alone)
-        assert world() is None
+        assert launched() is None
     told(**WHOLE)
-    assert world() == World(1, 2, 1, None, "127.0.0.1", 29500)
+    assert launched() == Launched(1, 2, 1, None, "127.0.0.1", 29500)
     for more, one_machine in (
         ({}, True),
         ({"MASTER_ADDR": "192.0.2.1"}, False),
@@ -353,7 +353,7 @@ def test_what_a_launcher_says(told: Callable[..., None]) -> None:
         ({"MASTER_ADDR": "no.such.host.invalid"}, False),
     ):
         told(**WHOLE | more)
-        here = world()
+        here = launched()
         assert here is not None
         assert here.one_machine == one_machine, more
 
@@ -400,7 +400,7 @@ def test_an_empty_word_of_the_environment_means_nothing() -> None:
 def test_a_network_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(STORE, raising=False)
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "eth99")
-    elsewhere = World(0, 2, 0, 1, "127.0.0.1", 29500)
+    elsewhere = Launched(0, 2, 0, 1, "127.0.0.1", 29500)
     with pytest.raises(
         RecipeError, match=r"GLOO_SOCKET_IFNAME=eth99: this machine has no network of that name: use one of .*lo"
     ):
@@ -410,7 +410,7 @@ def test_a_network_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -
     ):
         resolve("no.such.host.invalid", 0.0)
     monkeypatch.setenv("NCCL_SOCKET_IFNAME", "eth99")
-    peers._choose_network(World(0, 2, 0, 2, "127.0.0.1", 29500))
+    peers._choose_network(Launched(0, 2, 0, 2, "127.0.0.1", 29500))
     assert os.environ["GLOO_SOCKET_IFNAME"] == os.environ["NCCL_SOCKET_IFNAME"]
     assert any(a.address == "127.0.0.1" for a in psutil.net_if_addrs()[os.environ["GLOO_SOCKET_IFNAME"]])
 
@@ -421,7 +421,7 @@ TOGETHER = """
 import json, os, sys, torch
 import torch.distributed as dist
 from lab.processes.peers import PeerLost, join, listening
-peers, out = join(int(os.environ["WORLD_SIZE"]), 5.0), {}
+world, out = join(int(os.environ["WORLD_SIZE"]), 5.0), {}
 me, num = dist.get_rank(), dist.get_world_size()
 for dtype in (torch.float64, torch.bfloat16, torch.int64):
     for n in (0, 1, 2, 5, 300_001):

@@ -454,7 +454,7 @@ def test_losses_weigh_every_target_alike(batch_size: int, monkeypatch: pytest.Mo
     (truncated,) = (e for e in events if isinstance(e, Truncated))
     pairs = load_task("uneven", context=24, num_workers=2).validation(1, 12)
     assert len({int((targets >= 0).sum()) for _, targets in pairs}) > 1
-    model = trainer.fleet.whole_model(trainer.peers.told(trainer.state.shared["params"]))
+    model = trainer.fleet.whole_model(trainer.world.sync_server_state(trainer.state.shared["params"]))
 
     def mean() -> float:
         total, count = nats(model, pairs)

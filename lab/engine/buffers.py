@@ -8,16 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from lab.engine.fleet import Fleet
-
-if TYPE_CHECKING:
-    from lab.engine.world import Alone
-    from lab.processes.peers import Peers
+from lab.engine.world import World
 
 
 def moved(fleet: Fleet) -> dict[int, dict[str, Tensor]]:
@@ -31,14 +27,18 @@ def moved(fleet: Fleet) -> dict[int, dict[str, Tensor]]:
 
 
 @torch.no_grad()
-def means(fleet: Fleet, up: Sequence[bool], peers: Peers | Alone) -> dict[str, Tensor]:
+def means(fleet: Fleet, up: Sequence[bool], world: World) -> dict[str, Tensor]:
     """At the first process, the mean over those that are up of every buffer that has moved anywhere; of whole numbers, the largest.
 
     All processes call it. Equal copies have themselves for a mean.
     """
     here = moved(fleet)
     names = sorted(
-        {name for names in peers.share(sorted({n for named in here.values() for n in named})) for name in names}
+        {
+            name
+            for names in world.all_gather_json(sorted({n for named in here.values() for n in named}))
+            for name in names
+        }
     )
     if not names:
         return {}
@@ -50,9 +50,9 @@ def means(fleet: Fleet, up: Sequence[bool], peers: Peers | Alone) -> dict[str, T
         }
         for w in range(fleet.num_workers)
     }
-    copies = peers.collect(all_of_them)
+    copies = world.gather_to_server(all_of_them)
     some = [w for w in copies if up[w]] or list(copies)
-    return {name: _mean(torch.stack([copies[w][name] for w in some])) for name in names if peers.first}
+    return {name: _mean(torch.stack([copies[w][name] for w in some])) for name in names if world.first}
 
 
 def _mean(copies: Tensor) -> Tensor:

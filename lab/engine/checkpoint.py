@@ -135,6 +135,6 @@ def restore_(trainer: Trainer, checkpoint: Checkpoint) -> None:
     trainer.t, trainer.drift.averaged = checkpoint.step, extra.get("drift", checkpoint.step)
     trainer.last_up, trainer.fleet.up = extra["last_up"], extra["up"]
     for block in layout.blocks:
-        trainer.peers.saw(block, trainer.fleet.up)
+        trainer.world.note_up(block, trainer.fleet.up)
     for knob, value in extra.get("knobs", {}).items():
         trainer.turn(knob, value)

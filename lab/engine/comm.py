@@ -10,19 +10,15 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from lab.engine.codecs import Codec
 from lab.engine.fleet import Block, Fleet, Stack, at_least_float32
-from lab.engine.world import Alone
+from lab.engine.world import Contribution, Named, OneProcess, World
 from lab.errors import RecipeError
 from lab.events import Sent
-
-if TYPE_CHECKING:
-    from lab.processes.peers import Peers
 
 
 class Ledger:
@@ -63,13 +59,6 @@ class Ledger:
         return sum(self.by(worker=worker).values())
 
 
-Encoded = dict[int, tuple[Tensor, ...]]  # what a codec made of rows, by worker
-Named = Mapping[int, Mapping[str, Tensor]]  # tensors by worker and name
-Unfinished = tuple[
-    Mapping[int, float], Encoded, Tensor
-]  # a mean: weights of all workers; rows of those here; their part
-
-
 @dataclass(frozen=True)
 class Meeting:
     """What an observer sees when copies come together, before anything is done with the result."""
@@ -90,14 +79,14 @@ class Communicator:
         the workers; ``fleet.up`` says who takes part.
     codecs
         what travels instead of a state's tensors, by state name. Methods do not know about it.
-    peers
+    world
         the other processes, where the workers are spread over several. Each writes the same ledger: that of all workers.
     """
 
-    def __init__(self, fleet: Fleet, codecs: Mapping[str, Codec] | None = None, peers: Peers | Alone | None = None):
+    def __init__(self, fleet: Fleet, codecs: Mapping[str, Codec] | None = None, world: World | None = None):
         self.fleet = fleet
         self.codecs = dict(codecs or {})
-        self.peers = peers or Alone()
+        self.world = world or OneProcess()
         self.ledger = Ledger()
         self.t = 0  # the local step that is being finished
         self.residuals: dict[str, Stack] = {}  # what error feedback still owes, by state
@@ -137,13 +126,13 @@ class Communicator:
         up = self.fleet.up if among is None else among
         agreed: list[Tensor] = []
         sent: dict[tuple[int, ...], dict[str, int]] = {}
-        unfinished: list[Unfinished] = []
+        unfinished: list[Contribution] = []
 
-        def of_own(copies: Tensor, rows: list[int], weights: Mapping[int, float], base: Tensor | None) -> Unfinished:
+        def of_own(copies: Tensor, rows: list[int], weights: Mapping[int, float], base: Tensor | None) -> Contribution:
             """What the rows here add to the mean of the ``i``-th block, and what a codec makes of each of them."""
             dtype = at_least_float32(copies.dtype)
             part = copies.new_zeros(1 if to_server else min(1, len(copies)), block.numel, dtype=dtype)
-            encoded, workers = Encoded(), [block.holders[r] for r in rows]
+            encoded, workers = dict[int, tuple[Tensor, ...]](), [block.holders[r] for r in rows]
             if codec is not None:
                 for row, worker in zip(rows, workers, strict=True):
                     x = copies[row] if base is None else copies[row] - base[0]
@@ -158,7 +147,7 @@ class Communicator:
                     part = weights_H[None] @ some.to(dtype)
                 if base is not None:
                     part = part - (base if all_here else base * weights_H.sum())
-            return weights, encoded, part.to(copies.dtype)
+            return Contribution(weights, encoded, part.to(copies.dtype))
 
         for i, (block, copies) in enumerate(zip(stack.layout.blocks, stack.blocks, strict=True)):
             workers, rows = tuple(w for w in block.everywhere if up[w]), stack.rows(i, up)
@@ -174,13 +163,13 @@ class Communicator:
                 agreed.append(copies[:1])
                 continue
             own = of_own(copies, rows, _normalised(weights_W, workers), base)
-            each = {sum(x.nbytes for x in row) for row in own[1].values()} or {_payload(codec, block, copies)}
+            each = {sum(x.nbytes for x in row) for row in own.encoded.values()} or {_payload(codec, block, copies)}
             if len(each) > 1:
                 raise AssertionError(f"codec {codec!r} sent rows of unequal size")
             _count(sent, workers, block.group, *each)
-            agreed.append(own[2])
+            agreed.append(own.part)
             unfinished += [own] if to_server or len(rows) < len(workers) else []
-        self.peers.finish_(unfinished, codec, to_server)
+        self.world.reduce_(unfinished, codec, to_server)
         if self.observer is not None and not self.fleet.params.blocks[0].is_meta:
             means = agreed if minus is None else [a + b for a, b in zip(agreed, minus.blocks, strict=True)]
             plain = codec is None and weights_W is None and among is None and not to_server
@@ -211,8 +200,8 @@ class Communicator:
             knows = [w for w in block.everywhere if (not receives[w] if known_by is None else known_by[w])]
             if workers:
                 _count(sent, workers, block.group, block.numel * x.itemsize)
-                moves.append((knows or self.peers.knows(block), workers, x))
-        self.peers.bring_(moves)
+                moves.append((knows or self.world.owners(block), workers, x))
+        self.world.broadcast_newest_(moves)
         if stack is not agreed:
             stack.copy_(agreed, receives)
         self._write("broadcast", state, sent)
@@ -251,7 +240,7 @@ class Communicator:
             for name, w in product(block.names, workers):
                 out[w][name] = stack.cell_or_shape(name, w)
         self._write("gather", state, sent)
-        handed = self.peers.collect(out)
+        handed = self.world.gather_to_server(out)
         if self.observer is not None:
             self.observer(Meeting(state, stack, None, handed=handed))
         return handed
@@ -264,12 +253,12 @@ class Communicator:
         if self.observer is not None:
             self.observer(Meeting(state, of, None))
         self._write_each("gather", tensors, state)
-        return self.peers.collect(tensors)
+        return self.world.gather_to_server(tensors)
 
     def hand_out(self, tensors: Named, state: str) -> Named:
         """A server hands tensors of its own making to workers, by worker and name: what those here (at the server: all) got."""
         self._write_each("broadcast", tensors, state)
-        return self.peers.deal(tensors)
+        return self.world.scatter_from_server(tensors)
 
     def agreed(self, stack: Stack, among: Sequence[bool] | None = None, otherwise: Stack | None = None) -> Stack:
         """The mean over the holders that are up (or marked in ``among``): for looking at it. Nothing is sent or counted.
@@ -277,7 +266,7 @@ class Communicator:
         Where there are none: the values in ``otherwise``, or the mean of the last copies.
         """
         blocks: list[Tensor] = []
-        unfinished: list[Unfinished] = []
+        unfinished: list[Contribution] = []
         for i, (block, copies) in enumerate(zip(stack.layout.blocks, stack.blocks, strict=True)):
             workers = [w for w in block.everywhere if (self.fleet.up if among is None else among)[w]]
             if not workers and otherwise is not None:
@@ -286,7 +275,7 @@ class Communicator:
             held_by = workers or block.everywhere
             rows = [row for row, w in enumerate(block.holders) if w in held_by]
             blocks.append(_mean(copies, rows, held_by, unfinished))
-        self.peers.finish_(unfinished, None)
+        self.world.reduce_(unfinished, None)
         return Stack(stack.layout, blocks)
 
     def _through(
@@ -334,7 +323,7 @@ def _payload(codec: Codec | None, block: Block, like: Tensor) -> int:
     return sum(x.nbytes for x in codec.encode(like.new_zeros(block.numel)))
 
 
-def _mean(copies: Tensor, rows: Sequence[int], workers: Sequence[int], unfinished: list[Unfinished]) -> Tensor:
+def _mean(copies: Tensor, rows: Sequence[int], workers: Sequence[int], unfinished: list[Contribution]) -> Tensor:
     """The plain mean over the copies of ``workers``, of which those in ``rows`` are here."""
     if copies.is_meta:  # a dry run: the shape of one row is enough
         return copies[:1]
@@ -343,7 +332,7 @@ def _mean(copies: Tensor, rows: Sequence[int], workers: Sequence[int], unfinishe
         return some.mean(0, keepdim=True)
     dtype = at_least_float32(copies.dtype)
     part = (some.sum(0, keepdim=True, dtype=dtype)[: len(copies)] / len(workers)).to(copies.dtype)
-    unfinished.append((dict.fromkeys(workers, 1 / len(workers)), {}, part))
+    unfinished.append(Contribution(dict.fromkeys(workers, 1 / len(workers)), {}, part))
     return part
 
 

@@ -58,9 +58,8 @@ class Block:
     offsets: tuple[int, ...]  # first element of each tensor in a row
     numel: int  # P
     unit: str | None = None  # what moves between workers as one (an expert); None: stays where it is
-    since: tuple[
-        int, ...
-    ] = ()  # of a unit: the local step in which it came to each of ``everywhere``, 0 from the start
+    # Of a unit: the local step in which it came to each of ``everywhere``, 0 from the start.
+    since: tuple[int, ...] = ()
 
     @cached_property
     def index(self) -> Tensor:
@@ -233,6 +232,10 @@ def worker_norms(stack: Stack) -> Tensor:
     return square_W.sqrt()
 
 
+# Called with the blocks that got other holders, as they were, and of each that has other rows here now, whose row each was.
+Relabelled = Callable[[Mapping[int, Block], Mapping[int, Sequence[int | None]]], None]
+
+
 class Fleet:
     """The workers of a run, those of this process with their numbers.
 
@@ -275,8 +278,7 @@ class Fleet:
         self.threads = max(1, min(len(self.mine), threads or num_cores()))
         if self.device.type not in ("cpu", "meta"):
             self.threads = 1  # a GPU takes one launch after another
-        # Called with the blocks that got other holders and, for each that has other rows here now, whose row each was.
-        self.rows_moved: Callable[[Mapping[int, Block], Mapping[int, Sequence[int | None]]], None] = lambda *_: None
+        self.when_relabelled: list[Relabelled] = []
         self._pool: ThreadPoolExecutor | None = None
 
         dry = self.device.type == "meta"
@@ -351,7 +353,8 @@ class Fleet:
                 rows[i] = was
             concerned |= {w for w, old in pairs if i in rows or w != old}
             self.layout.blocks[i] = replace(block, everywhere=held_by, holders=here, since=since)
-        self.rows_moved(before, rows)
+        for call in self.when_relabelled:
+            call(before, rows)
         if self.device.type == "meta":
             return
         for w in sorted(concerned & set(self.mine)):

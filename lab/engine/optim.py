@@ -12,7 +12,7 @@ import itertools
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from pydantic import Field
@@ -20,13 +20,10 @@ from torch import Tensor
 
 from lab.config import Fraction, Positive, config
 from lab.engine.fleet import Stack
+from lab.engine.state import State
 from lab.errors import RecipeError, one_of, shown
 from lab.optimizers import ADOPT, QHADOPT, QHM, SGDM, FedAdam, FedMom, FedYogi, PlainAdam, QHAdam
 from lab.optimizers.options import checked_options
-
-if TYPE_CHECKING:
-    from lab.engine.state import State
-
 
 ELEMENTWISE: dict[str, type[torch.optim.Optimizer]] = {
     "AdamW": torch.optim.AdamW,
@@ -318,7 +315,7 @@ def take_over_(
     params: Stack,
     workers: Sequence[int],
     known_by: Sequence[bool],
-    tell: Callable[[Mapping[int, Any]], dict[int, Any]],
+    all_gather: Callable[[Mapping[int, Any]], dict[int, Any]],
 ) -> None:
     """Workers that were just sent the mean states of others also take over how many steps these have taken.
 
@@ -328,8 +325,8 @@ def take_over_(
     ----------
     known_by
         marks the workers of whose states it was the mean.
-    tell
-        `lab.processes.peers.Peers.tell`: makes what is known of workers here known to all processes.
+    all_gather
+        `lab.engine.world.World.all_gather_by_worker`.
     """
     if params.blocks[0].is_meta:
         return
@@ -340,7 +337,7 @@ def take_over_(
         counts = _counts(optimizer.state.get(leaf, {}), len(workers_here))
         for row, w in enumerate(workers_here):
             mine[w][i] = {name: of_rows[row] for name, of_rows in counts.items()}
-    everyones = tell({w: list(of_blocks.items()) for w, of_blocks in mine.items()})
+    everyones = all_gather({w: list(of_blocks.items()) for w, of_blocks in mine.items()})
     known = {w: {i: dict(counts) for i, counts in of_blocks} for w, of_blocks in everyones.items()}
     for leaf, (i, part) in places:
         everywhere = params.layout.blocks[i].everywhere

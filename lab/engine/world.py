@@ -1,11 +1,15 @@
-"""What a run in one process has instead of peers, and what it has to say in either case."""
+"""The processes that the workers of a run are spread over, in the words of `torch.distributed`.
+
+Process p of P holds the workers p·N/P … (p+1)·N/P − 1 of N. With one process (`OneProcess`) nothing has to travel; with several
+(`lab.processes.peers.ManyProcesses`) all of them run the same loop. Methods, probes and folders know neither: they call a `World`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
 
@@ -13,74 +17,142 @@ from lab.engine.codecs import Codec
 from lab.engine.fleet import Block, Stack
 from lab.events import Drifted, Event, Stepped
 
-if TYPE_CHECKING:
-    from lab.engine.comm import Communicator, Named, Unfinished
-    from lab.engine.state import State
-    from lab.processes.peers import Peers
+K = TypeVar("K")
+Named = Mapping[int, Mapping[str, Tensor]]  # tensors by worker and name
 
 
-class Alone:
-    """No other process: all workers are in this one. With several, `lab.processes.peers.Peers` does what this leaves out."""
+@dataclass(frozen=True)
+class Contribution:
+    """What the rows of this process add to the mean of a block."""
 
-    mine: Sequence[int] | None = None  # the workers of this process; None: all
-    first = True  # whether this process evaluates the model and writes the run down
-    num = 1  # processes
-    every_step = True  # whether they meet in every step, so that losses are known at once
+    weights: Mapping[int, float]  # what each worker of the mean counts, in all processes; the sum is 1
+    encoded: Mapping[int, tuple[Tensor, ...]]  # what a codec made of the rows here, by worker; empty without a codec
+    part: Tensor  # [1, P], the weighted sum over the rows here; [0, P] where no row of the block is
 
-    def attach_(self, state: State, comm: Communicator) -> None:
-        """A run begins with this."""
 
-    def knows(self, block: Block) -> Sequence[int]:
-        """Workers whose processes have the latest agreed values of a block."""
-        return block.everywhere
+class World(Protocol):
+    """All processes make the same calls in the same order; a call returns when what this process sends and receives is through.
 
-    def saw(self, block: Block, up: Sequence[bool]) -> None:
-        """Who is up from now on."""
+    Every method raises LabError (`lab.processes.peers.PeerLost`) if a process has ended or does not answer in time.
+    """
 
-    def finish_(self, means: Sequence[Unfinished], codec: Codec | None, to_server: bool = False) -> None:
-        """Complete each mean, in place, with the parts of the other processes that have a worker in it.
+    @property
+    def num(self) -> int:
+        """P, processes."""
 
-        ``to_server``: only at the first process.
+    @property
+    def mine(self) -> Sequence[int] | None:
+        """The workers of this process; None: all."""
+
+    @property
+    def first(self) -> bool:
+        """Whether this process is the server: it evaluates the model, keeps the events and writes the run folder."""
+
+    @property
+    def meets_every_step(self) -> bool:
+        """Whether all processes wait for each other in every step, so that losses are known at once."""
+
+    def begin_(self, served: bool) -> None:
+        """A run begins. ``served``: its first process keeps the agreed states, not the holders. Nothing is sent."""
+
+    def note_up(self, block: Block, up: Sequence[bool], all_know: bool = False) -> None:
+        """From now on these are up; ``all_know``: all holders have just received what is agreed. Nothing is sent."""
+
+    def owners(self, block: Block) -> Sequence[int]:
+        """Workers whose processes have the newest agreed values of a block. Nothing is sent."""
+
+    def reduce_(self, means: Sequence[Contribution], codec: Codec | None, to_server: bool = False) -> None:
+        """Complete the ``part`` ``[1, P]`` of each mean, in place: the sum over the processes that have a worker in it.
+
+        Only those exchange anything, and what goes to the same of them travels as one buffer. ``to_server``: all send to the
+        first process, which alone has the sum then.
         """
 
-    def collect(self, tensors: Named) -> Named:
-        """At the first process the tensors of all workers; at others what they look like."""
-        return tensors
+    def all_gather_json(self, value: Any) -> list[Any]:
+        """The small JSON values of all processes, ``[P]``, at each of them."""
 
-    def deal(self, tensors: Named) -> Named:
-        """What workers here receive of these tensors of the first process; there, all."""
-        return tensors
+    def all_gather_by_worker(self, values: Mapping[int, Any]) -> dict[int, Any]:
+        """Small JSON values of the workers here: those of all workers, at each process."""
 
-    def tell(self, values: Mapping[int, Any]) -> dict[int, Any]:
-        """Small JSON values of workers here: those of all workers."""
-        return dict(values)
+    def gather_to_server(self, tensors: Mapping[int, Mapping[K, Tensor]]) -> Mapping[int, Mapping[K, Tensor]]:
+        """Tensors by worker and key; those of workers elsewhere are given by their shape, on ``meta``.
 
-    def bring_(self, moves: Sequence[tuple[Sequence[int], Sequence[int], Tensor]]) -> None:
-        """Copy each tensor, in place, from a process of the workers that know it to those of the workers that do not."""
+        Returns all of them at the first process; elsewhere their shapes. Nobody but the first process waits.
+        """
 
-    def told(self, agreed: Stack) -> Stack:
-        """A server's state, which all processes know then as far as their workers hold it."""
-        return agreed
+    def scatter_from_server(self, tensors: Named) -> Named:
+        """Tensors of the first process for workers everywhere: there all, elsewhere those of the workers here.
 
-    def whole(self, agreed: Stack, known_by: Sequence[bool]) -> Stack:
-        """An agreed state with all its blocks, at the first process."""
-        return agreed
+        Elsewhere only their shapes are read. Workers that get the same mapping get it once a process.
+        """
 
-    def everyone(self, stack: Stack) -> Stack:
-        """At the first process the copies of all workers, for looking at them; elsewhere of use to nobody."""
-        return stack
+    def broadcast_newest_(self, moves: Sequence[tuple[Sequence[int], Sequence[int], Tensor]]) -> None:
+        """Of each (workers that know it, workers to receive it, tensor): copy it, in place, to processes that do not know it.
 
-    def share(self, value: Any) -> list[Any]:
-        """The small JSON values of all processes, at each of them."""
+        Under a server its process is the one that knows.
+        """
+
+    def sync_server_state(self, agreed: Stack) -> Stack:
+        """The server's state ``[1, P]`` of each block is copied, in place, to the processes that hold the block."""
+
+    def gather_blocks(self, agreed: Stack, known_by: Sequence[bool]) -> Stack:
+        """At the first process an agreed state with all its blocks ``[1, P]``, from workers marked in ``known_by``."""
+
+    def gather_copies(self, stack: Stack) -> Stack:
+        """At the first process the copies of all workers, ``[holders everywhere, P]``; elsewhere ``stack`` as it is."""
+
+
+class OneProcess:
+    """No other process: all workers are in this one, and everything is where it is needed."""
+
+    mine: Sequence[int] | None = None
+    first = True
+    num = 1
+    meets_every_step = True
+
+    def begin_(self, served: bool) -> None:
+        pass
+
+    def note_up(self, block: Block, up: Sequence[bool], all_know: bool = False) -> None:
+        pass
+
+    def owners(self, block: Block) -> Sequence[int]:
+        return block.everywhere
+
+    def reduce_(self, means: Sequence[Contribution], codec: Codec | None, to_server: bool = False) -> None:
+        pass
+
+    def all_gather_json(self, value: Any) -> list[Any]:
         return [value]
 
+    def all_gather_by_worker(self, values: Mapping[int, Any]) -> dict[int, Any]:
+        return dict(values)
 
-def with_all_workers(told: Sequence[Event], mine: Sequence[int], peers: Peers | Alone) -> list[Event]:
+    def gather_to_server(self, tensors: Mapping[int, Mapping[K, Tensor]]) -> Mapping[int, Mapping[K, Tensor]]:
+        return tensors
+
+    def scatter_from_server(self, tensors: Named) -> Named:
+        return tensors
+
+    def broadcast_newest_(self, moves: Sequence[tuple[Sequence[int], Sequence[int], Tensor]]) -> None:
+        pass
+
+    def sync_server_state(self, agreed: Stack) -> Stack:
+        return agreed
+
+    def gather_blocks(self, agreed: Stack, known_by: Sequence[bool]) -> Stack:
+        return agreed
+
+    def gather_copies(self, stack: Stack) -> Stack:
+        return stack
+
+
+def with_all_workers(events: Sequence[Event], mine: Sequence[int], world: World) -> list[Event]:
     """The same events with the losses and distances of all workers: each process knows those of its own, who are in a row."""
-    known = [[x[w] for w in mine] for event in told for x in _by_worker(event)]
-    whole = (list(chain(*parts)) for parts in zip(*peers.share(known), strict=True))
+    known = [[x[w] for w in mine] for event in events for x in _by_worker(event)]
+    whole = (list(chain(*parts)) for parts in zip(*world.all_gather_json(known), strict=True))
     out: list[Event] = []
-    for event in told:
+    for event in events:
         match event:
             case Stepped():
                 event = replace(event, loss_W=next(whole))

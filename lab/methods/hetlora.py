@@ -80,7 +80,7 @@ class HetLoRA:
         start_(s, to, self.inner_states, at_round=(t - 1) % self.sync_every == 0)
         if s.fleet.device.type != "meta":
             here = {w: float(self.tail(s.fleet.modules[w], ranks[w]).detach()) for w in to if w in s.fleet.mine}
-            for w, tail in comm.peers.tell(here).items():
+            for w, tail in comm.world.all_gather_by_worker(here).items():
                 s.facts["tails"][w] = tail
 
     def regularised(self, s: State) -> Loss:
@@ -110,7 +110,7 @@ class HetLoRA:
         for w in up if not dry else ():
             if w in s.fleet.mine and float(self.tail(s.fleet.modules[w], ranks[w])) < s.facts["tails"][w]:
                 pruned[w] = max(1, math.floor(self.gamma * ranks[w]))
-        for w, rank in comm.peers.tell(pruned).items():
+        for w, rank in comm.world.all_gather_by_worker(pruned).items():
             ranks[w] = rank
         rescale_(s, up, up=True)
         cut: dict[int, dict[str, Tensor]] = {}

@@ -12,10 +12,11 @@ from typing import Literal
 
 import torch
 
-from lab.engine.comm import Communicator, Named
+from lab.engine.comm import Communicator
 from lab.engine.fleet import Fleet, Layout, Stack
 from lab.engine.optim import Optimizer, reset_
 from lab.engine.state import State
+from lab.engine.world import Named
 from lab.errors import RecipeError
 from lab.methods.lora_factors import Adapters, Pair
 

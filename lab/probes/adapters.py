@@ -6,21 +6,17 @@ Legend: M segments, K clients that take part.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lab.engine.comm import Meeting, Named
+from lab.engine.comm import Meeting
 from lab.engine.fleet import Fleet, Stack
-from lab.engine.world import Alone
+from lab.engine.world import Named, World
 from lab.events import Covered, Truncated
 from lab.methods.lora_factors import Adapters, Pair, mean, padded, product_norm, refactored, samples, stacked
 from lab.models.lora import cut_to
-
-if TYPE_CHECKING:
-    from lab.processes.peers import Peers
 
 
 class AdapterWatch:
@@ -31,8 +27,8 @@ class AdapterWatch:
     in a step with an evaluation; at others the bias is only known where the method itself gathers them.
     """
 
-    def __init__(self, fleet: Fleet, adapters: Adapters, samples_W: Sequence[int] | None, peers: Peers | Alone):
-        self.fleet, self.adapters, self.samples_W, self.peers = fleet, adapters, samples_W, peers
+    def __init__(self, fleet: Fleet, adapters: Adapters, samples_W: Sequence[int] | None, world: World):
+        self.fleet, self.adapters, self.samples_W, self.world = fleet, adapters, samples_W, world
         self.last_M = [0] * len(adapters.bounds)  # local step in which each segment was handed in last
         self.covered: tuple[list[list[int]], list[float], float | None] | None = None
 
@@ -45,12 +41,12 @@ class AdapterWatch:
         p = samples(self.samples_W, up, "samples")
         reach = [[w for w in up if adapters.ranks_W[w] >= high] for high in adapters.bounds]
         handed = meeting.handed
-        if adapters.lora.train == "both" and handed is None and (evaluated or self.peers.mine is None):
+        if adapters.lora.train == "both" and handed is None and (evaluated or self.world.mine is None):
             place, blocks = params.layout.place, params.layout.blocks
             held = {w: [n for n in place if w in blocks[place[n][0]].everywhere] for w in up}
-            handed = self.peers.collect({w: {n: params.cell_or_shape(n, w) for n in held[w]} for w in up})
+            handed = self.world.gather_to_server({w: {n: params.cell_or_shape(n, w) for n in held[w]} for w in up})
         bias = 0.0 if adapters.lora.train != "both" else None
-        if bias is None and handed is not None and self.peers.first:
+        if bias is None and handed is not None and self.world.first:
             bias = self.bias(handed, p)
         self.covered = reach, [sum(p[w] for w in workers) for workers in reach], bias
 

@@ -49,7 +49,7 @@ class DriftWatch:
         mean = mean if mean is not None else self.comm.agreed(params)
         agreed = [s for name, s in shared.items() if name.split(".")[0] == "params"]  # whole, or by fragments
         if self.state.served:
-            agreed = [self.comm.peers.told(s) for s in agreed]
+            agreed = [self.comm.world.sync_server_state(s) for s in agreed]
         pairs = [(part(params, s.names()) if s.layout is not params.layout else params, s) for s in agreed]
         self.new.append(Drifted(t, root_W(*squares_W([(params, mean)], up)), root_W(*squares_W(pairs, up))))
 

@@ -76,7 +76,7 @@ class Looks:
             yield from trainer.measures.after(t)
         if agreed is None:
             return
-        whole, first = trainer.peers.whole(agreed, trainer.last_up), trainer.peers.first
+        whole, first = trainer.world.gather_blocks(agreed, trainer.last_up), trainer.world.first
         if self.evaluates(t):
             yield from self._of_buffers(t)
             yield self._evaluated(t, agreed, whole)
@@ -102,9 +102,9 @@ class Looks:
         trainer = self.trainer
         square_W, count_W = squares_W([(trainer.state.local["params"], agreed)], trainer.last_up)
         found: tuple[float, dict[str, float]] = 0.0, {}
-        if trainer.peers.first:
+        if trainer.world.first:
             found = self.validation_loss(whole), self.scores(trainer.fleet.whole_model(whole))
-        seen = trainer.peers.share([sum(square_W), sum(count_W), *found])
+        seen = trainer.world.all_gather_json([sum(square_W), sum(count_W), *found])
         loss, scores = seen[0][2:]
         if not math.isfinite(loss):
             raise Diverged(f"the averaged model's validation loss is {loss} after step {t}")

@@ -119,19 +119,19 @@ class Measures:
             before = self.remembered["moved"].cell(name, worker) if "moved" in self.remembered else None
             if before is not None and before.any():
                 values[f"{name} basis similarity"] = [metrics.basis_similarity(_leading(before)[0], U)]
-        parts = self.trainer.peers.share(found)
+        parts = self.trainer.world.all_gather_json(found)
         return Measured(t, "spectrum", {k: v for n in moved.names() for p in parts for k, v in p.get(n, {}).items()})
 
     def _every(self, t: int) -> Iterator[Measured]:
-        trainer, peers = self.trainer, self.trainer.peers
+        trainer, world = self.trainer, self.trainer.world
         if "gradients" in self.names:
             norms = {"all": metrics.gradient_norms(trainer)}
             norms |= metrics.norms_by_group(trainer.state.grads, trainer.recipe.num_workers)
-            told = peers.tell({w: [_plain(x[w]) for x in norms.values()] for w in trainer.fleet.mine})
+            told = world.all_gather_by_worker({w: [_plain(x[w]) for x in norms.values()] for w in trainer.fleet.mine})
             yield Measured(t, "gradients", dict(zip(norms, map(list, zip(*told.values(), strict=True)), strict=True)))
         if "rates" in self.names:
             yield from self._rates(t)
-        if "activations" in self.names and peers.first:
+        if "activations" in self.names and world.first:
             yield Measured(
                 t, "activations", {k or "model": [_plain(v)] for k, v in metrics.activations(trainer).items()}
             )
@@ -146,7 +146,7 @@ class Measures:
                 here[name] = metrics.changed(stack, self.remembered[f"rates {name}"])
             if stack.layout is layout:
                 self.remembered[f"rates {name}"] = stack.clone()
-        parts = self.trainer.peers.share(here)
+        parts = self.trainer.world.all_gather_json(here)
         names = dict.fromkeys(name for p in parts for name in p)
         sums = {n: [sum(x) for x in zip(*(p[n] for p in parts if n in p), strict=True)] for n in names}
         if sums:

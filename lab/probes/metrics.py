@@ -103,7 +103,7 @@ def noise(trainer: Trainer) -> float:
     big = trainer.comm.agreed(fleet.grads)
     once = [x for b, x in zip(big.layout.blocks, big.blocks, strict=True) if b.everywhere[0] in fleet.mine]
     here = [_size(once), float(inner_products(fleet.grads, fleet.grads, n).sum())]
-    size_big, sizes = (sum(x) for x in zip(*trainer.peers.share(here), strict=True))
+    size_big, sizes = (sum(x) for x in zip(*trainer.world.all_gather_json(here), strict=True))
     return _noise_scale(size_big, sizes / n, n, trainer.recipe.batch_size)
 
 
@@ -202,16 +202,18 @@ class Watch:
 
     @torch.no_grad()
     def _look(self) -> None:
-        s, n, peers = self.s, self.s.fleet.num_workers, self.comm.peers
+        s, n, world = self.s, self.s.fleet.num_workers, self.comm.world
         now, up, momentum = s.local["params"], torch.tensor(s.fleet.up), s.shared.get(self.momentum)
         moved = Stack(now.layout, [a - b for a, b in zip(self.start.blocks, now.blocks, strict=True)])
         local = s.local.get(self.momentum)
         if local is not None:
-            momentum = peers.everyone(local) if local.layout is now.layout else None  # that of LoRDO has its own shapes
+            momentum = (
+                world.gather_copies(local) if local.layout is now.layout else None
+            )  # that of LoRDO has its own shapes
         elif momentum is not None:
-            momentum = peers.whole(momentum, s.fleet.up)
-        moved, now = peers.everyone(moved), peers.everyone(now)
-        if not peers.first:
+            momentum = world.gather_blocks(momentum, s.fleet.up)
+        moved, now = world.gather_copies(moved), world.gather_copies(now)
+        if not world.first:
             return
         if local is not None and momentum is not None:
             momentum = self.comm.agreed(momentum)

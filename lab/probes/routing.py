@@ -8,19 +8,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from lab.engine.fleet import Block, Fleet, Stack, wide
-from lab.engine.world import Alone
+from lab.engine.world import World
 from lab.events import Routed, Saturated
 from lab.recipes.placement import Experts
-
-if TYPE_CHECKING:
-    from lab.processes.peers import Peers
 
 PROBE_WINDOWS = 8  # validation windows on which the agreed model's choices are followed
 DEAD = 0.01  # an expert is dead below this share of a uniform load
@@ -50,8 +47,8 @@ class Watch:
     Reads only. What it remembers (the agreed model's choices at every look, two bytes each) goes into checkpoints.
     """
 
-    def __init__(self, fleet: Fleet, probe: Tensor, experts: Experts, peers: Peers | Alone):
-        self.fleet, self.probe, self.peers = fleet, probe, peers  # probe: [windows, T] token ids
+    def __init__(self, fleet: Fleet, probe: Tensor, experts: Experts, world: World):
+        self.fleet, self.probe, self.world = fleet, probe, world  # probe: [windows, T] token ids
         self.num_layers, self.num_experts = len(experts.table), len(experts.table[0])
         self.steps: list[int] = []
         self.choices: list[Tensor] = []  # of each look, [L, N, k] int16
@@ -93,11 +90,11 @@ class Watch:
             mine[0].append([self._load(r) for r in layers] or None)
             mine[1].append([_ghost_fraction(r) for r in layers] or None)
             mine[2].append([_entropy(r.mean_gate) for r in layers] or None)
-        load, ghosts, entropy = (list(chain(*parts)) for parts in zip(*self.peers.share(mine), strict=True))
+        load, ghosts, entropy = (list(chain(*parts)) for parts in zip(*self.world.all_gather_json(mine), strict=True))
         return Routed(t, load, ghosts, entropy, agreed_load, churn_L, self._divergence())
 
     def _divergence(self) -> list[list[float | None]]:
-        parts = self.peers.share(self.divergence_LE)
+        parts = self.world.all_gather_json(self.divergence_LE)
         cells = ([[p[layer][e] for p in parts] for e in range(self.num_experts)] for layer in range(self.num_layers))
         return [[sum(x for x in c if x is not None) if c.count(None) < len(c) else None for c in row] for row in cells]
 
@@ -115,7 +112,7 @@ class Watch:
 
     def restore(self, tensors: dict[str, Tensor], extra: dict[str, Any]) -> None:
         self.steps = list(extra["steps"])
-        if self.peers.first:
+        if self.world.first:
             self.divergence_LE = extra["divergence"]
         self.choices = list(tensors["watch/choices"]) if "watch/choices" in tensors else []
 

@@ -13,7 +13,7 @@ STORE = "ISTHMUS_STORE"  # the file in which processes of one machine meet, wher
 
 
 @dataclass(frozen=True)
-class World:
+class Launched:
     """This process among those of a run."""
 
     index: int  # of this process, from 0
@@ -49,7 +49,7 @@ def several() -> bool:
     return os.environ.get("WORLD_SIZE", "").strip() not in ("", "1")
 
 
-def world() -> World | None:
+def launched() -> Launched | None:
     """This process among several; None where it is alone.
 
     Raises
@@ -70,7 +70,7 @@ def world() -> World | None:
     index = _number("RANK", 0, num - 1)
     local_num = _number("LOCAL_WORLD_SIZE", 1, num) if os.environ.get("LOCAL_WORLD_SIZE", "").strip() else None
     local = _number("LOCAL_RANK", 0, (local_num or num) - 1) if os.environ.get("LOCAL_RANK", "").strip() else index
-    return World(index, num, local, local_num, os.environ["MASTER_ADDR"].strip(), _number("MASTER_PORT", 0, 65535))
+    return Launched(index, num, local, local_num, os.environ["MASTER_ADDR"].strip(), _number("MASTER_PORT", 0, 65535))
 
 
 def _number(name: str, least: int, most: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -11,14 +12,19 @@ from lab.engine.comm import Communicator
 from lab.engine.fleet import Block
 from lab.engine.optim import states
 from lab.engine.state import State
-from lab.processes.peers import Peers
+from lab.engine.world import World
+
+
+def follow_rows(state: State, comm: Communicator, world: World) -> None:
+    """Whenever blocks of this fleet get other holders, rows come and go in all its states."""
+    state.fleet.when_relabelled.append(partial(regrow_, state, comm, world))
 
 
 @torch.no_grad()
 def regrow_(
     state: State,
     comm: Communicator,
-    peers: Peers,
+    world: World,
     before: Mapping[int, Block],
     rows: Mapping[int, Sequence[int | None]],
 ) -> None:
@@ -41,12 +47,12 @@ def regrow_(
         for stack in state.shared.values():
             if now.holders and not len(stack.blocks[i]):
                 stack.blocks[i] = stack.blocks[i].new_empty(1, now.numel)
-            moves.append((peers.knows(old), now.everywhere, stack.blocks[i]))
-    peers.bring_(moves)
+            moves.append((world.owners(old), now.everywhere, stack.blocks[i]))
+    world.broadcast_newest_(moves)
     for i in before:
         for stack in state.shared.values() if not layout.blocks[i].holders else ():
             stack.blocks[i] = stack.blocks[i][:0].clone()
-        peers.saw(layout.blocks[i], fleet.up, all_know=True)
+        world.note_up(layout.blocks[i], fleet.up, all_know=True)
     kept = [fleet.params, fleet.grads, *comm.residuals.values()]
     for i, was in rows.items():
         for stack in kept:

@@ -22,12 +22,11 @@ from torch import Tensor
 from torch._C._distributed_c10d import FileStore, Store, TCPStore
 
 from lab.engine.codecs import Codec
-from lab.engine.comm import Communicator, Encoded, Named, Unfinished
 from lab.engine.fleet import Block, Stack, at_least_float32
-from lab.engine.state import State
+from lab.engine.world import Contribution, K, Named
 from lab.errors import LabError, RecipeError
 from lab.processes import mesh
-from lab.processes.environment import STORE, World, world
+from lab.processes.environment import STORE, Launched, launched
 from lab.processes.rendezvous import file_of_first
 from lab.recipes.compute import only_cpus
 
@@ -41,8 +40,8 @@ class PeerLost(LabError):
     exit_code = 75  # sysexits.h: try again
 
 
-class Peers:
-    """The other processes of a run; `lab.engine.comm.Alone` says what each method is for.
+class ManyProcesses:
+    """Several processes; `lab.engine.world.World` says what each method is for.
 
     Parameters
     ----------
@@ -63,7 +62,7 @@ class Peers:
         self.each = share_out(num_workers, self.num)
         self.mine = self.workers_of(self.index)
         self.first = self.index == 0
-        self.every_step = False
+        self.meets_every_step = False
         self.served = False  # the first process is a server, which keeps the model
         self._known: dict[str | tuple[int, ...], Sequence[int]] = {}
         self._groups: dict[tuple[int, ...], dist.ProcessGroup | None] = {}
@@ -77,60 +76,70 @@ class Peers:
     def processes_of(self, workers: Iterator[int] | Sequence[int] | Mapping[int, Any]) -> tuple[int, ...]:
         return tuple(sorted({w // self.each for w in workers}))
 
-    def attach_(self, state: State, comm: Communicator) -> None:
-        from lab.processes.moving import regrow_
-
+    def begin_(self, served: bool) -> None:
         self._known.clear()
-        self.served = state.served
-        state.fleet.rows_moved = partial(regrow_, state, comm, self)
+        self.served = served
 
-    def knows(self, block: Block) -> Sequence[int]:
-        """Workers whose processes have the latest agreed values of a block: its holders when any of them was up last."""
+    def owners(self, block: Block) -> Sequence[int]:
+        """Those of its holders who were up when any of them was last."""
         return (0,) if self.served else self._known.get(block.unit or block.everywhere, block.everywhere)
 
-    def saw(self, block: Block, up: Sequence[bool], all_know: bool = False) -> None:
-        """Who is up from now on; ``all_know``: all holders have just been told."""
+    def note_up(self, block: Block, up: Sequence[bool], all_know: bool = False) -> None:
         here = [w for w in block.everywhere if up[w]]
         if here or all_know:
             self._known[block.unit or block.everywhere] = here or block.everywhere
 
-    # what the communicator needs
+    # means
 
-    def finish_(self, means: Sequence[Unfinished], codec: Codec | None, to_server: bool = False) -> None:
-        if to_server:
-            self._to_server_(means, codec)
-            return
-        if codec is None or codec.reducible:
+    def reduce_(self, means: Sequence[Contribution], codec: Codec | None, to_server: bool = False) -> None:
+        if codec is not None and not codec.reducible:
+            (self._rows_to_server_ if to_server else self._rows_to_all_)(means, codec)
+        elif to_server:
+            self._sums_to_server_(means, codec)
+        else:
             self._sum_(means, codec)
-            return
-        for (weights, _, mean), heard in zip(means, self._gather(means), strict=True):
-            total = torch.zeros_like(mean, dtype=at_least_float32(mean.dtype))
+
+    def _rows_to_all_(self, means: Sequence[Contribution], codec: Codec) -> None:
+        """Every row travels by itself, to all processes of its mean."""
+        for mean, heard in zip(means, self._all_gather_rows(means), strict=True):
+            total = torch.zeros_like(mean.part, dtype=at_least_float32(mean.part.dtype))
             for worker, row in heard.items():  # in the same order everywhere, so that all have the same sum
-                total[0].add_(codec.decode(row, mean[0]), alpha=weights[worker])
-            mean.copy_(total)
+                total[0].add_(codec.decode(row, mean.part[0]), alpha=mean.weights[worker])
+            mean.part.copy_(total)
 
-    def _to_server_(self, means: Sequence[Unfinished], codec: Codec | None) -> None:
-        """Each mean, in place, becomes the sum of the parts of all its processes, at the first process."""
-        rows = codec is not None and not codec.reducible  # each travels by itself
-        parts: dict[int, dict[str, Tensor]] = {}
-        for k, (weights, encoded, part) in enumerate(means):
-            row = part[0] if len(part) else part.new_empty(part.shape[1])
-            like = (row,) if codec is None else codec.encode(row)
-            for w in weights if rows else [p * self.each for p in self.processes_of(weights)]:
-                mine = (encoded.get(w) if rows else codec.encode(row) if codec else (row,)) if w in self.mine else None
-                named = {f"{k}/{j}": x if mine is None else mine[j] for j, x in enumerate(like)}
-                parts.setdefault(w, {}).update({n: x if mine else x.to("meta") for n, x in named.items()})
-        heard = self.collect(parts)
-        for k, (weights, _, part) in enumerate(means) if self.first else ():
-            total = torch.zeros_like(part[0], dtype=at_least_float32(part.dtype))
-            for w, of_w in heard.items():
-                sent = tuple(x for n, x in of_w.items() if n.startswith(f"{k}/"))
-                if sent:
-                    x = sent[0] if codec is None else codec.decode(sent, part[0])
-                    total.add_(x, alpha=weights[w] if rows else 1.0)
-            part[0] = total
+    def _rows_to_server_(self, means: Sequence[Contribution], codec: Codec) -> None:
+        """Every row travels by itself, to the first process."""
+        rows: dict[int, dict[tuple[int, int], Tensor]] = {}  # by worker, mean, and place in what the codec makes
+        for k, mean in enumerate(means):
+            like = [x.to("meta") for x in codec.encode(mean.part.new_zeros(mean.part.shape[1]))]
+            for w in mean.weights:
+                rows.setdefault(w, {}).update({(k, j): x for j, x in enumerate(mean.encoded.get(w, like))})
+        heard = self.gather_to_server(rows)
+        for k, mean in enumerate(means) if self.first else ():
+            total = torch.zeros_like(mean.part[0], dtype=at_least_float32(mean.part.dtype))
+            for w in heard:
+                if w in mean.weights:
+                    row = tuple(x for (of, _), x in heard[w].items() if of == k)
+                    total.add_(codec.decode(row, mean.part[0]), alpha=mean.weights[w])
+            mean.part[0] = total
 
-    def collect(self, tensors: Named) -> Named:
+    def _sums_to_server_(self, means: Sequence[Contribution], codec: Codec | None) -> None:
+        """The sum over the rows of each process travels to the first one."""
+        sums: dict[int, dict[int, Tensor]] = {}  # by the first worker of a process, and by mean
+        for k, mean in enumerate(means):
+            row = mean.part[0] if len(mean.part) else mean.part.new_empty(mean.part.shape[1])
+            sent = row if codec is None else codec.encode(row)[0]
+            for p in self.processes_of(mean.weights):
+                sums.setdefault(p * self.each, {})[k] = sent if p == self.index else sent.to("meta")
+        heard = self.gather_to_server(sums)
+        for k, mean in enumerate(means) if self.first else ():
+            total = torch.zeros_like(mean.part[0], dtype=at_least_float32(mean.part.dtype))
+            for of_p in heard.values():
+                if k in of_p:
+                    total.add_(of_p[k] if codec is None else codec.decode((of_p[k],), mean.part[0]))
+            mean.part[0] = total
+
+    def gather_to_server(self, tensors: Mapping[int, Mapping[K, Tensor]]) -> Mapping[int, Mapping[K, Tensor]]:
         out = {w: dict(named) for w, named in tensors.items()}
         with listening(self.timeout_seconds):
             for p in range(1, self.num):
@@ -142,7 +151,7 @@ class Peers:
                         out[w][n] = x
         return out if self.first else {w: {n: x.to("meta") for n, x in named.items()} for w, named in out.items()}
 
-    def deal(self, tensors: Named) -> Named:
+    def scatter_from_server(self, tensors: Named) -> Named:
         out = {w: named for w, named in tensors.items() if self.first or w in self.mine}
         with listening(self.timeout_seconds):
             for p in range(1, self.num):
@@ -157,8 +166,8 @@ class Peers:
                     out |= {w: new[id(tensors[w])] for w in to}
         return out
 
-    def tell(self, values: Mapping[int, Any]) -> dict[int, Any]:
-        return dict(sorted((w, x) for part in self.share(list(values.items())) for w, x in part))
+    def all_gather_by_worker(self, values: Mapping[int, Any]) -> dict[int, Any]:
+        return dict(sorted((w, x) for part in self.all_gather_json(list(values.items())) for w, x in part))
 
     def _send_flat(self, tensors: Sequence[Tensor], to: int) -> None:
         if tensors:
@@ -171,13 +180,13 @@ class Peers:
         parts = data.split([x.nbytes for x in like]) if like else ()
         return [part.clone().view(x.dtype).view(x.shape) for part, x in zip(parts, like, strict=True)]
 
-    def _sum_(self, means: Sequence[Unfinished], codec: Codec | None) -> None:
+    def _sum_(self, means: Sequence[Contribution], codec: Codec | None) -> None:
         """Each mean, in place, becomes the sum of the parts of all its processes."""
         together: dict[tuple[tuple[int, ...], torch.dtype], list[Tensor]] = {}
-        for weights, _, part in means:
-            processes = self.processes_of(weights)
+        for mean in means:
+            processes = self.processes_of(mean.weights)
             if len(processes) > 1:
-                together.setdefault((processes, part.dtype), []).append(part)
+                together.setdefault((processes, mean.part.dtype), []).append(mean.part)
         with listening(self.timeout_seconds):
             under_way = []
             for (processes, _), tensors in together.items():
@@ -193,22 +202,24 @@ class Peers:
                 for x, values in zip(tensors, total.split([x.numel() for x in tensors]), strict=True):
                     x.copy_(values.view_as(x))
 
-    def _gather(self, means: Sequence[Unfinished]) -> list[Encoded]:
+    def _all_gather_rows(self, means: Sequence[Contribution]) -> list[dict[int, tuple[Tensor, ...]]]:
         """For each mean in which this process takes part the encoded rows of all its workers, in order; else nothing."""
-        heard: list[Encoded] = [{} for _ in means]
+        heard: list[dict[int, tuple[Tensor, ...]]] = [{} for _ in means]
         together: dict[tuple[int, ...], list[int]] = {}
-        for k, (weights, _, _) in enumerate(means):
-            together.setdefault(self.processes_of(weights), []).append(k)
+        for k, mean in enumerate(means):
+            together.setdefault(self.processes_of(mean.weights), []).append(k)
         with listening(self.timeout_seconds):
             for processes, items in together.items():
                 group = self._group(processes) if len(processes) > 1 else None
                 if self.index not in processes or len(processes) == 1:
                     continue
-                shapes = {k: next(iter(means[k][1].values())) for k in items}  # the same for all rows of a block
-                order = {p: [(k, w) for k in items for w in means[k][0] if self.process_of(w) == p] for p in processes}
+                shapes = {k: next(iter(means[k].encoded.values())) for k in items}  # the same for all rows of a block
+                order = {
+                    p: [(k, w) for k in items for w in means[k].weights if self.process_of(w) == p] for p in processes
+                }
                 each = {k: sum(x.nbytes for x in shapes[k]) for k in items}
                 sizes = [sum(each[k] for k, _ in order[p]) for p in processes]
-                mine = torch.cat([_bytes(x) for k, w in order[self.index] for x in means[k][1][w]])
+                mine = torch.cat([_bytes(x) for k, w in order[self.index] for x in means[k].encoded[w]])
                 for p, data in zip(processes, self._all_gather(mine, sizes, processes, group), strict=True):
                     for k, w in order[p]:
                         row = []
@@ -216,27 +227,31 @@ class Peers:
                             row.append(data[: like.nbytes].clone().view(like.dtype).view(like.shape))
                             data = data[like.nbytes :]
                         heard[k][w] = tuple(row)
-        return [{w: h[w] for w in weights if w in h} for (weights, _, _), h in zip(means, heard, strict=True)]
+        return [{w: h[w] for w in mean.weights if w in h} for mean, h in zip(means, heard, strict=True)]
 
-    def bring_(self, moves: Sequence[tuple[Sequence[int], Sequence[int], Tensor]]) -> None:
-        self.carry([((0,) if self.served else self.processes_of(k), self.processes_of(to), x) for k, to, x in moves])
+    def broadcast_newest_(self, moves: Sequence[tuple[Sequence[int], Sequence[int], Tensor]]) -> None:
+        self.copy_between_(
+            [((0,) if self.served else self.processes_of(k), self.processes_of(to), x) for k, to, x in moves]
+        )
 
-    def told(self, agreed: Stack) -> Stack:
-        self.bring_([((), b.everywhere, x) for b, x in zip(agreed.layout.blocks, agreed.blocks, strict=True)])
+    def sync_server_state(self, agreed: Stack) -> Stack:
+        self.broadcast_newest_(
+            [((), b.everywhere, x) for b, x in zip(agreed.layout.blocks, agreed.blocks, strict=True)]
+        )
         return agreed
 
-    def whole(self, agreed: Stack, known_by: Sequence[bool]) -> Stack:
+    def gather_blocks(self, agreed: Stack, known_by: Sequence[bool]) -> Stack:
         if self.served:
             return agreed
         moves, blocks = [], []
         for block, x in zip(agreed.layout.blocks, agreed.blocks, strict=True):
-            knows = self.processes_of([w for w in block.everywhere if known_by[w]] or self.knows(block))
+            knows = self.processes_of([w for w in block.everywhere if known_by[w]] or self.owners(block))
             blocks.append(x if self.index or 0 in knows else x.new_empty(1, block.numel))
             moves.append((knows, (0,), blocks[-1]))
-        self.carry(moves)
+        self.copy_between_(moves)
         return Stack(agreed.layout, blocks)
 
-    def everyone(self, stack: Stack) -> Stack:
+    def gather_copies(self, stack: Stack) -> Stack:
         blocks = [replace(b, holders=b.everywhere) for b in stack.layout.blocks]
         rows = [
             [[k for k, w in enumerate(b.everywhere) if self.process_of(w) == p] for b in blocks]
@@ -255,7 +270,7 @@ class Peers:
                     x[k] = mine
         return Stack(replace(stack.layout, blocks=blocks, mine=None), out) if self.first else stack
 
-    def share(self, value: Any) -> list[Any]:
+    def all_gather_json(self, value: Any) -> list[Any]:
         data = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
         slot = torch.zeros(SLOT_BYTES, dtype=torch.uint8)
         slot[:8] = _bytes(torch.tensor([len(data)]))
@@ -282,7 +297,7 @@ class Peers:
             for x in tensors:
                 dist.recv(x, origin)
 
-    def carry(self, moves: Sequence[tuple[Sequence[int], Sequence[int], Tensor]]) -> None:
+    def copy_between_(self, moves: Sequence[tuple[Sequence[int], Sequence[int], Tensor]]) -> None:
         """Copy tensors from the first of the processes that know each to those that do not, one buffer for each pair."""
         together: dict[tuple[int, int, torch.dtype], list[Tensor]] = {}
         for knows, to, x in moves:
@@ -392,8 +407,8 @@ def network_to(address: str) -> str | None:
     return None
 
 
-def _by_mpi() -> World | None:
-    """As `world`, for ``mpirun`` and its like, which have names of their own for all this; Accelerate knows them."""
+def _by_mpi() -> Launched | None:
+    """As `launched`, for ``mpirun`` and its like, which have names of their own for all this; Accelerate knows them."""
     from accelerate.utils import get_cpu_distributed_information
 
     told = get_cpu_distributed_information()
@@ -403,10 +418,10 @@ def _by_mpi() -> World | None:
         os.environ.setdefault("MASTER_PORT", "29500")
         if told.local_world_size == told.world_size:
             os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-    return world()
+    return launched()
 
 
-def _choose_network(here: World) -> None:
+def _choose_network(here: Launched) -> None:
     """Name the network that tensors travel by: on one machine the loopback; else, unless the user has named one, that to the first.
 
     (Unasked, gloo takes what this machine's name stands for: 127.0.0.1 on many, nothing on some.)
@@ -432,7 +447,7 @@ def _choose_network(here: World) -> None:
             )
 
 
-def _meet(here: World, timeout_seconds: float) -> Store:
+def _meet(here: Launched, timeout_seconds: float) -> Store:
     """Where the processes tell each other their addresses: in a file of their own on one machine, by a port of the first of several."""
     timeout = timedelta(seconds=timeout_seconds)
     if here.one_machine:
@@ -459,7 +474,7 @@ def _meet(here: World, timeout_seconds: float) -> Store:
         return open_one(is_master=True, master_listen_fd=os.dup(server.fileno()))
 
 
-def join(num_workers: int, timeout_seconds: float = TIMEOUT_SECONDS, device: str = "cpu") -> Peers:
+def join(num_workers: int, timeout_seconds: float = TIMEOUT_SECONDS, device: str = "cpu") -> ManyProcesses:
     """Meet the other processes that a launcher (`launch`, ``accelerate launch``, ``notebook_launcher``) has started.
 
     Parameters
@@ -475,7 +490,7 @@ def join(num_workers: int, timeout_seconds: float = TIMEOUT_SECONDS, device: str
     from accelerate import PartialState
 
     check_timeout(timeout_seconds)
-    here = world() or _by_mpi()
+    here = launched() or _by_mpi()
     if here is None:
         raise RecipeError(
             "this process is alone: start it with `lab run --processes`, `lab.start(processes=…)` or a launcher"
@@ -499,4 +514,4 @@ def join(num_workers: int, timeout_seconds: float = TIMEOUT_SECONDS, device: str
             else:
                 backend |= {"store": store, "rank": here.index, "world_size": here.num}
         state = PartialState(cpu=not gpus, timeout=timedelta(seconds=timeout_seconds), **backend)
-    return Peers(num_workers, timeout_seconds, state.device)
+    return ManyProcesses(num_workers, timeout_seconds, state.device)

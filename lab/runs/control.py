@@ -23,7 +23,7 @@ from functools import partial
 from typing import Any
 
 from lab.events import Event, Started, Turned, from_json, to_json
-from lab.processes.peers import Peers
+from lab.processes.peers import ManyProcesses
 from lab.runs.trainer import Trainer
 
 LINE = "ISTHMUS_LINE"  # in the environment of the processes: "port word answer asks", the last "1" or "0"
@@ -88,14 +88,14 @@ class Line:
 class Reports:
     """What the first process says to whoever started the run, and asks. Without a line it does neither."""
 
-    def __init__(self, peers: Peers):
-        self.peers = peers
+    def __init__(self, world: ManyProcesses):
+        self.world = world
         self.line: Line | None = None
         self.answered = False  # whether the other end has shown that it is who started the run
         port, self.word, self.answer, asks = os.environ.get(LINE, "0 - - 0").split()
-        if peers.first and port != "0":
+        if world.first and port != "0":
             self._connect(int(port))
-        self.asks = bool(peers.share(asks == "1")[0])
+        self.asks = bool(world.all_gather_json(asks == "1")[0])
 
     def _connect(self, port: int, tries: int = 10) -> None:
         """Where strangers throng, the other end may drop this one too: then once more. It may answer later, but not otherwise."""
@@ -137,12 +137,12 @@ class Reports:
         """
         if not self.asks:
             return
-        self.peers.every_step = True
+        self.world.meets_every_step = True
 
         def between(t: int) -> Iterator[tuple[str, Any]]:
             asked = False
             while True:
-                word = self.peers.share(self._word(t, asked) if self.peers.first else None)[0]
+                word = self.world.all_gather_json(self._word(t, asked) if self.world.first else None)[0]
                 asked = True
                 if word is None:  # a pause; the others see that this process is alive
                     continue
@@ -160,7 +160,7 @@ class Reports:
                 raise EOFError
             if not asked:
                 self.line.say("ask", t)
-            word: list[Any] | None = self._hear(self.peers.timeout_seconds / 4)
+            word: list[Any] | None = self._hear(self.world.timeout_seconds / 4)
             return word
         except EOFError:
             self.line = None

@@ -21,8 +21,8 @@ from lab.errors import LabError
 from lab.events import Event
 from lab.files import located, working_folder
 from lab.processes import rendezvous
-from lab.processes.environment import world
-from lab.processes.peers import TIMEOUT_SECONDS, PeerLost, Peers, check_timeout, join, share_out
+from lab.processes.environment import launched
+from lab.processes.peers import TIMEOUT_SECONDS, ManyProcesses, PeerLost, check_timeout, join, share_out
 from lab.recipes.recipe import Recipe
 from lab.runs import child
 from lab.runs.columns import Columns
@@ -44,7 +44,7 @@ def train(
     *,
     each: Callable[[Event], None] = lambda event: None,
     progress: bool = False,
-    peers: Peers | None = None,
+    world: ManyProcesses | None = None,
     timeout_seconds: float = TIMEOUT_SECONDS,
     accept_new_text: bool = False,
 ) -> Columns:
@@ -52,32 +52,32 @@ def train(
 
     Parameters
     ----------
-    peers
+    world
         the processes, if they have met before.
     timeout_seconds
         after which a process that does not answer counts as lost.
     """
     if LAUNCHED in os.environ:
         _end_with_launcher(folder, os.environ.get("RANK") == "0")
-    peers = peers or join(recipe.num_workers, timeout_seconds, recipe.compute.device)
-    if peers.first:
+    world = world or join(recipe.num_workers, timeout_seconds, recipe.compute.device)
+    if world.first:
         _note_open_port()
-    run_folder = RunFolder(folder) if folder is not None and peers.first else None
-    columns, reports = Columns(), Reports(peers)
-    if peers.share(run_folder is not None and run_folder.done)[0]:
+    run_folder = RunFolder(folder) if folder is not None and world.first else None
+    columns, reports = Columns(), Reports(world)
+    if world.all_gather_json(run_folder is not None and run_folder.done)[0]:
         if run_folder is not None:
             check_finished(run_folder.path, recipe, accept_new_text)
         stream = run_folder.events() if run_folder is not None else iter(())
     else:
         for turn in range(2):  # the first process prepares text and starting values, the others find them ready
-            if peers.first == (turn == 0):
-                say = progress and peers.first
+            if world.first == (turn == 0):
+                say = progress and world.first
                 plain = not task_name(recipe.corpus)
                 corpus = read_corpus(recipe.corpus, tokenizer=recipe.tokenizer, progress=say) if plain else None
-                trainer = Trainer(recipe, corpus=corpus, progress=say, peers=peers, accept_new_text=accept_new_text)
-            peers.share(None)
+                trainer = Trainer(recipe, corpus=corpus, progress=say, world=world, accept_new_text=accept_new_text)
+            world.all_gather_json(None)
         reports.follow_(trainer)
-        stream = trainer.events(SharedFolder(peers, trainer, run_folder) if folder is not None else None)
+        stream = trainer.events(SharedFolder(world, trainer, run_folder) if folder is not None else None)
     for event in stream:
         columns.add(event)
         each(event)
@@ -87,7 +87,7 @@ def train(
 
 def _note_open_port() -> None:
     """Say what a launcher that is not ours has opened where nothing had to be."""
-    here = world()
+    here = launched()
     if here is not None and here.one_machine and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         sys.stderr.write(
             f"note: the launcher listens to every network of this machine at port {here.port}; with --rdzv-backend "

@@ -14,7 +14,7 @@ from lab.engine.fleet import Block, Layout
 from lab.engine.optim import FRESH, joined_counts
 from lab.errors import LabError, RecipeError
 from lab.events import Checkpointed, Ended, Event
-from lab.processes.peers import Peers
+from lab.processes.peers import ManyProcesses
 from lab.recipes.recipe import Recipe
 from lab.runs.folder import Checkpoint, RunFolder
 from lab.runs.inputs import Inputs
@@ -31,35 +31,35 @@ class SharedFolder:
     The first process gathers all rows when it saves, and deals them out when it loads, also over another number of processes.
     """
 
-    def __init__(self, peers: Peers, trainer: Trainer, folder: RunFolder | None):
-        self.peers, self.trainer, self.folder = peers, trainer, folder if peers.first else None
+    def __init__(self, world: ManyProcesses, trainer: Trainer, folder: RunFolder | None):
+        self.world, self.trainer, self.folder = world, trainer, folder if world.first else None
 
     def lock(self) -> None:
         self._first(lambda folder: folder.lock())
 
     def load(self, recipe: Recipe | None = None) -> tuple[Checkpoint | None, list[str]]:
         found, notes = self._first(lambda folder: folder.load(recipe)) or (None, [])
-        head, notes = self.peers.share([found and [found.step, found.events_bytes, found.extra], notes])[0]
+        head, notes = self.world.all_gather_json([found and [found.step, found.events_bytes, found.extra], notes])[0]
         if head is None:
             return None, notes
         take_places_(self.trainer, head[2])  # rows are those of the holders of that time
         cells = self._split(found.tensors, None) if found is not None else {}
         mine: dict[str, Tensor] = {}
-        for p in range(self.peers.num):
-            theirs = self._joined(cells, self.peers.workers_of(p)) if found is not None else {}
-            shapes = self.peers.share(_shapes(theirs.items()))[0]
-            if p == self.peers.index:
+        for p in range(self.world.num):
+            theirs = self._joined(cells, self.world.workers_of(p)) if found is not None else {}
+            shapes = self.world.all_gather_json(_shapes(theirs.items()))[0]
+            if p == self.world.index:
                 mine = theirs if p == 0 else _empty(shapes)
-            self.peers.carry([((0,), (p,), x) for x in (theirs if found is not None else mine).values()])
+            self.world.copy_between_([((0,), (p,), x) for x in (theirs if found is not None else mine).values()])
         return Checkpoint(head[0], head[1], mine, head[2]), notes
 
     def save(self, step: int, tensors: dict[str, Tensor], extra: dict[str, Any]) -> Checkpointed:
-        cells = self._split(tensors, self.peers.mine)
+        cells = self._split(tensors, self.world.mine)
         mine = {json.dumps([*cell, worker]): x for cell, rows in cells.items() for worker, x in rows.items()}
-        for p, shapes in enumerate(self.peers.share(_shapes(mine.items()))):
-            theirs = _empty(shapes) if self.peers.first and p else mine
-            self.peers.carry([((p,), (0,), x) for x in theirs.values()])
-            for name, x in theirs.items() if self.peers.first else ():
+        for p, shapes in enumerate(self.world.all_gather_json(_shapes(mine.items()))):
+            theirs = _empty(shapes) if self.world.first and p else mine
+            self.world.copy_between_([((p,), (0,), x) for x in theirs.values()])
+            for name, x in theirs.items() if self.world.first else ():
                 *cell, worker = json.loads(name)
                 cells.setdefault(tuple(cell), {})[worker] = x
         self._first(lambda folder: folder.save(step, self._joined(cells, None), extra))
@@ -67,7 +67,7 @@ class SharedFolder:
 
     def check_inputs(self, now: Inputs, was: Mapping[str, str] | None, accept_new_text: bool = False) -> list[str]:
         notes = self._first(lambda folder: folder.check_inputs(now, was, accept_new_text)) or []
-        return list(self.peers.share(notes)[0])
+        return list(self.world.all_gather_json(notes)[0])
 
     def record_inputs(self, now: Inputs) -> None:
         self._first(lambda folder: folder.record_inputs(now))
@@ -92,7 +92,7 @@ class SharedFolder:
 
     def turned(self, after: int) -> dict[int, dict[str, Any]]:
         found = self._first(lambda folder: folder.turned(after)) or {}
-        return dict(self.peers.share(list(found.items()))[0])
+        return dict(self.world.all_gather_json(list(found.items()))[0])
 
     def last_step_saved(self) -> int | None:
         """At the first process; None elsewhere."""
@@ -109,7 +109,7 @@ class SharedFolder:
             out = do(self.folder) if self.folder is not None else None
         except LabError as error:
             problem = [str(error), error.exit_code]
-        problem = self.peers.share(problem)[0]
+        problem = self.world.all_gather_json(problem)[0]
         if problem is not None:
             raise (RecipeError if problem[1] == RecipeError.exit_code else LabError)(problem[0])
         return out
@@ -131,7 +131,7 @@ class SharedFolder:
             i, only = _leaves(layout, name, mine)[number] if kind == "optimizer" else (number, None)
             cell, block = cells.setdefault((kind, name, i, leaf_key), {}), layout.blocks[i]
             if kind == "shared" or (kind == "optimizer" and name != "inner"):
-                if mine is None or self.peers.knows(block)[0] in mine:
+                if mine is None or self.world.owners(block)[0] in mine:
                     cell[None] = x
             else:
                 workers = _here(block, mine) if only is None else [only]
@@ -154,7 +154,7 @@ class SharedFolder:
             some = next(iter(rows.values()))
             if None in rows:
                 made: dict[tuple[int, int | None], Tensor] = {
-                    (i, None): some[: len(workers)] if some.dim() and not self.peers.served else some
+                    (i, None): some[: len(workers)] if some.dim() and not self.world.served else some
                 }
             elif (i, None) in leaves or not leaves:
                 held = [rows[w] for w in workers if w in rows]

@@ -31,7 +31,7 @@ from lab.engine.optim import take_over_
 from lab.engine.state import Loss
 from lab.engine.surroundings import apart, one_core
 from lab.engine.vectorised import Together, together
-from lab.engine.world import Alone, with_all_workers
+from lab.engine.world import OneProcess, World, with_all_workers
 from lab.errors import Diverged, LabError
 from lab.events import (
     VERSION,
@@ -54,6 +54,7 @@ from lab.probes.drift import DriftWatch
 from lab.probes.health import nobody_holds, not_finite
 from lab.probes.looks import Looks
 from lab.probes.routing import PROBE_WINDOWS, Watch
+from lab.processes.moving import follow_rows
 from lab.recipes.compute import device_of
 from lab.recipes.notes import notes as idle
 from lab.recipes.recipe import Recipe
@@ -66,7 +67,6 @@ from lab.seeds import derive
 
 if TYPE_CHECKING:
     from lab.probes.measure import Measures
-    from lab.processes.peers import Peers
     from lab.runs.shared_folder import SharedFolder
 
 
@@ -74,7 +74,7 @@ class Trainer:
     """Everything that one run works with, built and checked before anything is written.
 
     ``dry=True`` is the dry run: the same loop and the same ``step`` on tensors without storage. No text is read, no loss
-    computed; what comes out is the communication calendar. ``peers`` are the other processes, if the workers are spread over
+    computed; what comes out is the communication calendar. ``world`` are the processes, if the workers are spread over
     several: all of them build a trainer and take its events. A dry run can take over the ``fleet`` of another with the same
     table (the same model, placement and adapters). ``accept_new_text``: go on from a checkpoint also where the text is not what it
     was trained on until then.
@@ -87,11 +87,11 @@ class Trainer:
         dry: bool = False,
         corpus: Corpus | None = None,
         progress: bool = False,
-        peers: Peers | Alone | None = None,
+        world: World | None = None,
         fleet: Fleet | None = None,
         accept_new_text: bool = False,
     ):
-        self.recipe, self.dry, self.peers = recipe, dry, peers or Alone()
+        self.recipe, self.dry, self.world = recipe, dry, world or OneProcess()
         self.inputs: Inputs = {}
         self.accept_new_text = accept_new_text
         self.place = working_folder()  # what names of files in the recipe are relative to
@@ -101,7 +101,7 @@ class Trainer:
     def _build(self, corpus: Corpus | None, progress: bool, fleet: Fleet | None) -> None:
         recipe, dry = self.recipe, self.dry
         device = torch.device("meta") if dry else device_of(recipe.compute, recipe.dtype)
-        workers = recipe.num_workers if self.peers.mine is None else len(self.peers.mine)
+        workers = recipe.num_workers if self.world.mine is None else len(self.world.mine)
         check_size(recipe, workers, device)
         self.text = None if dry else Text.of(recipe, corpus, progress)
         vocab_size = self.text.vocab_size if self.text else vocab_size_without_text(recipe)
@@ -110,7 +110,7 @@ class Trainer:
             self.validation = [(ids.to(device), targets.to(device)) for ids, targets in self.text.validation]
             check_memory(recipe, vocab_size, workers, device)
         self.experts = recipe.experts
-        self.fleet = fleet or build_fleet(recipe, vocab_size, device, self.experts, self.peers.mine)
+        self.fleet = fleet or build_fleet(recipe, vocab_size, device, self.experts, self.world.mine)
         if self.text:
             self.inputs = of_run(recipe, self.text)
         self.together: Together | None = None  # all workers at once, where that is faster
@@ -119,7 +119,7 @@ class Trainer:
         codecs = {state: codec(spec) for state, spec in recipe.codecs.items()}
         if not dry and any(c.sparse for c in codecs.values()):
             dry_run(recipe)  # whether they fit is known when the method first sends: better now than in mid-run
-        self.comm = Communicator(self.fleet, codecs, self.peers)
+        self.comm = Communicator(self.fleet, codecs, self.world)
         self.watch: Watch | None = None
         self.adapters: Adapters | None = None
         self.adapter_watch: AdapterWatch | None = None
@@ -127,10 +127,10 @@ class Trainer:
         if recipe.lora.ranks:
             self.adapters = Adapters.of(recipe.lora, recipe.num_workers, list(self.fleet.layout.place))
             if not dry:
-                self.adapter_watch = AdapterWatch(self.fleet, self.adapters, samples_W, self.peers)
+                self.adapter_watch = AdapterWatch(self.fleet, self.adapters, samples_W, self.world)
         elif not dry and self.experts is not None and recipe.routing_every:
             ids = torch.cat([ids for ids, _ in self.validation])[:PROBE_WINDOWS]
-            self.watch = Watch(self.fleet, ids, self.experts, self.peers)
+            self.watch = Watch(self.fleet, ids, self.experts, self.world)
         self.method = recipe.method
         self.knobs: dict[str, Any] = {}  # where those stand that were turned
         self.between: Callable[[int], Iterable[tuple[str, Any]]] = lambda t: ()  # knobs to turn before step t; may wait
@@ -146,7 +146,9 @@ class Trainer:
             samples_W,
         )
         recipe.method.init(self.state)
-        self.peers.attach_(self.state, self.comm)
+        self.world.begin_(self.state.served)
+        if self.world.num > 1:
+            follow_rows(self.state, self.comm, self.world)
         self.drift, self.looks = DriftWatch(self.state, self.comm), Looks(self)
         if not dry:
             self.comm.observer = self.looks.at_average
@@ -185,7 +187,7 @@ class Trainer:
     def _events(self, folder: RunFolder | SharedFolder | None) -> Generator[Event, None, None]:
         notes: list[str] = []
         try:
-            same_everywhere(self.peers.share(of_digests(self.inputs)))
+            same_everywhere(self.world.all_gather_json(of_digests(self.inputs)))
             if folder is not None:
                 folder.lock()
                 notes = self._take_up(folder)
@@ -244,7 +246,7 @@ class Trainer:
             changed = self._workers(t)
             if changed is not None:
                 self._untold += [changed, *self._nobody_holds(t)]
-                if self.peers.every_step:
+                if self.world.meets_every_step:
                     yield from self._tell(folder)
             draw = self.experts.draw if self.experts is not None else 0
             try:
@@ -265,7 +267,7 @@ class Trainer:
             if not self.dry:
                 self._untold += self.looks.by_worker(t)
             saves = folder is not None and recipe.checkpoint_every > 0 and t % recipe.checkpoint_every == 0
-            if self.peers.every_step or sent or saves or self.looks.due(t):
+            if self.world.meets_every_step or sent or saves or self.looks.due(t):
                 yield from self._tell(folder)
             if not self.dry:
                 yield from self.looks.together(t)
@@ -283,7 +285,7 @@ class Trainer:
     def _tell(self, folder: RunFolder | SharedFolder | None) -> Iterator[Event]:
         """What happened lately, with the losses of all processes: they exchange them only where they meet anyway."""
         told, self._untold = self._untold, []
-        told = with_all_workers(told, self.fleet.mine, self.peers)
+        told = with_all_workers(told, self.fleet.mine, self.world)
         yield from told
         for event in (e for e in told if isinstance(e, Stepped)):
             for w, loss in enumerate(event.loss_W):
@@ -334,12 +336,12 @@ class Trainer:
                 self.comm.broadcast_(known, self.state.local[name], name, returned, self.last_up)
             if self.recipe.scenario.catch_up == "all":
                 inner = self.state.optimizers["inner"]
-                take_over_(inner, self.state.local["params"], returned, self.last_up, self.peers.tell)
+                take_over_(inner, self.state.local["params"], returned, self.last_up, self.world.all_gather_by_worker)
             for name, stack in self.state.shared.items():  # kept once in this process; they receive it all the same
                 self.comm.broadcast_(stack, stack, name, returned, self.last_up)
         self.fleet.up = now
         for block in self.fleet.layout.blocks:
-            self.peers.saw(block, now)
+            self.world.note_up(block, now)
         if any(now):
             self.last_up = now
         if t == 1 and all(now):
@@ -394,9 +396,9 @@ class Trainer:
 
         The whole model that is made of it has the means of the workers' buffers.
         """
-        self.fleet.agreed_buffers = buffers.means(self.fleet, self.last_up, self.peers)
+        self.fleet.agreed_buffers = buffers.means(self.fleet, self.last_up, self.world)
         if self.state.served:
-            return self.peers.told(self.state.shared["params"])
+            return self.world.sync_server_state(self.state.shared["params"])
         return self._agreed("params")
 
     def _agreed(self, name: str) -> Stack:
@@ -421,7 +423,7 @@ class Trainer:
                 "platform": platform.platform(),
                 "cores": os.cpu_count(),
                 "device": str(fleet.device),
-                "processes": self.peers.num,
+                "processes": self.world.num,
                 "threads": fleet.threads,
                 "threads_per_worker": 1,
             },
@@ -436,7 +438,7 @@ class Trainer:
 
     def _check_params(self, t: int, folder: RunFolder | SharedFolder) -> None:
         bad = not_finite(self.fleet.params, t)
-        for found in self.peers.share(bad[:1]):
+        for found in self.world.all_gather_json(bad[:1]):
             if found:
                 raise Diverged(found[0] + _last_good(folder))
 
