@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import sys
-from pathlib import Path
 
 from bench.watching import POINTS, stream
 from lab.events import Sent
@@ -23,7 +21,7 @@ window.requestAnimationFrame = (f) => frame(timed(f));
 
 def page_milliseconds(view: View, browser: object) -> list[float]:
     """For each update, with 50 new points a line after ``POINTS``: taking it in and drawing it."""
-    from browser import Bare
+    from tests.support.browser import Bare
 
     canvas, spent = Canvas(), list[float]()
     bare = Bare(browser, canvas)
@@ -42,8 +40,7 @@ def page_milliseconds(view: View, browser: object) -> list[float]:
 
 
 def main() -> None:
-    sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-    from browser import CHROMIUM
+    from tests.support.browser import CHROMIUM
 
     if CHROMIUM is None:
         print("no Chromium: not measured")

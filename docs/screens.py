@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import io
-import sys
 import tempfile
 from pathlib import Path
 
@@ -59,9 +58,8 @@ def main() -> None:
     import PIL.Image
     from playwright.sync_api import sync_playwright
 
-    sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-    from browser import CHROMIUM
-    from jupyter import JupyterLab
+    from tests.support.browser import CHROMIUM
+    from tests.support.jupyter import JupyterLab
 
     def shoot(locator: object, file: Path) -> None:
         picture = PIL.Image.open(io.BytesIO(locator.screenshot())).convert("RGB")  # type: ignore[attr-defined]

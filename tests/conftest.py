@@ -1,4 +1,4 @@
-"""What all tests share: one intra-op thread, a cache of their own, the toys beside them; what takes long begins first."""
+"""What all tests share: one intra-op thread, a cache of their own; what takes long begins first."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import settings
-from toys import PATIENCE
 
 import lab.runs.live
+
+pytest.register_assert_rewrite("tests.support")
+from tests.support.stories import PATIENCE  # noqa: E402
 
 settings.register_profile("lab", deadline=None, derandomize=True, max_examples=60)
 settings.load_profile("lab")

@@ -1,0 +1,1 @@
+"""Prices of links, experts and comparisons."""

@@ -1,0 +1,1 @@
+"""The table of workers and what moves in it."""

@@ -1,0 +1,1 @@
+"""What every method keeps, and every run with it, without opting in."""

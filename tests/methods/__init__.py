@@ -1,0 +1,1 @@
+"""What single methods promise: the paper's formulas, corners, who hears whom."""

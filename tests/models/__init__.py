@@ -1,0 +1,1 @@
+"""GPTs, experts, adapters, models of Hugging Face."""

@@ -1,0 +1,1 @@
+"""Notebooks executed, swept and taught with."""

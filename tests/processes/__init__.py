@@ -1,0 +1,1 @@
+"""Runs over several processes, and what others on a machine can reach of them."""

@@ -1,0 +1,248 @@
+"""What holds of the pages in docs/: computed numbers are what a dry run says now, printed code runs, names and links exist."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import importlib.util
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from lab.cli import main
+from lab.methods import METHODS, name_of
+from lab.recipes.recipe import Recipe
+from lab.runs.trainer import dry_run
+from tests.support import ROOT
+from tests.support.repository import lines_of_code
+
+CARDS = ROOT / "docs/methods"
+TUTORIAL = (ROOT / "docs/write_your_own_method.md").read_text()
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+every_card = pytest.mark.parametrize("name", METHODS)
+
+
+def load_cards() -> Any:
+    spec = importlib.util.spec_from_file_location("cards", ROOT / "docs/cards.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+cards = load_cards()
+
+
+def rows(text: str, title: str) -> list[list[str]]:
+    """The body of the table under a heading, cell by cell."""
+    section = re.search(rf"^## {title}\n(.*?)(?=^## |\Z)", text, flags=re.S | re.M)[1]
+    lines = [line for line in section.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+
+
+# --- method cards ----------------------------------------------------------------------------------------------------
+
+
+def test_every_method_has_a_card() -> None:
+    """And a preset of its own name, which the card is computed from; no card is left over."""
+    assert {p.stem for p in CARDS.glob("*.md")} == {*METHODS, "README"}
+    for name in METHODS:
+        assert name_of_preset(name) == name
+
+
+def name_of_preset(name: str) -> str:
+    return Recipe.of(name).to_dict()["method"]["name"]
+
+
+@pytest.mark.parametrize("page", [*METHODS, "README"])
+def test_numbers_of_cards_are_those_of_the_dry_run(page: str) -> None:
+    """Tables and defaults stand in the pages as `docs/cards.py` writes them."""
+    file = CARDS / f"{page}.md"
+    assert file.read_text() == cards.renewed(file), "run: python -m docs.cards"
+
+
+@every_card
+def test_every_option_is_explained(name: str) -> None:
+    """Each field of the dataclass has a row with its default, where that comes from, and what it does; nothing else has."""
+    table = rows((CARDS / f"{name}.md").read_text(), "Options")
+    assert [row[0] for row in table] == [f"`{f.name}`" for f in dataclasses.fields(METHODS[name])]
+    for option, default, source, what in table:
+        assert default, option
+        assert source, option
+        assert what, option
+
+
+@every_card
+def test_commands_of_cards_work(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The shell accepts every printed command, and each recipe that would be trained runs dry to its end."""
+    monkeypatch.chdir(tmp_path)
+    asked: list[Recipe] = []
+    monkeypatch.setattr("lab.cli._train", lambda recipe, folder, *_: asked.append(recipe))
+    monkeypatch.setattr("lab.runs.plan.plan", lambda recipe, *_, **__: SimpleNamespace(to_text=lambda: recipe.id))
+    text = (CARDS / f"{name}.md").read_text()
+    commands = [line for block in re.findall(r"```sh\n(.*?)```", text, flags=re.S) for line in block.splitlines()]
+    commands += re.findall(r"`(lab (?:run|plan) [^`]*)`", text)
+    assert len(commands) >= 3
+    for command in commands:
+        out = CliRunner().invoke(main, shlex.split(command)[1:])
+        assert out.exit_code == 0, f"{command}: {out.output}"
+    assert asked
+    for recipe in asked:
+        assert name_of(recipe.method) == name
+        assert dry_run(recipe), recipe.id
+
+
+# --- names and links -------------------------------------------------------------------------------------------------
+
+
+def exists(name: str) -> bool:
+    """Whether a dotted name is a module, something in one, or an attribute or a field of a class."""
+    at: Any = importlib.import_module("lab")
+    path = "lab"
+    for step in name.split(".")[1:]:
+        path += f".{step}"
+        if not hasattr(at, step):
+            if step in getattr(at, "__dataclass_fields__", {}):
+                return path == name
+            try:
+                importlib.import_module(path)
+            except ModuleNotFoundError:
+                return False
+        at = getattr(at, step)
+    return True
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_names_and_links_lead_somewhere(page: Path) -> None:
+    """Names of our code in backticks, files in backticks, and relative links."""
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.S)
+    for name in re.findall(r"`(lab(?:\.\w+)+)`", text):
+        assert exists(name), name
+    for file in re.findall(r"`((?:lab|tests|docs|widgets|bench)/[\w/]+\.\w+)`", text):
+        assert re.search("fedprox|waiting", file) or (ROOT / file).exists(), file  # what the pages write
+    for link in re.findall(r"\]\((?!https?:)([^)#]+)", text):
+        assert (page.parent / link).exists(), link
+
+
+def test_exists_is_not_blind() -> None:
+    """The check above tells names from slips."""
+    assert exists("lab.recipes.recipe.Recipe.num_workers")
+    assert exists("lab.engine.state.State.local")
+    assert not exists("lab.recipes.recipe.Recipe.num_clients")
+    assert not exists("lab.shop.Item")
+
+
+def test_glossary_says_each_word_once() -> None:
+    """Every row has a meaning and a place; `–` only where there is no code for the word."""
+    text = (ROOT / "docs/glossary.md").read_text()
+    table = [row for title in re.findall(r"^## (.*)", text, flags=re.M) for row in rows(text, title)]
+    words = [row[0] for row in table]
+    assert len(words) == len(set(words)) > 40
+    for word, meaning, _, place in table:
+        assert meaning, word
+        assert place == "–" or re.search(r"`lab\.", place), word
+
+
+# --- write your own method -------------------------------------------------------------------------------------------
+
+
+def printed(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", TUTORIAL, flags=re.S)
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The repository with what the page says written into it."""
+    root = tmp_path_factory.mktemp("copy")
+    for part in ("lab", "tests"):
+        shutil.copytree(ROOT / part, root / part, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", root)
+    files = dict(re.findall(r"^\*\*`([^`]+)`\*\*[^\n]*\n\n```python\n(.*?)```", TUTORIAL, flags=re.S | re.M))
+    listing = root / "lab/methods/__init__.py"
+    entry = files.pop("lab/methods/__init__.py").splitlines(keepends=True)
+    before, first, after = listing.read_text().partition("from lab.methods.fomoe import")
+    head, opening, rest = (first + after).partition("METHODS: dict[str, type[Method]] = {\n")
+    listing.write_text(before + entry[0] + head + opening + entry[1] + rest)
+    for name, code in files.items():
+        (root / name).write_text(code)
+    assert sorted(files) == ["lab/methods/fedprox.py", "tests/methods/test_fedprox.py"]
+    assert sum(lines_of_code(root / name) for name in files) + len(entry) < 40
+    return root
+
+
+def in_copy(copy: Path, *arguments: str, stdin: str = "") -> str:
+    environment = os.environ | {"PYTHONPATH": str(copy), "ISTHMUS_CACHE": str(copy / "cache")}
+    out = subprocess.run(
+        [sys.executable, *arguments], cwd=copy, env=environment, input=stdin, capture_output=True, text=True
+    )
+    assert out.returncode == 0, out.stdout + out.stderr
+    return out.stdout
+
+
+def test_the_method_of_the_page_keeps_the_laws(copy: Path) -> None:
+    """File, listing and tests as printed: its own tests pass, and so does every law."""
+    (command,) = [line for block in printed("sh") for line in block.splitlines() if line.startswith("python ")]
+    told = in_copy(copy, *shlex.split(command)[1:])
+    laws = len(re.findall(r"^@every_method\n", (ROOT / "tests/laws/test_laws.py").read_text(), flags=re.M))
+    assert int(re.search(r"(\d+) passed", told)[1]) >= 2 + laws
+    assert "failed" not in told
+
+
+RUN = """
+import shlex
+from click.testing import CliRunner
+from lab.cli import main
+for command in {commands!r}:
+    out = CliRunner().invoke(main, shlex.split(command)[1:])
+    print(out.output)
+    assert out.exit_code == 0, command
+"""
+
+
+def test_the_commands_of_the_page_work(copy: Path) -> None:
+    """Plan, calendar, both runs and the comparison; what the page shows of their output is what they print."""
+    commands = [line for block in printed("sh") for line in block.splitlines() if line.startswith("lab ")]
+    assert [c.split()[1] for c in commands] == ["plan", "run", "run", "compare"]
+    (calendar,) = [block for block in printed("python") if "lab.runs.plan" in block]
+    told = in_copy(copy, "-", stdin=RUN.format(commands=commands) + calendar)
+    for shown in printed("text"):
+        assert shown.strip() in told
+    assert len(re.findall(r"^(?:fedprox|diloco)-4w-\w+ .* done .* 3\.68 MB", told, flags=re.M)) == 2
+
+
+# --- write your own view ---------------------------------------------------------------------------------------------
+
+
+def test_the_view_of_the_page_is_a_view(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """File and test as printed, in fewer than 40 lines; the run that the page shows says what the page shows."""
+    import widgets
+
+    text = (ROOT / "docs/write_your_own_view.md").read_text()
+    files = dict(re.findall(r"^\*\*`([^`]+)`\*\*\n\n```python\n(.*?)```", text, flags=re.S | re.M))
+    assert sorted(files) == ["tests/widgets/test_waiting.py", "widgets/waiting.py"]
+    (tmp_path / "waiting.py").write_text(files["widgets/waiting.py"])
+    assert lines_of_code(tmp_path / "waiting.py") < 40
+    monkeypatch.setattr(widgets, "__path__", [*widgets.__path__, str(tmp_path)])
+    monkeypatch.chdir(tmp_path)
+    tests: dict[str, Any] = {}
+    exec(files["tests/widgets/test_waiting.py"], tests)
+    for name in [name for name in tests if name.startswith("test_")]:
+        tests[name]()
+    for block in re.findall(r"```python\n(.*?)```", text, flags=re.S):
+        if block not in files.values():
+            exec(block, tests)
+    (shown,) = re.findall(r"```text\n(.*?)```", text, flags=re.S)
+    assert shown.strip() in capsys.readouterr().out
+    assert "<svg" in (tmp_path / "waiting.svg").read_text()
+    assert '"label":"share"' in (tmp_path / "waiting.html").read_text().replace(": ", ":")
+    sys.modules.pop("widgets.waiting")

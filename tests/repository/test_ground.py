@@ -1,0 +1,138 @@
+"""What holds of the repository itself: the README's blocks run, versions agree, the core stays small and clean."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from lab.cli import main
+from tests.support import ROOT
+from tests.support.repository import lines_of_code
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.S)
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    """An empty working folder."""
+    monkeypatch.chdir(tmp_path)
+
+
+def test_readme_python_runs(elsewhere):
+    (code,) = blocks("python")
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert out.returncode == 0, out.stderr
+    assert "('params',)" in out.stdout
+
+
+@pytest.mark.slow
+def test_readme_commands_run(elsewhere):
+    """Every ``lab …`` line of the README works as printed, in order."""
+    commands = [line for block in blocks("sh") for line in block.splitlines() if line.startswith("lab ")]
+    assert len(commands) >= 4
+    for command in commands:
+        out = CliRunner().invoke(main, shlex.split(command)[1:])
+        assert out.exit_code == 0, f"{command}: {out.output}"
+
+
+def test_readme_plan_is_what_the_command_prints():
+    shown = next(b for b in blocks("text") if "per worker" in b)
+    printed = CliRunner().invoke(main, ["plan", "des_loc_13B"]).output
+    assert shown.strip() in printed
+
+
+def test_readme_loop_is_the_code():
+    """The loop in the README, without its comments, stands in the method."""
+    shown = next(b for b in blocks("text") if "loss_W" in b)
+    code = re.sub(r"\s+", " ", (ROOT / "lab/methods/des_loc.py").read_text())
+    for line in ("loss_W = grad(s)", "self.inner.step_(s, t)", "comm.mean_(s.local[name], name)"):
+        assert line in shown
+        assert line in code
+
+
+def test_environment_yml_gives_the_same():
+    """conda users get the package with its test extra under the same constraints, on a Python that is supported."""
+    parts = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    pip = next(p["pip"] for p in parts if isinstance(p, dict))
+    assert "-c constraints.txt" in pip
+    assert "-e .[test]" in pip
+    assert "python=3.11" in parts
+    assert PROJECT["project"]["requires-python"] == ">=3.11"
+
+
+def test_every_dependency_is_constrained_and_allowed():
+    """Each direct dependency has a tested version, and that version is within the range that pyproject.toml asks for."""
+    from packaging.requirements import Requirement
+
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pinned = dict(line.split("==") for line in lines if line and not line.startswith("#"))
+    extras = PROJECT["project"]["optional-dependencies"]
+    for text in PROJECT["project"]["dependencies"] + extras["test"]:
+        requirement = Requirement(text)
+        assert pinned[requirement.name] in requirement.specifier, text
+    assert pinned["torch"] == "2.13.0"
+
+
+def imported(file: Path) -> set[str]:
+    """Packages that a file imports, anywhere in it."""
+    nodes = list(ast.walk(ast.parse(file.read_text(encoding="utf-8"))))
+    names = {a.name for node in nodes if isinstance(node, ast.Import) for a in node.names}
+    names |= {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)}
+    return {name.split(".")[0] for name in names}
+
+
+def test_the_core_imports_nothing_of_jupyter():
+    """`lab` never imports widgets, Jupyter or plotly; papermill only inside the function that runs notebooks."""
+    for file in (ROOT / "lab").rglob("*.py"):
+        assert not imported(file) & {"widgets", "IPython", "ipywidgets", "jupyterlab", "plotly"}, file
+
+
+def test_pages_are_made_without_the_lab():
+    """`widgets/pages.py` is run by its path; what it does not import, a notebook's page does not wait for."""
+    assert not imported(ROOT / "widgets/pages.py") & {"lab", "widgets", "torch", "pandas"}
+
+
+def test_the_engine_stays_small():
+    """The table and what moves in it, which a reader can take in on an evening."""
+    assert sum(map(lines_of_code, (ROOT / "lab/engine").rglob("*.py"))) <= 1500
+
+
+def test_every_bench_still_finds_what_it_measures():
+    names = [f"bench.{f.stem}" for f in (ROOT / "bench").glob("[a-z]*.py")]
+    done = subprocess.run(
+        [sys.executable, "-c", f"import {', '.join(names)}"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_no_pickle_is_ever_loaded():
+    for file in [*(ROOT / "lab").rglob("*.py"), *(ROOT / "widgets").rglob("*.py")]:
+        text = file.read_text()
+        assert not re.search(r"\bpickle\b|torch\.load\(|torch\.save\(", text), file
+
+
+def test_no_byte_count_is_written_down_outside_the_communicator():
+    """Methods, optimizers and codecs never mention bytes in code: `nbytes` stands in the communicator alone."""
+    for file in [
+        *(ROOT / "lab/methods").glob("*.py"),
+        ROOT / "lab/engine/optim.py",
+        ROOT / "lab/engine/outer.py",
+        ROOT / "lab/engine/codecs.py",
+    ]:
+        code = ast.unparse(ast.parse(file.read_text()))
+        names = {n.attr for n in ast.walk(ast.parse(code)) if isinstance(n, ast.Attribute)}
+        assert not names & {"nbytes", "element_size", "payload_bytes"}, file

@@ -1,0 +1,157 @@
+"""Recipes that must give the same over one and over several processes, and on a device: every listed method, and what could go wrong besides."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from typing import Any
+
+from lab.engine.optim import Nesterov, Optimizer
+from lab.methods import (
+    FEDERATED,
+    METHODS,
+    FedIT,
+    FoMoE,
+    Method,
+    PreLort,
+)
+from lab.models.lora import LoRA
+from lab.models.moe import MoE
+from lab.recipes.placement import Placement
+from lab.recipes.recipe import Recipe
+from lab.recipes.scenario import Outage, Scenario
+from tests.support.listed import LISTED
+from tests.support.recipes import TINY, recipe
+
+STORM = Scenario(outages=(Outage(worker=1, first=3, last=4), Outage(worker=2, last=2)))
+
+
+BOTH_GONE = Scenario(outages=(Outage(worker=1, first=2, last=5), Outage(worker=3, first=4, last=5)))
+
+
+MOVING = Placement(overlap=2, kind="random")
+
+
+METRICS = ("alignment", "spectrum", "rates", "gradients", "activations", "noise")
+
+
+DRAWN = Scenario(sample=2, sample_every=2, catch_up="params")
+
+
+EXPERTS = {
+    "model": MoE(dim=8, num_layers=2, num_heads=2, num_experts=4, expert_dim=4, top_k=2),
+    "routing_every": 2,
+    "eval_every": 3,
+}
+
+
+EVERY_TWO = FoMoE(sync_every={"params": 2, "exp_avg": 2, "exp_avg_sq": 3}, inner=Optimizer("AdamW", 1e-2))
+
+
+def of_four(method: Method | str, **changes: Any) -> Recipe:
+    return recipe(method, **({"num_workers": 4, "eval_every": 3, "checkpoint_every": 3} | changes))
+
+
+CLIENTS, EQUAL = LoRA(ranks=(1, 2, 4, 2)), LoRA(ranks=(2, 2, 2, 2))
+
+
+SERVED = {  # some clients are away, the first as well, and the largest
+    name: of_four(
+        dataclasses.replace(METHODS[name](), sync_every=2, inner=Optimizer("AdamW", 3e-2)),  # type: ignore[type-var]
+        lora={"fedit": EQUAL, "fedex_lora": EQUAL, "ffa_lora": dataclasses.replace(CLIENTS, train="B")}.get(
+            name, CLIENTS
+        ),
+        scenario=Scenario(outages=(Outage(worker=0, first=3, last=3), Outage(worker=2, first=4, last=5))),
+    )
+    for name in FEDERATED
+}
+
+
+COUNTING_APART = (
+    "photon",
+    "photon kept Nesterov",
+    "diloco outer Adam",
+    "lordo",
+    "local_sgd reset",
+    "mt_dao two momenta",
+)
+
+
+# Of the listed ones those that differ in what they send: what moves a row is no matter of processes.
+ALONE_AS_WELL = re.compile(
+    r".* (SGD|SGDM|ADOPT|RMSprop|FedMom|FedYogi|QHM|unclipped|clip value|coin|gradient|one wave)$"
+)
+
+
+OVER_PROCESSES: dict[str, Recipe] = (
+    {name: of_four(m) for name, m in LISTED.items() if not ALONE_AS_WELL.match(name)}
+    | SERVED
+    | {f"{name}, storm": of_four(LISTED[name], scenario=STORM) for name in ("ddp", "photon FedAdam", "lordo", "noloco")}
+    | {f"{name}, storm": of_four(LISTED[name], scenario=STORM) for name in ("des_loc outer", "streaming_diloco three")}
+    | {f"{name}, drawn": of_four(LISTED[name], scenario=DRAWN) for name in COUNTING_APART}
+    | {
+        "ddp topk": of_four("ddp", codecs={"grads": "topk:0.2"}, scenario=STORM),
+        "diloco int8": of_four(LISTED["diloco"], codecs={"params": "int8"}, scenario=STORM),
+        "diloco bfloat16": of_four(LISTED["diloco"], codecs={"params": "bfloat16"}, dtype="float32"),
+        "streaming_diloco e3m0": of_four(LISTED["streaming_diloco three"], codecs={"params": "e3m0"}),
+        "cut batches": of_four(LISTED["des_loc"], compute={"accumulate": 2}),
+        "all workers at once": of_four(LISTED["des_loc"], compute={"vectorised": True}, scenario=STORM),
+        "dropout": of_four(LISTED["des_loc"], model=dataclasses.replace(TINY, dropout=0.2)),
+        "experts on all": of_four(EVERY_TWO, **EXPERTS),
+        "experts on two": of_four(EVERY_TWO, placement=Placement(overlap=2), **EXPERTS),
+        "experts on two, apart": of_four(
+            LISTED["fomoe outer"], placement=Placement(overlap=2, layers="apart"), scenario=STORM, **EXPERTS
+        ),
+        "experts that move": of_four(EVERY_TWO, placement=MOVING, **EXPERTS),
+        "experts that move, outer": of_four(LISTED["fomoe outer"], placement=MOVING, scenario=STORM, **EXPERTS),
+        "experts that move, one": of_four(
+            EVERY_TWO, placement=Placement(overlap=1, kind="random"), scenario=STORM, **EXPERTS
+        ),
+        "experts that nobody holds": of_four(
+            LISTED["diloco"], placement=Placement(overlap=1), scenario=STORM, **EXPERTS
+        ),
+        "experts that nobody holds, mean": of_four(
+            EVERY_TWO, placement=Placement(overlap=2), scenario=BOTH_GONE, **EXPERTS
+        ),
+        "adapters of four ranks, des_loc": of_four("des_loc", lora=CLIENTS),
+        "prelort sample, outer, zero": of_four(
+            PreLort(2, nested="sample", uncovered="zero", outer=Nesterov(0.7, 0.9)), lora=CLIENTS, scenario=STORM
+        ),
+        "fedit int8": of_four(FedIT(2), lora=EQUAL, codecs={"params": "int8"}),
+        "fedit bfloat16": of_four(FedIT(2), lora=EQUAL, codecs={"params": "bfloat16"}, dtype="float32"),
+        "experts on one": of_four(LISTED["diloco"], placement=Placement(overlap=1), **EXPERTS),
+    }
+    | {
+        f"{name}, measured": r.but(metrics=METRICS, metrics_every=2)
+        for name, r in {
+            "des_loc outer, storm": of_four(LISTED["des_loc outer"], scenario=STORM),
+            "lordo": of_four(LISTED["lordo"]),
+            "prelort": SERVED["prelort"],
+            "experts that move": of_four(EVERY_TWO, placement=MOVING, scenario=BOTH_GONE, **EXPERTS),
+        }.items()
+    }
+)
+
+
+# What a device could do wrong does not depend on periods: every method once, and what takes another way through the code.
+ON_A_DEVICE = {
+    name: recipe.but(compute={"device": "auto"})
+    for name, recipe in OVER_PROCESSES.items()
+    if name in METHODS
+    or name
+    in (
+        "des_loc outer, storm, measured",
+        "prelort, measured",
+        "experts that move, measured",
+        "ddp topk",
+        "diloco int8",
+        "streaming_diloco e3m0",
+        "des_loc outer, storm",
+        "photon kept Nesterov, drawn",
+        "lordo, drawn",
+        "lordo error feedback",
+        "experts on two",
+        "experts that move, outer",
+        "dropout",
+    )
+}

@@ -1,0 +1,103 @@
+"""Every method of the lab with short periods, and the variants that take another way through the code."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from lab.engine.optim import Nesterov, Optimizer
+from lab.methods import (
+    DDP,
+    DESLOC,
+    FEDERATED,
+    METHODS,
+    MTDAO,
+    SPARTA,
+    DeMo,
+    DiLoCo,
+    FoMoE,
+    LocalAdam,
+    LocalSGD,
+    LoRDO,
+    Method,
+    NoLoCo,
+    Photon,
+    StreamingDiLoCo,
+)
+from lab.methods.lordo import QHAdam
+from lab.methods.mt_dao import QHADOPT, Warm
+
+
+def shortened(method: Method, longest: int = 4) -> Method:
+    """The same method with every period at most ``longest``, different ones kept different where there is room."""
+    periods: Any = getattr(method, "sync_every", None)
+    if isinstance(periods, int):
+        return dataclasses.replace(method, sync_every=min(3, periods))  # type: ignore[type-var]
+    if isinstance(periods, dict):
+        rank = {p: min(longest, 2 + i) for i, p in enumerate(sorted(set(periods.values())))}
+        return dataclasses.replace(method, sync_every={k: rank[p] for k, p in periods.items()})  # type: ignore[type-var]
+    return method
+
+
+ADOPT = Optimizer("ADOPT", 1e-2, {"betas": (0.9, 0.99)})
+
+
+SGDM = Optimizer("SGDM", 3e-2)
+
+
+SGD = Optimizer("SGD", 3e-2)
+
+
+RMSPROP = Optimizer("RMSprop", 1e-2)
+
+
+QHADAM = Optimizer("QHAdam", 1e-2, {"betas": (0.9, 0.99), "weights": (0.7,)})
+
+
+QHM = Optimizer("QHM", 3e-2, {"betas": (0.9,), "weights": (0.7,)})
+
+
+TWO = QHADOPT(1e-2, (0.5, 0.9, 0.99), (0.3, 0.6))
+
+
+TWO_PERIODS = {"params": 2, "exp_avg_1": 2, "exp_avg_2": 3, "exp_avg_sq": 4}
+
+
+# Methods that aggregate adapters at a server stand in `test_federated`.
+LISTED: dict[str, Method] = {name: shortened(cls()) for name, cls in METHODS.items() if name not in FEDERATED} | {
+    "ddp SGD unclipped": DDP(inner=SGD, max_norm=None),
+    "ddp ADOPT": DDP(inner=ADOPT),
+    "local_sgd SGD": LocalSGD(sync_every=2, inner=SGD),
+    "local_sgd reset": LocalSGD(sync_every=2, inner_states="reset"),
+    "local_sgd RMSprop": LocalSGD(sync_every=3, inner=RMSPROP, max_norm=0.1),
+    "local_adam ADOPT": LocalAdam(sync_every=2, inner=ADOPT),
+    "local_adam SGDM": LocalAdam(sync_every=2, inner=SGDM),
+    "diloco SGD": DiLoCo(sync_every=2, inner=SGD, outer=Optimizer("SGD", 0.5)),
+    "diloco outer Adam": DiLoCo(sync_every=2, outer=Optimizer("Adam", 0.1)),
+    "des_loc ADOPT": DESLOC(sync_every={"params": 2, "exp_avg": 3, "exp_avg_sq": 4}, inner=ADOPT),
+    "des_loc SGDM": DESLOC(sync_every={"params": 2, "momentum_buffer": 3}, inner=SGDM),
+    "des_loc clip value": DESLOC(sync_every={"exp_avg": 2, "params": 3}, clip="value", max_norm=0.05),
+    "des_loc outer": DESLOC(sync_every={"params": 2, "exp_avg_sq": 4}, outer=Nesterov(1.0, 0.9)),
+    "des_loc coin": DESLOC(sync_every={"params": 2, "exp_avg": 2, "exp_avg_sq": 3}, coin_seed=5),
+    "fomoe outer": FoMoE(sync_every={"params": 2}, outer=Nesterov()),
+    "fomoe des_loc ADOPT": FoMoE(sync_every={"params": 2, "exp_avg": 3, "exp_avg_sq": 4}, inner=ADOPT),
+    "des_loc outer coin": DESLOC(sync_every={"params": 2, "exp_avg": 2}, outer=Nesterov(), coin_seed=1),
+    "mt_dao two momenta": MTDAO(TWO_PERIODS, TWO, Warm(3, QHADOPT(3e-2, (0.8, 0.8, 0.9), (1.0, 0.0)))),
+    "mt_dao QHAdam": MTDAO({"params": 2, "exp_avg": 3}, QHADAM),
+    "lordo error feedback": LoRDO(2, 1, QHAdam(3e-2, weight=0.9), error_feedback=True),
+    "lordo gradient": LoRDO(3, 2, projector="gradient", full_rank=("out",), rotate=False),
+    "lordo own gradient": LoRDO(2, 1, projector="own_gradient", error_feedback=True),
+    "photon kept Nesterov": Photon(2, inner_states="kept", outer=Nesterov(0.7, 0.9)),
+    "photon FedMom": Photon(3, SGDM, outer=Optimizer("FedMom", 0.8)),
+    "photon FedAdam": Photon(2, SGD, outer=Optimizer("FedAdam", 0.01)),
+    "photon FedYogi": Photon(3, ADOPT, inner_states="kept", outer=Optimizer("FedYogi", 0.01)),
+    "streaming_diloco one": StreamingDiLoCo(2, 1, overlap=0, mix=0.0),
+    "streaming_diloco three": StreamingDiLoCo(4, 3, "contiguous", overlap=2, mix=0.25, inner=SGDM),
+    "noloco pull": NoLoCo(2, SGDM, lr=0.5, momentum=0.3, pull=0.9, pair_seed=4),
+    "noloco all": NoLoCo(2, pull=0.0, group_size=9),
+    "sparta a third": SPARTA(2, 0.3, SGDM),
+    "sparta outer": SPARTA(1, 0.1, outer=Nesterov(), outer_every=3),
+    "demo one wave": DeMo(decay=0.9, topk=1, chunk=2, max_norm=0.5),
+    "demo no sign": DeMo(SGD, 0.8, 2, 3, sign=False),
+    "mt_dao QHM": MTDAO({"params": 3, "exp_avg": 2}, QHM),
+}

@@ -1,0 +1,310 @@
+"""Pictures of every kind, the made-up events that views fold, and where they show themselves."""
+
+from __future__ import annotations
+
+import json
+import re
+import xml.etree.ElementTree as ET
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+import pytest
+
+import widgets.view
+from lab.costs.network import Network
+from lab.events import (
+    VERSION,
+    Covered,
+    Drifted,
+    Ended,
+    Evaluated,
+    Event,
+    Placed,
+    Routed,
+    Saturated,
+    Sent,
+    Started,
+    Stepped,
+    Truncated,
+)
+from lab.models.lora import LoRA
+from lab.recipes.recipe import Recipe
+from lab.runs.columns import Columns
+from widgets import (
+    Board,
+    Grid,
+    Matrix,
+    bytes_sent,
+    calendar,
+    calendars,
+    losses,
+)
+from widgets.pictures import MAX_POINTS, Bars, Lines, Note, Picture, Series, bundle
+from widgets.timelines import Calendar, Marks
+
+
+def made_up(period: int, steps: int = 40, num_bytes: int = 1000) -> Columns:
+    """A run of two workers that send everything every ``period`` steps."""
+    recipe = Recipe.of("diloco", [f"steps={steps}", "num_workers=2"])
+    columns = Columns()
+    columns.add(Started(1, recipe.to_dict(), 10, [10, 10], 64, 0.5, 1.0, {"threads": 2}))
+    for t in range(1, steps + 1):
+        columns.add(Stepped(t, [5 - t / 20, None if t == 3 else 5.2 - t / 20], 1.0, 0.1))
+        if t % period == 0:
+            columns.add(Sent(t, "all_reduce", "params", (0, 1), {"mlp": num_bytes, "norm": 24}))
+        if t % 10 == 0:
+            columns.add(Evaluated(t, 5 - t / 20, 0.0))
+    columns.add(Ended(steps, "done", ""))
+    return columns
+
+
+RUNS = {"often <&>": made_up(1), "rarely": made_up(20)}
+
+
+PICTURES = {
+    "losses": losses(RUNS, "steps"),
+    "per byte": losses(RUNS, "bytes"),
+    "per second": losses(RUNS, "seconds", network=Network(bits_per_second=1e4)),
+    "per token": losses(RUNS, "tokens"),
+    "bytes": bytes_sent(RUNS),
+    "calendar": calendar(RUNS["rarely"].ledger.records, 40),
+    "calendars": calendars({n: r.ledger.records for n, r in RUNS.items()}, 40),
+    "empty lines": Lines("Nothing yet?", "x", "y", []),
+    "one point": Lines("One?", "x", "y", [Series("a", [1], [2])], log_x=True, log_y=True),
+    "not a number": Lines("Gaps?", "x", "y", [Series("a", [1, 2, 3], [float("nan"), 2, float("inf")])]),
+    "empty bars": Bars("None?", "x", [], [], []),
+    "empty calendar": Calendar("Never?", "step", ["params"], [Marks(0, "params", [])], 10),
+    "bars and strokes": Calendar(
+        "Who?",
+        "step",
+        ["w0", "w1"],
+        [
+            Marks(0, "up", [1, 8], to=[5, 10]),
+            Marks(1, "up", [1], to=[10]),
+            Marks(1, "sends <&>", [4, 8], colour=1, lane=(0, 0.5)),
+            Marks(1, "planned", [9], colour=1, faint=True, lane=(0, 0.5)),
+        ],
+        10,
+        now=8,
+    ),
+}
+
+
+def routing(
+    layers: int = 4,
+    experts: int = 8,
+    workers: int = 4,
+    holders: int = 2,
+    looks: int = 64,
+    every: int = 10,
+    *,
+    mode: str = "B",
+    down: tuple[int, ...] = (),
+    moves: bool = False,
+    seed: int = 0,
+) -> Iterator[Event]:
+    """A made-up run of a mixture of experts that settles: gates sharpen, churn and drift fall, one expert dies.
+
+    In mode A a router knows only the experts of its worker; in mode B it knows all, and may choose one that is not there.
+    Workers in ``down`` miss the third and fourth look. ``moves`` deals the experts anew in mid-run.
+    """
+    rng = np.random.default_rng(seed)
+    recipe = Recipe.of(
+        "diloco", [f"steps={max(1, looks * every)}", f"num_workers={workers}", "schedule.warmup=0"]
+    ).to_dict()
+    yield Started(VERSION, recipe, 10, [10] * workers, 4096, None, 1.0, {"threads": 2})
+    place = _deal(rng, layers, experts, workers, holders, mixed=False)
+    yield Placed(0, place, 0)
+    logits = rng.normal(0, 0.9, (layers, experts))
+    goal = logits * 0.25 + rng.normal(0, 0.15, logits.shape)
+    goal[-1, min(5, experts - 1)] = -7
+    slots, steps = 2 * 2048, []
+    for look in range(looks):
+        step = (look + 1) * every
+        if look:
+            yield Stepped(step - 1, [2.0] * workers, 1.0, 0.01)
+        if moves and look == looks // 2:
+            place = _deal(rng, layers, experts, workers, holders, mixed=True)
+            yield Placed(step, place, layers * experts)
+        logits += 0.12 * (goal - logits) + rng.normal(0, 0.05, logits.shape)
+        share = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+        absent = 1 - holders / workers
+        load_WLE: list[list[list[int | None]] | None] = []
+        ghosts_WL: list[list[float] | None] = []
+        entropy_WL: list[list[float] | None] = []
+        for w in range(workers):
+            if w in down and look in (2, 3):
+                load_WLE.append(None), ghosts_WL.append(None), entropy_WL.append(None)
+                continue
+            has = np.array([[w in place[k][e] for e in range(experts)] for k in range(layers)])
+            mine = np.where(has | (mode == "B"), share, 0)
+            mine = mine / mine.sum(1, keepdims=True)
+            load = np.stack([rng.multinomial(slots, row) for row in mine])
+            known = has | (mode == "B")
+            load_WLE.append(
+                [[int(v) if k else None for v, k in zip(*row, strict=True)] for row in zip(load, known, strict=True)]
+            )
+            noise = rng.normal(0, 0.02, layers) + 0.15 * np.exp(-look / 9)
+            ghosts_WL.append((np.clip(absent + noise, 0, 1) if mode == "B" else np.zeros(layers)).round(4).tolist())
+            even = -(share * np.log(share)).sum(1) / np.log(experts)
+            entropy_WL.append((even - 0.06 * look / looks + rng.normal(0, 0.006, layers)).clip(0, 1).tolist())
+        agreed = np.stack([rng.multinomial(slots, row) for row in share])
+        fall = 0.62 * np.exp(-look / 14) + 0.04
+        churn = (fall * (1 + 0.25 * np.arange(layers) / layers) + rng.normal(0, 0.015, layers)).clip(0, 1)
+        drift = (0.05 + 0.3 * np.exp(-look / 20)) * np.exp(rng.normal(0, 0.15, (layers, experts)))
+        yield Routed(
+            step,
+            load_WLE,
+            ghosts_WL,
+            entropy_WL,
+            agreed.tolist(),
+            [None] * layers if look == 0 else churn.tolist(),
+            [[None if holders == 1 or look == 0 else float(v) for v in row] for row in drift],
+        )
+        steps.append(step)
+    if steps:
+        overlap = [
+            [1 - 0.6 * np.exp(-3 * k / looks) * (1 - k / looks) ** 0.5 for _ in range(layers)] for k in range(looks)
+        ]
+        overlap = [[float(min(1, v + 0.03 * i * (1 - v))) for i, v in enumerate(row)] for row in overlap]
+        yield Saturated(steps[-1], steps, [*overlap[:-1], [1.0] * layers])
+    yield Ended(looks * every, "done", "")
+
+
+def _deal(
+    rng: np.random.Generator, layers: int, experts: int, workers: int, holders: int, *, mixed: bool
+) -> list[list[list[int]]]:
+    """Every expert on so many workers, in turn; ``mixed`` deals each layer in an order of its own."""
+    orders = [rng.permutation(experts) if mixed else np.arange(experts) for _ in range(layers)]
+    return [[sorted((int(o[e]) + j) % workers for j in range(holders)) for e in range(experts)] for o in orders]
+
+
+TABLES: dict[str, Picture] = {
+    "table": Grid("Who?", "worker", ["E0", "E1"], ["w0", "w1", "w2"], [[1, 0, 0.5], [0, 1, 1]]),
+    "512 rows": Grid("Who?", "worker", [f"layer {k}" for k in range(512)], ["w0", "w1"], np.eye(2)[[0, 1] * 256]),
+    "700 columns": Matrix("When?", "step", ["a"], list(range(700)), [list(range(700))], "unit"),
+    "gaps": Matrix("Gaps?", "step", ["a", "b"], [1, 2], [[None, 1.0], [float("nan"), 2.0]], "unit"),
+    "nothing": Matrix("Nothing?", "step", [], [], [], "unit"),
+    "bands": Matrix(
+        "Bands?", "step", list("abc"), [1], [[0.0], [1.0], [9.0]], "unit", high=1, bands=[("x", 1), ("y", 2)]
+    ),
+    "words": Note("What <happened>?", "A long story. " * 30),
+}
+
+
+def panels(picture: Picture) -> list[Picture]:
+    return list(picture.pictures) if isinstance(picture, Board) else [picture]
+
+
+class Place:
+    """What a notebook was asked to show."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, where: str):
+        self.shown: list[tuple[str, dict[str, Any]]] = []
+        self.changed: list[tuple[str, dict[str, Any]]] = []
+        monkeypatch.setattr(widgets.view, "surroundings", lambda: where)
+        monkeypatch.setattr(widgets.view, "display", self._to(self.shown))
+        monkeypatch.setattr(widgets.view, "update_display", self._to(self.changed))
+
+    def _to(self, outputs: list[tuple[str, dict[str, Any]]]) -> Callable[..., None]:
+        return lambda data, *, raw, display_id: outputs.append((display_id, data))
+
+
+RANKS = (4, 2, 1)
+
+
+SAMPLES = (2, 1, 1)
+
+
+ROUND = 5  # local steps
+
+
+def federation(rounds: int = 4, absent: tuple[int, ...] = (1, 2), scores: bool = True) -> Iterator[Event]:
+    """Clients of rank 4, 2 and 1; the first stays away from the rounds in ``absent``, so that nobody covers ranks 3-4.
+
+    Every client fetches 10 bytes for each of its ranks and hands in as much, but for those that stay away.
+    """
+    yield Started(VERSION, Recipe(num_workers=3, lora=LoRA(ranks=RANKS)).to_dict(), 9, [9] * 3, 8, None, 1.0, {})
+    last = [0, 0, 0]
+    for k in range(rounds):
+        t, up = (k + 1) * ROUND, [w for w in range(3) if w or k not in absent]
+        for w in up:
+            yield Sent(t - ROUND + 1, "broadcast", "params", (w,), {"ranks 1-1": 10, "other": 10 * (RANKS[w] - 1)})
+        yield Stepped(t, [1.0] * 3, 1.0, 0.1)
+        for w in up:
+            yield Sent(t, "gather" if k % 2 else "reduce", "params", (w,), {"all": 10 * RANKS[w]})
+        reach = [[w for w in up if RANKS[w] >= high] for high in (1, 2, 4)]
+        mass = [sum(SAMPLES[w] for w in workers) / sum(SAMPLES[w] for w in up) for workers in reach]
+        yield Covered(t, [1, 2, 4], reach, mass, [t - x for x in last], 0.5 / t)
+        last = [t if workers else x for workers, x in zip(reach, last, strict=True)]
+        yield Evaluated(t, 2.0 - k / 10, 0.1)
+        losses = [3.0 - k, 2.0 - k / 2, 2.5]
+        found = [{"accuracy": 0.1 * (m + k)} if scores else {} for m in range(3)]
+        areas = {"loss": 2.0 - k / 4} | ({"accuracy": 0.1 + k / 10} if scores else {})
+        yield Truncated(t, [1, 2, 4], losses, found, areas, [0.7, 0.2, 0.1], [0.5, 0.3, 0.2])
+    yield Ended(rounds * ROUND, "done", "")
+
+
+def endless(steps: int, num_workers: int = 4) -> Iterator[Event]:
+    """A run that sends in every step, made up."""
+    rng = np.random.default_rng(0)
+    recipe = Recipe.of("ddp", [f"steps={steps}", f"num_workers={num_workers}", "schedule.warmup=0"]).to_dict()
+    yield Started(1, recipe, 10, [10] * num_workers, 64, None, 1.0, {"threads": 2})
+    noise = rng.normal(0, 0.1, (steps, num_workers))
+    for t in range(1, steps + 1):
+        yield Stepped(t, (2 + 3 / (1 + t / 1000) + noise[t - 1]).tolist(), 1.0, 0.01)
+        yield Sent(t, "all_reduce", "grads", tuple(range(num_workers)), {"mlp": 1000})
+        if t % 10 == 0:
+            yield Drifted(t, [0.1] * num_workers, [None] * num_workers)
+        if t % 100 == 0:
+            yield Evaluated(t, 2 + 3 / (1 + t / 1000), 0.0)
+    yield Ended(steps, "done", "")
+
+
+def check_well_formed(picture: Picture) -> None:
+    """Plotly's own validation takes the figure, the SVG is XML, all bear the titles, and all of it is strict JSON."""
+    forms = bundle(picture)
+    figure = dict(forms["application/vnd.plotly.v1+json"])
+    figure.pop("config")
+    drawn = go.Figure(figure)
+    words = [e.text for e in ET.fromstring(forms["image/svg+xml"]).iter() if e.text]
+    spec = picture.spec()
+    json.dumps([forms, spec], allow_nan=False)
+    said = [spec["title"], *(panel["title"] for panel in spec.get("panels", []))]
+    assert said[0] == picture.title == drawn.layout.title.text
+    for title in [picture.title, *(p.title for p in panels(picture))]:
+        assert title in words
+        assert title in said
+        assert title in forms["text/plain"]
+
+
+def check_forms_agree(picture: Picture) -> None:
+    """Canvas, plotly and SVG have the same scales, ticks, legends, lines and cells."""
+    for p in panels(picture):
+        spec, figure = p.spec(), p.plotly(306)
+        words = [e.text for e in ET.fromstring(p.svg(306)).iter() if e.text]
+        if spec["kind"] == "lines":
+            for axis in ("x", "y"):
+                assert figure["layout"][f"{axis}axis"]["range"] == [spec[axis]["low"], spec[axis]["high"]]
+                assert figure["layout"][f"{axis}axis"]["title"]["text"] == spec[axis]["label"]
+                assert {label for _, label in spec[axis]["ticks"]} <= set(words)
+            assert [t["y"] for t in figure["data"]] == [s["y"] for s in spec["series"]]
+            assert [t["name"] for t in figure["data"] if t["showlegend"]] == [
+                s["name"] for s in spec["series"] if not s["faint"]
+            ]
+            drawn = [s for s in spec["series"] if any(y is not None and y > 0 for y in s["y"]) or not spec["y"]["log"]]
+            drawn = [s for s in drawn if any(y is not None for y in s["y"])]
+            assert p.svg(306).count("l0 0") >= len(drawn)
+            assert all(len(s["x"]) == len(s["y"]) <= MAX_POINTS for s in spec["series"])
+        if spec["kind"] == "cells":
+            (trace,) = figure["data"]
+            assert (trace["z"], trace["y"], trace["x"]) == (spec["values"], spec["rows"], spec["columns"])
+            assert (trace["zmin"], trace["zmax"]) == (spec["scale"]["low"], spec["scale"]["high"])
+            assert [c for _, c in trace["colorscale"]] == spec["colours"]
+            known = sum(v is not None for row in spec["values"] for v in row)
+            strokes = "".join(re.findall(r'<path stroke="[^"]+" d="([^"]+)"/>', p.svg(306)))
+            assert round(sum(float(n) for n in re.findall(r"h([\d.]+)", strokes)), 6) == pytest.approx(known, rel=0.2)
+            assert {name for _, name in [*spec["row_ticks"], *spec["column_ticks"]]} <= set(words)
+            assert figure["layout"]["yaxis"]["ticktext"] == [name for _, name in spec["row_ticks"]]

@@ -1,0 +1,439 @@
+"""A real JupyterLab: runs in the background, their pictures and buttons, and what the saved notebook holds in the end."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import papermill
+import pytest
+
+from lab.events import Stepped
+from lab.runs.folder import RunFolder
+from tests.support import ROOT
+from tests.support.browser import CHROMIUM, needs_chromium
+from tests.support.jupyter import JupyterLab, Notebook
+from tests.support.stories import story
+from widgets import View
+
+pytestmark = [needs_chromium, pytest.mark.processes, pytest.mark.slow]
+
+PLOTLY = "application/vnd.plotly.v1+json"
+RESTING = {PLOTLY, "image/svg+xml", "text/plain"}
+START = """
+import threading, time
+from tests.support.pictures import endless
+from widgets import Losses
+go_on, view = threading.Event(), Losses()
+
+def train():
+    for k, event in enumerate(endless(1200)):
+        view.add(event)
+        if k % 40 == 39:
+            time.sleep(0.02)
+        while k == 800 and not go_on.wait(0.1):
+            view.add()
+
+thread = threading.Thread(target=train)
+thread.start()
+view
+"""
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[JupyterLab]:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        server = JupyterLab(tmp_path_factory.mktemp("lab"), chromium)
+        yield server
+        chromium.close()
+        server.close()
+
+
+def kinds(outputs: list[dict[str, Any]]) -> list[set[str]]:
+    return [set(output["data"]) for output in outputs]
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["watched", "loaded again"])
+def test_live_then_at_rest(lab: JupyterLab, again: bool) -> None:
+    """Other cells run meanwhile; a page that is loaded again is complete; the cell ends as one picture without a widget."""
+    nb = lab.open(f"run-{again}.ipynb", [START, "1 + 1", "go_on.set(); thread.join()"])
+    nb.run(0)
+    nb.page.wait_for_selector("canvas")
+    nb.run(1)
+    assert nb.outputs(1)[0]["data"]["text/plain"] == "2"
+    nb.until_held(380)
+    if again:
+        nb.save()
+        nb.reload()
+        nb.until_held(380)
+    nb.page.locator(".isthmus-controls select").select_option("bytes")
+    nb.page.wait_for_function("() => document.querySelector('canvas').ariaLabel.includes('bytes')")
+    nb.run(2)
+    nb.page.wait_for_selector("canvas", state="detached")
+    (output,) = kinds(nb.outputs(0))
+    assert RESTING <= output <= RESTING | {"image/png"}  # which JupyterLab's plotly adds
+    nb.page.wait_for_selector(".jp-OutputArea .js-plotly-plot, .jp-OutputArea .plotly")
+    nb.until_tidy()
+    saved = nb.save()
+    assert "widgets" not in saved.metadata
+    assert set(saved.cells[0].outputs[0]["data"]) == RESTING
+    assert len(Path(nb.file).read_bytes()) < 100_000
+    nb.close()
+    reopened = lab.browser.new_page()
+    reopened.goto(f"http://127.0.0.1:{lab.port}/lab/tree/{nb.file.name}?reset", wait_until="domcontentloaded")
+    reopened.wait_for_selector(".jp-OutputArea .js-plotly-plot, .jp-OutputArea .plotly", timeout=90_000)
+    reopened.close()
+
+
+RUN = """
+import json, lab, lab.runs.live
+from tests.support.recipes import recipe
+from widgets import CommunicationBudget, Drift, Losses, SyncCalendar, Workers
+before = globals().get("run")
+method = {"name": "des_loc", "sync_every": {"params": 4, "exp_avg": 8}}
+run = lab.start(recipe(method, steps=STEPS, eval_every=50, checkpoint_every=100, seed=SEED), name=NAME)
+run.panel(Losses(), CommunicationBudget(run.recipe), SyncCalendar(run.recipe), Drift(), Workers(run.recipe))
+"""
+TELL = """
+alive = [r.name for r in lab.runs.live._RUNS if not r.finished.is_set()]
+turned = [[e.step, e.knob, e.value] for e in run.columns.turned]
+print(json.dumps([run.status, run.t, before and before.status, alive, turned, len(run.columns.step)]))
+"""
+
+
+def cells(name: str, *more: str, steps: int = 20_000) -> list[str]:
+    """A run of its own for every name: two kernels do not write into one folder."""
+    filled = RUN.replace("NAME", repr(name)).replace("STEPS", str(steps)).replace("SEED", str(len(name)))
+    return [filled, TELL, *more]
+
+
+def at_rest(nb: Notebook, k: int = 0) -> int:
+    """Every output of this cell is text or a picture with all its forms; returns how many pictures there are."""
+    for _ in range(10):  # plotly's PNG is taken out once a second, and comes late on a busy machine
+        saved = nb.save()
+        shown = [set(output["data"]) for output in saved.cells[k].outputs]
+        if not any("image/png" in forms for forms in shown):
+            break
+        nb.page.wait_for_timeout(1000)
+    assert "widgets" not in saved.metadata
+    assert all(forms in (RESTING, {"text/plain"}) for forms in shown), shown
+    return shown.count(RESTING)
+
+
+def test_steered_by_hand(lab: JupyterLab) -> None:
+    """Start, pause, a knob, stop; start again from the same cell while the run goes on; interrupt who waits for it."""
+    nb = lab.open("steered.ipynb", cells("class", "await run"))
+    nb.run(0)
+    nb.until_held(3)
+    status, t, before, alive, turned, _ = nb.ask(1)
+    assert (status, before, alive, turned) == ("running", None, ["class"], [])
+
+    nb.press("Pause")
+    nb.page.wait_for_function("() => document.querySelector('.isthmus-panel').textContent.includes('paused at step')")
+    (_, at, *_), (_, later, *_) = nb.ask(1), nb.ask(1)
+    assert at == later > t
+    period = nb.page.locator(".isthmus-period input").first
+    period.fill("16")
+    period.press("Enter")
+    nb.press("worker 1 up")
+    nb.press("One step")
+    nb.page.wait_for_function(
+        f"() => document.querySelector('.isthmus-panel').textContent.includes('paused at step {at + 1:,}')"
+    )
+    status, t, _, _, turned, _ = nb.ask(1)
+    assert (status, t) == ("paused", at + 1)
+    knobs = {knob: (step, value) for step, knob, value in turned if knob != "paused"}
+    assert knobs == {"sync_every": (at + 1, {"params": 16, "exp_avg": 8}), "down": (at + 1, [1])}
+
+    nb.press("Go on")
+    nb.run(0)  # the same cell again: the run that goes on is stopped first, and goes on from there
+    nb.until_held(at + 3)
+    status, t, before, alive, *_ = nb.ask(1)
+    assert (status, before, alive) == ("running", "stopped", ["class"])
+    assert t > at
+    assert nb.page.locator(".isthmus-board").count() == 5
+
+    nb.begin(2)
+    nb.wait("busy")
+    nb.page.wait_for_timeout(500)
+    nb.command("notebook:interrupt-kernel")
+    nb.wait("idle")
+    (error,) = nb.outputs(2)
+    assert error["ename"] == "Interrupted"
+    assert error["traceback"] == [f"Interrupted: {error['evalue']}"]
+    assert "goes on from there" in error["evalue"]
+    status, t, _, alive, _, num_rows = nb.ask(1)
+    assert (status, alive, num_rows) == ("stopped", [], t)
+    nb.page.wait_for_selector("canvas", state="detached")
+    assert at_rest(nb) == 5
+    nb.close()
+
+
+def test_two_notebooks_at_once(lab: JupyterLab) -> None:
+    """Each has a kernel, runs and pictures of its own; what is stopped in one goes on in the other."""
+    both = [lab.open(f"{name}.ipynb", cells(name)) for name in ("left", "right")]
+    for nb in both:
+        nb.begin(0)
+    for nb in both:
+        nb.until_held(3)
+    left, right = both
+    left.press("Stop")
+    left.page.wait_for_selector("canvas", state="detached")
+    assert left.ask(1)[0] == "stopped"
+    status, t, *_ = right.ask(1)
+    assert status == "running"
+    right.until_held(t + 3)
+    for nb in both:
+        nb.close()
+
+
+def test_the_cockpit(lab: JupyterLab) -> None:
+    """Its controls stay in the page; what is saved while nothing runs holds words and pictures."""
+    source = "import lab\nfrom tests.support.recipes import recipe\nlab.cockpit(recipe(steps=60))"
+    nb = lab.open("cockpit.ipynb", [source])
+    nb.run(0)
+    nb.press("Start")
+    nb.page.wait_for_selector("canvas")
+    nb.page.wait_for_selector("canvas", state="detached")
+    nb.page.wait_for_selector(".jp-OutputArea .js-plotly-plot, .jp-OutputArea .plotly")
+    nb.until_tidy()
+    assert at_rest(nb) == 2
+    assert nb.file.stat().st_size < 300_000
+    assert "done at step 60 of 60" in nb.save().cells[0].outputs[0]["data"]["text/plain"]
+    assert nb.page.locator(".isthmus-panel button", has_text="Start").first.is_enabled()
+    nb.close()
+
+
+def test_two_runs_in_the_cockpit(lab: JupyterLab) -> None:
+    """What is typed stays and is answered under the name that stands beside it; what is chosen is forecast, never what was
+    chosen before; two runs at once have a picture in common and one each, which stay.
+    """
+    source = "import lab\nfrom tests.support.recipes import recipe\nlab.cockpit(recipe(steps=100_000, checkpoint_every=1000), recipe('ddp', steps=100_000))"
+    nb = lab.open("two.ipynb", [source])
+    nb.run(0)
+    page = nb.page
+    says = "words => document.querySelector('.jp-OutputArea .isthmus-panel').textContent.includes(words)"
+    forecast = "() => document.querySelectorAll('.isthmus-panel table').length === 2"
+    page.wait_for_function(forecast)
+    workers = page.get_by_label("workers", exact=True).first
+    for typed, said in (("3.7", "workers = 3.7 is no whole number"), ("0", "workers = 0 is not allowed")):
+        workers.fill(typed)
+        workers.press("Enter")
+        page.wait_for_function(says, arg=said)
+        assert workers.input_value() == typed
+    workers.fill("3e0")
+    workers.press("Enter")
+    page.get_by_label("method", exact=True).first.select_option("diloco")
+    page.wait_for_function(says, arg="counting what it sends")
+    page.wait_for_function(forecast)
+    start = page.locator(".isthmus-panel button", has_text="Start")
+    start.nth(0).click()
+    page.wait_for_selector("canvas")
+    start.nth(1).click()
+    page.wait_for_function("() => document.querySelectorAll('.isthmus-board').length === 3")
+    nb.until_held(10)
+    titles = page.locator(".isthmus-board h3").all_text_contents()
+    assert titles == ["Does it learn?", "A: diloco · What does it send?", "B: ddp · What does it send?"]
+    for k in (0, 1):
+        page.locator(".isthmus-panel button", has_text="Stop").nth(k).click()
+    page.wait_for_selector("canvas", state="detached")
+    page.wait_for_function("() => document.querySelectorAll('.js-plotly-plot').length === 3")
+    legend = {name.strip() for name in page.locator(".js-plotly-plot").first.locator(".legendtext").all_text_contents()}
+    assert legend == {"A: diloco", "B: ddp"}
+    nb.until_tidy()
+    assert at_rest(nb) == 3
+    assert "dropped" not in json.dumps(nb.save().cells[0].outputs)
+    nb.close()
+
+
+def test_the_same_numbers_everywhere(lab: JupyterLab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Terminal, papermill and JupyterLab, there with every view open: the same events, bit for bit."""
+    nb = lab.open("same.ipynb", cells("same", "columns = await run", "print(run.folder.path.resolve())", steps=60))
+    nb.run(0)
+    nb.run(2)
+    nb.run(3)
+    folders = [Path(nb.outputs(3)[0]["text"].strip())]
+    assert nb.page.locator(".jp-OutputArea .js-plotly-plot, .jp-OutputArea .plotly").count() > 0
+    nb.close()
+
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    done = papermill.execute_notebook(nb.file, tmp_path / "out.ipynb", cwd=tmp_path, progress_bar=False)
+    folders.append(Path(done.cells[3].outputs[0]["text"].strip()))
+    assert [set(o["data"]) for o in done.cells[0].outputs].count(RESTING) == 5
+
+    recipe = tmp_path / "recipe.json"
+    recipe.write_text(json.dumps(RunFolder(folders[0]).recipe().to_dict()))
+    command = [sys.executable, "-m", "lab", "run", str(recipe), "--runs", str(tmp_path / "terminal")]
+    subprocess.run(command, check=True, capture_output=True)
+    folders += (tmp_path / "terminal").iterdir()
+
+    in_lab, *others = [story(RunFolder(folder).events()) for folder in folders]
+    assert len({*folders}) == 3
+    assert sum(isinstance(e, Stepped) for e in in_lab) == 60
+    for other in others:
+        assert other == in_lab
+
+
+ASK = """
+from widgets import Bars, Question
+places = {f"K = {k}": Bars("How many?", "bytes", ["DDP", "other"], [8, k], ["8 B", f"{k} B"]) for k in (1, 2, 4)}
+Question("How many?", "period", places, "K = 2", 2.0, "B")
+"""
+STORED = ROOT / "notebooks/stored/turned"
+AT_REST = (
+    f"from widgets import Losses; from lab.runs.folder import RunFolder; Losses.of(RunFolder({str(STORED)!r}).events())"
+)
+TALL = "k => document.querySelectorAll('.js-plotly-plot')[k].clientHeight"
+
+
+def test_predict_then_move_the_slider(lab: JupyterLab) -> None:
+    """Enter in the field brings the picture in place of the widget; slider and menus at rest work and keep their height.
+
+    Saved before, there are words: no dead widget.
+    """
+    nb = lab.open("ask.ipynb", [ASK, AT_REST])
+    nb.run(0)
+    nb.page.wait_for_selector(".isthmus-panel input")
+    (output,) = nb.save().cells[0].outputs
+    assert output["data"] == {"text/plain": "How many?\nNo prediction yet: run this cell to predict."}
+    nb.page.locator(".isthmus-panel input").fill("3")
+    nb.page.locator(".isthmus-panel input").press("Enter")
+    nb.page.wait_for_selector(".slider-rail-touch-rect", state="attached")
+    nb.run(1)
+    nb.page.wait_for_selector(".updatemenu-header")
+    before = [nb.js(TALL, k) for k in (0, 1)]
+    rail = nb.page.locator(".slider-rail-touch-rect")
+    box = rail.bounding_box()
+    assert box is not None
+    rail.click(position={"x": 0.98 * box["width"], "y": box["height"] / 2})
+    nb.page.wait_for_function(
+        "() => document.querySelector('.slider-container').textContent.startsWith('period: K = 4')"
+    )
+    nb.page.wait_for_function("() => document.querySelector('.js-plotly-plot').textContent.includes('4 B')")
+    nb.page.locator(".updatemenu-header").click()
+    nb.page.locator(".updatemenu-dropdown-button", has_text="bytes").click()
+    nb.page.wait_for_function(
+        "() => document.querySelectorAll('.js-plotly-plot')[1].textContent.includes('payload sent')"
+    )
+    assert [nb.js(TALL, k) for k in (0, 1)] == before
+    assert min(before) > 250
+    saved = nb.save()
+    assert "widgets" not in saved.metadata
+    assert all(RESTING <= set(cell.outputs[0]["data"]) <= RESTING | {"image/png"} for cell in saved.cells)
+    nb.page.close()
+
+
+# Every view, and every kind of picture that stands alone, at rest; the last cells run while another tab is in front.
+MANY = """
+import sys, time, lab
+from tests.support.pictures import PICTURES, TABLES, federation, routing
+from tests.support.recipes import recipe
+from lab.runs.folder import RunFolder
+from widgets import *
+turned = list(RunFolder(STORED).events())
+def late(show, *given):
+    time.sleep(3)
+    return show(*given)
+"""
+SHOWN = {
+    "Losses": "Losses.of(turned)",
+    "CommunicationBudget": "CommunicationBudget.of(turned)",
+    "SyncCalendar": "SyncCalendar.of(turned)",
+    "Drift": "Drift.of(turned)",
+    "Workers": "Workers.of(turned)",
+    "Knobs": "Knobs.of(turned)",
+    "RoutingStability": "RoutingStability.of(routing())",
+    "RankSegments": "RankSegments.of(federation())",
+    "Lines": "PICTURES['losses']",
+    "Bars": "PICTURES['bytes']",
+    "Calendar": "PICTURES['calendar']",
+    "Matrix": "TABLES['bands']",
+    "Grid": "TABLES['table']",
+    "Note": "TABLES['words']",
+    "Question": "Question('How many?', 'K', {f'K = {k}': Bars('?', 'bytes', ['a'], [k], [f'{k} B']) for k in (1, 2)}, 'K = 1', 1.0, 'B', prediction=3)",
+    "late Bars": "late(lambda: PICTURES['bytes'])",
+    "late panel": "run = lab.start(recipe(steps=40), keep=False); run.panel(Losses(), Drift()); await run",
+}
+# Of every plotly figure in a cell: is it as wide as its place, its height twice, what it says, how many lines and cells it
+# has, and how high its axes are. Numbers at axes depend on the width.
+LOOK = """(k) => [...(window.jupyterapp.shell.currentWidget.content.widgets[k]?.node.querySelectorAll('.js-plotly-plot') ?? [])].map((gd) => {
+  const all = (what) => [...gd.querySelectorAll(what)];
+  return {
+    fits: Math.abs(gd.clientWidth - gd.querySelector('.main-svg').clientWidth) < 2,
+    height: [gd.clientHeight, gd.querySelector('.main-svg').clientHeight],
+    words: all('.gtitle, .annotation-text, .legendtext, .bartext').map((e) => e.textContent.trim()),
+    drawn: ['.scatterlayer .trace', '.barlayer .point', '.hm image', '.shapelayer path'].map((e) => all(e).length),
+    tall: all('.nsewdrag').map((e) => Math.round(e.getAttribute('height') / 10)),
+  };
+})"""
+
+
+@pytest.mark.parametrize("windowing", ["none", "contentVisibility", "full"])
+def test_pictures_at_rest_stay_as_they_are(lab: JupyterLab, windowing: str) -> None:
+    """Same height and content: run in a hidden tab, without the sidebar, from 600 to 2,500 pixels, after another tab, in both
+    themes, and when the notebook is opened again, however JupyterLab treats cells out of sight.
+    """
+    nb = lab.open(f"rest-{windowing}.ipynb", [MANY.replace("STORED", repr(str(STORED))), *SHOWN.values()], windowing)
+    nb.command("notebook:run-all-cells")
+    nb.page.wait_for_function("() => document.querySelectorAll('.js-plotly-plot').length >= 3")
+    nb.away()
+    nb.page.wait_for_function("num => document.querySelectorAll('.js-plotly-plot').length >= num", arg=len(SHOWN) + 1)
+    nb.back()
+    nb.wait("idle")
+    nb.until_tidy()
+    heights = [
+        [output["data"][PLOTLY]["layout"]["height"] for output in nb.outputs(k) if PLOTLY in output["data"]]
+        for k in range(1, len(SHOWN) + 1)
+    ]
+    assert [len(each) for each in heights] == [1] * (len(SHOWN) - 1) + [2]  # the panel has two
+
+    def settled() -> list[dict[str, Any]]:
+        """Once every picture is as high as it was made, and as wide as its place where JupyterLab tells it of its place."""
+        seen = []
+        for k, high in enumerate(heights, start=1):
+            if windowing == "full":
+                nb.js("k => window.jupyterapp.shell.currentWidget.content.scrollToItem(k)", k)
+            ready = f"([k, high, any]) => {{ const now = ({LOOK})(k); return now.length === high.length && now.every((p, i) => "
+            ready += "p.height.every((h) => h === high[i]) && (p.fits || any)); }"
+            try:
+                nb.page.wait_for_function(ready, arg=[k, high, windowing != "none"], timeout=60_000)
+            except Exception as error:
+                raise AssertionError(f"{list(SHOWN)[k - 1]}, made {high} high: {nb.js(LOOK, k)}") from error
+            seen += nb.js(LOOK, k)
+        assert all(min(p["tall"], default=9) >= 2 for p in seen)
+        return [{key: p[key] for key in ("words", "drawn")} for p in seen]
+
+    first = settled()
+    assert all(any(p["words"]) for p in first)
+    nb.command("application:toggle-left-area")
+    assert settled() == first
+    for width in (600, 2500, 1280):
+        nb.page.set_viewport_size({"width": width, "height": 1000})
+        assert settled() == first
+    nb.away()
+    nb.back()
+    assert settled() == first
+    for theme in ("JupyterLab Dark", "JupyterLab Light"):
+        nb.js("theme => window.jupyterapp.commands.execute('apputils:change-theme', { theme })", theme)
+        assert settled() == first
+    nb.save()
+    nb.reload()
+    assert settled() == first
+    nb.close()
+
+
+def test_no_view_is_left_out() -> None:
+    """Whoever adds a view has it tried at rest above."""
+    import widgets
+
+    views = {
+        name for name in widgets.__all__ if isinstance(it := getattr(widgets, name), type) and issubclass(it, View)
+    }
+    assert views - {"View"} <= set(SHOWN)

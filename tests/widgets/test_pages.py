@@ -1,0 +1,336 @@
+"""The canvas's ES module on a bare page in a real browser: what it holds, what it draws, what it asks for."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.support.browser import CHROMIUM, Bare, needs_chromium
+from tests.support.pictures import PICTURES, TABLES, routing
+from widgets import Board, Growing, Lines, Matrix, RoutingStability, Series
+from widgets.canvas import Canvas
+
+pytestmark = [needs_chromium, pytest.mark.processes]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def bare(browser: Any) -> Iterator[Any]:
+    """Makes pages, and closes them."""
+    made: list[Bare] = []
+
+    def make(canvas: Canvas, **options: Any) -> Bare:
+        made.append(Bare(browser, canvas, **options))
+        return made[-1]
+
+    yield make
+    for page in made:
+        page.page.close()
+
+
+PLAIN = Board(
+    "Plain",
+    [
+        Matrix(
+            "Two?",
+            "step",
+            ["a", "b"],
+            [1, 2],
+            [[0, 1], [1, None]],
+            "u",
+            colours=("#ff0000", "#00ff00"),
+            hover="{row}/{column}: {value}\nwords",
+        ),
+        Lines("One?", "x", "y", [Series("up", range(11), range(11))], hover="{name} {y} at {x}"),
+    ],
+)
+
+
+class Growth:
+    """Lines that grow, as a view has them."""
+
+    def __init__(self, num_lines: int = 4):
+        self.x, self.lines = Growing(), [Growing() for _ in range(num_lines)]
+        self.rng = np.random.default_rng(0)
+
+    def more(self, num: int) -> None:
+        for _ in range(num):
+            self.x.append(len(self.x) + 1)
+            for k, line in enumerate(self.lines):
+                line.append(None if len(line) % 97 == 5 else 3 + k + self.rng.normal(0, 0.1))
+
+    def board(self) -> Board:
+        return Board(
+            "Grows", [Lines("Up?", "step", "y", [Series(f"line {k}", self.x, y) for k, y in enumerate(self.lines)])]
+        )
+
+
+HELD = """() => {
+  const { held } = document.querySelector(".isthmus-board");
+  const numbers = (column) => [...held.column(column)].map((v) => (Number.isNaN(v) ? null : v));
+  return held.panels[0].series.map((s) => [numbers(s.x), numbers(s.y)]);
+}"""
+
+
+def held(page: Bare) -> list[Any]:
+    """The lines of the first panel, as the page holds them."""
+    return [[np.array(numbers, dtype=float) for numbers in line] for line in page.js(HELD)]
+
+
+def holds(page: Bare, growth: Growth) -> bool:
+    return all(
+        np.array_equal(x, growth.x.values) and np.allclose(y, line.values, rtol=1e-6, equal_nan=True)
+        for (x, y), line in zip(held(page), growth.lines, strict=True)
+    )
+
+
+def test_every_kind_of_picture_is_drawn(bare: Any) -> None:
+    """Each gets ink and a label; cells have their colours; the pointer finds points; what is left is cleaned up."""
+    canvas = Canvas()
+    page = bare(canvas)
+    assert "Waiting for the first event" in page.js("document.body.textContent")
+    others = Board("Others", [*PICTURES.values(), *TABLES.values()])
+    for board in (others, RoutingStability.of(routing()).board()):
+        canvas.draw(board)
+        page.settle()
+        assert page.js("canvases().map((c) => c.ariaLabel)") == [p.text() for p in board.pictures]
+        assert page.js("canvases().every((c) => c.getAttribute('role') === 'img')")
+        assert min(page.js("canvases().map(inked)")) > 100
+    wide, *thirds = page.js("canvases().map((c) => c.clientWidth)")
+    assert wide > 950
+    assert max(thirds[:6]) < 330 < min(thirds[6:])
+    canvas.draw(PLAIN)
+    page.settle()
+    red, green = (page.js("(c) => count(canvases()[0], c)", colour) for colour in ([255, 0, 0], [0, 255, 0]))
+    assert green == pytest.approx(2 * red, rel=0.1)  # two cells of four, one, and one that is not known
+    assert red > 10_000
+    assert page.js("point(0, 400, 60)") == ["a/1: 0\nwords"]
+    page.js("canvases()[0].dispatchEvent(new PointerEvent('pointerleave'))")
+    (line,) = page.js("point(1, 80, 100)")
+    assert re.fullmatch(r"up [01] at [01]", line)
+    page.js("canvases()[1].dispatchEvent(new PointerEvent('pointerleave'))")
+    assert page.js("point(0, 2, 2)") == []
+    page.js("document.body.firstElementChild.style.width = '420px'")
+    page.settle()
+    assert max(page.js("canvases().map((c) => c.clientWidth)")) <= 420
+    page.js("(forget(), leave.forEach((f) => f()))")
+    assert page.js("[canvases().length, Object.values(model.handlers).flat().length]") == [0, 0]
+
+
+def test_points_are_appended(bare: Any) -> None:
+    """The page holds every point at any time, gaps too, though it is sent only new ones."""
+    canvas, growth = Canvas(), Growth()
+    page = bare(canvas)
+    for num in (1, 12, 300, 1, 9700, 50):
+        growth.more(num)
+        canvas.draw(growth.board())
+        assert holds(page, growth)
+    page.settle()
+    assert page.bytes[-1] < 4_000 < 40_000 < page.bytes[-2]
+    assert page.js("canvases()[0].ariaLabel") == growth.board().pictures[0].text()
+    canvas.draw(growth.board())
+    assert len(page.bytes) == 6
+
+
+def test_it_keeps_up(bare: Any) -> None:
+    """Hundreds of messages between two frames: all points are there, and drawn with the next frame, once."""
+    canvas, growth = Canvas(), Growth()
+    growth.more(10_000)
+    page = bare(canvas)
+    canvas.draw(growth.board())
+    page.settle()
+    page.js(
+        "(() => { const panel = canvases()[0], of = panel.getContext.bind(panel); window.drawn = 0; panel.getContext = (kind) => (drawn++, of(kind)); })()"
+    )
+    page.held = True
+    for _ in range(300):
+        growth.more(2)
+        canvas.draw(growth.board())
+    page.at_once()
+    page.settle()
+    assert holds(page, growth)
+    assert page.js("drawn") == 1
+    assert page.js("canvases()[0].ariaLabel") == growth.board().pictures[0].text()
+
+
+def test_a_spike_of_one_point_is_seen(bare: Any) -> None:
+    """Of 20 000 points in some 770 columns of pixels the extremes are drawn."""
+    x, y = Growing(range(20_000)), Growing(1.0 if k == 12_345 else 0.0 for k in range(20_000))
+    canvas = Canvas()
+    page = bare(canvas)
+    canvas.draw(Board("?", [Lines("Spike?", "x", "y", [Series("a", x, y, colour=0)])]))
+    page.settle()
+    (words,) = page.js("point(0, 62 + 768 * 0.615, 50)")
+    assert words == "a: 1 at 12.35k"
+    page.js("canvases()[0].dispatchEvent(new PointerEvent('pointerleave'))")
+    page.settle()
+    near_top = page.js(
+        "(() => { const c = canvases()[0], d = c.getContext('2d').getImageData(0, 60, c.width, 20).data; let n = 0; for (let i = 0; i < d.length; i += 4) n += d[i] === 59 && d[i + 1] === 142 && d[i + 2] === 222; return n; })()"
+    )
+    assert near_top > 10
+
+
+def test_a_page_loaded_in_mid_run_has_everything_and_goes_on(bare: Any) -> None:
+    canvas, growth = Canvas(), Growth()
+    old = bare(canvas)
+    growth.more(500)
+    canvas.draw(growth.board())
+    old.page.close()
+    page = bare(canvas)
+    assert holds(page, growth)
+    page.settle()
+    assert page.js("inked(canvases()[0])") > 1000
+    growth.more(20)
+    canvas.draw(growth.board())
+    assert holds(page, growth)
+    assert page.answer() == []
+
+
+def test_a_message_that_was_missed_is_made_good(bare: Any) -> None:
+    """The page sees it by the count, asks once, and is complete; what it gets twice does no harm."""
+    canvas, growth = Canvas(), Growth()
+    page = bare(canvas)
+    growth.more(10)
+    canvas.draw(growth.board())
+    page.lost = True
+    growth.more(10)
+    canvas.draw(growth.board())
+    page.lost = False
+    for _ in range(2):
+        growth.more(10)
+        canvas.draw(growth.board())
+    assert len(held(page)[0][0]) == 10
+    assert page.answer() == [{"ask": "board"}]
+    assert holds(page, growth)
+    page.js("take({ seq: 2, num: 1, panels: [[0, { title: 'old' }]], columns: [[1, 0]] }, [''])")
+    growth.more(3)
+    canvas.draw(growth.board())
+    assert holds(page, growth)
+    assert page.answer() == []
+
+
+def test_views_come_late_go_and_are_hidden(bare: Any) -> None:
+    """Two views of one model draw the same; one that left draws no more; a hidden one is complete when it is seen again."""
+    canvas, growth = Canvas(), Growth()
+    page = bare(canvas)
+    growth.more(200)
+    canvas.draw(growth.board())
+    page.js("look()")
+    page.settle()
+    one, two = page.js("canvases().map(inked)")
+    assert one == two > 1000
+    page.js("leave[0]()")
+    page.js("document.body.lastElementChild.style.display = 'none'")
+    growth.more(300)
+    canvas.draw(growth.board())
+    page.settle()
+    assert page.js("canvases().length") == 1
+    assert holds(page, growth)
+    page.js("document.body.lastElementChild.style.display = ''")
+    page.settle()
+    assert page.js("canvases()[0].ariaLabel") == growth.board().pictures[0].text()
+    fresh = bare(canvas)
+    fresh.settle()
+    assert page.js("inked(canvases()[0])") == fresh.js("inked(canvases()[0])")
+
+
+def test_pictures_change_in_number_and_kind(bare: Any) -> None:
+    canvas, growth = Canvas(), Growth()
+    page = bare(canvas)
+    growth.more(20)
+    for board in (growth.board(), PLAIN, Board("None", []), growth.board()):
+        canvas.draw(board)
+        page.settle()
+        assert page.js("document.querySelector('h3').textContent") == board.title
+        assert page.js("canvases().map((c) => c.ariaLabel)") == [p.text() for p in board.pictures]
+    assert holds(page, growth)
+    assert page.js("document.querySelector('.isthmus-board').held.columns.size") == 5
+
+
+def test_controls(bare: Any) -> None:
+    """A menu and a line to type in: what is chosen is sent, what somebody types is left alone, an error is shown."""
+    chosen = list[tuple[str, str]]()
+
+    def choose(name: str, value: str) -> None:
+        chosen.append((name, value))
+        if value == "lots":
+            raise ValueError("lots is no budget")
+
+    canvas = Canvas(choose)
+    page = bare(canvas)
+    controls = [
+        {"name": "network", "label": "network", "value": "b", "options": ["a", "b"], "hint": ""},
+        {"name": "budget", "label": "budget", "value": "", "options": [], "hint": "20 MB"},
+    ]
+    canvas.draw(PLAIN, controls=controls)
+    page.settle()
+    menu, field = page.page.get_by_label("network"), page.page.get_by_label("budget")
+    assert menu.input_value() == "b"
+    menu.select_option("a")
+    field.focus()
+    page.page.keyboard.type("lo")
+    canvas.draw(PLAIN, controls=[controls[0] | {"value": "a"}, controls[1]])
+    page.settle()
+    page.page.keyboard.type("ts\n")
+    page.answer()
+    assert chosen == [("network", "a"), ("budget", "lots")]
+    assert page.page.get_by_role("status").inner_text() == "lots is no budget"
+    assert field.input_value() == "lots"
+    menu.focus()
+    page.page.keyboard.press("ArrowDown")
+    page.answer()
+    assert chosen[-1] == ("network", "b")
+
+
+NOTEBOOK = """{ context: { model: { cells: [
+  {}, { outputs: window.outputs = {
+    all: [
+      { data: { "text/plain": "words" } },
+      { data: { "application/vnd.jupyter.widget-view+json": { model_id: "MODEL" } } },
+      { data: { "application/vnd.jupyter.widget-view+json": { model_id: "another" } } } ],
+    get length() { return this.all.length; },
+    get(k) { return this.all[k]; },
+    set(k, output) { this.all[k] = output; },
+  } } ] } } }"""
+
+
+@pytest.mark.parametrize("manager", [NOTEBOOK, "undefined"])
+def test_a_page_that_was_loaded_again_keeps_the_picture_itself(bare: Any, manager: str) -> None:
+    """It asks for it and puts it in place of the canvas in its notebook; where it knows no notebook, it says what to do."""
+    canvas = Canvas()
+    page = bare(canvas, manager=manager.replace("MODEL", canvas.model_id))
+    canvas.forms = {"text/plain": "at rest", "image/svg+xml": "<svg/>"}
+    canvas.draw(PLAIN, at_rest=True)
+    page.page.wait_for_function("model.sent.length", timeout=10_000)
+    assert page.answer() == [{"ask": "rest"}]
+    if manager == "undefined":
+        assert "show the view in a new cell" in page.page.get_by_role("status").inner_text()
+        return
+    words, picture, other = page.js("outputs.all")
+    assert words["data"] == {"text/plain": "words"}
+    assert picture == {"output_type": "display_data", "data": canvas.forms, "metadata": {}}
+    assert "another" in str(other)
+
+
+def test_it_takes_the_colours_of_the_theme(bare: Any) -> None:
+    canvas = Canvas()
+    page = bare(canvas, style="--jp-content-font-color1: rgb(1, 2, 3)")
+    canvas.draw(PLAIN)
+    page.settle()
+    assert page.js("getComputedStyle(document.querySelector('.isthmus-board')).color") == "rgb(1, 2, 3)"
+    page.js("document.body.setAttribute('style', '--jp-content-font-color1: rgb(200, 2, 3)')")
+    page.settle()
+    assert page.js("getComputedStyle(document.querySelector('.isthmus-board')).color") == "rgb(200, 2, 3)"

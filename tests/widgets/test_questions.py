@@ -1,0 +1,233 @@
+"""Questions to predict, the slider behind them, and the view of knobs: what they say, show and keep. No browser."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import ipywidgets
+import nbformat
+import pytest
+
+import widgets.questions
+from lab.events import Ended, Started, Stepped, Turned
+from lab.recipes.recipe import Recipe
+from lab.runs.folder import RunFolder
+from lab.runs.knobs import settled_network
+from tests.support import ROOT
+from widgets.knobs import Knobs
+from widgets.menus import SLIDER, with_slider
+from widgets.pages import page
+from widgets.pictures import Bars, Note
+from widgets.questions import Question, _Asking
+from widgets.timelines import Calendar
+
+STORED = ROOT / "notebooks/stored/turned"
+PLACES = {
+    f"K = {k}": Bars("How many?", "bytes", ["DDP", "other"], [64, 64 / k], ["64 B", f"{64 // k} B"]) for k in (2, 4, 8)
+}
+
+
+def number(prediction: Any = None) -> Question:
+    return Question("How many?", "period", PLACES, "K = 4", 16.0, "B", prediction=prediction)
+
+
+def choice(prediction: Any = None) -> Question:
+    options = ["too few", "enough"]
+    return Question("Enough?", "period", PLACES, "K = 4", "enough", options=options, prediction=prediction)
+
+
+@pytest.mark.parametrize(
+    ("question", "words"),
+    [
+        (number(), "the lab finds 16 B"),
+        (number(16), "your prediction is right"),
+        (number(14), "your prediction is close"),
+        (number("24"), "your prediction is too high"),
+        (number(64), "your prediction is 4 times too high"),
+        (number(1), "your prediction is 16 times too low"),
+        (choice(), "the lab finds enough"),
+        (choice("enough"), "right: you said enough, the lab finds enough"),
+        (choice("too few"), "not so: you said too few, the lab finds enough"),
+    ],
+)
+def test_prediction_and_truth_stand_beside_each_other(question: Question, words: str) -> None:
+    """In every form that a notebook keeps, with the picture of the place in question."""
+    forms = question.bundle()
+    assert question.verdict() == words
+    for form in (forms["text/plain"], forms["image/svg+xml"], json.dumps(forms["application/vnd.plotly.v1+json"])):
+        assert words in form
+        assert ("your prediction" in form) == ("your prediction" in words) or question.prediction is not None
+        assert "16 B" in form
+
+
+@pytest.mark.parametrize("words", ["", "many", "-3", "0", "nan", "inf"])
+def test_what_is_no_prediction(words: str) -> None:
+    question = number()
+    with pytest.raises(ValueError, match="no number greater than 0"):
+        question.predict(words)
+    assert question.prediction is None
+
+
+def test_mistakes_of_whoever_asks() -> None:
+    with pytest.raises(ValueError, match="use K = 2, K = 4, K = 8"):
+        Question("?", "period", PLACES, "K = 3", 1.0)
+    with pytest.raises(ValueError, match="none of the options"):
+        Question("?", "period", PLACES, "K = 4", "enough", options=["few"])
+    with pytest.raises(ValueError, match="choose one of too few, enough"):
+        choice("some")
+
+
+def test_the_slider_turns_each_figure_into_each_other() -> None:
+    """Every step holds what differs from one place to another, and the height, which JupyterLab would forget."""
+    figure = number(64).bundle()["application/vnd.plotly.v1+json"]
+    (slider,) = figure["layout"]["sliders"]
+    assert [step["label"] for step in slider["steps"]] == list(PLACES)
+    assert slider["active"] == 1
+    plain = number(64).board().plotly()["layout"]
+    assert figure["layout"]["height"] == plain["height"] + SLIDER
+    assert figure["layout"]["margin"]["b"] == plain["margin"]["b"] + SLIDER
+    for step, k in zip(slider["steps"], (2, 4, 8), strict=True):
+        styles, layout, touched = step["args"]
+        assert layout == {"height": figure["layout"]["height"]}
+        assert touched == [1]  # the prediction stays
+        assert styles == {"x": [[64, 64 / k]], "text": [["64 B", f"{64 // k} B"]]}
+    with pytest.raises(ValueError, match="the same traces"):
+        with_slider({"a": PLACES["K = 2"].plotly(), "b": Note("?", "").plotly()}, "a", "x")
+
+
+def shown(monkeypatch: pytest.MonkeyPatch, where: str) -> tuple[list[Any], list[Any]]:
+    displayed, updated = list[Any](), list[Any]()
+    monkeypatch.setattr(widgets.questions, "surroundings", lambda: where)
+    monkeypatch.setattr(widgets.questions, "display", lambda forms, **_: displayed.append(forms))
+    monkeypatch.setattr(widgets.questions, "update_display", lambda forms, **_: updated.append(forms))
+    return displayed, updated
+
+
+def test_where_a_program_runs_it_there_is_the_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same for a person who has predicted already."""
+    for where, question in (("batch", number()), ("batch", number(3)), ("live", number(3))):
+        displayed, _ = shown(monkeypatch, where)
+        question.show()
+        assert displayed == [question.bundle()]
+
+
+def test_in_a_terminal_it_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    shown(monkeypatch, "terminal")
+    number(64).show()
+    assert "4 times too high" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("by", ["enter", "button"])
+def test_a_person_predicts_first(monkeypatch: pytest.MonkeyPatch, by: str) -> None:
+    """A widget asks; nonsense is said to be that; then one picture without a widget takes its place."""
+    displayed, updated = shown(monkeypatch, "live")
+    asking: list[_Asking] = []
+    monkeypatch.setattr(widgets.questions, "_Asking", lambda question: asking.append(_Asking(question)))
+    question = number()
+    question.show()
+    (forms,) = displayed
+    assert "application/vnd.jupyter.widget-view+json" in forms
+    assert "No prediction yet" in forms["text/plain"]
+    assert "16" not in forms["text/plain"]
+    field, go, problem = asking[0].field, asking[0].go, asking[0].problem
+
+    def commit() -> None:
+        if by == "button":
+            go.click()
+        else:
+            field._msg_callbacks(field, {"event": "submit"}, [])
+
+    field.value = "many"
+    commit()
+    assert "no number greater than 0" in problem.value
+    assert updated == []
+    field.value = "64"
+    commit()
+    assert updated == [question.bundle()]
+    assert question.prediction == 64
+    left, keeper = asking[0].widget.children
+    assert isinstance(left, ipywidgets.HTML)
+    assert keeper.controls == asking[0].widget.model_id
+    assert "4 times too high" in left.value
+
+
+def test_a_person_chooses(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, updated = shown(monkeypatch, "live")
+    asking = _Asking(choice())
+    asking.go.click()
+    assert "choose one of" in asking.problem.value
+    asking.field.value = "too few"
+    asking.go.click()
+    assert updated == [asking.question.bundle()]
+
+
+# --- knobs -----------------------------------------------------------------------------------------------------------
+
+
+def test_knobs_of_the_stored_run() -> None:
+    """A row for every knob, bars for as long as it was not where the recipe has it."""
+    (picture,) = Knobs.of(RunFolder(STORED).events()).pictures()
+    assert isinstance(picture, Calendar)
+    told = [(picture.rows[m.row], m.name, list(m.at), m.to) for m in picture.marks]
+    assert told == [
+        ("learning rate", "learning rate × 8", [65], [96]),
+        ("sync periods", "params every 32", [129], [192]),
+        ("killed", "worker 3 down", [145], [176]),
+    ]
+
+
+def test_every_knob_has_words() -> None:
+    """Links by name where they have one; pauses; one period or several; a bar lasts to the step that is there."""
+    recipe = Recipe.of("diloco")
+    started = Started(1, recipe.to_dict(), 1, [1], 1, None, 1.0, {})
+    odd = dict(settled_network("1Gbit") or {}) | {"latency_seconds": 9.0}
+    turned = [
+        Turned(2, "lr", 2.0),
+        Turned(2, "lr", 2**0.5),
+        Turned(2, "sync_every", 8),
+        Turned(3, "network", settled_network("1Gbit")),
+        Turned(4, "network", odd),
+        Turned(5, "paused", True),
+        Turned(5, "paused", False),
+        Turned(6, "down", [0, 2]),
+        Turned(7, "sync_every", 16),
+    ]
+    view = Knobs()
+    assert isinstance(view.pictures()[0], Note)
+    view.replay([started])
+    assert isinstance(view.pictures()[0], Note)
+    view.replay([*turned, Stepped(9, [1.0] * 4, 1.0, 0.1), Ended(9, "stopped", "")])
+    (picture,) = view.pictures()
+    assert isinstance(picture, Calendar)
+    assert [(m.name, list(m.at), m.to) for m in picture.marks] == [
+        ("learning rate × 1.41", [2], [9]),
+        ("a sync every 8", [2], [6]),
+        ("workers 0, 2 down", [6], [9]),
+        ("1Gbit", [3], [3]),
+        ("another link", [4], [9]),
+        ("waits", [5], [5]),
+    ]
+    assert len({m.colour for m in picture.marks}) == 6
+    view.replay([started])
+    assert isinstance(view.pictures()[0], Note)
+
+
+# --- pages -----------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_folded_in_a_notebook_is_folded_on_its_page(tmp_path: Path) -> None:
+    """Cells say so by their class, a script of the page folds them; without it they are to be read as any other."""
+    nb = nbformat.v4.new_notebook()
+    nb.cells = [nbformat.v4.new_code_cell(source) for source in ("'open'", "'code'", "'all'")]
+    nb.cells[1].metadata = {"jupyter": {"source_hidden": True}}
+    nb.cells[2].metadata = {"jupyter": {"source_hidden": True, "outputs_hidden": True}, "tags": ["solution"]}
+    nbformat.write(nb, tmp_path / "x.ipynb")
+    page(tmp_path / "x.ipynb", tmp_path / "x.html")
+    text = (tmp_path / "x.html").read_text()
+    tags = [re.findall(r"celltag_(\w+)", words) for words in re.findall(r'class="jp-Cell ([^"]*)"', text)]
+    assert tags == [[], ["source_hidden"], ["solution", "source_hidden", "outputs_hidden"]]
+    assert text.count('className: "folded"') == 1
+    assert text.rstrip().endswith("</html>")

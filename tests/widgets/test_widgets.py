@@ -1,0 +1,83 @@
+"""Pictures: plotly accepts them, the SVG says the same, and what they show is what the events say."""
+
+from __future__ import annotations
+
+import json
+import xml.etree.ElementTree as ET
+
+import numpy as np
+import plotly.graph_objects as go
+import pytest
+
+from lab.costs.network import Network
+from tests.support.pictures import PICTURES, RUNS, made_up
+from widgets import bytes_sent, losses
+from widgets.pictures import MAX_POINTS, Lines, Series, bundle, thin
+
+
+@pytest.mark.parametrize("picture", PICTURES.values(), ids=PICTURES.keys())
+def test_every_form_is_well_formed(picture):
+    """Plotly's own validation takes the figure, the SVG is XML, both bear the title, and all of it is strict JSON."""
+    forms = bundle(picture)
+    figure = dict(forms["application/vnd.plotly.v1+json"])
+    figure.pop("config")
+    assert go.Figure(figure).layout.title.text == picture.title
+    texts = [e.text for e in ET.fromstring(forms["image/svg+xml"]).iter() if e.tag.endswith("text")]
+    assert picture.title in texts
+    assert picture.title in forms["text/plain"]
+    json.dumps(forms, allow_nan=False)
+
+
+def test_the_forms_agree_on_names_and_values():
+    """Series in the legend, labels of bars and rows of a calendar are the same in plotly and in SVG."""
+    lines = PICTURES["losses"]
+    named = [t["name"] for t in lines.plotly()["data"] if t["showlegend"]]
+    assert named == list(RUNS)
+    svg = [e.text for e in ET.fromstring(lines.svg()).iter() if e.text]
+    assert all(name in svg for name in named)
+    bars = PICTURES["bytes"]
+    svg = [e.text for e in ET.fromstring(bars.svg()).iter() if e.text]
+    assert bars.plotly()["data"][0]["text"] == list(bars.labels)
+    assert all(label in svg for label in bars.labels)
+
+
+def test_axes_carry_what_was_sent():
+    """Against bytes, a run's points stand at the payload of all workers so far; against seconds, at the priced time."""
+    run = RUNS["rarely"]
+    assert run.payload_bytes[18:20].tolist() == [0, 2 * 1024]
+    assert run.payload_bytes[-1] == 2 * 2 * 1024
+    (line,) = (s for s in losses({"a": run}, "bytes").series if not s.faint)
+    assert list(line.x) == [0, 2048, 2048, 4096]
+    net = Network(bits_per_second=8 * 1024)  # one payload takes a second on a ring of two
+    (line,) = (s for s in losses({"a": run}, "seconds", network=net, compute_seconds=0.5).series if not s.faint)
+    assert list(line.x) == pytest.approx([5, 11, 16, 22])
+
+
+def test_bars_show_the_busiest_worker_and_the_ratio():
+    bars = bytes_sent(RUNS)
+    assert list(bars.values) == [40 * 1024, 2 * 1024]
+    assert bars.labels[1] == "2.05 kB, 20.0× fewer"
+
+
+def test_mean_loss_leaves_out_workers_that_are_down():
+    assert made_up(1).loss[2] == pytest.approx(5 - 3 / 20)
+    assert made_up(1).loss[3] == pytest.approx(5.1 - 4 / 20)
+
+
+def test_thinning_keeps_ends_and_extremes():
+    """A spike of one point survives in a line of 100 000."""
+    y = np.zeros(100_000)
+    y[31_415], y[27_182] = 7, -3
+    x, thinned = thin(range(len(y)), y)
+    assert len(x) <= MAX_POINTS + 2
+    assert (x[0], x[-1]) == (0, len(y) - 1)
+    assert max(thinned) == 7
+    assert min(thinned) == -3
+    assert x[thinned.index(7)] == 31_415
+
+
+def test_points_above_each_other_stay_there():
+    """Two seeds that cost the same: plotly takes a step of 0 for 1, so every place is written out."""
+    (trace,) = Lines("Spread?", "x", "y", [Series("a", [3.0, 3.0], [1.0, 2.0])]).plotly()["data"]
+    assert trace["x"] == [3.0, 3.0]
+    assert "dx" not in trace
