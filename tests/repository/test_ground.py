@@ -136,3 +136,35 @@ def test_no_byte_count_is_written_down_outside_the_communicator():
         code = ast.unparse(ast.parse(file.read_text()))
         names = {n.attr for n in ast.walk(ast.parse(code)) if isinstance(n, ast.Attribute)}
         assert not names & {"nbytes", "element_size", "payload_bytes"}, file
+
+
+def named_in(code: str) -> set[str]:
+    """Modules that a file imports, and those that the programs in its strings import."""
+    nodes = list(ast.walk(ast.parse(code)))
+    names = {a.name for node in nodes if isinstance(node, ast.Import) for a in node.names}
+    for node in nodes:
+        if isinstance(node, ast.ImportFrom):
+            names |= {f"{node.module}.{a.name}" for a in node.names}
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            names |= set(re.findall(r"^\s*(?:from|import) ([\w.]+)", node.value, flags=re.M))
+    return names
+
+
+def is_a_test(module: str) -> bool:
+    return bool(re.search(r"(^|\.)test_|^tests\.(?!support\b)", module))
+
+
+def test_no_test_imports_a_test():
+    """What several need is in `tests/support`, and every test module lies in a room."""
+    for file in (ROOT / "tests").rglob("*.py"):
+        assert not [name for name in named_in(file.read_text(encoding="utf-8")) if is_a_test(name)], file
+        assert file.parent != ROOT / "tests" or not file.name.startswith("test_"), file
+
+
+def test_imports_of_tests_are_seen():
+    """The check above is not blind."""
+    code = "from {0}s.laws.{0}_laws import other\nfrom {0}s import laws\ncode = 'x = 1\\nimport {0}_laws'".format(
+        "test"
+    )
+    assert sorted(filter(is_a_test, named_in(code))) == ["test_laws", "tests.laws", "tests.laws.test_laws.other"]
+    assert not any(map(is_a_test, named_in("from tests.support.bench import Bench\nimport tests.support")))

@@ -22,8 +22,9 @@ from lab.events import Event, Stepped, to_json
 from lab.runs.columns import Columns
 from lab.runs.folder import RunFolder
 from lab.runs.trainer import Trainer
+from tests.support import ROOT
 
-STORED = Path(__file__).parent / "stored"
+STORED = ROOT / "tests/stored"
 NAMES = ["diloco", "fomoe", "prelort"]
 LATER: dict[str, dict[int, dict[str, Any]]] = {
     "diloco": {8: {"down": [0]}, 9: {"down": [], "lr": 2.0}}

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tests.support import ROOT
+
 FILES = [*(ROOT / "lab").rglob("*.py"), *(ROOT / "widgets").rglob("*.py")]
 
 
