@@ -14,11 +14,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from lab.costs.network import human
 from lab.engine.optim import Optimizer
 from lab.events import Sent
 from lab.methods import METHODS
 from lab.recipes.recipe import Recipe
-from lab.runs.plan import Plan, human, plan
+from lab.runs.plan import Plan, plan
 
 FOLDER = Path(__file__).parent / "methods"
 

@@ -214,8 +214,8 @@ class _Progress:
         self.bar.write(plain(line), file=sys.stderr)
 
     def __call__(self, event: Event) -> None:
+        from lab.costs.network import human
         from lab.events import Ended, Evaluated, Sent, Started, Stepped, Turned, Warned
-        from lab.runs.plan import human
 
         match event:
             case Started():
@@ -249,8 +249,8 @@ class _Progress:
                 self.bar.refresh()
 
     def sum_up(self, columns: Columns) -> None:
+        from lab.costs.network import human
         from lab.errors import plain
-        from lab.runs.plan import human
 
         steps = columns.step[-1] if columns.step else 0
         click.echo(
@@ -396,12 +396,11 @@ def compare(names: tuple[str, ...], runs: str, network_name: str, as_json: bool)
     """Runs side by side: loss, bytes, and seconds on a network."""
     from dataclasses import replace
 
-    from lab.costs.network import described, network
+    from lab.costs.network import described, human, network
     from lab.errors import RecipeError, plain
     from lab.methods import FEDERATED, name_of
     from lab.runs.columns import Columns
     from lab.runs.folder import find_run
-    from lab.runs.plan import human
 
     net = network(network_name)
     rows: list[dict[str, Any]] = []

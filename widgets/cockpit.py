@@ -17,7 +17,7 @@ from typing import Any
 import ipywidgets
 from IPython.display import display, update_display
 
-from lab.costs.network import NETWORKS
+from lab.costs.network import NETWORKS, duration, human
 from lab.data import CORPORA, corpora
 from lab.errors import LabError
 from lab.events import Ended, Event
@@ -28,7 +28,8 @@ from lab.recipes.recipe import Recipe
 from lab.runs.folder import RunFolder
 from lab.runs.knobs import periods
 from lab.runs.live import LIVE, Run, start
-from lab.runs.plan import Plan, human, plan
+from lab.runs.plan import Plan, plan
+from lab.study.tables import Entry, html_table
 from widgets.communication_budget import CommunicationBudget
 from widgets.keeper import Keeper
 from widgets.panel import STYLE, Controls, Relink, Status, Whole, bar, on_screen
@@ -336,31 +337,19 @@ def cockpit(
 def to_html(forecast: Plan) -> str:
     """A forecast in few lines: bytes by state, how many times fewer than DDP, and seconds on the link."""
     (on_link,) = forecast.forecasts
-    rows = "".join(
-        f"<tr><td>{html.escape(s.state)}</td><td>{s.times:,}×</td><td>{human(s.bytes_each)}</td>"
-        f"<td>{human(s.total_bytes)}</td></tr>"
-        for s in forecast.states
-    )
+    rows: list[Sequence[str | Entry]] = [
+        (s.state, f"{s.times:,}×", human(s.bytes_each), human(s.total_bytes)) for s in forecast.states
+    ]
     sent, ddp = forecast.payload_bytes, forecast.ddp_bytes
     less = "nothing is sent" if not sent else "as much as DDP" if sent == ddp else "DDP would send nothing"
     if sent and ddp and sent != ddp:
         less = f"{ddp / sent:.3g}× fewer than DDP" if ddp > sent else f"{sent / ddp:.3g}× more than DDP"
+    rows.append((Entry("<b>all</b>", is_html=True), "", "", Entry(f"<b>{human(sent)}</b>", is_html=True)))
     sending, ddp_sending = on_link.communication_hours * 3600, on_link.ddp_communication_hours * 3600
     return (
-        "<table><thead><tr><th>one worker sends</th><th>times</th><th>each</th><th>in all</th></tr></thead>"
-        f"<tbody>{rows}<tr><td><b>all</b></td><td></td><td></td><td><b>{human(sent)}</b></td></tr></tbody></table>"
-        f"{less}<br>"
-        f"{html.escape(on_link.network)}: {_seconds(sending)} of sending (DDP: {_seconds(ddp_sending)})"
+        f"{html_table(('one worker sends', 'times', 'each', 'in all'), rows)}{less}<br>"
+        f"{html.escape(on_link.network)}: {duration(sending)} of sending (DDP: {duration(ddp_sending)})"
     )
-
-
-def _seconds(seconds: float) -> str:
-    for size, unit in ((86400, "days"), (3600, "h"), (60, "min")):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.3g} {unit}" if seconds < 1000 * size else f"{seconds / size:,.0f} {unit}"
-    if 0 < seconds < 0.1:
-        return f"{1000 * seconds:.3g} ms" if seconds >= 0.001 else "under 1 ms"
-    return f"{seconds:.3g} s"
 
 
 def _field(widget: Any, label: str) -> Any:

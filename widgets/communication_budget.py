@@ -8,10 +8,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from lab.costs.network import NETWORKS, Network
+from lab.costs.network import NETWORKS, Network, human
 from lab.events import Event, Started
 from lab.recipes.recipe import Recipe
-from lab.runs.plan import human
 from widgets.curves import Curve, Price
 from widgets.forecasts import forecast
 from widgets.growing import Growing

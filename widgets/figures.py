@@ -6,10 +6,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from lab.costs.network import Network
+from lab.costs.network import Network, human
 from lab.events import Sent
 from lab.runs.columns import Columns
-from lab.runs.plan import human
 from widgets.pictures import Bars, Lines, Series
 from widgets.timelines import Calendar, Marks
 

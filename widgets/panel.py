@@ -7,12 +7,10 @@ place, so that a saved notebook holds no dead widget. Where a program executes t
 from __future__ import annotations
 
 import html
-import os
 import re
 import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import ipywidgets
@@ -20,11 +18,10 @@ from IPython.display import display, update_display
 
 from lab.costs.network import NETWORKS
 from lab.errors import LabError, RecipeError
-from lab.events import Ended, Evaluated, Event, Sent, Started, Stepped, Turned, WorkersChanged
+from lab.events import Ended, Event, Turned, WorkersChanged
 from lab.runs.knobs import periods, settled, settled_network
 from lab.runs.live import Run, Watcher
-from lab.runs.plan import human
-from lab.study.reproduce import NOTE
+from lab.runs.progress import Progress, report
 from widgets.communication_budget import CommunicationBudget
 from widgets.routing_stability import RoutingStability
 from widgets.training_losses import Losses
@@ -97,10 +94,7 @@ class Status:
     """A fold of events into the line that says how far a run is."""
 
     def __init__(self, run: Run):
-        self.run = run
-        self.sent, self.validation = 0, float("nan")
-        self.loss = ""  # of the last step, in words
-        self.last: Ended | None = None
+        self.run, self.progress = run, Progress(run.recipe.steps)
 
     @classmethod
     def of(cls, run: Run) -> Status:
@@ -110,30 +104,15 @@ class Status:
 
     def add(self, *events: Event) -> None:
         for event in events:
-            match event:
-                case Started():
-                    self.sent, self.loss, self.validation, self.last = 0, "", float("nan"), None
-                case Sent():
-                    self.sent += event.bytes_all
-                case Stepped():
-                    self.loss = event.words
-                case Evaluated():
-                    self.validation = event.loss
-                case Ended():
-                    self.last = event
+            self.progress(event)
+
+    @property
+    def ended(self) -> Ended | None:
+        return self.progress.ended
 
     def text(self) -> str:
-        run = self.run
-        word = self.last.status if self.last is not None else run.status
-        parts = [f"{run.name}: {word} at step {run.t:,} of {run.recipe.steps:,}"]
-        if self.loss:
-            parts.append(self.loss)
-        if self.validation == self.validation:
-            parts.append(f"validation {self.validation:.4f}")
-        parts.append(f"{human(self.sent)} sent by all")
-        if self.last is not None and self.last.message:
-            parts.append(self.last.message)
-        return ", ".join(parts)
+        word = self.ended.status if self.ended is not None else self.run.status
+        return f"{self.run.name}: {word} at {self.progress.text()}"
 
 
 class Controls:
@@ -248,7 +227,7 @@ class Controls:
                     _show_worker(switch, w, up=w in event.up)
         if events:
             self.line.value = html.escape(self.status.text())
-        if self.status.last is not None:
+        if self.status.ended is not None:
             for widget in _within(self.widget):
                 if isinstance(widget, ipywidgets.Button | ipywidgets.ToggleButton | Whole | ipywidgets.FloatLogSlider):
                     widget.disabled = True
@@ -311,10 +290,9 @@ class _Line:
 
     def add(self, *events: Event) -> None:
         self.status.add(*events)
-        if self.status.last is not None or time.monotonic() >= self.next:
+        if self.status.ended is not None or time.monotonic() >= self.next:
             self.next = time.monotonic() + 0.5
-            if NOTE in os.environ:  # whoever executes the notebook wants to know as well
-                Path(os.environ[NOTE]).write_text(self.status.text(), encoding="utf-8")
+            report(self.status.text())
             BATCH.update(self.display_id, {"text/plain": self.status.text()})
 
 

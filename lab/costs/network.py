@@ -375,3 +375,22 @@ def step_seconds(num_params: float, tokens: int, device: str) -> float:
     """Seconds of one local step by the usual count of 6 operations per parameter that a token meets."""
     given = device_named(device)
     return 6.0 * num_params * tokens / (given.peak * given.reached)
+
+
+def human(num_bytes: float) -> str:
+    """``12.8 GB``: decimal units, as networks are sold."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if abs(num_bytes) < 999.5:
+            return f"{num_bytes:.3g} {unit}"
+        num_bytes /= 1000
+    return f"{num_bytes:.3g} PB"
+
+
+def duration(seconds: float) -> str:
+    """``1.25 ms``, ``40 s``, ``12.5 min``, ``3.21 h``, ``4,300 days``."""
+    for size, unit in ((86400, "days"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.3g} {unit}" if seconds < 1000 * size else f"{seconds / size:,.0f} {unit}"
+    if 0 < seconds < 0.1:
+        return f"{1000 * seconds:.3g} ms" if seconds >= 0.001 else "under 1 ms"
+    return f"{seconds:.3g} s"

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from lab.costs.calendar import Calendar, calendar
 from lab.costs.fomoe import Costs
-from lab.costs.network import DEVICES, NETWORKS, Bill, Network, described, device_named, step_seconds
+from lab.costs.network import DEVICES, NETWORKS, Bill, Network, described, device_named, human, step_seconds
 from lab.engine.fleet import Fleet
 from lab.events import Sent
 from lab.methods import name_of
@@ -335,12 +335,3 @@ def _less(than: str, theirs: int, mine: int) -> str:
     if ratio is None:
         return f"nothing is sent in this run (against {than}: no ratio)"
     return f"{ratio:.2f}× fewer than {than}" if ratio >= 1 else f"{1 / ratio:.2f}× more than {than}"
-
-
-def human(num_bytes: float) -> str:
-    """``12.8 GB``: decimal units, as networks are sold."""
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if abs(num_bytes) < 999.5:
-            return f"{num_bytes:.3g} {unit}"
-        num_bytes /= 1000
-    return f"{num_bytes:.3g} PB"

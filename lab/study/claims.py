@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
+
+from lab.study.tables import html_table
 
 MIME = "application/vnd.isthmus.claims+json"
 
@@ -58,19 +59,9 @@ class Claims:
         return "\n".join(lines)
 
     def to_html(self) -> str:
-        head = "".join(
-            f"<th>{h}</th>" for h in ("Paper", "It says", "in the setting", "Measured here", "Verdict", "Note")
-        )
-        body = "".join(
-            "<tr>"
-            + "".join(
-                f'<td style="text-align:left;vertical-align:top">{html.escape(x)}</td>'
-                for x in (c.paper, c.says, c.setting, c.measured, f"{SIGN[c.verdict]} {c.verdict}", c.note)
-            )
-            + "</tr>"
-            for c in self.rows
-        )
-        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        head = ("Paper", "It says", "in the setting", "Measured here", "Verdict", "Note")
+        rows = [(c.paper, c.says, c.setting, c.measured, f"{SIGN[c.verdict]} {c.verdict}", c.note) for c in self.rows]
+        return html_table(head, rows, style="text-align:left;vertical-align:top")
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
         return {

@@ -22,13 +22,12 @@ from lab.errors import RecipeError
 from lab.files import located, shown
 from lab.runs import child
 from lab.runs.folder import write_atomically
+from lab.runs.progress import FILE
 from lab.study.claims import Claims, claims_in
 from lab.study.notebooks import DONE, Notebook, copy_shipped, given, shipped, unchanged
 
 if TYPE_CHECKING:
     from lab.study.sweep import Cell
-
-NOTE = "ISTHMUS_PROGRESS_FILE"  # environment variable: where a notebook that trains leaves word how far it is
 
 
 def reproduce(
@@ -137,7 +136,7 @@ def _progress(name: str) -> Iterator[None]:
         wait = 1.0 if live else 10.0
         while not done.wait(wait):
             try:
-                word = Path(os.environ[NOTE]).read_text(encoding="utf-8").strip()
+                word = Path(os.environ[FILE]).read_text(encoding="utf-8").strip()
             except OSError:
                 word = ""
             line = f"{name}: {time.perf_counter() - began:.0f} s  {word}"
@@ -147,7 +146,7 @@ def _progress(name: str) -> Iterator[None]:
             sys.stderr.write("\r\033[K")
 
     with tempfile.TemporaryDirectory() as folder:
-        os.environ[NOTE] = str(Path(folder) / "progress")
+        os.environ[FILE] = str(Path(folder) / "progress")
         thread = threading.Thread(target=watch, daemon=True)
         thread.start()
         try:
@@ -155,7 +154,7 @@ def _progress(name: str) -> Iterator[None]:
         finally:
             done.set()
             thread.join()
-            del os.environ[NOTE]
+            del os.environ[FILE]
 
 
 def is_done(target: Path) -> bool:

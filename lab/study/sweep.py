@@ -25,9 +25,11 @@ from lab.errors import RecipeError
 from lab.files import located, shown
 from lab.runs import child
 from lab.runs.folder import write_atomically
+from lab.runs.progress import FILE
 from lab.study.claims import SIGN, Claims, claims_in
 from lab.study.notebooks import Notebook, literal
-from lab.study.reproduce import NOTE, digest, execute, find, is_done
+from lab.study.reproduce import digest, execute, find, is_done
+from lab.study.tables import Entry, html_table
 
 
 @dataclass
@@ -179,7 +181,7 @@ def _begin(source: Path, cell: Cell, core: int, notes: Path) -> subprocess.Popen
     with open(notes / f"{core}.errors", "wb") as errors:
         return subprocess.Popen(
             child.command("lab.study.sweep", json.dumps(order | {"outcome": str(notes / f"{core}.outcome")})),
-            env=child.environment() | one | {NOTE: str(notes / f"{core}.note")},
+            env=child.environment() | one | {FILE: str(notes / f"{core}.note")},
             stdout=subprocess.DEVNULL,
             stderr=errors,
         )
@@ -248,28 +250,16 @@ th,td{border-color:#444}a{color:#8ab4f8}.bad{color:#ff8a80}}"""
 def to_html(title: str, cells: Sequence[Cell]) -> str:
     """One page that needs no network: the combinations with links to their pages, and each claim over all of them."""
     keys = list(cells[0].parameters)
-    rows = [
-        [
-            *(_td(_short(cell.parameters[k]), number=True) for k in keys),
-            _td(cell.result, bad=cell.problem is not None),
-            f"<td>{''.join(_links(cell))}</td>",
-        ]
-        for cell in cells
-    ]
-    parts = [_table([*keys, "claims", "pages"], rows)]
+
+    def values(cell: Cell) -> list[Entry]:
+        return [Entry(_short(cell.parameters[k]), "n") for k in keys]
+
+    parts = [html_table([*keys, "claims", "pages"], [[*values(cell), *_outcome_of(cell)] for cell in cells])]
     for paper, says, setting in dict.fromkeys((c.paper, c.says, c.setting) for _, c in _claims(cells)):
         mine = [(cell, c) for cell, c in _claims(cells) if (c.paper, c.says, c.setting) == (paper, says, setting)]
         parts.append(f"<h2>{html.escape(paper)}: {html.escape(says)}</h2><p>{html.escape(setting)}</p>")
-        of_claim = [
-            [
-                *(_td(_short(cell.parameters[k]), number=True) for k in keys),
-                _td(c.measured),
-                _td(f"{SIGN[c.verdict]} {c.verdict}"),
-                _td(c.note),
-            ]
-            for cell, c in mine
-        ]
-        parts.append(_table([*keys, "measured", "verdict", "note"], of_claim))
+        of_claim = [[*values(cell), c.measured, f"{SIGN[c.verdict]} {c.verdict}", c.note] for cell, c in mine]
+        parts.append(html_table([*keys, "measured", "verdict", "note"], of_claim))
     return _page(f"{title}: {len(cells)} combinations", "".join(parts))
 
 
@@ -278,20 +268,19 @@ def claims_page(cells: Sequence[Cell]) -> str:
     counts = dict.fromkeys(SIGN, 0)
     for _, claim in _claims(cells):
         counts[claim.verdict] += 1
-    rows = []
+    rows: list[Sequence[str | Entry]] = []
     for cell in cells:
-        took = f"{cell.seconds:.0f} s" if cell.seconds else "done before"
-        result = _td(cell.result, bad=cell.problem is not None)
-        rows.append([_td(cell.name), result, _td(took), f"<td>{''.join(_links(cell))}</td>"])
-    parts = [_table(["notebook", "claims", "took", "pages"], rows)]
+        result, links = _outcome_of(cell)
+        rows.append([cell.name, result, f"{cell.seconds:.0f} s" if cell.seconds else "done before", links])
+    parts = [html_table(["notebook", "claims", "took", "pages"], rows)]
     for cell in cells:
         if cell.claims is not None:
             columns = ("paper", "claim", "setting there", "measured", "verdict", "note")
             of_notebook = [
-                [*map(_td, (c.paper, c.says, c.setting, c.measured, f"{SIGN[c.verdict]} {c.verdict}", c.note))]
+                (c.paper, c.says, c.setting, c.measured, f"{SIGN[c.verdict]} {c.verdict}", c.note)
                 for c in cell.claims.rows
             ]
-            parts.append(f"<h2>{html.escape(cell.name)}</h2>" + _table(columns, of_notebook))
+            parts.append(f"<h2>{html.escape(cell.name)}</h2>" + html_table(columns, of_notebook))
     words = ", ".join(f"{n} {SIGN[verdict]} {verdict}" for verdict, n in counts.items())
     return _page("What holds of the papers' claims", f"<p>{words}</p>{''.join(parts)}")
 
@@ -310,21 +299,14 @@ def _claims(cells: Sequence[Cell]) -> Iterator[tuple[Cell, Any]]:
             yield cell, claim
 
 
-def _links(cell: Cell) -> Iterator[str]:
-    for path, word in ((cell.target.with_suffix(".html"), "page"), (cell.target, "notebook")):
-        if path.exists() and (cell.problem is None or word == "notebook"):
-            yield f'<a href="{html.escape(quote(path.name))}">{word}</a> '
-
-
-def _td(text: str, number: bool = False, bad: bool = False) -> str:
-    kind = ' class="n"' if number else ' class="bad"' if bad else ""
-    return f"<td{kind}>{html.escape(text)}</td>"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    top = "".join(f"<th>{html.escape(x)}</th>" for x in head)
-    body = "".join(f"<tr>{''.join(row)}</tr>" for row in rows)
-    return f"<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
+def _outcome_of(cell: Cell) -> tuple[Entry, Entry]:
+    """What came out, and links to its pages."""
+    links = [
+        f'<a href="{html.escape(quote(path.name))}">{word}</a> '
+        for path, word in ((cell.target.with_suffix(".html"), "page"), (cell.target, "notebook"))
+        if path.exists() and (cell.problem is None or word == "notebook")
+    ]
+    return Entry(cell.result, "" if cell.problem is None else "bad"), Entry("".join(links), is_html=True)
 
 
 def _child(order: dict[str, Any]) -> None:

@@ -17,13 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lab.costs.network import human
 from lab.engine.comm import Ledger
 from lab.engine.optim import Nesterov
 from lab.errors import LabError, RecipeError
 from lab.recipes.recipe import Recipe
 from lab.runs.folder import RunFolder
 from lab.runs.knobs import periods, with_periods
-from lab.runs.plan import Plan, human, plan
+from lab.runs.plan import Plan, plan
 from lab.runs.trainer import Trainer, dry_run
 from lab.seeds import generator
 

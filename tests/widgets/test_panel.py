@@ -13,7 +13,7 @@ import ipywidgets
 import pytest
 
 from lab import cli
-from lab.costs.network import NETWORKS
+from lab.costs.network import NETWORKS, duration
 from lab.errors import LabError
 from lab.events import Ended, Event, Sent, Started, Stepped, Turned, WorkersChanged
 from lab.recipes.recipe import Recipe
@@ -24,7 +24,7 @@ from lab.runs.plan import Plan, plan
 from lab.runs.trainer import Trainer
 from tests.support.recipes import corpus, recipe
 from tests.support.stories import PATIENCE, until
-from widgets.cockpit import COUNTING, Cockpit, Later, Seat, _seconds, to_html
+from widgets.cockpit import COUNTING, Cockpit, Later, Seat, to_html
 from widgets.communication_budget import CommunicationBudget
 from widgets.panel import MOST_TOGGLES, Controls, Relink, Status, Whole
 from widgets.training import progress
@@ -323,7 +323,7 @@ def test_one_worker_has_nobody_to_send_to(name: str) -> None:
 
 
 def test_seconds_in_words() -> None:
-    said = [_seconds(s) for s in (0, 3e-9, 0.0123, 0.5, 7.25, 119, 150, 9000, 200_000, 1.5e9)]
+    said = [duration(s) for s in (0, 3e-9, 0.0123, 0.5, 7.25, 119, 150, 9000, 200_000, 1.5e9)]
     assert said == [
         "0 s",
         "under 1 ms",
