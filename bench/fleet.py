@@ -16,7 +16,7 @@ import torch
 from bench.common import SHAPES, child, ratio, take_turns
 from lab.engine.fleet import num_cores
 from lab.engine.optim import AdamW
-from lab.methods import State
+from lab.engine.state import State
 from lab.models.gpt import SIZES
 from lab.recipes.recipe import Recipe
 from lab.runs.build import build_fleet

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 
 from bench.common import ratio, take_turns
-from lab.methods import PreLort
+from lab.methods.prelort import PreLort
 from lab.models.gpt import SIZES
 from lab.models.lora import LoRA, adapt_, cut_to
 

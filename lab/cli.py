@@ -398,7 +398,7 @@ def compare(names: tuple[str, ...], runs: str, network_name: str, as_json: bool)
 
     from lab.costs.network import described, human, network
     from lab.errors import RecipeError, plain
-    from lab.methods import FEDERATED, name_of
+    from lab.methods import declared
     from lab.runs.columns import Columns
     from lab.runs.folder import find_run
 
@@ -412,16 +412,16 @@ def compare(names: tuple[str, ...], runs: str, network_name: str, as_json: bool)
             if columns.started is None:
                 click.echo(f"lab: {plain(str(folder.path))} has no events yet: left out", err=True)
                 continue
-            served = name_of(columns.recipe.method) in FEDERATED
+            method = declared(columns.recipe.method)
         except RecipeError as error:
             click.echo(f"lab: {error}: left out", err=True)
             damaged = True
             continue
-        bill = columns.price(replace(net, topology="server") if served else net)
+        bill = columns.price(replace(net, topology="server") if method.server else net)
         rows.append(
             {
                 "run": folder.path.name,
-                "method": name_of(columns.recipe.method),
+                "method": method.name,
                 "workers": columns.num_workers,
                 "steps": columns.step[-1] if columns.step else 0,
                 "status": columns.ended.status if columns.ended else "unfinished",

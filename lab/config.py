@@ -10,10 +10,11 @@ from __future__ import annotations
 import inspect
 import operator
 import re
+from collections.abc import Iterable, Iterator
 from dataclasses import fields, is_dataclass
 from functools import partial, reduce, wraps
 from types import UnionType
-from typing import Annotated, Any, TypeVar, Union, dataclass_transform, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Protocol, TypeVar, Union, dataclass_transform, get_args, get_origin, get_type_hints
 
 from pydantic import (
     AfterValidator,
@@ -204,3 +205,64 @@ def _class_in(hint: Any) -> Any:
     if get_origin(hint) in (Union, UnionType):
         return next((c for c in map(_class_in, get_args(hint)) if is_dataclass(c)), None)
     return hint
+
+
+def unused(part: Any, names: Iterable[str], needs: str, where: str) -> Iterator[str]:
+    """A line for each of these options of a part that is not at its default: it makes no difference without ``needs``."""
+    default = type(part)()
+    for name in names:
+        value = getattr(part, name)
+        if value != getattr(default, name):
+            yield f"{where}{name} = {value!r} makes no difference without {needs}"
+
+
+class ModelView(Protocol):
+    @property
+    def layers_and_experts(self) -> tuple[int, int]: ...
+
+
+class LoRAView(Protocol):
+    @property
+    def ranks(self) -> tuple[int, ...]: ...
+
+
+class PlacementView(Protocol):
+    @property
+    def overlap(self) -> int | None: ...
+    def moves(self, num_workers: int) -> bool: ...
+
+
+class ScenarioView(Protocol):
+    @property
+    def sample(self) -> int | None: ...
+    @property
+    def sample_every(self) -> int: ...
+
+
+class ComputeView(Protocol):
+    def one_by_one(self, what: str) -> None: ...
+
+
+class RecipeView(Protocol):
+    """A recipe as its parts see it: what they can ask about each other when they check themselves (`lab.recipes.recipe.Recipe`)."""
+
+    @property
+    def model(self) -> ModelView: ...
+    @property
+    def lora(self) -> LoRAView: ...
+    @property
+    def placement(self) -> PlacementView: ...
+    @property
+    def scenario(self) -> ScenarioView: ...
+    @property
+    def compute(self) -> ComputeView: ...
+    @property
+    def num_workers(self) -> int: ...
+    @property
+    def steps(self) -> int: ...
+    @property
+    def batch_size(self) -> int: ...
+    @property
+    def context(self) -> int: ...
+    @property
+    def dtype(self) -> str: ...

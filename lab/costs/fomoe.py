@@ -67,7 +67,7 @@ class Costs:
     element_bytes: Count = 4
 
     def __post_init__(self) -> None:
-        Placement(overlap=self.O_e).check(self.model.num_experts, self.M)
+        Placement(overlap=self.O_e).check_table(self.model.num_experts, self.M)
         if "params" not in self.sync_every:
             raise RecipeError("sync_every has no 'params': its period is the length of a round")
         if self.V == 0:

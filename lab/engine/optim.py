@@ -18,7 +18,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from lab.config import Fraction, Positive, config
+from lab.config import Fraction, Positive, RecipeView, config
 from lab.engine.fleet import Stack
 from lab.engine.state import State
 from lab.errors import RecipeError, one_of, shown
@@ -484,6 +484,14 @@ class Schedule:
     warmup: int = Field(default=0, ge=0)
     decay_fraction: Fraction = 0.1
     final: Fraction = 0.0
+
+    def check(self, recipe: RecipeView) -> None:
+        """Raises RecipeError where nothing is left beside the warm-up."""
+        if self.warmup >= recipe.steps > 1:
+            raise RecipeError(
+                f"schedule.warmup = {self.warmup} leaves nothing of the {recipe.steps} steps: "
+                "set schedule.warmup lower (0 for none) or steps higher"
+            )
 
     def at(self, t: int, steps: int) -> float:
         if t <= self.warmup:

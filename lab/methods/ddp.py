@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from pydantic import Field
 from torch import Tensor
 
@@ -11,8 +13,10 @@ from lab.engine.fleet import clip_
 from lab.engine.optim import AdamW, Optimizer
 from lab.engine.state import Grad, State
 from lab.errors import RecipeError
+from lab.methods.registry import method
 
 
+@method("ddp")
 @config
 class DDP:
     """One model on the joined batch, spread over the workers (`torch.nn.parallel.DistributedDataParallel`).
@@ -23,6 +27,7 @@ class DDP:
     ``max_norm``: the norm of the *averaged* gradient is clipped, as one model on the joined batch would.
     """
 
+    sync_every: ClassVar[None] = None  # it sends in every step
     inner: Optimizer = Field(default_factory=lambda: AdamW(lr=3e-3))
     max_norm: Positive | None = 1.0
 

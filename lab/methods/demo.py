@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
@@ -16,8 +16,10 @@ from lab.engine.fleet import Stack, at_least_float32, clip_
 from lab.engine.optim import Optimizer
 from lab.engine.parts import held, layout_like
 from lab.engine.state import Grad, State
+from lab.methods.registry import method
 
 
+@method("demo")
 @config
 class DeMo:
     """Momenta stay at the workers and differ; what moves fast in them is taken out, averaged, and all step along its sign.
@@ -41,6 +43,7 @@ class DeMo:
     that a worker did not send counts as zero.
     """
 
+    sync_every: ClassVar[None] = None  # it sends in every step
     inner: Optimizer = Field(default_factory=lambda: Optimizer("SGD", 1e-3))
     decay: Fraction = 0.999
     topk: Period = 32

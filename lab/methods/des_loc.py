@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Literal
 
 from pydantic import Field
 from torch import Tensor
 
-from lab.config import Period, Positive, config
+from lab.config import Period, Positive, RecipeView, config, unused
 from lab.engine.comm import Communicator
 from lab.engine.fleet import clip_
 from lab.engine.optim import AdamW, Optimizer
 from lab.engine.outer import init_outer, outer_step_
 from lab.engine.state import Grad, State
+from lab.methods.registry import method, never_synced
 from lab.seeds import uniform
 
 
+@method("des_loc")
 @config
 class DESLOC:
     """Parameters are averaged every K_x local steps, the first moment every K_u, the second every K_v.
@@ -52,6 +55,12 @@ class DESLOC:
     @property
     def averages(self) -> tuple[str, ...]:
         return tuple(self.sync_every)
+
+    def notes(self, recipe: RecipeView) -> Iterator[str]:
+        if self.coin_seed is None:
+            yield from never_synced(self.sync_every, recipe.steps)
+        if self.max_norm is None:
+            yield from unused(self, ("clip",), "method.max_norm", "method.")
 
     def init(self, s: State) -> None:
         s.optimizers["inner"] = self.inner.over(s.local["params"], s.grads)

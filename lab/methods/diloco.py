@@ -11,8 +11,10 @@ from lab.engine.fleet import clip_
 from lab.engine.optim import AdamW, Nesterov, Optimizer
 from lab.engine.outer import init_outer, outer_step_
 from lab.engine.state import Grad, State
+from lab.methods.registry import method
 
 
+@method("diloco")
 @config
 class DiLoCo:
     """Every ``sync_every`` (H) local steps the mean pseudo-gradient Δ = shared − local drives an outer optimizer.

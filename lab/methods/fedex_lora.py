@@ -11,10 +11,11 @@ from lab.engine.comm import Communicator
 from lab.engine.fleet import at_least_float32, clip_
 from lab.engine.optim import AdamW, Optimizer
 from lab.engine.state import Grad, State
-from lab.methods.lora_factors import Adapters, mean, samples, stacked
+from lab.methods.lora_factors import mean, samples, stacked
 from lab.methods.lora_rounds import (
     InnerStates,
     Weight,
+    adapters_of,
     add_to_base_,
     fetching,
     frozen,
@@ -24,8 +25,10 @@ from lab.methods.lora_rounds import (
     pairs_of,
     start_,
 )
+from lab.methods.registry import method
 
 
+@method("fedex_lora", server=True, equal_ranks=True)
 @config
 class FedExLoRA:
     """Ā = Σ p_k·A_k, B̄ = Σ p_k·B_k, and W₀ ← W₀ + s·(Σ p_k·B_k·A_k − B̄·Ā), so that the product is averaged exactly.
@@ -50,7 +53,7 @@ class FedExLoRA:
 
     def init(self, s: State) -> None:
         adapters = open_(s, self.inner, self.inner_states)
-        need_equal_ranks(adapters, "fedex_lora")
+        need_equal_ranks(self, adapters)
         s.shared["base"] = frozen(s.fleet, [f"{t}.weight" for t in adapters.targets])
 
     def step(self, s: State, grad: Grad, comm: Communicator, t: int) -> Tensor:
@@ -70,8 +73,7 @@ class FedExLoRA:
 
     @torch.no_grad()
     def aggregate_(self, s: State, comm: Communicator) -> None:
-        handed, adapters = hand_in(s, comm), s.adapters
-        assert isinstance(adapters, Adapters)
+        handed, adapters = hand_in(s, comm), adapters_of(s)
         p = samples(s.samples_W, list(handed), self.weight)
         stack: dict[str, Tensor] = {}
         for target in adapters.targets:

@@ -11,8 +11,10 @@ from lab.engine.fleet import clip_
 from lab.engine.optim import AdamW, Optimizer
 from lab.engine.state import Grad, State
 from lab.methods.lora_rounds import InnerStates, Weight, fetch_, mean_of_holders, need_equal_ranks, open_
+from lab.methods.registry import method
 
 
+@method("fedit", server=True, equal_ranks=True)
 @config
 class FedIT:
     """Ā = Σ p_k·A_k and B̄ = Σ p_k·B_k after every round. Biased, because B̄·Ā is not Σ p_k·B_k·A_k.
@@ -39,7 +41,7 @@ class FedIT:
         return ("params",)
 
     def init(self, s: State) -> None:
-        need_equal_ranks(open_(s, self.inner, self.inner_states), "fedit")
+        need_equal_ranks(self, open_(s, self.inner, self.inner_states))
 
     def step(self, s: State, grad: Grad, comm: Communicator, t: int) -> Tensor:
         fetch_(s, comm, t, self.sync_every, self.inner_states)

@@ -14,8 +14,10 @@ from lab.engine.fleet import clip_
 from lab.engine.optim import AdamW, Optimizer
 from lab.engine.state import Grad, State
 from lab.methods.lora_rounds import InnerStates, Weight, fetch_, mean_of_holders, open_
+from lab.methods.registry import method
 
 
+@method("ffa_lora", server=True, trains_B_alone=True)
 @config
 class FFALoRA:
     """B̄ = Σ p_k·B_k, column by column over the clients that have the column (that ranks may differ is ours).

@@ -12,9 +12,11 @@ from lab.engine.fleet import clip_
 from lab.engine.optim import AdamW, Optimizer
 from lab.engine.state import Grad, State
 from lab.methods.lora_factors import refactored, samples, stacked
-from lab.methods.lora_rounds import InnerStates, Weight, fetch_, hand_in, open_, pairs_of
+from lab.methods.lora_rounds import InnerStates, Weight, adapters_of, fetch_, hand_in, open_, pairs_of
+from lab.methods.registry import method
 
 
+@method("flexlora", server=True)
 @config
 class FlexLoRA:
     """ΔW = Σ p_k·s_k·B_k·A_k = U·Σ·Vᵀ; client i goes on from B_i = U[:, :r_i]·Σ / s, A_i = Vᵀ[:r_i].
@@ -50,8 +52,7 @@ class FlexLoRA:
 
     @torch.no_grad()
     def aggregate_(self, s: State, comm: Communicator) -> None:
-        handed, adapters = hand_in(s, comm), s.adapters
-        assert adapters is not None
+        handed, adapters = hand_in(s, comm), adapters_of(s)
         p = samples(s.samples_W, list(handed), self.weight)
         for target in adapters.targets:
             pairs = pairs_of(s, handed, target)

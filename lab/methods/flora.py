@@ -14,12 +14,24 @@ from lab.engine.comm import Communicator
 from lab.engine.fleet import clip_
 from lab.engine.optim import AdamW, Optimizer
 from lab.engine.state import Grad, State
-from lab.methods.lora_factors import Adapters, samples, stacked
-from lab.methods.lora_rounds import Weight, add_to_base_, fetching, frozen, hand_in, open_, pairs_of, start_
+from lab.methods.lora_factors import samples, stacked
+from lab.methods.lora_rounds import (
+    Weight,
+    adapters_of,
+    add_to_base_,
+    fetching,
+    frozen,
+    hand_in,
+    open_,
+    pairs_of,
+    start_,
+)
+from lab.methods.registry import method
 from lab.models.lora import fresh_A
 from lab.seeds import generator
 
 
+@method("flora", server=True)
 @config
 class FLoRA:
     """Each round: new adapters (A random, B = 0) are trained and handed in; W₀ ← W₀ + s·Σ p_k·B_k·A_k at everybody.
@@ -63,8 +75,7 @@ class FLoRA:
 
     @torch.no_grad()
     def merge_(self, s: State, comm: Communicator, t: int) -> None:
-        handed, adapters = hand_in(s, comm), s.adapters
-        assert isinstance(adapters, Adapters)
+        handed, adapters = hand_in(s, comm), adapters_of(s)
         p = samples(s.samples_W, list(handed), self.weight)
         stack: dict[str, Tensor] = {}
         for target in adapters.targets:

@@ -11,8 +11,10 @@ from lab.engine.fleet import clip_
 from lab.engine.optim import AdamW, Optimizer, forget_
 from lab.engine.outer import init_outer, outer_step_
 from lab.engine.state import Grad, State
+from lab.methods.registry import method
 
 
+@method("fomoe", moves_experts=True)
 @config
 class FoMoE:
     """Each expert lives on O_e of the M workers: dense tensors are averaged over all, an expert over its holders only.

@@ -16,11 +16,13 @@ from lab.engine.fleet import clip_
 from lab.engine.optim import AdamW, Optimizer
 from lab.engine.state import Grad, Loss, State
 from lab.methods.lora_factors import Pair, cells, mean, padded, product_norm, shares
-from lab.methods.lora_rounds import InnerStates, fetching, open_, rescale_, start_
-from lab.models.lora import adapters as adapters_of
+from lab.methods.lora_rounds import InnerStates, adapters_of, fetching, open_, rescale_, start_
+from lab.methods.registry import method
+from lab.models.lora import adapters as adapters_in
 from lab.models.lora import cut_to
 
 
+@method("hetlora", server=True, own_loss=True)
 @config
 class HetLoRA:
     """Clients train F_k + λ·‖B_k[:, γ·r_k:]‖·‖A_k[γ·r_k:]‖; if that tail shrank in a round, r_k ← ⌊γ·r_k⌋.
@@ -67,8 +69,8 @@ class HetLoRA:
     def fetch_(self, s: State, comm: Communicator, t: int) -> None:
         """The server's adapter, cut to the rank that the client has by now."""
         to = fetching(s, t, self.sync_every)
-        params, adapters, ranks = s.local["params"], s.adapters, s.facts["ranks"]
-        if adapters is None or not to:
+        params, adapters, ranks = s.local["params"], adapters_of(s), s.facts["ranks"]
+        if not to:
             return
         server = [adapters.agreed(s.shared["params"], target) for target in adapters.targets]
         cut = {w: self.named(s, [(A[: ranks[w]], B[:, : ranks[w]]) for A, B in server]) for w in to}
@@ -97,14 +99,13 @@ class HetLoRA:
     def tail(self, module: nn.Module, rank: int) -> Tensor:
         """Σ over the adapted maps of ‖B[:, γr:]‖·‖A[γr:]‖."""
         keep = math.floor(self.gamma * rank)
-        factors = [a.factors(rank) for a in adapters_of(module).values()]
+        factors = [a.factors(rank) for a in adapters_in(module).values()]
         return torch.stack([_norm(B[:, keep:]) * _norm(A[keep:]) for A, B in factors]).sum()
 
     @torch.no_grad()
     def aggregate_(self, s: State, comm: Communicator) -> None:
-        params, adapters, ranks = s.local["params"], s.adapters, s.facts["ranks"]
+        params, adapters, ranks = s.local["params"], adapters_of(s), s.facts["ranks"]
         up = [w for w, u in enumerate(s.fleet.up) if u]
-        assert adapters is not None
         dry = s.fleet.device.type == "meta"
         pruned = dict[int, int]()
         for w in up if not dry else ():
@@ -128,8 +129,7 @@ class HetLoRA:
 
     def named(self, s: State, pairs: list[Pair]) -> dict[str, Tensor]:
         """Factors by the names of their segments, of which the last may be cut."""
-        adapters, out = s.adapters, dict[str, Tensor]()
-        assert adapters is not None
+        adapters, out = adapters_of(s), dict[str, Tensor]()
         for target, (A, B) in zip(adapters.targets, pairs, strict=True):
             for m, (low, high) in enumerate(adapters.segments()):
                 if low < len(A):

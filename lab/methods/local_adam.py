@@ -10,8 +10,10 @@ from lab.engine.comm import Communicator
 from lab.engine.fleet import clip_
 from lab.engine.optim import AdamW, Optimizer
 from lab.engine.state import Grad, State
+from lab.methods.registry import method
 
 
+@method("local_adam")
 @config
 class LocalAdam:
     """Every ``sync_every`` local steps parameters and every optimizer state become their mean over the workers.

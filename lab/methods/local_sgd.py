@@ -12,8 +12,10 @@ from lab.engine.comm import Communicator
 from lab.engine.fleet import clip_
 from lab.engine.optim import AdamW, Optimizer, reset_
 from lab.engine.state import Grad, State
+from lab.methods.registry import method
 
 
+@method("local_sgd")
 @config
 class LocalSGD:
     """Every ``sync_every`` local steps the parameters become their mean over the workers.

@@ -19,6 +19,7 @@ from lab.engine.state import State
 from lab.engine.world import Named
 from lab.errors import RecipeError
 from lab.methods.lora_factors import Adapters, Pair
+from lab.methods.registry import METHODS, Method, declared, name_of
 
 Weight = Literal["samples", "uniform"]
 InnerStates = Literal["reset", "kept"]
@@ -26,18 +27,23 @@ InnerStates = Literal["reset", "kept"]
 
 def open_(s: State, inner: Optimizer, inner_states: InnerStates, train: str = "both") -> Adapters:
     """Make the server's state, and the clients' optimizers. Raises RecipeError where the model's adapters do not fit."""
-    if s.adapters is None:
-        raise RecipeError("this method aggregates adapters: set lora.ranks, for example lora.ranks=[4,8,16,16]")
-    if s.adapters.lora.train != train:
+    adapters = adapters_of(s)
+    if adapters.lora.train != train:
         raise RecipeError(
-            f"lora.train = {s.adapters.lora.train!r} does not go with this method: use {train!r}"
+            f"lora.train = {adapters.lora.train!r} does not go with this method: use {train!r}"
             + (" (A stays as it is, B is trained)" if train == "B" else ", or method ffa_lora")
         )
     if inner_states == "reset":
         inner.check_reset()
     s.optimizers["inner"] = inner.over(s.local["params"], s.grads)
     s.shared["params"] = _beginning(s.fleet)
-    s.served = True
+    return adapters
+
+
+def adapters_of(s: State) -> Adapters:
+    """Which worker holds which rank segments. Raises RecipeError where the model has no adapters."""
+    if not isinstance(s.adapters, Adapters):
+        raise RecipeError("this method aggregates adapters: set lora.ranks, for example lora.ranks=[4,8,16,16]")
     return s.adapters
 
 
@@ -78,12 +84,14 @@ def add_to_base_(s: State, target: str, product: torch.Tensor, scale: float) -> 
     adapter.as_matrix(s.shared["base"][f"{target}.weight"][0]).add_(product, alpha=scale)  # type: ignore[operator]
 
 
-def need_equal_ranks(adapters: Adapters, name: str) -> None:
+def need_equal_ranks(method: Method, adapters: Adapters) -> None:
     """Raises RecipeError unless all clients have the same rank."""
     if len(set(adapters.ranks_W)) > 1:
+        of_servers = {name: declared(cls) for name, cls in METHODS.items() if declared(cls).server}
+        *others, last = (name for name, need in of_servers.items() if not need.equal_ranks)
         raise RecipeError(
-            f"{name} is defined for clients of one rank, but lora.ranks = {list(adapters.ranks_W)}: give one rank, or use "
-            "prelort, zero_padding, hetlora, flora, flexlora, ffa_lora or raflora"
+            f"{name_of(method)} is defined for clients of one rank, but lora.ranks = {list(adapters.ranks_W)}: give one rank, or "
+            f"use {', '.join(others)} or {last}"
         )
 
 
@@ -111,8 +119,7 @@ def start_(s: State, clients: Sequence[int], inner_states: InnerStates, at_round
 @torch.no_grad()
 def rescale_(s: State, clients: Sequence[int], up: bool) -> None:
     """B of these clients from their own scale into the server's (``up``), or back. Nothing to do but with ``lora.alpha``."""
-    adapters, params = s.adapters, s.local["params"]
-    assert adapters is not None
+    adapters, params = adapters_of(s), s.local["params"]
     if adapters.lora.alpha is None or params.blocks[0].is_meta:
         return
     for name in params.names():
@@ -131,8 +138,7 @@ def hand_in(s: State, comm: Communicator) -> Named:
 
 def pairs_of(s: State, handed: Named, target: str) -> dict[int, Pair]:
     """A and B of one map, by client."""
-    adapters = s.adapters
-    assert adapters is not None
+    adapters = adapters_of(s)
     return {w: adapters.pair(named.__getitem__, target, adapters.ranks_W[w]) for w, named in handed.items()}
 
 

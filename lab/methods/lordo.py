@@ -16,6 +16,7 @@ from lab.engine.optim import Optimizer, count_
 from lab.engine.parts import held, layout_like, part
 from lab.engine.state import Grad, State
 from lab.errors import RecipeError, one_of
+from lab.methods.registry import method
 from lab.optimizers.low_rank import first_basis, low_rank_adam_, rotate_, top_basis, wide
 
 
@@ -24,6 +25,7 @@ def QHAdam(lr: float, betas: tuple[float, float] = (0.9, 0.95), weight: float = 
     return Optimizer("QHAdam", lr, {"betas": betas, "weights": [weight], "eps": eps})
 
 
+@method("lordo")
 @config
 class LoRDO:
     """Every matrix θ (p × q, p ≤ q) keeps Adam's moments in r directions Q (p × r); every K steps the workers agree again.

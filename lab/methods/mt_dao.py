@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from pydantic import Field
 from torch import Tensor
 
-from lab.config import Period, Positive, config
+from lab.config import Period, Positive, RecipeView, config
 from lab.engine.comm import Communicator
 from lab.engine.fleet import clip_
 from lab.engine.optim import Optimizer
 from lab.engine.state import Grad, State
 from lab.errors import RecipeError, one_of
+from lab.methods.registry import method, never_synced
 from lab.optimizers.quasi_hyperbolic import momenta
 
 QUASI_HYPERBOLIC = ("QHADOPT", "QHAdam", "QHM")
@@ -38,6 +39,7 @@ class Warm:
     inner: Optimizer = Field(default_factory=lambda: QHADOPT(1e-3, (0.95, 0.999), (1.0,)))
 
 
+@method("mt_dao")
 @config
 class MTDAO:
     """DES-LOC's loop with N first momenta per worker, each with its own decay and its own period.
@@ -82,6 +84,14 @@ class MTDAO:
     @property
     def averages(self) -> tuple[str, ...]:
         return tuple(self.sync_every)
+
+    def notes(self, recipe: RecipeView) -> Iterator[str]:
+        yield from never_synced(self.sync_every, recipe.steps)
+        if self.warm is not None and self.warm.steps >= recipe.steps:
+            yield (
+                f"method.warm.steps = {self.warm.steps:,} lasts for the {recipe.steps:,} steps of the run: "
+                "method.inner takes no step"
+            )
 
     def init(self, s: State) -> None:
         s.optimizers["inner"] = self.inner.over(s.local["params"], s.grads)

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from lab.config import Fraction, Period, Positive, config
+from lab.config import Fraction, Period, Positive, RecipeView, config
 from lab.engine.comm import Communicator
 from lab.engine.fleet import Stack, clip_
 from lab.engine.optim import AdamW, Optimizer
 from lab.engine.state import Grad, State
+from lab.methods.registry import method, never_synced
 from lab.seeds import generator
 
 
+@method("noloco")
 @config
 class NoLoCo:
     """Every ``sync_every`` local steps worker i, with slow weights φ_i and Δ_i = θ_i − φ_i, talks to a random partner:
@@ -52,6 +55,14 @@ class NoLoCo:
     @property
     def averages(self) -> tuple[str, ...]:
         return ("params", "slow")
+
+    def notes(self, recipe: RecipeView) -> Iterator[str]:
+        yield from never_synced(self.sync_every, recipe.steps)
+        if self.group_size > recipe.num_workers:
+            yield (
+                f"method.group_size = {self.group_size:,} is more than the {recipe.num_workers} workers, who form one group: "
+                "all average with all"
+            )
 
     def init(self, s: State) -> None:
         params = s.local["params"]

@@ -14,6 +14,7 @@ from lab.engine.optim import AdamW, Optimizer, Schedule, reset_
 from lab.engine.outer import init_outer, outer_step_
 from lab.engine.state import Grad, State
 from lab.errors import RecipeError
+from lab.methods.registry import method
 
 
 def FedAvg(lr: float = 1.0) -> Optimizer:
@@ -21,6 +22,7 @@ def FedAvg(lr: float = 1.0) -> Optimizer:
     return Optimizer("SGD", lr)
 
 
+@method("photon")
 @config
 class Photon:
     """Every ``sync_every`` (τ) local steps the server moves θ by the mean Δ = θ − Σ n_i·θ_i / Σ n_i of the clients.

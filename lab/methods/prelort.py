@@ -6,24 +6,27 @@ client trains all prefixes of its adapter at once, so that each of them is usabl
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from lab.config import Period, Positive, config
+from lab.config import Period, Positive, RecipeView, config, unused
 from lab.engine.comm import Communicator
 from lab.engine.fleet import clip_
 from lab.engine.optim import AdamW, Optimizer
 from lab.engine.outer import descend_
 from lab.engine.state import Grad, Loss, State
-from lab.methods.lora_rounds import InnerStates, Weight, fetch_, open_
+from lab.methods.lora_rounds import InnerStates, Weight, adapters_of, fetch_, open_
 from lab.methods.lora_rounds import mean_of_holders as segment_mean
+from lab.methods.registry import method
 from lab.models.lora import Cut, prefix_losses, weighted
 from lab.seeds import uniform
 
 
+@method("prelort", server=True, own_loss=True)
 @config
 class PreLort:
     """Each round: fetch the prefix, train the nested loss L_k = Σ_r ω_r·ℓ(W₀ + s·B[:, :r]·A[:r]), hand in; per segment m
@@ -70,6 +73,14 @@ class PreLort:
     def averages(self) -> tuple[str, ...]:
         return ("params",)
 
+    def check(self, recipe: RecipeView) -> None:
+        if self.nested != "none":
+            recipe.compute.one_by_one("the nested loss of prelort")
+
+    def notes(self, recipe: RecipeView) -> Iterator[str]:
+        if self.nested == "none":
+            yield from unused(self, ("truncations", "omega"), "method.nested", "method.")
+
     def init(self, s: State) -> None:
         open_(s, self.inner, self.inner_states)
         if self.outer is not None:
@@ -77,8 +88,7 @@ class PreLort:
 
     def step(self, s: State, grad: Grad, comm: Communicator, t: int) -> Tensor:
         fetch_(s, comm, t, self.sync_every, self.inner_states)
-        assert s.adapters is not None
-        loss_W = grad(s, self.nested_loss(s.adapters.bounds, t))
+        loss_W = grad(s, self.nested_loss(adapters_of(s).bounds, t))
         clip_(s.grads, self.max_norm)
         self.inner.step_(s, t)
         if t % self.sync_every == 0 and any(s.fleet.up):

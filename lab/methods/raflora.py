@@ -15,9 +15,11 @@ from lab.engine.fleet import clip_
 from lab.engine.optim import AdamW, Optimizer
 from lab.engine.state import Grad, State
 from lab.methods.lora_factors import refactored, samples, stacked
-from lab.methods.lora_rounds import InnerStates, Weight, fetch_, hand_in, open_, pairs_of
+from lab.methods.lora_rounds import InnerStates, Weight, adapters_of, fetch_, hand_in, open_, pairs_of
+from lab.methods.registry import method
 
 
+@method("raflora", server=True)
 @config
 class RaFLoRA:
     """ΔW = Σ_h ΔW_h over the partitions (l, h] of the ranks, ΔW_h = Σ_{k: r_k ≥ h} (n_k / N_h)·B_k[:, l:h]·A_k[l:h], with
@@ -54,8 +56,7 @@ class RaFLoRA:
 
     @torch.no_grad()
     def aggregate_(self, s: State, comm: Communicator) -> None:
-        handed, adapters = hand_in(s, comm), s.adapters
-        assert adapters is not None
+        handed, adapters = hand_in(s, comm), adapters_of(s)
         for target in adapters.targets:
             pairs = pairs_of(s, handed, target)
             parts, weights = [], []

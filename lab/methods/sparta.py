@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from lab.config import Period, Positive, config
+from lab.config import Period, Positive, RecipeView, config, unused
 from lab.engine.comm import Communicator
 from lab.engine.fleet import Layout, Stack, clip_
 from lab.engine.optim import AdamW, Optimizer
 from lab.engine.outer import init_outer, outer_step_
 from lab.engine.state import Grad, State
+from lab.methods.registry import method, never_synced
 from lab.seeds import generator
 
 
+@method("sparta")
 @config
 class SPARTA:
     """In every ``sync_every``-th local step a fraction of all numbers, drawn afresh, becomes its mean over the workers.
@@ -47,6 +50,16 @@ class SPARTA:
     @property
     def averages(self) -> tuple[str, ...]:
         return ("params",)
+
+    def notes(self, recipe: RecipeView) -> Iterator[str]:
+        yield from never_synced(self.sync_every, recipe.steps)
+        if self.outer is None:
+            yield from unused(self, ("outer_every",), "method.outer", "method.")
+        elif self.outer_every > recipe.steps:
+            yield (
+                f"method.outer_every = {self.outer_every:,} is longer than the {recipe.steps:,} steps of the run: "
+                "method.outer takes no step"
+            )
 
     def init(self, s: State) -> None:
         s.optimizers["inner"] = self.inner.over(s.local["params"], s.grads)

@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from lab.config import Fraction, Period, Positive, config
+from lab.config import Fraction, Period, Positive, RecipeView, config
 from lab.engine.comm import Communicator
 from lab.engine.fleet import Stack, clip_
 from lab.engine.optim import AdamW, Nesterov, Optimizer, states
@@ -18,8 +18,10 @@ from lab.engine.outer import descend_
 from lab.engine.parts import part, put_
 from lab.engine.state import Grad, State
 from lab.errors import RecipeError
+from lab.methods.registry import method
 
 
+@method("streaming_diloco")
 @config
 class StreamingDiLoCo:
     """The tensors form P fragments; each has its own outer step every ``sync_every`` (H) local steps, at its own time.
@@ -68,6 +70,14 @@ class StreamingDiLoCo:
     @property
     def averages(self) -> tuple[str, ...]:
         return ("params",)
+
+    def fixed_periods(self, recipe: RecipeView) -> str | None:
+        if not self.overlap:
+            return None
+        return (
+            f"the periods of streaming_diloco with overlap = {self.overlap} are fixed: what is on its way would never arrive; "
+            "use method.overlap=0"
+        )
 
     def init(self, s: State) -> None:
         s.optimizers["inner"] = self.inner.over(s.local["params"], s.grads)

@@ -15,8 +15,10 @@ from lab.engine.fleet import clip_
 from lab.engine.optim import AdamW, Optimizer
 from lab.engine.state import Grad, State
 from lab.methods.lora_rounds import InnerStates, Weight, coverage, fetch_, mean_of_holders, open_
+from lab.methods.registry import method
 
 
+@method("zero_padding", server=True)
 @config
 class ZeroPadding:
     """Ā = Σ p_k·pad(A_k), B̄ = Σ p_k·pad(B_k); a client goes on from its prefix of both.

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from lab.config import config
+from lab.config import RecipeView, config
 from lab.errors import RecipeError
 from lab.seeds import generator
 
@@ -38,6 +38,16 @@ class GPT:
                 f"model.num_heads = {self.num_heads} does not fit model.dim = {self.dim}: "
                 "dim must be an even multiple of num_heads (rotary positions turn pairs)"
             )
+
+    def check(self, recipe: RecipeView) -> None:
+        """Raises RecipeError where the rest of a recipe does not go with this model."""
+        if self.dropout > 0:
+            recipe.compute.one_by_one("dropout")
+
+    @property
+    def layers_and_experts(self) -> tuple[int, int]:
+        """Layers with experts, and experts of each: none."""
+        return 0, 0
 
     def build(self, vocab_size: int, context: int, seed: int = 0) -> nn.Module:
         """The module with its initial values drawn from ``seed``; under the meta device, only its shapes."""

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
-from lab.config import config
+from lab.config import RecipeView, config
 from lab.errors import RecipeError
 from lab.models.files import Unreadable, check_ordinary, in_one_line, located, open_tensors, read_json
 from lab.models.gpt import cross_entropy
@@ -49,6 +49,14 @@ class HF:
 
     path: str
     vocab_size: ClassVar[int | None] = None  # its own
+
+    def check(self, recipe: RecipeView) -> None:
+        """What its files say is looked at when it is built."""
+
+    @property
+    def layers_and_experts(self) -> tuple[int, int]:
+        """None that could lie apart: where it has experts, every worker holds them all."""
+        return 0, 0
 
     def build(self, vocab_size: int, context: int, seed: int = 0) -> nn.Module:
         """The module with its values in float32; under the meta device only its shapes.

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from lab.config import Positive, config
+from lab.config import Positive, RecipeView, config
 from lab.errors import RecipeError, one_of
 from lab.seeds import generator
 
@@ -67,7 +67,17 @@ class LoRA:
                 "lora.values names an adapter to begin with, but there is none without lora.ranks: set both"
             )
 
-    def check(self, num_workers: int) -> None:
+    def check(self, recipe: RecipeView) -> None:
+        """Raises RecipeError where the rest of a recipe does not go with these adapters."""
+        if not self.ranks:
+            return
+        self.check_number(recipe.num_workers)
+        if recipe.placement.overlap is not None:
+            raise RecipeError(
+                "placement.overlap spreads experts that are trained, but lora freezes them: leave out one"
+            )
+
+    def check_number(self, num_workers: int) -> None:
         """Raises RecipeError where there are not as many ranks as workers."""
         if len(self.ranks) not in (1, num_workers):
             raise RecipeError(
@@ -76,7 +86,7 @@ class LoRA:
 
     def ranks_W(self, num_workers: int) -> tuple[int, ...]:
         """The rank of every worker's adapter. Raises RecipeError where their number does not fit."""
-        self.check(num_workers)
+        self.check_number(num_workers)
         return self.ranks if len(self.ranks) == num_workers else self.ranks * num_workers
 
     @property

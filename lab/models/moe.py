@@ -25,7 +25,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from lab.config import config
+from lab.config import RecipeView, config
 from lab.errors import RecipeError
 from lab.models.gpt import F32, GPT, Attention, Layers, cross_entropy
 from lab.seeds import generator
@@ -94,6 +94,15 @@ class MoE:
                 f"model.num_experts = {self.num_experts} leaves nothing of 4·dim = {4 * self.dim} for each: use fewer experts, "
                 "or set expert_dim"
             )
+
+    def check(self, recipe: RecipeView) -> None:
+        """Raises RecipeError where the rest of a recipe does not go with this model."""
+        recipe.compute.one_by_one("a model with experts")
+
+    @property
+    def layers_and_experts(self) -> tuple[int, int]:
+        """Layers with experts, and experts of each."""
+        return self.num_layers, self.num_experts
 
     @property
     def width(self) -> int:

@@ -10,8 +10,8 @@ import torch
 from lab.engine.comm import Communicator, Meeting
 from lab.engine.fleet import Stack
 from lab.engine.parts import part
+from lab.engine.state import State
 from lab.events import Drifted
-from lab.methods import State
 
 GAP = 4  # local steps between two looks; one costs a small model about a hundredth of a step (`bench/watching.py`)
 

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from lab.engine.buffers import untouched
 from lab.engine.comm import Communicator, Meeting
 from lab.engine.fleet import Layout, Stack, wide, worker_norms
+from lab.engine.state import State
 from lab.events import Event
-from lab.methods import State
 from lab.recipes.recipe import Recipe
 from lab.runs.trainer import Trainer
 

@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from lab.config import config
+from lab.config import RecipeView, config
 from lab.errors import RecipeError
 
 
@@ -38,8 +38,9 @@ class Compute:
     accumulate: Annotated[int, Field(ge=1)] = 1
     vectorised: bool | None = None
 
-    def check(self, batch_size: int, dtype: str) -> None:
+    def check(self, recipe: RecipeView) -> None:
         """Raises RecipeError for what does not go together."""
+        batch_size, dtype = recipe.batch_size, recipe.dtype
         if self.accumulate > batch_size:
             raise RecipeError(
                 f"compute.accumulate = {self.accumulate} cuts a batch of {batch_size} sequences into more parts than it has: "
@@ -55,6 +56,11 @@ class Compute:
             )
         if self.device == "mps" and dtype == "float64":
             raise RecipeError("compute.device = 'mps' has no float64: use dtype float32")
+
+    def one_by_one(self, what: str) -> None:
+        """Raises RecipeError where all workers are to compute in one pass: ``what`` needs each by itself."""
+        if self.vectorised:
+            raise RecipeError(f"compute.vectorised = true does not go with {what}: leave out one")
 
     def precision(self, device: torch.device) -> AbstractContextManager[object]:
         """Entered around forward passes and losses, in the thread that computes them; never around backward."""

@@ -11,39 +11,25 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from lab.methods import FEDERATED, NoLoCo, averaged_states, name_of
-from lab.models.moe import MoE
+from lab.config import unused
+from lab.methods.registry import method_notes, name_of, round_steps
 from lab.recipes.recipe import Recipe
 
 
 def notes(recipe: Recipe, up_tW: Tensor | None = None) -> list[str]:
     """One line for everything that makes no difference; ``up_tW`` is who is up, where that is known (`Scenario.trace`)."""
-    return [*_never(recipe), *_away(recipe, up_tW), *_never_sent(recipe), *_unused(recipe), *_twice(recipe)]
+    of_method = method_notes(recipe.method, recipe)
+    return [*of_method, *_never(recipe), *_away(recipe, up_tW), *_never_sent(recipe), *_unused(recipe), *_twice(recipe)]
 
 
 def _never(recipe: Recipe) -> Iterator[str]:
     """What is to happen only after the end."""
-    method, steps = recipe.method, recipe.steps
+    steps = recipe.steps
     end = f"the {steps:,} steps of the run"
-    periods = getattr(method, "sync_every", None)
-    if (
-        name_of(method) not in FEDERATED and getattr(method, "coin_seed", None) is None
-    ):  # a federation says so at its end
-        by_name = periods if isinstance(periods, dict) else {} if periods is None else {"": periods}
-        for name, period in by_name.items():
-            if period > steps:
-                what = f"method.sync_every{name and '.' + name} = {period:,}"
-                yield f"{what} is longer than {end}: {name or 'nothing'} is {'never' if name else 'ever'} synchronised"
-    if getattr(method, "outer", None) is not None and getattr(method, "outer_every", 1) > steps:
-        yield f"method.outer_every = {method.outer_every:,} is longer than {end}: method.outer takes no step"
-    if getattr(method, "warm", None) is not None and method.warm.steps >= steps:
-        yield f"method.warm.steps = {method.warm.steps:,} lasts for {end}: method.inner takes no step"
     if recipe.metrics and recipe.metrics_every > steps:
         yield f"metrics_every = {recipe.metrics_every:,} is longer than {end}: metrics are not measured"
-    if recipe.placement.moves(recipe.num_workers) and isinstance(periods, dict):
-        moves_every = recipe.placement.every * periods["params"]
-        if moves_every >= steps:
-            yield f"placement.every = {recipe.placement.every:,} rounds are not over before {end}: no expert moves"
+    if recipe.placement.moves(recipe.num_workers) and recipe.placement.every * round_steps(recipe.method) >= steps:
+        yield f"placement.every = {recipe.placement.every:,} rounds are not over before {end}: no expert moves"
     for outage in recipe.scenario.outages:
         if outage.first > steps:
             yield f"worker {outage.worker} is to be down from step {outage.first:,} on, after {end}"
@@ -78,7 +64,7 @@ def _always_down(recipe: Recipe, worker: int) -> bool:
 
 
 def _never_sent(recipe: Recipe) -> Iterator[str]:
-    averaged = averaged_states(recipe.method)
+    averaged = recipe.method.averages
     for state, codec in recipe.codecs.items():
         if state not in averaged:
             but = (
@@ -91,9 +77,8 @@ def _never_sent(recipe: Recipe) -> Iterator[str]:
 
 def _unused(recipe: Recipe) -> Iterator[str]:
     """Settings of what is not switched on, where they are not the default."""
-    scenario, schedule, lora, method = recipe.scenario, recipe.schedule, recipe.lora, recipe.method
-    adapters, experts, outer = bool(lora.ranks), isinstance(recipe.model, MoE), getattr(method, "outer", None)
-    nested = getattr(method, "nested", "none") != "none"
+    scenario, schedule, lora = recipe.scenario, recipe.schedule, recipe.lora
+    adapters, experts = bool(lora.ranks), recipe.model.layers_and_experts[1]
     for where, part, names, used, needs in (
         ("scenario.", scenario, ("mean_outage",), scenario.failure_rate, "scenario.failure_rate"),
         ("scenario.", scenario, ("sample_every",), scenario.sample, "scenario.sample"),
@@ -103,14 +88,9 @@ def _unused(recipe: Recipe) -> Iterator[str]:
         ("placement.", recipe.placement, ("every", "layers", "warmup"), experts, "a model with experts"),
         ("", recipe, ("routing_every",), experts, "a model with experts"),
         ("", recipe, ("metrics_every",), recipe.metrics, "metrics"),
-        ("method.", method, ("outer_every",), outer, "method.outer"),
-        ("method.", method, ("clip",), getattr(method, "max_norm", None), "method.max_norm"),
-        ("method.", method, ("truncations", "omega"), nested, "method.nested"),
     ):
-        for name in names if not used else ():
-            value = getattr(part, name, None)
-            if hasattr(part, name) and value != getattr(type(part)(), name):
-                yield f"{where}{name} = {value!r} makes no difference without {needs}"
+        if not used:
+            yield from unused(part, names, needs, where)
     if adapters and lora.alpha is not None and lora.scale != type(lora)().scale:
         yield f"lora.scale = {lora.scale:g} makes no difference beside lora.alpha"
 
@@ -120,8 +100,3 @@ def _twice(recipe: Recipe) -> Iterator[str]:
         for name, times in Counter(names).items():
             if times > 1:
                 yield f"{where} names {name} {times} times: once is enough"
-    if isinstance(recipe.method, NoLoCo) and recipe.method.group_size > recipe.num_workers:
-        yield (
-            f"method.group_size = {recipe.method.group_size:,} is more than the {recipe.num_workers} workers, who form one group: "
-            "all average with all"
-        )

@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from pydantic import Field
 
-from lab.config import Period, config
+from lab.config import Period, RecipeView, config
 from lab.errors import RecipeError
 from lab.seeds import generator
 
@@ -46,7 +46,24 @@ class Placement:
     layers: Literal["alike", "apart"] | None = None
     warmup: int | None = Field(default=None, ge=0)
 
-    def check(self, num_experts: int, num_workers: int) -> None:
+    def check(self, recipe: RecipeView) -> None:
+        """Raises RecipeError where the model has no experts, no table exists, or nothing would move."""
+        _, num_experts = recipe.model.layers_and_experts
+        if not num_experts:
+            if self.overlap is not None or self.kind == "random":
+                given = f"overlap = {self.overlap}" if self.overlap else "kind = 'random'"
+                raise RecipeError(
+                    f"placement.{given} is for models with experts: choose one, for example model=moe-nano, or set placement={{}}"
+                )
+            return
+        self.check_table(num_experts, recipe.num_workers)
+        if self.kind == "random" and self.overlap is None:
+            raise RecipeError(
+                "placement.kind = 'random' moves nothing while every worker holds every expert: set placement.overlap, "
+                f"for example to {max(1, recipe.num_workers // 2)}"
+            )
+
+    def check_table(self, num_experts: int, num_workers: int) -> None:
         """Raises RecipeError where no biregular table exists."""
         if self.kind == "fixed" and (self.every != 1 or self.warmup is not None):
             raise RecipeError(
@@ -137,7 +154,7 @@ class Experts:
     """The placement of one run: which table is in force."""
 
     def __init__(self, placement: Placement, num_layers: int, num_experts: int, num_workers: int, seed: int):
-        placement.check(num_experts, num_workers)
+        placement.check_table(num_experts, num_workers)
         self.placement = placement
         self._shape = (num_layers, num_experts, num_workers, seed)
         self.draw = 0

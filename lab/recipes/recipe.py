@@ -19,8 +19,8 @@ from lab.data.splits import parse_split
 from lab.engine.codecs import codec
 from lab.engine.optim import Schedule
 from lab.errors import RecipeError, one_of, shown
-from lab.methods import DESLOC, FEDERATED, METHODS, FoMoE, PreLort, averaged_states, name_of, source_of
-from lab.methods import method as parse_method
+from lab.methods.des_loc import DESLOC
+from lab.methods.registry import METHODS, Method, check_method, name_of, parse_method, source_of
 from lab.models import gpt, moe
 from lab.models.gpt import GPT
 from lab.models.hf import HF
@@ -96,7 +96,7 @@ class Recipe:
         local steps of every worker.
     codecs
         what travels instead of a state where the method takes means of it, e.g. ``{"params": "int8"}``; the states of each
-        method are those of `lab.methods.averaged_states`.
+        method are those of its ``averages`` (`lab.methods.Method`).
     routing_every
         local steps between two looks at the routers of a `MoE` (0: none).
     metrics, metrics_every
@@ -112,7 +112,7 @@ class Recipe:
         where, how precisely and how much at a time.
     """
 
-    method: Annotated[SkipValidation[Any], BeforeValidator(parse_method)] = Field(default_factory=DESLOC)
+    method: Annotated[SkipValidation[Method], BeforeValidator(parse_method)] = Field(default_factory=DESLOC)
     model: Annotated[GPT | MoE | HF, BeforeValidator(_model)] = Field(default_factory=lambda: SIZES["nano"])
     start: str = ""
     lora: LoRA = Field(default_factory=LoRA)
@@ -138,59 +138,11 @@ class Recipe:
     compute: Compute = Field(default_factory=Compute)
 
     def __post_init__(self) -> None:
-        self.scenario.check(self.num_workers)
         parse_split(self.split)
-        self.compute.check(self.batch_size, self.dtype)
-        if self.compute.vectorised:
-            nested = isinstance(self.method, PreLort) and self.method.nested != "none"
-            dropout = isinstance(self.model, GPT) and self.model.dropout > 0
-            for what, there in (
-                ("a model with experts", isinstance(self.model, MoE)),
-                ("the nested loss of prelort", nested),
-                ("dropout", dropout),
-            ):
-                if there:
-                    raise RecipeError(f"compute.vectorised = true does not go with {what}: leave out one")
-        period = getattr(self.method, "sync_every", 1)
-        if name_of(self.method) in FEDERATED and self.scenario.sample and self.scenario.sample_every % period:
-            raise RecipeError(
-                f"scenario.sample_every = {self.scenario.sample_every} changes clients in the midst of rounds of {period} steps: "
-                f"set it to {period}, or a multiple"
-            )
-        if self.lora.ranks:
-            self.lora.check(self.num_workers)
-            if self.placement.overlap is not None:
-                raise RecipeError(
-                    "placement.overlap spreads experts that are trained, but lora freezes them: leave out one"
-                )
-        if not isinstance(self.model, MoE):
-            if self.placement.overlap is not None or self.placement.kind == "random":
-                given = f"overlap = {self.placement.overlap}" if self.placement.overlap else "kind = 'random'"
-                raise RecipeError(
-                    f"placement.{given} is for models with experts: choose one, for example model=moe-nano, or set placement={{}}"
-                )
-        else:
-            self.placement.check(self.model.num_experts, self.num_workers)
-            if self.placement.kind == "random" and self.placement.overlap is None:
-                raise RecipeError(
-                    "placement.kind = 'random' moves nothing while every worker holds every expert: set placement.overlap, "
-                    f"for example to {max(1, self.num_workers // 2)}"
-                )
-            if self.placement.moves(self.num_workers) and not isinstance(self.method, FoMoE):
-                raise RecipeError(
-                    f"placement.kind = 'random' moves experts between workers, which {name_of(self.method)} does not do: "
-                    "use method fomoe, or placement.kind=fixed"
-                )
-        for state, spec in self.codecs.items():
-            codec(spec)
-            states = dict.fromkeys((*averaged_states(self.method), "params", "grads", *self.method.inner.state_names))
-            if state not in states:
-                raise RecipeError(one_of("state in codecs", state, states))
-        if self.schedule.warmup >= self.steps > 1:
-            raise RecipeError(
-                f"schedule.warmup = {self.schedule.warmup} leaves nothing of the {self.steps} steps: "
-                "set schedule.warmup lower (0 for none) or steps higher"
-            )
+        for part in (self.scenario, self.compute, self.model, self.lora, self.placement, self.schedule):
+            part.check(self)
+        check_method(self.method, self)
+        _check_codecs(self.codecs, self.method)
 
     @classmethod
     def of(cls, spec: Mapping[str, Any] | str | Recipe, overrides: Sequence[str] = ()) -> Recipe:
@@ -226,15 +178,25 @@ class Recipe:
     @property
     def experts(self) -> Experts | None:
         """Where the experts of the model lie, at the start of a run; None for a model without."""
-        if not isinstance(self.model, MoE):
+        num_layers, num_experts = self.model.layers_and_experts
+        if not num_experts:
             return None
-        return Experts(self.placement, self.model.num_layers, self.model.num_experts, self.num_workers, self.seed)
+        return Experts(self.placement, num_layers, num_experts, self.num_workers, self.seed)
 
     @property
     def id(self) -> str:
         """Method, workers and eight digits of a hash of the whole recipe, with the source of a method that is not the lab's."""
         text = json.dumps(self.to_dict(), sort_keys=True) + source_of(self.method)
         return f"{name_of(self.method)}-{self.num_workers}w-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+def _check_codecs(codecs: Mapping[str, str], method: Method) -> None:
+    """Raises RecipeError for a codec that there is not, or one for a state that the method does not have."""
+    for state, spec in codecs.items():
+        codec(spec)
+        states = dict.fromkeys((*method.averages, "params", "grads", *method.inner.state_names))
+        if state not in states:
+            raise RecipeError(one_of("state in codecs", state, states))
 
 
 def _plain(spec: Mapping[str, Any]) -> dict[str, Any]:

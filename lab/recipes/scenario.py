@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from lab.config import Fraction, Period, config
+from lab.config import Fraction, Period, RecipeView, config
 from lab.errors import RecipeError
 from lab.seeds import generator
 
@@ -63,8 +63,9 @@ class Scenario:
     slow: dict[Worker, Annotated[float, Field(ge=1)]] = Field(default_factory=dict)
     catch_up: Literal["all", "params"] = "all"
 
-    def check(self, num_workers: int) -> None:
+    def check(self, recipe: RecipeView) -> None:
         """Raises RecipeError where a worker does not exist or more are sampled than there are."""
+        num_workers = recipe.num_workers
         for w in [o.worker for o in self.outages] + list(self.slow):
             if w >= num_workers:
                 raise RecipeError(f"scenario names worker {w}, but the workers are 0 … {num_workers - 1}")

@@ -25,7 +25,7 @@ from pydantic_core import to_jsonable_python
 from lab.config import checked
 from lab.costs.network import Network, network
 from lab.errors import RecipeError, one_of
-from lab.methods import FEDERATED, FoMoE, Method, StreamingDiLoCo, name_of
+from lab.methods.registry import Method, fixed_periods, name_of
 from lab.recipes.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -79,8 +79,7 @@ def turn(trainer: Trainer, knob: str, value: Any) -> bool:
 
 def periods(method: Method) -> int | dict[str, int] | None:
     """The sync periods of a method as it writes them: one, one for each state, or none."""
-    found: int | Mapping[str, int] | None = getattr(method, "sync_every", None)
-    return dict(found) if isinstance(found, Mapping) else found
+    return dict(method.sync_every) if isinstance(method.sync_every, Mapping) else method.sync_every
 
 
 def with_periods(method: Method, sync_every: int | Mapping[str, int]) -> Method:
@@ -90,19 +89,9 @@ def with_periods(method: Method, sync_every: int | Mapping[str, int]) -> Method:
 
 def _settled_periods(recipe: Recipe, value: Any, now: Any) -> int | dict[str, int]:
     method, name = recipe.method, name_of(recipe.method)
-    if now is None:
-        raise RecipeError(f"{name} sends in every step: it has no sync periods to change")
-    if isinstance(method, StreamingDiLoCo) and method.overlap:
-        raise RecipeError(
-            f"the periods of {name} with overlap = {method.overlap} are fixed: what is on its way would never arrive; "
-            "use method.overlap=0"
-        )
-    if isinstance(method, FoMoE) and recipe.placement.moves(recipe.num_workers):
-        raise RecipeError(
-            f"the periods of {name} are fixed where experts move between rounds: use placement.kind=fixed"
-        )
-    if name in FEDERATED:
-        raise RecipeError(f"the period of {name} is fixed: its rounds begin with what clients fetch from the server")
+    fixed = fixed_periods(method, recipe)
+    if fixed is not None:
+        raise RecipeError(fixed)
     if isinstance(now, dict):
         value = now | (dict(value) if isinstance(value, Mapping) else {"params": value})
     elif isinstance(value, Mapping):

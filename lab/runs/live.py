@@ -35,7 +35,7 @@ from lab.engine.surroundings import one_core_
 from lab.errors import LabError, RecipeError
 from lab.events import Ended, Event, Sent, Started, Stepped, Turned
 from lab.files import located, shown, working_folder, working_in
-from lab.methods import name_of, source_of
+from lab.methods.registry import name_of, source_of
 from lab.recipes.recipe import Recipe
 from lab.runs.columns import Columns
 from lab.runs.folder import RunFolder, find_run
@@ -420,8 +420,8 @@ def start(
         check_timeout(timeout_seconds)
         if source_of(recipe.method):
             raise RecipeError(
-                f"method {name_of(recipe.method)} is listed in this process alone, and others would not know it: list it in "
-                "lab/methods/__init__.py, or leave processes out"
+                f"method {name_of(recipe.method)} is registered in this process alone, and others would not know it: put "
+                "its file into lab/methods, or leave processes out"
             )
         if run_folder is None:
             raise RecipeError("several processes write a run folder: leave keep=False out, or processes")

@@ -15,7 +15,7 @@ from lab.costs.fomoe import Costs
 from lab.costs.network import DEVICES, NETWORKS, Bill, Network, described, device_named, human, step_seconds
 from lab.engine.fleet import Fleet
 from lab.events import Sent
-from lab.methods import name_of
+from lab.methods.registry import name_of, round_steps
 from lab.models.moe import MoE
 from lab.recipes.notes import notes
 from lab.recipes.recipe import Recipe
@@ -224,14 +224,14 @@ def _plan(recipe: Recipe, networks: Mapping[str, Network], device: str, devices_
     payload_W = [sent.total_bytes(w) for w in range(recipe.num_workers)]
     busiest = payload_W.index(max(payload_W))
     inner = recipe.method.inner
-    period = getattr(recipe.method, "sync_every", 1)
-    period = period["params"] if isinstance(period, dict) else period
     everywhere = recipe.but(codecs={}, placement={})  # what is compared with keeps the whole model at every worker
     if recipe.lora.ranks:  # and adapters of the largest rank
         everywhere = everywhere.but(lora=vars(recipe.lora) | {"ranks": recipe.lora.bounds[-1:], "train": "both"})
     same = (everywhere.placement, everywhere.lora) == (recipe.placement, recipe.lora)
     ddp, whole = _beside(everywhere, {"name": "ddp", "inner": vars(inner)}, fleet if same else None)
-    local_adam, _ = _beside(everywhere, {"name": "local_adam", "inner": vars(inner), "sync_every": period}, whole)
+    local_adam, _ = _beside(
+        everywhere, {"name": "local_adam", "inner": vars(inner), "sync_every": round_steps(recipe.method)}, whole
+    )
     frozen = list(fleet.constants.values()) if recipe.lora.ranks else []
     active = max(_active_params(recipe, p) for p in params_W)
     active += sum(x.numel() for x in frozen) * 2 / 3  # forward, and backward to what is before them

@@ -28,7 +28,7 @@ from lab.engine.codecs import codec
 from lab.engine.comm import Communicator
 from lab.engine.fleet import Fleet, Stack
 from lab.engine.optim import take_over_
-from lab.engine.state import Loss
+from lab.engine.state import Loss, State
 from lab.engine.surroundings import apart, one_core
 from lab.engine.vectorised import Together, together
 from lab.engine.world import OneProcess, World, with_all_workers
@@ -47,7 +47,7 @@ from lab.events import (
     WorkersChanged,
 )
 from lab.files import located, working_folder, working_in
-from lab.methods import State
+from lab.methods import declared
 from lab.methods.lora_factors import Adapters
 from lab.probes.adapters import AdapterWatch
 from lab.probes.drift import DriftWatch
@@ -144,6 +144,7 @@ class Trainer:
             self.experts,
             self.adapters,
             samples_W,
+            declared(recipe.method).server,
         )
         recipe.method.init(self.state)
         self.world.begin_(self.state.served)

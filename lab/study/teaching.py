@@ -161,7 +161,8 @@ def check_periods(answer: object, recipe: Recipe, budget_bytes: float, at_least:
         )
     except LabError as error:
         return Checked(NOT_YET, (str(error),))
-    every: Mapping[str, int] = chosen.method.sync_every  # type: ignore[attr-defined]
+    every = periods(chosen.method)
+    assert isinstance(every, dict)  # as in the recipe that was given
     if never := [name for name in names if every[name] > recipe.steps]:
         return Checked(NOT_YET, (f"{_and(never)} would never travel: the run has only {recipe.steps:,} steps",))
     ledger = Ledger(dry_run(chosen))

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from lab.engine.comm import Communicator
 from lab.engine.fleet import Fleet
-from lab.engine.state import Loss, Method, State
-from lab.methods.ffa_lora import FFALoRA
+from lab.engine.state import Loss, State
+from lab.methods import Method, declared
 from lab.methods.lora_factors import Adapters, product_norm
 from lab.models.gpt import Linear
 from lab.models.lora import LoRA, adapt_, adapters, cut_to
@@ -69,7 +69,8 @@ def regression(
 ) -> Outcome:
     """Let clients of these ranks learn W* with a federated method (its ``sync_every`` has to be ``round_steps``)."""
     torch.set_num_threads(1)  # matrices this small are not worth two, which would fight over the cores
-    goal, lora = target(d, 16, seed), LoRA(ranks=tuple(ranks), targets=("map",), scale=1.0, train=_trained(method))
+    train: Literal["both", "B"] = "B" if declared(method).trains_B_alone else "both"
+    goal, lora = target(d, 16, seed), LoRA(ranks=tuple(ranks), targets=("map",), scale=1.0, train=train)
     ranks_W = lora.ranks_W(len(ranks))
 
     def build(worker: int | None) -> nn.Module:
@@ -106,7 +107,3 @@ def regression(
     return Outcome(
         losses, [e / sum(energy) if sum(energy) else 0.0 for e in energy], (comm.ledger.total_bytes() - down, down)
     )
-
-
-def _trained(method: Method) -> Literal["both", "B"]:
-    return "B" if isinstance(method, FFALoRA) else "both"

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from lab.engine.comm import Communicator
 from lab.engine.fleet import Fleet
-from lab.methods import Loss, State, method
+from lab.engine.state import Loss, State
+from lab.methods.registry import parse_method, round_steps
 from lab.probes.metrics import Alignment, Watch, basis_similarity, numerical_rank, spectrum
 from lab.seeds import generator
 
@@ -46,7 +47,7 @@ def rosenbrock(
     -------
     steps, and the distance of the workers' mean from the optimum at those steps.
     """
-    m = method(spec)
+    m = parse_method(spec)
     fleet = Fleet(lambda worker: _Point(start), num_workers, dtype=torch.float64)
     s, comm = State.of(fleet), Communicator(fleet)
     m.init(s)
@@ -95,7 +96,7 @@ def quadratic(
     -------
     the workers' mean loss at every average of the parameters, and the cosines there.
     """
-    m = method(spec)
+    m = parse_method(spec)
     fleet = Fleet(lambda worker: _Point([1.0] * dim), num_workers, dtype=torch.float64)
     s, comm = State.of(fleet), Communicator(fleet)
     m.init(s)
@@ -140,7 +141,7 @@ def matrix_regression(
 
     Without a full-rank term the pseudo-gradient never leaves the span of the first basis.
     """
-    m = method(spec)
+    m = parse_method(spec)
     fleet = Fleet(lambda worker: _Point(torch.zeros(shape)), num_workers, dtype=torch.float64)
     s, comm = State.of(fleet), Communicator(fleet)
     m.init(s)
@@ -154,7 +155,7 @@ def matrix_regression(
         return 0.5 * missed.square().sum(2).mean(1)
 
     seen: list[Basis] = []
-    every = m.sync_every  # type: ignore[attr-defined]
+    every = round_steps(m)
     for t in range(1, rounds * every + 1):
         if t % every == 1:
             theta, basis = s.local["params"]["x"].mean(0), s.local["projector"]["x"][0].clone()
@@ -193,7 +194,7 @@ def gossip(
     -------
     mean square distance of the workers' slow weights from their mean, at the start and after every round.
     """
-    m = method(
+    m = parse_method(
         {
             "name": "noloco",
             "sync_every": sync_every,

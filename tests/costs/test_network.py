@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from lab.costs.network import DEVICES, NETWORKS, Bill, Network, described, network, step_seconds
 from lab.errors import RecipeError
 from lab.events import Sent
-from lab.methods import DESLOC, LocalAdam
+from lab.methods.des_loc import DESLOC
+from lab.methods.local_adam import LocalAdam
 from tests.support.bench import Bench
 
 S, L = 1000, 0.5  # payload in bytes, latency in seconds

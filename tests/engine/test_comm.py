@@ -18,7 +18,11 @@ from lab.engine.fleet import Fleet, Stack, clip_
 from lab.engine.optim import AdamW, Optimizer
 from lab.errors import RecipeError
 from lab.events import Sent
-from lab.methods import DDP, DESLOC, DiLoCo, LocalAdam, LocalSGD
+from lab.methods.ddp import DDP
+from lab.methods.des_loc import DESLOC
+from lab.methods.diloco import DiLoCo
+from lab.methods.local_adam import LocalAdam
+from lab.methods.local_sgd import LocalSGD
 from lab.runs.trainer import Trainer, dry_run
 from tests.support.bench import F64, Bench, close, drawn, fill_
 from tests.support.listed import SGD

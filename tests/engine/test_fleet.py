@@ -13,7 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from lab.engine.fleet import Fleet
-from lab.methods import DDP, DESLOC, LocalSGD
+from lab.methods.ddp import DDP
+from lab.methods.des_loc import DESLOC
+from lab.methods.local_sgd import LocalSGD
 from lab.models.gpt import SIZES
 from lab.recipes.recipe import Recipe
 from lab.runs.build import build_fleet

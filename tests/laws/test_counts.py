@@ -14,9 +14,14 @@ from torch import Tensor, nn
 from lab.engine.fleet import Fleet
 from lab.engine.optim import ELEMENTWISE, AdamW, Nesterov, Optimizer, states, step_
 from lab.events import Stepped, WorkersChanged
-from lab.methods import MTDAO, FedIT, FoMoE, LocalAdam, LocalSGD, LoRDO, Method, Photon
-from lab.methods.lordo import QHAdam
-from lab.methods.mt_dao import Warm
+from lab.methods import Method
+from lab.methods.fedit import FedIT
+from lab.methods.fomoe import FoMoE
+from lab.methods.local_adam import LocalAdam
+from lab.methods.local_sgd import LocalSGD
+from lab.methods.lordo import LoRDO, QHAdam
+from lab.methods.mt_dao import MTDAO, Warm
+from lab.methods.photon import Photon
 from lab.models.lora import LoRA
 from lab.optimizers import LowRankAdam
 from lab.recipes.placement import Placement

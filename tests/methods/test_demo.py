@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from lab.engine.optim import Optimizer
-from lab.methods import DDP, DeMo
-from lab.methods.demo import Strongest, dct, from_tiles, side, to_tiles
+from lab.methods.ddp import DDP
+from lab.methods.demo import DeMo, Strongest, dct, from_tiles, side, to_tiles
 from tests.support.bench import F64, Bench, close, drawn
 from tests.support.listed import SGD
 

@@ -15,25 +15,19 @@ from torch import Tensor, nn
 from lab.engine.comm import Communicator
 from lab.engine.fleet import Fleet, Stack
 from lab.engine.optim import AdamW, Nesterov, Optimizer
-from lab.engine.state import Loss
+from lab.engine.state import Loss, State
 from lab.errors import Diverged, RecipeError
 from lab.events import Covered, Evaluated, Sent, Stepped, Truncated, Warned
-from lab.methods import (
-    FEDERATED,
-    METHODS,
-    FedExLoRA,
-    FedIT,
-    FFALoRA,
-    HetLoRA,
-    Method,
-    PreLort,
-    RaFLoRA,
-    State,
-    averaged_states,
-)
+from lab.methods import METHODS, Method
+from lab.methods.fedex_lora import FedExLoRA
+from lab.methods.fedit import FedIT
+from lab.methods.ffa_lora import FFALoRA
 from lab.methods.flexlora import FlexLoRA
 from lab.methods.flora import FLoRA
+from lab.methods.hetlora import HetLoRA
 from lab.methods.lora_factors import Adapters, mean, padded, product_norm, refactored, samples, shares, stacked
+from lab.methods.prelort import PreLort
+from lab.methods.raflora import RaFLoRA
 from lab.methods.zero_padding import ZeroPadding
 from lab.models.gpt import GPT
 from lab.models.lora import LoRA, adapt_, adapters, cut_to, prefix_losses
@@ -45,6 +39,7 @@ from lab.seeds import generator
 from lab.study import toy_adapters as toy
 from tests.support.bench import F64, Silent, close, each_its_own
 from tests.support.cases import SERVED
+from tests.support.listed import SERVERS
 from tests.support.recipes import corpus, recipe
 from tests.support.stop_and_go import stop_and_go
 from tests.support.stories import story
@@ -121,7 +116,7 @@ def short(method: Method) -> Any:
     return dataclasses.replace(method, sync_every=2, inner=AdamW(3e-2))  # type: ignore[type-var]
 
 
-EVERY: dict[str, Any] = {name: short(METHODS[name]()) for name in FEDERATED} | {
+EVERY: dict[str, Any] = {name: short(METHODS[name]()) for name in SERVERS} | {
     "prelort none": PreLort(2, nested="none"),
     "prelort sample": PreLort(2, nested="sample", truncations="powers", inner_states="kept"),
     "prelort sandwich": PreLort(2, nested="sandwich", omega="last", uncovered="zero"),
@@ -149,7 +144,7 @@ def test_what_goes_through_a_mean_is_said(name: str) -> None:
             return super().mean(stack, state, **rest)
 
     Federation(EVERY[name], ranks_for(name), communicator=Listening, device="meta").run(5)
-    assert set(averaged_states(EVERY[name])) == Listening.heard
+    assert set(EVERY[name].averages) == Listening.heard
 
 
 # --- algebra ----------------------------------------------------------------------------------------------------------
@@ -237,10 +232,10 @@ def test_one_round_by_hand(name: str, counts: Any) -> None:
     ranks, method = ranks_for(name), EVERY[name]
     lab = Federation(method, ranks, counts, scale=0.7)
     n = [1.0, 1.0, 1.0] if counts is None or name == "fedex_lora" else [float(c) for c in counts]
-    base = {t: lab.base(t) for t in lab.methods.targets}
+    base = {t: lab.base(t) for t in lab.adapters.targets}
     lab.run(2)
     handed = lab.clients()  # who handed in keeps its own until the next round
-    for target in lab.methods.targets:
+    for target in lab.adapters.targets:
         A, B, added = expected(method, handed[target], ranks, n)
         mine_A, mine_B = lab.of_server(target)
         assert torch.allclose(lab.base(target) - base[target], 0.7 * added, rtol=1e-10, atol=1e-14)
@@ -256,8 +251,8 @@ def test_ffa_by_hand_and_exact() -> None:
     lab = Federation(EVERY["ffa_lora"], (2, 2, 2)).run(2)
     params = lab.state.local["params"]
     assert all(".lora_B." in n for n in params.names())
-    for target in lab.methods.targets:
-        A = lab.engine.fleet.constants[f"{target}.lora_A.0"]
+    for target in lab.adapters.targets:
+        A = lab.fleet.constants[f"{target}.lora_A.0"]
         B = [params.cell(f"{target}.lora_B.0", w) for w in range(3)]
         assert torch.allclose(lab.state.shared["params"][f"{target}.lora_B.0"][0] @ A, sum(b @ A for b in B) / 3)
 
@@ -270,13 +265,13 @@ def test_hetlora_by_hand() -> None:
         sum(float(torch.linalg.norm(b @ a)) ** 2 for a, b in (handed[t][k] for t in handed)) ** 0.5 for k in range(3)
     ]
     p = [x / sum(norm) for x in norm]
-    for target in lab.methods.targets:
+    for target in lab.adapters.targets:
         A, B = mean([padded(h, 4) for h in handed[target]], p)
         assert torch.allclose(lab.of_server(target)[0], A, rtol=1e-10)
         assert torch.allclose(lab.of_server(target)[1], B, rtol=1e-10)
     method = HetLoRA(2, gamma=0.5, decay=3.0)
     lab = Federation(method, (4, 2, 1)).run(3)
-    module: Any = lab.engine.fleet.modules[0]
+    module: Any = lab.fleet.modules[0]
     tail = sum(
         torch.linalg.norm(a[2:]) * torch.linalg.norm(b[:, 2:])
         for a, b in (x.factors() for x in adapters(module).values())
@@ -298,7 +293,7 @@ def test_hetlora_prunes_when_the_tail_shrinks() -> None:
     assert seen[0] == [4, 2, 1]
     assert seen[-1] != seen[0]
     assert all(1 <= b <= a for early, late in itertools.pairwise(seen) for a, b in zip(early, late, strict=True))
-    sent = {r.step: r for r in lab.engine.comm.ledger if r.op == "gather" and 0 in r.workers}
+    sent = {r.step: r for r in lab.comm.ledger if r.op == "gather" and 0 in r.workers}
     for t, ranks in enumerate(seen[1:], 1):
         assert sent[2 * t].bytes_each == 8 * ranks[0] * SIZES
 
@@ -352,7 +347,7 @@ def test_products_are_averaged_without_bias(name: str) -> None:
     """Over several rounds: what all models have in common grows by exactly s·Σ p_k·B_k·A_k."""
     lab = Federation(EVERY[name], ranks_for(name), scale=2.0)
     for _ in range(3):
-        before = {t: (lab.base(t), lab.of_server(t)) for t in lab.methods.targets}
+        before = {t: (lab.base(t), lab.of_server(t)) for t in lab.adapters.targets}
         lab.run(2)
         handed = lab.clients()
         for t, (base, (A, B)) in before.items():
@@ -377,7 +372,7 @@ def test_fedit_is_biased_where_A_differ() -> None:
 
 def by_client(lab: Federation, op: tuple[str, ...]) -> dict[int, int]:
     out: dict[int, int] = {}
-    for r in lab.engine.comm.ledger:
+    for r in lab.comm.ledger:
         for w in r.workers if r.op in op else ():
             out[w] = out.get(w, 0) + r.bytes_each
     return out
@@ -409,8 +404,8 @@ def test_a_client_of_rank_one_holds_rank_one_tensors_only() -> None:
     """Parameters, gradients and optimizer states alike: there is no row for what it does not have."""
     lab = Federation(EVERY["prelort"], (4, 2, 1)).run(2)
     for stack in (
-        lab.engine.fleet.params,
-        lab.engine.fleet.grads,
+        lab.fleet.params,
+        lab.fleet.grads,
         lab.state.local["exp_avg"],
         lab.state.local["exp_avg_sq"],
     ):
@@ -419,12 +414,12 @@ def test_a_client_of_rank_one_holds_rank_one_tensors_only() -> None:
             for w in range(3)
         ]
         assert held == [4 * SIZES, 2 * SIZES, SIZES]
-    assert sum(b.untyped_storage().nbytes() for b in lab.engine.fleet.params.blocks) == 8 * 7 * SIZES
+    assert sum(b.untyped_storage().nbytes() for b in lab.fleet.params.blocks) == 8 * 7 * SIZES
 
 
 def test_frozen_weights_are_there_once() -> None:
     lab = Federation(EVERY["flora"], (4, 2, 1)).run(2)
-    weights = {lab.engine.fleet.modules[w].get_submodule("blocks.0.attention.qkv").weight.data_ptr() for w in range(3)}
+    weights = {lab.fleet.modules[w].get_submodule("blocks.0.attention.qkv").weight.data_ptr() for w in range(3)}
     assert len(weights) == 1
 
 
@@ -440,7 +435,7 @@ def test_the_nested_loss_by_hand() -> None:
     assert PreLort(omega="rank").weights_of([1, 3]) == [0.25, 0.75]
     assert PreLort(omega="last").weights_of([1, 2, 4]) == [0.25, 0.25, 0.5]
     lab = Federation(PreLort(2), (4, 2, 1)).run(3)
-    module: Any = lab.engine.fleet.modules[0]
+    module: Any = lab.fleet.modules[0]
     ids, targets = tokens(0, 9)
     each = prefix_losses(module, ids, targets, [1, 2, 4])
 
@@ -468,7 +463,7 @@ def test_the_nested_loss_by_hand() -> None:
 def test_alpha_is_folded_in_and_out() -> None:
     """With α/r scales, what a client hands in acts at the server as it did at the client; with equal ranks nothing differs."""
     lab = Federation(PreLort(2, nested="none"), (4, 1), alpha=4.0).run(1)
-    before = {t: lab.of_client(1, t) for t in lab.methods.targets}
+    before = {t: lab.of_client(1, t) for t in lab.adapters.targets}
     lab.run(1)
     trained = Federation(PreLort(9, nested="none"), (4, 1), alpha=4.0).run(2)  # the same two steps, nothing handed in
     for t in before:
@@ -495,8 +490,8 @@ def test_what_nobody_covers() -> None:
     """A segment whose holders are all away keeps its values, or loses its B; the others are averaged over who is there."""
     for uncovered in ("keep", "zero"):
         lab = Federation(PreLort(2, uncovered=uncovered), (4, 2, 1)).run(2)  # type: ignore[arg-type]
-        before = {t: lab.of_server(t) for t in lab.methods.targets}
-        lab.engine.fleet.up = [False, True, True]
+        before = {t: lab.of_server(t) for t in lab.adapters.targets}
+        lab.fleet.up = [False, True, True]
         lab.run(2)
         for t, (A, B) in before.items():
             a, b = lab.of_server(t)
@@ -510,11 +505,11 @@ def test_what_nobody_covers() -> None:
 def test_nobody_up(name: str) -> None:
     lab = Federation(EVERY[name], ranks_for(name)).run(4)
     agreed = {k: [b.clone() for b in s.blocks] for k, s in lab.state.shared.items()}
-    rows, num = [b.clone() for b in lab.engine.fleet.params.blocks], len(lab.engine.comm.ledger)
-    lab.engine.fleet.up = [False] * 3
+    rows, num = [b.clone() for b in lab.fleet.params.blocks], len(lab.comm.ledger)
+    lab.fleet.up = [False] * 3
     lab.run(4)
-    assert len(lab.engine.comm.ledger) == num
-    assert all(torch.equal(a, b) for a, b in zip(rows, lab.engine.fleet.params.blocks, strict=True))
+    assert len(lab.comm.ledger) == num
+    assert all(torch.equal(a, b) for a, b in zip(rows, lab.fleet.params.blocks, strict=True))
     for k, blocks in agreed.items():
         assert all(torch.equal(a, b) for a, b in zip(blocks, lab.state.shared[k].blocks, strict=True)), k
 
@@ -763,7 +758,7 @@ def test_a_run_without_a_whole_round_says_so() -> None:
     assert said == ["no round was finished, so nothing was aggregated: set method.sync_every below steps"]
 
 
-@pytest.mark.parametrize("name", FEDERATED)
+@pytest.mark.parametrize("name", SERVERS)
 def test_federations_in_bfloat16_keep_what_nobody_moves(name: str) -> None:
     """Decompositions, weights and sums are in float32: 12 rounds of clients that do not move leave the product as it was."""
     method = dataclasses.replace(METHODS[name](), sync_every=1, inner=AdamW(1e-30), max_norm=None)  # type: ignore[type-var]

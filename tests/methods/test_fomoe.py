@@ -18,9 +18,10 @@ from lab.engine.comm import Communicator, Meeting
 from lab.engine.fleet import Fleet, Layout, Stack
 from lab.engine.optim import AdamW, Nesterov, Optimizer
 from lab.engine.outer import descend_
+from lab.engine.state import State
 from lab.errors import RecipeError
 from lab.events import Placed, Routed, Saturated, Sent, Warned
-from lab.methods import FoMoE, State
+from lab.methods.fomoe import FoMoE
 from lab.models.moe import MoE
 from lab.probes.routing import balance
 from lab.recipes.placement import Experts, Placement, deal, moved, resident, shuffled
@@ -50,7 +51,7 @@ def is_biregular(workers_E: list[list[int]], overlap: int, num_workers: int) -> 
 @given(biregular, st.integers(0, 99))
 def test_every_expert_has_its_copies_and_every_worker_its_share(shape: tuple[int, int, int], seed: int) -> None:
     num_workers, num_experts, overlap = shape
-    Placement(overlap=overlap).check(num_experts, num_workers)
+    Placement(overlap=overlap).check_table(num_experts, num_workers)
     assert is_biregular(deal(num_experts, overlap, num_workers), overlap, num_workers)
     assert is_biregular(shuffled(num_experts, overlap, num_workers, generator(seed)), overlap, num_workers)
 
@@ -310,12 +311,12 @@ def test_every_number_is_that_of_plain_pytorch(method: FoMoE, placement: Placeme
             assert mine.keys() == theirs.keys()
             for n in mine:
                 assert close(mine[n], theirs[n]), (w, n)
-        seen = {n: p.detach() for n, p in lab.engine.fleet.modules[w].named_parameters()}
+        seen = {n: p.detach() for n, p in lab.fleet.modules[w].named_parameters()}
         assert seen.keys() == params[w].keys()
         assert all(torch.equal(seen[n], lab.of(w)[n]) for n in seen)
-    broadcast = sum(r.bytes_all for r in lab.engine.comm.ledger if r.op == "broadcast")
+    broadcast = sum(r.bytes_all for r in lab.comm.ledger if r.op == "broadcast")
     assert broadcast == 8 * handed_out
-    assert (handed_out > 0) == lab.recipes.movable
+    assert (handed_out > 0) == lab.experts.movable
 
 
 @pytest.mark.parametrize("method", [LOCAL_ADAMW, DILOCO, DES_LOC], ids=["local_adamw", "diloco", "des_loc"])
@@ -324,7 +325,7 @@ def test_every_expert_everywhere_is_the_full_replica(method: FoMoE) -> None:
     plain = Federation(method, Placement()).run(9)
     for placement in (Placement(overlap=4), Placement(overlap=4, kind="random"), Placement(kind="random")):
         lab = Federation(method, placement).run(9)
-        assert lab.engine.comm.ledger.records == plain.comm.ledger.records
+        assert lab.comm.ledger.records == plain.comm.ledger.records
         for w in range(4):
             assert all(torch.equal(lab.of(w)[n], x) for n, x in plain.of(w).items())
 
@@ -338,9 +339,9 @@ def test_dry_federation_writes_the_same_ledger(placement: Placement) -> None:
 def test_experts_never_visit_workers_that_do_not_hold_them() -> None:
     """Whatever is sent for an expert goes to its present holders alone."""
     lab = Federation(LOCAL_ADAMW, Placement(overlap=1)).run(6)
-    assert all("experts" not in r.payload_bytes for r in lab.engine.comm.ledger if len(r.workers) != 1)
+    assert all("experts" not in r.payload_bytes for r in lab.comm.ledger if len(r.workers) != 1)
     lab = Federation(LOCAL_ADAMW, Placement(overlap=2)).run(6)
-    groups = {r.workers for r in lab.engine.comm.ledger if "experts" in r.payload_bytes}
+    groups = {r.workers for r in lab.comm.ledger if "experts" in r.payload_bytes}
     assert groups == {(0, 2), (1, 3)}
 
 
@@ -349,7 +350,7 @@ def test_what_stays_is_not_copied_and_what_moves_keeps_one_row() -> None:
     lab = Federation(LOCAL_ADAMW, Placement(overlap=2, kind="random")).run(3)
     before = [b.data_ptr() for s in lab.state.local.values() for b in s.blocks]
     kept = {(n, w): x for w in range(4) for n, x in lab.of(w).items()}
-    arrived = lab.recipes.redraw_(4, 3) and lab.engine.fleet.hold_(lab.recipes.holders, 4)
+    arrived = lab.experts.redraw_(4, 3) and lab.fleet.hold_(lab.experts.holders, 4)
     assert arrived
     assert before == [b.data_ptr() for s in lab.state.local.values() for b in s.blocks]
     new = {(n, w) for w in range(4) for n in lab.of(w)} - kept.keys()
@@ -361,22 +362,22 @@ def test_what_stays_is_not_copied_and_what_moves_keeps_one_row() -> None:
 def test_a_worker_that_is_down_gets_its_new_experts_when_it_is_back() -> None:
     """Nothing is sent to it meanwhile, and its fresh optimizer state begins with its first own step."""
     lab = Federation(LOCAL_ADAMW, Placement(overlap=2, kind="random")).run(3)
-    lab.engine.fleet.up[1] = False
+    lab.fleet.up[1] = False
     lab.run(3)
-    assert all(1 not in r.workers for r in lab.engine.comm.ledger if r.step > 3)
-    came = [(i, b.holders.index(1)) for i, b in enumerate(lab.engine.fleet.layout.blocks) if b.unit and 1 in b.holders]
-    came = [(i, row) for i, row in came if lab.engine.fleet.layout.blocks[i].since[row] == 4]
+    assert all(1 not in r.workers for r in lab.comm.ledger if r.step > 3)
+    came = [(i, b.holders.index(1)) for i, b in enumerate(lab.fleet.layout.blocks) if b.unit and 1 in b.holders]
+    came = [(i, row) for i, row in came if lab.fleet.layout.blocks[i].since[row] == 4]
     assert came
     for i, row in came:
         assert not lab.state.local["exp_avg"].blocks[i][row].any()
-    lab.engine.fleet.up[1] = True
+    lab.fleet.up[1] = True
     lab.run(1)
     for i, row in came:
-        if lab.engine.fleet.layout.blocks[i].since[row] == 4:  # still there in the next table
+        if lab.fleet.layout.blocks[i].since[row] == 4:  # still there in the next table
             leaf = next(
                 x
                 for x in lab.state.optimizers["inner"].param_groups[0]["params"]
-                if x.data_ptr() == lab.engine.fleet.params.blocks[i][row].data_ptr()
+                if x.data_ptr() == lab.fleet.params.blocks[i][row].data_ptr()
             )
             assert float(lab.state.optimizers["inner"].state[leaf]["step"]) == 1
 
@@ -384,9 +385,9 @@ def test_a_worker_that_is_down_gets_its_new_experts_when_it_is_back() -> None:
 def test_an_expert_whose_holders_are_down_stays_as_it_was_agreed() -> None:
     for method in (LOCAL_ADAMW, DILOCO):
         lab = Federation(method, Placement(overlap=2)).run(6)
-        held_by = {n: b.holders for b in lab.engine.fleet.layout.blocks for n in b.names}
+        held_by = {n: b.holders for b in lab.fleet.layout.blocks for n in b.names}
         before = {n: lab.state.shared["params"][n].clone() for n in held_by}
-        lab.engine.fleet.up[0] = lab.engine.fleet.up[2] = False
+        lab.fleet.up[0] = lab.fleet.up[2] = False
         lab.run(6)
         for n, holders in held_by.items():
             unmoved = torch.equal(lab.state.shared["params"][n], before[n])
@@ -399,11 +400,11 @@ def test_moved_rows_forget_what_error_feedback_owes() -> None:
     method = FoMoE(sync_every={"params": 2}, inner=AdamW(1e-2), outer=Nesterov())
     placement = Placement(overlap=2, kind="random")
     lab = Federation(method, placement, codecs={"params": codec("topk:0.5")}).run(2)
-    owed = lab.engine.comm.residuals["params"]
+    owed = lab.comm.residuals["params"]
     assert any(b.any() for b in owed.blocks)
-    lab.recipes.redraw_(3, 2)
-    arrived = lab.engine.fleet.hold_(lab.recipes.holders, 3)
-    lab.engine.comm.send_(lab.state.shared["params"], lab.engine.fleet.params, "params", arrived)
+    lab.experts.redraw_(3, 2)
+    arrived = lab.fleet.hold_(lab.experts.holders, 3)
+    lab.comm.send_(lab.state.shared["params"], lab.fleet.params, "params", arrived)
     rows = {(i, row): bool(b[row].any()) for i, b in enumerate(owed.blocks) for row in range(len(b))}
     assert not any(rows[cell] for cell in arrived)
     assert any(owes for cell, owes in rows.items() if cell not in arrived)

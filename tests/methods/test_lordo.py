@@ -10,8 +10,7 @@ import torch
 
 from lab.engine.optim import AdamW
 from lab.errors import RecipeError
-from lab.methods import LoRDO
-from lab.methods.lordo import QHAdam
+from lab.methods.lordo import LoRDO, QHAdam
 from lab.optimizers import LowRankAdam
 from lab.optimizers import QHAdam as TorchQHAdam
 from lab.optimizers.low_rank import first_basis, low_rank_adam_, rotate_, top_basis

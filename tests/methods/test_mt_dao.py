@@ -13,8 +13,10 @@ from lab import optimizers
 from lab.engine.comm import Ledger
 from lab.engine.optim import ELEMENTWISE, AdamW, Optimizer
 from lab.errors import RecipeError
-from lab.methods import DDP, DESLOC, MTDAO, LocalAdam
-from lab.methods.mt_dao import QHADOPT, Warm, kept, local_variance, preserved_information
+from lab.methods.ddp import DDP
+from lab.methods.des_loc import DESLOC
+from lab.methods.local_adam import LocalAdam
+from lab.methods.mt_dao import MTDAO, QHADOPT, Warm, kept, local_variance, preserved_information
 from lab.runs.trainer import dry_run
 from lab.study.toys import quadratic
 from tests.support.bench import F64, Bench, build, close, drawn, flat

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from lab.costs.network import Network
 from lab.engine.comm import Communicator
 from lab.engine.optim import AdamW, Optimizer
-from lab.methods import DiLoCo, NoLoCo
-from lab.methods.noloco import groups
+from lab.methods.diloco import DiLoCo
+from lab.methods.noloco import NoLoCo, groups
 from lab.study.toys import gossip
 from tests.support.bench import Bench, close, drawn
 from tests.support.listed import SGD

@@ -14,8 +14,10 @@ from lab.costs.network import Network
 from lab.engine.optim import AdamW, Nesterov, Optimizer
 from lab.errors import RecipeError
 from lab.events import Sent, WorkersChanged
-from lab.methods import DDP, DiLoCo, LocalSGD, Photon
-from lab.methods.photon import FedAvg, stretched_cosine
+from lab.methods.ddp import DDP
+from lab.methods.diloco import DiLoCo
+from lab.methods.local_sgd import LocalSGD
+from lab.methods.photon import FedAvg, Photon, stretched_cosine
 from lab.recipes.scenario import Scenario
 from lab.runs.trainer import Trainer
 from tests.support.bench import F64, Bench, close, other

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from lab.engine.optim import AdamW, Nesterov
-from lab.methods import SPARTA, DiLoCo, LocalSGD
-from lab.methods.sparta import positions
+from lab.methods.diloco import DiLoCo
+from lab.methods.local_sgd import LocalSGD
+from lab.methods.sparta import SPARTA, positions
 from tests.support.bench import Bench
 from tests.support.listed import SGD
 

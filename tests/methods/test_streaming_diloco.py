@@ -16,8 +16,8 @@ from lab.engine.codecs import E3M0, codec
 from lab.engine.optim import AdamW, Nesterov, Optimizer
 from lab.errors import RecipeError
 from lab.events import Sent
-from lab.methods import DiLoCo, StreamingDiLoCo
-from lab.methods.streaming_diloco import fragments
+from lab.methods.diloco import DiLoCo
+from lab.methods.streaming_diloco import StreamingDiLoCo, fragments
 from lab.runs.trainer import Trainer, dry_run
 from tests.support.bench import F64, Bench, close, drawn
 from tests.support.points import START, points, slope, values

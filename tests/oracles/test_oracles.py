@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from lab.engine.fleet import Fleet, Stack, clip_, worker_norms
 from lab.engine.optim import ELEMENTWISE, AdamW, Nesterov, Optimizer, Schedule, states, step_
-from lab.methods import DDP, DESLOC, DiLoCo
-from lab.methods.des_loc import half_life, suggest_periods
+from lab.methods.ddp import DDP
+from lab.methods.des_loc import DESLOC, half_life, suggest_periods
+from lab.methods.diloco import DiLoCo
 from tests.support import ROOT
 from tests.support.bench import F64, Bench, build, close, drawn, flat
 from tests.support.plain import OPTIONS

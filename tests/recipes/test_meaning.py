@@ -19,7 +19,9 @@ from lab.cli import main
 from lab.engine.optim import ELEMENTWISE, Optimizer, Schedule
 from lab.errors import RecipeError, shown
 from lab.events import Routed, Warned
-from lab.methods import DESLOC, METHODS, DiLoCo, name_of
+from lab.methods import METHODS, method, name_of
+from lab.methods.des_loc import DESLOC
+from lab.methods.diloco import DiLoCo
 from lab.models.gpt import GPT
 from lab.models.lora import LoRA
 from lab.models.moe import MoE
@@ -381,9 +383,9 @@ class MyScenario(Scenario):
         (lambda: DiLoCo(inner=MyOptimizer("AdamW")), "MyOptimizer"),
         (lambda: DESLOC(outer=MyOptimizer("SGD")), "MyOptimizer"),
         (lambda: Recipe(scenario=MyScenario()), "MyScenario"),
-        (lambda: Recipe(method=object()), "object is not listed"),
+        (lambda: Recipe(method=object()), "object is not registered"),
         (lambda: Recipe(method=DiLoCo), "is a name"),
-        (lambda: name_of(MyDiLoCo()), "lab.methods.METHODS['mydiloco'] = MyDiLoCo"),
+        (lambda: name_of(MyDiLoCo()), "write @method('mydiloco') from lab.methods above its class"),
     ],
 )
 def test_nothing_else_is_trained_than_what_was_given(make: Callable[[], Any], name: str) -> None:
@@ -421,17 +423,17 @@ def another(steps: list[int]) -> type[DiLoCo]:
     return Mine
 
 
-def test_a_listed_method_of_ones_own_is_trained_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_registered_method_of_ones_own_is_trained_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     """Once it has a name; and its source belongs to the id, so that a run of an earlier version is not shown for it."""
     ids = []
     for make, sign in ((one_of_my_own, 1), (another, -1)):
         stepped: list[int] = []
-        monkeypatch.setitem(METHODS, "mine", make(stepped))
+        monkeypatch.setitem(METHODS, "mine", method("mine")(make(stepped)))
         r = tiny(METHODS["mine"](sync_every=2), corpus="grammar?tokens=20000")  # type: ignore[call-arg]
         assert lab.train(r.to_dict()).started is not None
         assert stepped == [sign * t for t in range(1, 7)]
         assert r.id.startswith("mine-3w-")
-        assert "method mine is listed in this process alone" in refused(lambda r=r: lab.start(r, processes=3))
+        assert "method mine is registered in this process alone" in refused(lambda r=r: lab.start(r, processes=3))
         ids.append(r.id)
     assert ids[0] != ids[1]
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from lab.engine.optim import ELEMENTWISE, ZERO_AT_START, Nesterov, Optimizer, Schedule
 from lab.errors import RecipeError
-from lab.methods import METHODS, method, name_of
+from lab.methods import METHODS, name_of, parse_method
 from lab.models.gpt import GPT, SIZES
 from lab.recipes.presets import PRESETS
 from lab.recipes.recipe import Recipe
@@ -100,8 +100,8 @@ def test_presets_are_valid_and_read_back(name: str) -> None:
 @pytest.mark.parametrize("name", METHODS)
 def test_methods_by_name(name: str) -> None:
     """A method's name alone is that method with its defaults."""
-    assert name_of(method(name)) == name
-    assert method(name) == METHODS[name]() == method({"name": name})
+    assert name_of(parse_method(name)) == name
+    assert parse_method(name) == METHODS[name]() == parse_method({"name": name})
     assert Recipe(method=name).to_dict()["method"]["name"] == name
 
 

@@ -25,7 +25,7 @@ from lab.engine.optim import Optimizer
 from lab.engine.vectorised import SMALL, Together, together
 from lab.errors import RecipeError
 from lab.events import Event, Stepped, to_json
-from lab.methods import DDP
+from lab.methods.ddp import DDP
 from lab.models.lora import LoRA
 from lab.processes.peers import join
 from lab.recipes.compute import Compute

@@ -22,7 +22,7 @@ from lab.costs.network import NETWORKS
 from lab.engine.optim import AdamW
 from lab.errors import Diverged, LabError, RecipeError
 from lab.events import Checkpointed, Ended, Event, Sent, Started, Stepped, Turned, WorkersChanged
-from lab.methods import FEDERATED
+from lab.methods import METHODS, declared
 from lab.probes.looks import Looks
 from lab.recipes.scenario import Outage, Scenario
 from lab.runs.columns import Columns
@@ -542,7 +542,7 @@ def test_revive_undoes_kill_alone() -> None:
     ],
 )
 def test_a_knob_that_makes_no_sense_is_refused_in_one_line(method: str, knob: str, value: Any, says: str) -> None:
-    r = recipe(method, lora={"ranks": [2], "targets": ["attention.qkv"]} if method in FEDERATED else {})
+    r = recipe(method, lora={"ranks": [2], "targets": ["attention.qkv"]} if declared(METHODS[method]).server else {})
     with pytest.raises(RecipeError) as caught:
         settled(r, knob, value, {})
     assert says in str(caught.value)

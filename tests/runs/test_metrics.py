@@ -15,7 +15,15 @@ from lab.engine.comm import Meeting
 from lab.engine.fleet import Layout, Stack
 from lab.engine.optim import Optimizer
 from lab.events import Evaluated, Event, Measured, Sent, Started
-from lab.methods import MTDAO, SPARTA, DeMo, DiLoCo, LocalSGD, LoRDO, NoLoCo, Photon, StreamingDiLoCo
+from lab.methods.demo import DeMo
+from lab.methods.diloco import DiLoCo
+from lab.methods.local_sgd import LocalSGD
+from lab.methods.lordo import LoRDO
+from lab.methods.mt_dao import MTDAO
+from lab.methods.noloco import NoLoCo
+from lab.methods.photon import Photon
+from lab.methods.sparta import SPARTA
+from lab.methods.streaming_diloco import StreamingDiLoCo
 from lab.probes import metrics
 from lab.probes.metrics import alignment, rates_of_change
 from lab.runs.trainer import Trainer

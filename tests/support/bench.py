@@ -10,11 +10,9 @@ from torch import Tensor, nn
 
 from lab.engine.comm import Communicator
 from lab.engine.fleet import Fleet, Stack
+from lab.engine.state import State
 from lab.events import Sent
-from lab.methods import (
-    Method,
-    State,
-)
+from lab.methods import Method
 from lab.seeds import generator
 
 F64 = torch.float64

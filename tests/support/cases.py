@@ -7,20 +7,16 @@ import re
 from typing import Any
 
 from lab.engine.optim import Nesterov, Optimizer
-from lab.methods import (
-    FEDERATED,
-    METHODS,
-    FedIT,
-    FoMoE,
-    Method,
-    PreLort,
-)
+from lab.methods import METHODS, Method
+from lab.methods.fedit import FedIT
+from lab.methods.fomoe import FoMoE
+from lab.methods.prelort import PreLort
 from lab.models.lora import LoRA
 from lab.models.moe import MoE
 from lab.recipes.placement import Placement
 from lab.recipes.recipe import Recipe
 from lab.recipes.scenario import Outage, Scenario
-from tests.support.listed import LISTED
+from tests.support.listed import LISTED, SERVERS
 from tests.support.recipes import TINY, recipe
 
 STORM = Scenario(outages=(Outage(worker=1, first=3, last=4), Outage(worker=2, last=2)))
@@ -63,7 +59,7 @@ SERVED = {  # some clients are away, the first as well, and the largest
         ),
         scenario=Scenario(outages=(Outage(worker=0, first=3, last=3), Outage(worker=2, first=4, last=5))),
     )
-    for name in FEDERATED
+    for name in SERVERS
 }
 
 

@@ -26,7 +26,7 @@ import torch
 import lab.runs.build
 from lab.engine.optim import ELEMENTWISE
 from lab.errors import LabError, RecipeError
-from lab.methods import FEDERATED, METHODS
+from lab.methods import METHODS, declared
 from lab.models.gpt import GPT
 from lab.models.moe import MoE
 from lab.optimizers.options import KINDS
@@ -296,7 +296,7 @@ def clamped(recipe: Recipe, touched: set[str], running: bool) -> Recipe:
             raw["method"][name] = min(period, max(2, raw["method"].get("num_fragments", 2)))
         elif "method" not in touched and isinstance(period, dict):
             raw["method"][name] = {state: min(p, 2 + i) for i, (state, p) in enumerate(period.items())}
-    if raw["method"]["name"] in FEDERATED:
+    if declared(METHODS[raw["method"]["name"]]).server:
         raw["scenario"]["sample_every"] = raw["method"]["sync_every"]
     raw["start"] = ""  # what is pre-trained takes minutes
     if "lora" not in touched:

@@ -6,26 +6,20 @@ import dataclasses
 from typing import Any
 
 from lab.engine.optim import Nesterov, Optimizer
-from lab.methods import (
-    DDP,
-    DESLOC,
-    FEDERATED,
-    METHODS,
-    MTDAO,
-    SPARTA,
-    DeMo,
-    DiLoCo,
-    FoMoE,
-    LocalAdam,
-    LocalSGD,
-    LoRDO,
-    Method,
-    NoLoCo,
-    Photon,
-    StreamingDiLoCo,
-)
-from lab.methods.lordo import QHAdam
-from lab.methods.mt_dao import QHADOPT, Warm
+from lab.methods import METHODS, Method, declared
+from lab.methods.ddp import DDP
+from lab.methods.demo import DeMo
+from lab.methods.des_loc import DESLOC
+from lab.methods.diloco import DiLoCo
+from lab.methods.fomoe import FoMoE
+from lab.methods.local_adam import LocalAdam
+from lab.methods.local_sgd import LocalSGD
+from lab.methods.lordo import LoRDO, QHAdam
+from lab.methods.mt_dao import MTDAO, QHADOPT, Warm
+from lab.methods.noloco import NoLoCo
+from lab.methods.photon import Photon
+from lab.methods.sparta import SPARTA
+from lab.methods.streaming_diloco import StreamingDiLoCo
 
 
 def shortened(method: Method, longest: int = 4) -> Method:
@@ -64,7 +58,10 @@ TWO_PERIODS = {"params": 2, "exp_avg_1": 2, "exp_avg_2": 3, "exp_avg_sq": 4}
 
 
 # Methods that aggregate adapters at a server stand in `test_federated`.
-LISTED: dict[str, Method] = {name: shortened(cls()) for name, cls in METHODS.items() if name not in FEDERATED} | {
+SERVERS = [name for name, cls in METHODS.items() if declared(cls).server]
+
+
+LISTED: dict[str, Method] = {name: shortened(cls()) for name, cls in METHODS.items() if name not in SERVERS} | {
     "ddp SGD unclipped": DDP(inner=SGD, max_norm=None),
     "ddp ADOPT": DDP(inner=ADOPT),
     "local_sgd SGD": LocalSGD(sync_every=2, inner=SGD),

@@ -6,10 +6,8 @@ import functools
 from typing import Any
 
 from lab.data import Corpus, load_corpus
-from lab.methods import (
-    DESLOC,
-    Method,
-)
+from lab.methods import Method
+from lab.methods.des_loc import DESLOC
 from lab.models.gpt import GPT
 from lab.recipes.recipe import Recipe
 

@@ -1,0 +1,261 @@
+"""What a method is, what it says of itself, and how a recipe finds it by its name."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any, Protocol, TypeVar
+
+from torch import Tensor
+
+from lab.config import RecipeView, checked
+from lab.engine.comm import Communicator
+from lab.engine.optim import Optimizer
+from lab.engine.state import Grad, State
+from lab.errors import RecipeError, one_of, shown
+
+T = TypeVar("T")
+
+
+class Method(Protocol):
+    """The loop body of one paper: how each cell of the fleet moves, and which rows are averaged, when.
+
+    A frozen dataclass (`lab.config.config`) under the decorator `method`. What is here is required; three functions may be there as
+    well, for what only the method knows:
+
+    ``check(recipe)``
+        raises RecipeError where the rest of the recipe does not go with it.
+    ``notes(recipe)``
+        one line for every option that makes no difference; without it, those of `never_synced`.
+    ``fixed_periods(recipe)``
+        why its sync periods cannot be changed in mid-run, or None.
+    """
+
+    @property
+    def inner(self) -> Optimizer:
+        """Takes the local steps of a worker."""
+
+    @property
+    def sync_every(self) -> int | Mapping[str, int] | None:
+        """Local steps between two syncs: one number, one for each state (``params`` among them), or None: it sends in every step."""
+
+    @property
+    def averages(self) -> tuple[str, ...]:
+        """The states of which it takes means (`lab.engine.comm.Communicator.mean`), and which a recipe's codecs can stand for.
+
+        What it only hands out, or gathers as it is, is not among them.
+        """
+
+    def init(self, s: State) -> None:
+        """Make optimizers and shared state. Nothing is sent."""
+
+    def step(self, s: State, grad: Grad, comm: Communicator, t: int) -> Tensor:
+        """Local step ``t`` (counted from 1) at every worker that is up; returns their losses ``[N]``."""
+
+
+@dataclass(frozen=True)
+class Declared:
+    """What a method says of itself. Others ask this, and never which class it is.
+
+    server
+        a server keeps the model, ``shared["params"]``; a round begins with what its clients fetch, and the method itself hands it out.
+    moves_experts
+        it lets experts change workers between rounds.
+    own_loss
+        it trains a loss of its own, that of one worker at a time.
+    equal_ranks
+        adapters must have the same rank at all workers.
+    trains_B_alone
+        of adapters it trains B, and A stays as it is: ``lora.train = "B"``.
+    """
+
+    name: str
+    server: bool = False
+    moves_experts: bool = False
+    own_loss: bool = False
+    equal_ranks: bool = False
+    trains_B_alone: bool = False
+
+
+METHODS: dict[str, type[Method]] = {}  # by name, filled by the decorator
+_DECLARED: dict[type, Declared] = {}
+REQUIRED = ("inner", "sync_every", "averages", "init", "step")
+
+
+def method(
+    name: str,
+    *,
+    server: bool = False,
+    moves_experts: bool = False,
+    own_loss: bool = False,
+    equal_ranks: bool = False,
+    trains_B_alone: bool = False,
+) -> Callable[[type[T]], type[T]]:
+    """Decorator: gives a class of the form `Method` its name in recipes, with what it needs from others (`Declared`).
+
+    A class that is defined again in the same module, as in a notebook cell that is run twice, takes the place of the former one.
+
+    Raises
+    ------
+    RecipeError
+        for a name that is none or is taken, or a class in which something is missing.
+    """
+    declared = Declared(name, server, moves_experts, own_loss, equal_ranks, trains_B_alone)
+
+    def register(cls: type[T]) -> type[T]:
+        if not re.fullmatch("[a-z][a-z0-9_]*", name):
+            raise RecipeError(
+                f"@method({shown(name)}) is no name for {cls.__name__}: use small letters, digits and _, as in fed_prox"
+            )
+        taken = METHODS.get(name)
+        if taken is not None and taken.__module__ != cls.__module__:
+            raise RecipeError(
+                f"@method({name!r}) for {cls.__name__}: the name belongs to {taken.__module__}.{taken.__name__}, choose another"
+            )
+        if not is_dataclass(cls):
+            raise RecipeError(
+                f"@method({name!r}) is for a dataclass: write @config from lab.config above {cls.__name__}"
+            )
+        missing = set(REQUIRED) - set(dir(cls)) - {f.name for f in fields(cls)}
+        if missing:
+            raise RecipeError(
+                f"@method({name!r}): {cls.__name__} lacks {', '.join(sorted(missing, key=REQUIRED.index))}; "
+                "lab.methods.Method says what a method has"
+            )
+        found: Any = cls
+        METHODS[name], _DECLARED[cls] = found, declared
+        return cls
+
+    return register
+
+
+def declared(m: Method | type[Method]) -> Declared:
+    """What a method, or its class, says of itself.
+
+    Raises
+    ------
+    RecipeError
+        for one of a class that is not registered, also where a parent of it is: a recipe would then name the parent.
+    """
+    cls = m if isinstance(m, type) else type(m)
+    found = _DECLARED.get(cls)
+    own = cls.__name__
+    if found is None:
+        raise RecipeError(
+            f"method {own} is not registered, so that no recipe can name it: write @method({own.lower()!r}) from lab.methods "
+            "above its class"
+        )
+    if METHODS.get(found.name) is not cls:
+        raise RecipeError(
+            f"method {own} is no longer what {found.name!r} stands for: make the object anew, from the present class"
+        )
+    return found
+
+
+def name_of(m: Method) -> str:
+    """The name of a method in recipes. Raises RecipeError as `declared` does."""
+    return declared(m).name
+
+
+def parse_method(spec: Any) -> Method:
+    """A method from its name, from ``{"name": …, option: value}``, or as it is.
+
+    Raises
+    ------
+    RecipeError
+        for an unknown name or option, a value that is not allowed, or an object of a class that is not registered.
+    """
+    if isinstance(spec, str):
+        spec = {"name": spec}
+    if isinstance(spec, dict):
+        options = dict(spec)
+        name = options.pop("name", None)
+        if name is None:
+            raise RecipeError(f"method.name is missing: use one of {', '.join(METHODS)}")
+        if not isinstance(name, str) or name not in METHODS:
+            raise RecipeError(one_of("method", name, METHODS))
+        return checked(METHODS[name], options, "method")
+    if spec is None or isinstance(spec, bool | int | float | list | tuple | type):
+        raise RecipeError(
+            f'method = {shown(spec)} is not allowed: it is a name, or {{"name": …}} with options; use one of {", ".join(METHODS)}'
+        )
+    declared(spec)
+    return spec  # type: ignore[no-any-return]
+
+
+def check_method(m: Method, recipe: RecipeView) -> None:
+    """Raises RecipeError where a recipe does not go with what its method needs, or with what only the method knows."""
+    need, period = declared(m), round_steps(m)
+    for check in _own(m, "check"):
+        check(recipe)
+    if need.own_loss:
+        recipe.compute.one_by_one(f"the loss that {need.name} has of its own")
+    if need.server and recipe.scenario.sample and recipe.scenario.sample_every % period:
+        raise RecipeError(
+            f"scenario.sample_every = {recipe.scenario.sample_every} changes clients in the midst of rounds of {period} steps: "
+            f"set it to {period}, or a multiple"
+        )
+    if recipe.placement.moves(recipe.num_workers) and not need.moves_experts:
+        able = " or ".join(name for name, cls in METHODS.items() if declared(cls).moves_experts)
+        raise RecipeError(
+            f"placement.kind = 'random' moves experts between workers, which {need.name} does not do: "
+            f"use method {able}, or placement.kind=fixed"
+        )
+
+
+def method_notes(m: Method, recipe: RecipeView) -> Iterator[str]:
+    """One line for every option of the method that makes no difference in this recipe."""
+    own = list(_own(m, "notes"))
+    for notes in own:
+        yield from notes(recipe)
+    if not own and not declared(m).server:  # a server says so at its end
+        yield from never_synced(m.sync_every, recipe.steps)
+
+
+def never_synced(sync_every: int | Mapping[str, int] | None, steps: int) -> Iterator[str]:
+    """A line for every sync period that is longer than the run."""
+    by_name = sync_every if isinstance(sync_every, Mapping) else {} if sync_every is None else {"": sync_every}
+    for name, period in by_name.items():
+        if period > steps:
+            what = f"method.sync_every{name and '.' + name} = {period:,}"
+            never = f"{name or 'nothing'} is {'never' if name else 'ever'} synchronised"
+            yield f"{what} is longer than the {steps:,} steps of the run: {never}"
+
+
+def fixed_periods(m: Method, recipe: RecipeView) -> str | None:
+    """Why the sync periods of a method cannot be changed while a run goes on; None where they can."""
+    need = declared(m)
+    if m.sync_every is None:
+        return f"{need.name} sends in every step: it has no sync periods to change"
+    if need.server:
+        return f"the period of {need.name} is fixed: its rounds begin with what clients fetch from the server"
+    if need.moves_experts and recipe.placement.moves(recipe.num_workers):
+        return f"the periods of {need.name} are fixed where experts move between rounds: use placement.kind=fixed"
+    return next((why for own in _own(m, "fixed_periods") if (why := own(recipe))), None)
+
+
+def round_steps(m: Method) -> int:
+    """Local steps of a round, from one sync of ``params`` to the next."""
+    if isinstance(m.sync_every, Mapping):
+        return m.sync_every["params"]
+    return m.sync_every or 1
+
+
+def _own(m: Method, name: str) -> Iterator[Callable[[RecipeView], Any]]:
+    """One of the functions that a method may have, if it has it."""
+    if name in dir(type(m)):
+        yield getattr(m, name)
+
+
+def source_of(m: Method) -> str:
+    """The source of a method's class where it is none of the lab's: two of one name may differ. Nothing for the lab's own."""
+    found = []
+    for cls in type(m).__mro__:
+        if cls.__module__.split(".")[0] not in ("lab", "builtins"):
+            for function in filter(inspect.isfunction, vars(cls).values()):
+                with contextlib.suppress(OSError, TypeError):  # made by `dataclass`, or typed where nobody keeps it
+                    found.append(inspect.getsource(function))
+    return "".join(found)
