@@ -19,7 +19,7 @@ else
 INSTALL = $(TORCH) && $(PIP) -e ".[$(2)]"
 endif
 
-.PHONY: demo test lab bench lint lock clean
+.PHONY: demo test lab bench lint site lock clean
 .DEFAULT_GOAL := demo
 
 demo: .venv/installed  ## train four methods on real text, draw what they sent, check the papers' claims
@@ -42,6 +42,9 @@ lint: .venv/installed-dev  ## style, types, who may import whom, and notebooks w
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/nbstripout --verify notebooks/*.ipynb
 
+site: .venv/installed-dev  ## the documentation as a website, in site/; what is not in order ends it
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
+
 lock: .venv/pip  ## the locked versions anew, from constraints.txt and what goes with it: for all systems and Pythons
 	$(BIN)/python -m pip install --quiet uv
 	for extra in "requirements.lock" "requirements-dev.lock --all-extras"; do \
@@ -49,7 +52,7 @@ lock: .venv/pip  ## the locked versions anew, from constraints.txt and what goes
 	    --constraints constraints.txt --custom-compile-command "make lock" pyproject.toml --quiet -o $$extra || exit 1; done
 
 clean:  ## remove the environment and caches, never runs/
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build site *.egg-info
 
 .venv/pip:
 	@$(PYTHON) -c 'import sys; sys.exit("Isthmus needs Python 3.11 or newer, this is %d.%d: make PYTHON=python3.11 …" % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'

@@ -1,4 +1,4 @@
-"""What holds of the repository itself: the README's blocks run, versions agree, the core stays small and clean."""
+"""What holds of the repository itself: what the README and the page on usage print runs, versions agree, the core stays small and clean."""
 
 from __future__ import annotations
 
@@ -15,15 +15,18 @@ import yaml
 from click.testing import CliRunner
 
 from lab.cli import main
+from lab.methods import METHODS
+from lab.recipes.presets import PRESETS
 from tests.support import ROOT
 from tests.support.repository import lines_of_code
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-README = (ROOT / "README.md").read_text()
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+USAGE = (ROOT / "docs/usage.md").read_text(encoding="utf-8")
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.S)
+def blocks(page: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", page, flags=re.S)
 
 
 @pytest.fixture
@@ -32,32 +35,48 @@ def elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def test_readme_python_runs(elsewhere):
-    (code,) = blocks("python")
+@pytest.mark.parametrize("page", [README, USAGE], ids=["README", "usage"])
+def test_printed_python_runs(page, elsewhere):
+    (code,) = blocks(page, "python")
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert out.returncode == 0, out.stderr
     assert "('params',)" in out.stdout
 
 
 @pytest.mark.slow
-def test_readme_commands_run(elsewhere):
-    """Every ``lab …`` line of the README works as printed, in order."""
-    commands = [line for block in blocks("sh") for line in block.splitlines() if line.startswith("lab ")]
-    assert len(commands) >= 4
+def test_printed_commands_run(elsewhere):
+    """Every ``lab …`` line of the page on usage works as printed, in order."""
+    commands = [line for block in blocks(USAGE, "sh") for line in block.splitlines() if line.startswith("lab ")]
+    assert len(commands) >= 8
     for command in commands:
         out = CliRunner().invoke(main, shlex.split(command)[1:])
         assert out.exit_code == 0, f"{command}: {out.output}"
 
 
-def test_readme_plan_is_what_the_command_prints():
-    shown = next(b for b in blocks("text") if "per worker" in b)
+def test_the_readme_is_short_and_promises_what_there_is():
+    """At most 800 words; its commands are known to the shell and to make, its notebooks exist, and so many are the methods."""
+    assert len(README.split()) <= 800
+    assert f"{len(METHODS)} methods" in README
+    commands = [shlex.split(line) for line in re.findall(r"`(?:\.venv/bin/)?lab ([^`]+)`", README)]
+    assert len(commands) >= 5
+    for command, *arguments in commands:
+        assert command in main.commands, command
+        known = {"run": PRESETS, "plan": PRESETS, "reproduce": {f.stem for f in (ROOT / "notebooks").glob("*.ipynb")}}
+        assert not arguments or arguments[0].startswith("-") or arguments[0] in known[command], arguments
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for target in re.findall(r"\bmake (\w+)", README + USAGE):
+        assert re.search(rf"^{target}:", makefile, flags=re.M), target
+
+
+def test_printed_plan_is_what_the_command_prints():
+    shown = next(b for b in blocks(USAGE, "text") if "per worker" in b)
     printed = CliRunner().invoke(main, ["plan", "des_loc_13B"]).output
     assert shown.strip() in printed
 
 
 def test_readme_loop_is_the_code():
     """The loop in the README, without its comments, stands in the method."""
-    shown = next(b for b in blocks("text") if "loss_W" in b)
+    shown = next(b for b in blocks(README, "text") if "loss_W" in b)
     code = re.sub(r"\s+", " ", (ROOT / "lab/methods/des_loc.py").read_text())
     for line in ("loss_W = grad(s)", "self.inner.step_(s, t)", "comm.mean_(s.local[name], name)"):
         assert line in shown
