@@ -23,6 +23,7 @@ from lab.recipes.scenario import Scenario
 from lab.runs.folder import RunFolder
 from widgets import CommunicationBudget, Drift, Knobs, Losses, RankSegments, RoutingStability, SyncCalendar, Workers
 import lab
+import widgets
 
 small = ["model=nano", "corpus=grammar?tokens=400000", "context=32", "batch_size=4", "eval_every=4"]
 storm = ['scenario.outages=[{"worker":2,"first":20,"last":30},{"worker":3,"first":1,"last":8}]', "scenario.slow.1=2.0"]
@@ -50,7 +51,7 @@ VIEWS = {
     "routing_stability": "watch(RoutingStability(), experts)",
     "rank_segments": "watch(RankSegments(), adapters)",
     "knobs": "watch(Knobs(), turned)",
-    "cockpit": "lab.cockpit(des_loc.but(steps=4000, scenario=Scenario()))",
+    "cockpit": "widgets.cockpit(des_loc.but(steps=4000, scenario=Scenario()))",
 }
 
 

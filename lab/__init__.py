@@ -1,7 +1,8 @@
 """Isthmus: a lab for training across narrow links.
 
-``Recipe`` says what to run, ``train`` runs it; `lab.runs.plan.plan` says beforehand what it will send, `lab.costs.network.network`
-prices what was sent. The names here are imported when they are first used, so that ``import lab`` costs nothing.
+``Recipe`` says what to run, ``train`` runs it here and now, ``start`` in the background of a notebook; ``plan`` says
+beforehand what it will send, ``network`` names what a ledger is priced on. The names here are imported when they are first
+used, so that ``import lab`` costs nothing.
 """
 
 from __future__ import annotations
@@ -11,14 +12,17 @@ from typing import Any
 
 _WHERE = {
     "Recipe": "lab.recipes.recipe",
+    "method": "lab.methods",
     "train": "lab.runs.trainer",
+    "Trainer": "lab.runs.trainer",
+    "dry_run": "lab.runs.trainer",
     "start": "lab.runs.live",
     "replay": "lab.runs.live",
-    "cockpit": "widgets.cockpit",
-    "dry_run": "lab.runs.trainer",
-    "Trainer": "lab.runs.trainer",
+    "plan": "lab.runs.plan",
+    "find_run": "lab.runs.folder",
     "Columns": "lab.runs.columns",
     "Network": "lab.costs.network",
+    "network": "lab.costs.network",
     "Claim": "lab.study.claims",
     "Claims": "lab.study.claims",
     "suggest_periods": "lab.methods.des_loc",
@@ -32,3 +36,7 @@ def __getattr__(name: str) -> Any:
     if name in _WHERE:
         return getattr(importlib.import_module(_WHERE[name]), name)
     raise AttributeError(f"module 'lab' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_WHERE})

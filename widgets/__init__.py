@@ -1,12 +1,15 @@
 """Folds of events into pictures. Reads events and prices ledgers; never touches the tensors of a run."""
 
+from lab.runs.live import register_display
 from widgets.boards import Board
+from widgets.cockpits import cockpit
 from widgets.communication_budget import CommunicationBudget
 from widgets.drift import Drift
 from widgets.figures import bytes_sent, calendar, calendars, losses
 from widgets.growing import Growing
 from widgets.knobs import Knobs
 from widgets.matrices import Grid, Matrix
+from widgets.panel import panel
 from widgets.pictures import Bars, Lines, Series
 from widgets.questions import Question
 from widgets.rank_segments import RankSegments
@@ -43,9 +46,12 @@ __all__ = [
     "bytes_sent",
     "calendar",
     "calendars",
+    "cockpit",
     "holdings",
     "losses",
     "progress",
     "table",
     "train_all",
 ]
+
+register_display(panel)

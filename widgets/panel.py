@@ -20,7 +20,7 @@ from lab.costs.network import NETWORKS
 from lab.errors import LabError, RecipeError
 from lab.events import Ended, Event, Turned, WorkersChanged
 from lab.runs.knobs import periods, settled, settled_network
-from lab.runs.live import Run, Watcher
+from lab.runs.live import EventSink, Run
 from lab.runs.progress import Progress, report
 from widgets.communication_budget import CommunicationBudget
 from widgets.routing_stability import RoutingStability
@@ -261,7 +261,7 @@ class _Panel:
             self.controls.close()
 
 
-def panel(run: Run, views: Sequence[Watcher] = ()) -> None:
+def panel(run: Run, views: Sequence[EventSink] = ()) -> None:
     """Show a run's buttons and the pictures of these views (default: `standard`) in this cell."""
     where, views = surroundings(), views or standard(run)
     if where == "live":
@@ -274,9 +274,9 @@ def panel(run: Run, views: Sequence[Watcher] = ()) -> None:
     run.watch(*views, Relink(views))
 
 
-def standard(run: Run) -> list[Watcher]:
+def standard(run: Run) -> list[EventSink]:
     """The views that are shown where none are named."""
-    views: list[Watcher] = [Losses(), CommunicationBudget()]
+    views: list[EventSink] = [Losses(), CommunicationBudget()]
     return [*views, RoutingStability()] if run.recipe.experts is not None else views
 
 
@@ -299,7 +299,7 @@ class _Line:
 class Relink:
     """Lets views that price on a network go over to the one that a knob was turned to."""
 
-    def __init__(self, views: Sequence[Watcher]):
+    def __init__(self, views: Sequence[EventSink]):
         self.views = [view for view in views if isinstance(view, View)]
 
     def add(self, *events: Event) -> None:

@@ -18,7 +18,6 @@ import asyncio
 import atexit
 import concurrent.futures
 import contextlib
-import importlib
 import math
 import sys
 import threading
@@ -26,6 +25,7 @@ import time
 import traceback
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -36,22 +36,50 @@ from lab.errors import LabError, RecipeError
 from lab.events import Ended, Event, Sent, Started, Stepped, Turned
 from lab.files import located, shown, working_folder, working_in
 from lab.methods.registry import name_of, source_of
+from lab.processes.peers import check_timeout, share_out
 from lab.recipes.recipe import Recipe
 from lab.runs.columns import Columns
 from lab.runs.folder import RunFolder, find_run
 from lab.runs.inputs import check_finished
 from lab.runs.knobs import settled
+from lab.runs.launch import events_over
 from lab.runs.trainer import Trainer
 
 RATE = 8.0  # batches a second that a view is given, at most
 IDLE = 1.0  # seconds between two calls of a view while nothing happens: it may have put off drawing the last batch
 LIVE = Path("runs/live")  # runs that a hand may touch; their numbers need not follow from their recipes alone
+DISPLAYS = "isthmus.displays"  # entry points: what shows runs in notebooks, where nothing has called `register_display`
 
 
-class Watcher(Protocol):
+class EventSink(Protocol):
     """What can be fed with the events of a run: a view, or anything else. Without events it may finish what it put off."""
 
     def add(self, *events: Event) -> object: ...
+
+
+Display = Callable[["Run", Sequence[EventSink]], object]
+"""Shows a run, and views of it, in the cell that is being executed. Without views it shows what it thinks fit."""
+
+_DISPLAYS: list[Display] = []
+
+
+def register_display(display: Display) -> None:
+    """From now on runs are shown by ``display``, for one by `Run.panel`."""
+    _DISPLAYS[:] = [display]
+
+
+def _display() -> Display:
+    """What was registered; else what an installed package offers; else a line of text."""
+    if not _DISPLAYS:
+        _DISPLAYS.extend([point.load() for point in entry_points(group=DISPLAYS)][:1])
+    return _DISPLAYS[0] if _DISPLAYS else _in_words
+
+
+def _in_words(run: Run, views: Sequence[EventSink]) -> None:
+    print(
+        f"{run!r}; run.columns has what it did so far. Nothing that is installed shows runs: import widgets for pictures"
+    )
+    run.watch(*views)
 
 
 class Interrupted(asyncio.CancelledError):
@@ -68,16 +96,19 @@ class InterruptedWait(KeyboardInterrupt):
         return [f"Interrupted: {self}"]
 
 
+Events = Callable[["Run"], Iterator[Event]]  # what happens in a run, as its thread makes it
+
+
 class Run:
     """A run in the background. Made by `start` and `replay`."""
 
-    def __init__(self, recipe: Recipe, name: str, folder: RunFolder | None, events: Callable[[Run], Iterator[Event]]):
+    def __init__(self, recipe: Recipe, name: str, folder: RunFolder | None, events: Events):
         self.recipe, self.name, self.folder = recipe, name, folder
         self.events: list[Event] = []  # all that happened so far; only ever appended to
         self.t = 0  # finished local steps
         self.knobs: dict[str, Any] = {}  # as they were asked for, if they ever were (`lab.runs.knobs`)
         self.problems: list[str] = []  # views that were dropped
-        self.cell = _cell()
+        self.notebook_cell = _notebook_cell()
         self.place = working_folder()  # what names of files in the recipe are relative to, wherever cells change to
         self.is_replay = False
         self._columns, self._folded, self._folding = Columns(), 0, threading.Lock()
@@ -116,14 +147,14 @@ class Run:
     def __repr__(self) -> str:
         return f"{self.name}: {self.status}, step {self.t:,} of {self.recipe.steps:,}"
 
-    def watch(self, *views: Watcher) -> None:
+    def watch(self, *views: EventSink) -> None:
         """Feed these as well: first all that happened, then what happens."""
         PUMP.feed(self, views)
 
-    def panel(self, *views: Watcher) -> Any:
+    def panel(self, *views: EventSink) -> Any:
         """Buttons, and the pictures of these views (default: a standard set), in the cell that calls this."""
-        _PANELS[self._key] = _cell()
-        return importlib.import_module("widgets.panel").panel(self, views)
+        _PANELS[self._key] = _notebook_cell()
+        return _display()(self, views)
 
     def _ipython_display_(self) -> None:
         self.panel()
@@ -169,7 +200,7 @@ class Run:
         sync_every: int | Mapping[str, int] | None = None,
         network: str | Network | Mapping[str, Any] | None = None,
     ) -> None:
-        """Turn knobs before the next local step.
+        """Set knobs before the next local step.
 
         Parameters
         ----------
@@ -183,18 +214,18 @@ class Run:
         Raises
         ------
         RecipeError
-            for a value that is not allowed, or makes no sense with this method. Then nothing is turned.
+            for a value that is not allowed, or makes no sense with this method. Then nothing is set.
         LabError
             if the run is over, or a replay.
         """
         with self._word:
             given = {"lr": lr, "sync_every": sync_every, "network": network}
-            self._turn({knob: value for knob, value in given.items() if value is not None})
+            self._ask_for({knob: value for knob, value in given.items() if value is not None})
 
     def kill(self, worker: int) -> None:
         """A worker is down from the next local step on, until it is revived. It neither computes nor sends."""
         with self._word:
-            self._turn({"down": [*self.knobs.get("down", ()), worker]})
+            self._ask_for({"down": [*self.knobs.get("down", ()), worker]})
 
     def revive(self, worker: int) -> None:
         """A worker that was killed comes back before the next local step and first receives what it missed."""
@@ -202,10 +233,10 @@ class Run:
             down = self.knobs.get("down", [])
             if worker not in down:
                 raise RecipeError(f"worker {worker} was not killed: revive brings back {down or 'nobody at present'}")
-            self._turn({"down": [w for w in down if w != worker]})
+            self._ask_for({"down": [w for w in down if w != worker]})
 
-    def _turn(self, knobs: Mapping[str, Any]) -> None:
-        """Leave word of knobs to be turned; ``_word`` is held."""
+    def _ask_for(self, knobs: Mapping[str, Any]) -> None:
+        """Leave word of knobs to be set; ``_word`` is held."""
         if self.is_replay:
             raise LabError("a replay shows what happened: its knobs cannot be turned")
         if self.finished.is_set() or self._stopping:
@@ -287,7 +318,7 @@ class Run:
 
     # in the run's own thread
 
-    def _drive(self, events: Callable[[Run], Iterator[Event]]) -> None:
+    def _drive(self, events: Events) -> None:
         one_core_()
         try:
             with working_in(self.place):
@@ -314,7 +345,7 @@ class Run:
         self.events.append(event)
         PUMP.news()
 
-    def between(self, t: int, still: Callable[[], bool] | None = None) -> Iterator[tuple[str, Any]]:
+    def knob_source(self, t: int, still: Callable[[], bool] | None = None) -> Iterator[tuple[str, Any]]:
         """Before local step ``t``: waits while the run is to wait; gives the knobs that are to be turned.
 
         ``still`` says, now and then, whether there is anybody to wait for.
@@ -364,7 +395,7 @@ def start(
     *,
     name: str | None = None,
     folder: str | Path | None = None,
-    views: Sequence[Watcher] = (),
+    views: Sequence[EventSink] = (),
     again: bool = False,
     keep: bool = True,
     paused: bool = False,
@@ -373,33 +404,25 @@ def start(
     restarts: int = 0,
     timeout_seconds: float = 600.0,
 ) -> Run:
-    """Run a recipe in the background; returns at once.
-
-    A run that is going on under the same name, in the same folder, or from an earlier execution of the same cell is
-    stopped first.
+    """Run a recipe in the background; returns at once. What goes on under its name, in its folder or from an earlier
+    execution of the same cell is stopped first.
 
     Parameters
     ----------
     recipe, overrides
         a recipe, or what `Recipe.of` makes one from: ``lab.start("des_loc", ["steps=64"])``.
-    name
-        default: the recipe's id.
-    folder
-        where it is written; default ``runs/live/<id>``. A run that is there goes on if it was stopped or cut off, and is
-        shown again if it is done.
+    name, folder
+        default: the recipe's id, and ``runs/live/<id>``. A run that is there goes on, or is shown again if it is done.
     views
         fed from the first event on. `Run.watch` and `Run.panel` add others.
-    again
-        run anew, in a folder beside that of the earlier run.
-    keep
-        False: nothing is written.
+    again, keep
+        run anew, in a folder beside that of the earlier run; ``keep=False``: nothing is written.
     paused
         wait before the first step that is not there yet, until `Run.step` or `Run.resume`.
     accept_new_text
         go on also where the text is not what the run there was trained on until now.
     processes, restarts, timeout_seconds
-        spread the workers over so many processes; go on so often when one is lost, which is one that does not answer for so
-        long (`lab.processes`).
+        spread the workers over so many processes; go on so often when one is lost, which does not answer for so long.
 
     Raises
     ------
@@ -408,28 +431,30 @@ def start(
     """
     recipe = Recipe.of(recipe, overrides)
     corpora.check(recipe.corpus)
-    path = _path(recipe, folder, again) if keep else None
-    run_folder = RunFolder(path) if path is not None else None
+    run_folder = RunFolder(_path(recipe, folder, again)) if keep else None
     if run_folder is not None:
         run_folder.check_recipe(recipe)
-    events = partial(_trained, accept_new_text)
+    events: Events = partial(_trained, accept_new_text)
     if processes != 1:
-        from lab.processes.peers import check_timeout, share_out
-
-        share_out(recipe.num_workers, processes)
-        check_timeout(timeout_seconds)
-        if source_of(recipe.method):
-            raise RecipeError(
-                f"method {name_of(recipe.method)} is registered in this process alone, and others would not know it: put "
-                "its file into lab/methods, or leave processes out"
-            )
-        if run_folder is None:
-            raise RecipeError("several processes write a run folder: leave keep=False out, or processes")
-        events = partial(_spread, run_folder, processes, restarts, timeout_seconds, accept_new_text)
+        _check_processes(recipe, run_folder, processes, timeout_seconds)
+        events = partial(_spread, processes, restarts, timeout_seconds, accept_new_text)
     run = Run(recipe, name or recipe.id, run_folder, events)
     if paused:
         run.pause()
     return _begin(run, views)
+
+
+def _check_processes(recipe: Recipe, folder: RunFolder | None, processes: int, timeout_seconds: float) -> None:
+    """Raises RecipeError where several processes cannot do what this one could."""
+    share_out(recipe.num_workers, processes)
+    check_timeout(timeout_seconds)
+    if source_of(recipe.method):
+        raise RecipeError(
+            f"method {name_of(recipe.method)} is registered in this process alone, and others would not know it: put "
+            "its file into lab/methods, or leave processes out"
+        )
+    if folder is None:
+        raise RecipeError("several processes write a run folder: leave keep=False out, or processes")
 
 
 def replay(
@@ -437,7 +462,7 @@ def replay(
     speed: float = 1.0,
     *,
     name: str | None = None,
-    views: Sequence[Watcher] = (),
+    views: Sequence[EventSink] = (),
     runs: str | Path = "runs",
     paused: bool = False,
 ) -> Run:
@@ -465,7 +490,7 @@ def replay(
     return _begin(played, views)
 
 
-def _begin(run: Run, views: Sequence[Watcher]) -> Run:
+def _begin(run: Run, views: Sequence[EventSink]) -> Run:
     with _STARTING:
         before = [r for r in _RUNS if not r.finished.is_set()]
         for other in before:
@@ -484,7 +509,9 @@ def _say_where(run: Run) -> None:
     if run._key not in _PANELS:
         return
     there = _PANELS[run._key]
-    if there is None or run.cell is None or run.cell[0] != there[0]:  # in its own cell it is cleared away
+    if (
+        there is None or run.notebook_cell is None or run.notebook_cell[0] != there[0]
+    ):  # in its own cell it is cleared away
         again = "is shown again" if run.folder is not None and run.folder.done else "goes on"
         print(
             f"{run.name} {again} in the background; the panel above is that of the run before: run.panel() shows this one"
@@ -496,7 +523,12 @@ def _same_folder(a: Run, b: Run) -> bool:
 
 
 def _same_cell(a: Run, b: Run) -> bool:
-    return a.cell is not None and b.cell is not None and a.cell[0] == b.cell[0] and a.cell[1] != b.cell[1]
+    return (
+        a.notebook_cell is not None
+        and b.notebook_cell is not None
+        and a.notebook_cell[0] == b.notebook_cell[0]
+        and a.notebook_cell[1] != b.notebook_cell[1]
+    )
 
 
 def _path(recipe: Recipe, folder: str | Path | None, again: bool) -> Path:
@@ -508,7 +540,7 @@ def _path(recipe: Recipe, folder: str | Path | None, again: bool) -> Path:
     return path
 
 
-def _cell() -> tuple[str, str] | None:
+def _notebook_cell() -> tuple[str, str] | None:
     """The cell that is being executed, and which execution of it this is; None outside of notebooks that say so."""
     there: Any = sys.modules.get("IPython.core.getipython")  # the lab imports nothing of Jupyter
     shell: Any = there.get_ipython() if there is not None else None
@@ -527,7 +559,7 @@ def _trained(accept_new_text: bool, run: Run) -> Iterator[Event]:
     trainer = Trainer(run.recipe, accept_new_text=accept_new_text)
 
     def between(t: int) -> Iterator[tuple[str, Any]]:
-        yield from run.between(t)
+        yield from run.knob_source(t)
         trainer.stopping = run.stopping
 
     trainer.between = between
@@ -535,12 +567,18 @@ def _trained(accept_new_text: bool, run: Run) -> Iterator[Event]:
 
 
 def _spread(
-    folder: RunFolder, num: int, restarts: int, timeout_seconds: float, accept_new_text: bool, run: Run
+    num_processes: int, restarts: int, timeout_seconds: float, accept_new_text: bool, run: Run
 ) -> Iterator[Event]:
-    from lab.runs.launch import events_over
-
+    assert run.folder is not None
     yield from events_over(
-        num, run.recipe, folder, restarts, timeout_seconds, run.between, lambda: run.stopping, accept_new_text
+        num_processes,
+        run.recipe,
+        run.folder,
+        restarts,
+        timeout_seconds,
+        run.knob_source,
+        lambda: run.stopping,
+        accept_new_text,
     )
 
 
@@ -548,7 +586,7 @@ def _replayed(run: Run, speed: float) -> Iterator[Event]:
     assert run.folder is not None
 
     def before(step: int) -> bool:
-        for _ in run.between(step):
+        for _ in run.knob_source(step):
             pass
         return not run.stopping
 
@@ -592,16 +630,16 @@ def _leave() -> None:
 
 
 class _Feed:
-    """How far one watcher has seen one run."""
+    """How far one `EventSink` has seen one run."""
 
-    def __init__(self, run: Run, view: Watcher):
+    def __init__(self, run: Run, view: EventSink):
         self.run, self.view, self.seen = run, view, 0
 
 
 class Pump:
     """One thread that hands what is new to every view: in batches, at most ``rate`` times a second.
 
-    A watcher that raises is dropped, which is noted in the run's ``problems``; views say so themselves.
+    An `EventSink` that raises is dropped, which is noted in the run's ``problems``; views say so themselves.
     """
 
     def __init__(
@@ -618,7 +656,7 @@ class Pump:
         self._pause = pause or self._hurry.wait
         self._thread: threading.Thread | None = None
 
-    def feed(self, run: Run, views: Iterable[Watcher]) -> None:
+    def feed(self, run: Run, views: Iterable[EventSink]) -> None:
         """Feed views with a run, from its first event on; those that it feeds already stay as they are.
 
         Raises
@@ -656,10 +694,10 @@ class Pump:
     def _loop(self) -> None:
         while True:
             self._news.wait(IDLE if self._feeds else None)
-            self.turn()
+            self.deliver_and_rest()
 
-    def turn(self) -> None:
-        """Deliver what is new, then wait until it is time for more."""
+    def deliver_and_rest(self) -> None:
+        """Deliver what is new, then rest until it is time for more."""
         began = self.clock()
         self._news.clear()
         self._hurry.clear()

@@ -14,6 +14,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
+import lab
 from lab.cli import main
 from lab.methods import METHODS
 from lab.recipes.presets import PRESETS
@@ -187,3 +188,17 @@ def test_imports_of_tests_are_seen():
     )
     assert sorted(filter(is_a_test, named_in(code))) == ["test_laws", "tests.laws", "tests.laws.test_laws.other"]
     assert not any(map(is_a_test, named_in("from tests.support.bench import Bench\nimport tests.support")))
+
+
+def test_the_public_names_are_there() -> None:
+    """All that the first page of the documentation needs, out of the lab alone, and imported only when it is used."""
+    assert set(lab.__all__) == set(lab._WHERE)
+    for name in ("Recipe", "train", "start", "replay", "plan", "network", "dry_run", "find_run", "load_corpus"):
+        assert callable(getattr(lab, name))
+    for name in ("Columns", "Claim", "Claims", "method"):
+        assert getattr(lab, name).__module__.split(".")[0] == "lab"
+    assert all(hasattr(lab, name) and name in dir(lab) for name in lab.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'recipe_of_everything'"):
+        _ = lab.recipe_of_everything
+    code = "import sys, lab; assert not [m for m in sys.modules if m.startswith(('lab.', 'widgets', 'torch'))]"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

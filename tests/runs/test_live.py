@@ -11,6 +11,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Iterable
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from lab.recipes.scenario import Outage, Scenario
 from lab.runs.columns import Columns
 from lab.runs.folder import RunFolder
 from lab.runs.knobs import settled
-from lab.runs.live import Pump, Run, replay, start
+from lab.runs.live import DISPLAYS, Pump, Run, register_display, replay, start
 from lab.runs.trainer import Trainer, train
 from tests.support.recipes import corpus, recipe
 from tests.support.stories import PATIENCE, story, until
@@ -189,14 +190,14 @@ def test_the_pump_hands_over_batches() -> None:
     pump.feed(run, [Slow()])
     for k in range(10):
         run.events += [Stepped(100 * k + i, [1.0], 1.0, 0.0) for i in range(100)]
-        pump.turn()
+        pump.deliver_and_rest()
     assert batches == [100] * 10
     assert waits == [pytest.approx(0.075)] * 10
     assert now[0] == pytest.approx(10 / 8)
-    pump.turn()
+    pump.deliver_and_rest()
     assert batches[10:] == [0]  # nothing new: time to finish what was put off
     run.finished.set()
-    pump.turn()
+    pump.deliver_and_rest()
     assert run.over.done()
     assert not pump._feeds
     assert not pump._runs
@@ -338,7 +339,7 @@ def test_a_run_whose_panel_is_elsewhere_says_where_it_is(
     """Started again from another cell than that of its panel, which says "stopped"; from the same cell all is new anyway."""
     r, line = recipe(steps=3, checkpoint_every=1), "run.panel() shows this one"
     cell = ["first", "1"]
-    monkeypatch.setattr(lab.runs.live, "_cell", lambda: (cell[0], cell[1]))
+    monkeypatch.setattr(lab.runs.live, "_notebook_cell", lambda: (cell[0], cell[1]))
     start(r, folder="somewhere").wait(PATIENCE)
     start(r, folder="somewhere").wait(PATIENCE)
     assert not capsys.readouterr().out
@@ -359,11 +360,35 @@ def test_waiting_has_a_limit() -> None:
         run.wait(0.01)
 
 
+def test_what_shows_a_run_is_registered(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """By a call; else by an installed package, which is imported only then; else a line says how far it is."""
+    run = start(recipe(steps=2), keep=False)
+    run.wait(PATIENCE)
+    shown: list[Any] = []
+    monkeypatch.setattr(lab.runs.live, "_DISPLAYS", [])
+    register_display(lambda run, views: shown.append((run, views)))
+    run.panel("a view")  # type: ignore[arg-type]
+    assert shown == [(run, ("a view",))]
+    monkeypatch.setattr(lab.runs.live, "_DISPLAYS", [])
+    offered = EntryPoint("some", f"{__name__}:shown_by_a_package", DISPLAYS)
+    monkeypatch.setattr(lab.runs.live, "entry_points", lambda group: [offered] if group == DISPLAYS else [])
+    run._ipython_display_()
+    assert capsys.readouterr().out == f"a package shows {run.name}\n"
+    monkeypatch.setattr(lab.runs.live, "_DISPLAYS", [])
+    monkeypatch.setattr(lab.runs.live, "entry_points", lambda group: [])
+    run._ipython_display_()
+    assert f"{run.name}: done, step 2 of 2" in capsys.readouterr().out
+
+
+def shown_by_a_package(run: Run, views: object) -> None:
+    print(f"a package shows {run.name}")
+
+
 @pytest.mark.parametrize("same", ["name", "folder", "cell"])
 def test_starting_again_stops_the_earlier_run_first(same: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same name, the same folder, or the same cell executed again; a loop inside one cell starts several."""
     cells = iter([("cell 1", "a"), ("cell 1", "a"), ("cell 1" if same == "cell" else "cell 2", "b")])
-    monkeypatch.setattr(lab.runs.live, "_cell", lambda: next(cells))
+    monkeypatch.setattr(lab.runs.live, "_notebook_cell", lambda: next(cells))
     long = recipe(steps=100_000, eval_every=0)
     names = {"name": ["x", "y", "x"], "folder": ["x", "y", "z"], "cell": ["x", "y", "z"]}[same]
     folders = {"name": ["f", "g", "h"], "folder": ["f", "g", "f"], "cell": ["f", "g", "h"]}[same]

@@ -196,7 +196,7 @@ def test_two_notebooks_at_once(lab: JupyterLab) -> None:
 
 def test_the_cockpit(lab: JupyterLab) -> None:
     """Its controls stay in the page; what is saved while nothing runs holds words and pictures."""
-    source = "import lab\nfrom tests.support.recipes import recipe\nlab.cockpit(recipe(steps=60))"
+    source = "import widgets\nfrom tests.support.recipes import recipe\nwidgets.cockpit(recipe(steps=60))"
     nb = lab.open("cockpit.ipynb", [source])
     nb.run(0)
     nb.press("Start")
@@ -215,7 +215,7 @@ def test_two_runs_in_the_cockpit(lab: JupyterLab) -> None:
     """What is typed stays and is answered under the name that stands beside it; what is chosen is forecast, never what was
     chosen before; two runs at once have a picture in common and one each, which stay.
     """
-    source = "import lab\nfrom tests.support.recipes import recipe\nlab.cockpit(recipe(steps=100_000, checkpoint_every=1000), recipe('ddp', steps=100_000))"
+    source = "import widgets\nfrom tests.support.recipes import recipe\nwidgets.cockpit(recipe(steps=100_000, checkpoint_every=1000), recipe('ddp', steps=100_000))"
     nb = lab.open("two.ipynb", [source])
     nb.run(0)
     page = nb.page

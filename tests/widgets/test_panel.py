@@ -24,7 +24,7 @@ from lab.runs.plan import Plan, plan
 from lab.runs.trainer import Trainer
 from tests.support.recipes import corpus, recipe
 from tests.support.stories import PATIENCE, until
-from widgets.cockpit import COUNTING, Cockpit, Later, Seat, to_html
+from widgets.cockpits import COUNTING, Cockpit, Later, Seat, to_html
 from widgets.communication_budget import CommunicationBudget
 from widgets.panel import MOST_TOGGLES, Controls, Relink, Status, Whole
 from widgets.training import progress
@@ -35,7 +35,7 @@ pytestmark = pytest.mark.usefixtures("nothing_left_behind")
 
 @pytest.fixture(autouse=True)
 def forecasts_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("widgets.cockpit.DELAY", 3600.0)
+    monkeypatch.setattr("widgets.cockpits.DELAY", 3600.0)
     monkeypatch.setattr(Later, "ask", lambda self: None)
 
 
@@ -272,14 +272,14 @@ def test_the_forecast_of_another_choice_is_never_shown(monkeypatch: pytest.Monke
         chosen.workers.value = "3"
         return plan(what, *given, **options)
 
-    monkeypatch.setattr("widgets.cockpit.plan", meanwhile)
+    monkeypatch.setattr("widgets.cockpits.plan", meanwhile)
     chosen.foresee()
     assert chosen.forecast.value == COUNTING
     monkeypatch.undo()
     chosen.foresee()
     assert counted == [2]
     assert "DDP" in chosen.forecast.value
-    monkeypatch.setattr("widgets.cockpit.plan", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("widgets.cockpits.plan", lambda *_, **__: 1 / 0)
     chosen.workers.value = "4"
     chosen.foresee()
     assert "ZeroDivisionError" in chosen.problem.value
@@ -298,8 +298,8 @@ def test_only_the_last_forecast_that_was_asked_for_is_made(monkeypatch: pytest.M
         assert go_on.wait(PATIENCE)
         return plan(what, *given, **options)
 
-    monkeypatch.setattr("widgets.cockpit.plan", slow)
-    monkeypatch.setattr("widgets.cockpit.PATIENCE", PATIENCE)  # however busy this machine is
+    monkeypatch.setattr("widgets.cockpits.plan", slow)
+    monkeypatch.setattr("widgets.cockpits.PATIENCE", PATIENCE)  # however busy this machine is
     threads = []
     for num in (2, 3, 4, 5):
         chosen.workers.value = str(num)
