@@ -532,7 +532,7 @@ def list_(runs: str) -> None:
     from lab.data.tasks import TASKS
     from lab.engine.optim import ELEMENTWISE
     from lab.errors import plain
-    from lab.methods import METHODS
+    from lab.methods import METHODS, declared
     from lab.recipes.presets import PRESETS
     from lab.recipes.recipe import SIZES
     from lab.runs.folder import stored
@@ -542,7 +542,7 @@ def list_(runs: str) -> None:
 
     there = stored(runs)
     click.echo("methods")
-    for name, cls in METHODS.items():
+    for name, cls in sorted(METHODS.items(), key=lambda item: declared(item[1]).server):
         _row(f"  {name:<16} ", first_line(cls))
     _row("presets      ", ", ".join(PRESETS))
     _row("models       ", ", ".join(SIZES))
