@@ -538,7 +538,7 @@ def list_(runs: str) -> None:
     from lab.runs.folder import stored
 
     def first_line(cls: type) -> str:
-        return (sys.modules[cls.__module__].__doc__ or "").strip().splitlines()[0]
+        return (sys.modules[cls.__module__].__doc__ or cls.__doc__ or "").strip().partition("\n")[0]
 
     there = stored(runs)
     click.echo("methods")
