@@ -33,6 +33,7 @@ from lab.errors import RecipeError, one_of, shown
 
 T = TypeVar("T")
 
+Count = Annotated[int, Field(ge=1)]
 Period = Annotated[int, Field(ge=1, description="every so many local steps")]
 Positive = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]

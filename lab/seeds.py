@@ -1,4 +1,8 @@
-"""Every random draw has its own generator, made from the run's seed and its purpose. There is no global generator."""
+"""Every random draw has its own generator, made from the run's seed and its purpose. There is no global generator.
+
+Two derivations, each for a library of its own: `generator` is torch's (models, methods, scenarios), `numpy_generator` numpy's
+(which text goes to whom, in which order). Both are the same on every machine and in every process.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import numpy as np
 import torch
 import torch.utils.checkpoint
 from torch._ops import OpOverload
@@ -26,6 +31,12 @@ def derive(seed: int, *purpose: str | int) -> int:
 
 def generator(seed: int, *purpose: str | int) -> torch.Generator:
     return torch.Generator().manual_seed(derive(seed, *purpose))
+
+
+def numpy_generator(seed: int, purpose: str, *ids: int) -> np.random.Generator:
+    """A numpy generator for one purpose, e.g. ``numpy_generator(0, "epoch", worker, epoch)``, from 256 bits of SHA-256."""
+    digest = hashlib.sha256(repr((int(seed), purpose, *map(int, ids))).encode()).digest()
+    return np.random.default_rng(int.from_bytes(digest, "little"))
 
 
 def uniform(seed: int, *purpose: str | int) -> float:

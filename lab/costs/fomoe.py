@@ -14,17 +14,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from fractions import Fraction
-from typing import Annotated
 
 from pydantic import Field
 
+from lab.config import Count, Period, Positive, config
 from lab.config import Fraction as Share
-from lab.config import Period, Positive, config
 from lab.errors import RecipeError
 from lab.models.moe import MoE
 from lab.recipes.placement import Placement, Table
-
-Count = Annotated[int, Field(ge=1)]
 
 TRAINING_BYTES = 18  # per parameter, mixed-precision AdamW: weights 2, master copy 4, both moments 8, gradients 4
 

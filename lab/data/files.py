@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from lab.errors import RecipeError
-from lab.files import working_folder
+from lab.files import sha256_of, working_folder
 
 MOST = 250_000  # files and folders that are looked at for one path
 CHUNK = 1 << 20  # bytes that are read at a time
@@ -216,12 +216,7 @@ def scans(
 
 def digests(paths: Sequence[Path], memory: Path | None = None) -> list[str]:
     """The SHA-256 of each of the files, whatever is in them; ``memory`` as for `scans`."""
-
-    def look(path: Path) -> list[Any]:
-        with open(path, "rb") as file:
-            return [hashlib.file_digest(file, "sha256").hexdigest()]
-
-    return [found[0] for found in _looked(paths, memory, look)]
+    return [found[0] for found in _looked(paths, memory, lambda path: [sha256_of(path)])]
 
 
 def _looked(

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lab.data.rng import generator
 from lab.errors import RecipeError
+from lab.seeds import numpy_generator
 
 # The space first and letters by frequency in English: symbol 0 is the most common one, so samples look like words.
 _LETTERS = " etaoinshrdlucmfwypvbgkjqxz.,;-'"
@@ -64,10 +64,10 @@ class Grammar:
 
     def tables(self) -> np.ndarray:
         """Transition probabilities, float64 [dialects, symbols**order, symbols]; the oldest symbol counts most."""
-        shared = self._rows(generator(self.seed, "grammar shared"))
+        shared = self._rows(numpy_generator(self.seed, "grammar shared"))
         tables = []
         for d in range(self.dialects):
-            rng = generator(self.seed, "grammar dialect", d)
+            rng = numpy_generator(self.seed, "grammar dialect", d)
             own = self._rows(rng)
             tables.append(np.where(rng.random((len(own), 1)) < self.similarity, shared, own))
         return np.stack(tables)
@@ -93,7 +93,9 @@ class Grammar:
         per_dialect = self.tokens // self.dialects
         count = max(HELD_OUT_EVERY, round(per_dialect / DOCUMENT))
         for d, domain in enumerate(self.domains):
-            drawn = sample(tables[d], self.order, count, per_dialect // count, generator(self.seed, "grammar text", d))
+            drawn = sample(
+                tables[d], self.order, count, per_dialect // count, numpy_generator(self.seed, "grammar text", d)
+            )
             letters = np.frombuffer(ALPHABET.encode("ascii"), np.uint8)[drawn]
             for i, row in enumerate(letters):
                 yield f"{i:05d}", domain, row.tobytes().decode("ascii"), i % HELD_OUT_EVERY == HELD_OUT_EVERY - 1

@@ -9,18 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from lab.config import number_in
-from lab.data.rng import generator
+from lab.data.cache import Tokens
 from lab.errors import RecipeError, one_of
-
-if TYPE_CHECKING:
-    import torch
-
-    from lab.data.cache import Tokens
+from lab.seeds import numpy_generator
 
 SPLITS = ("iid", "domain", "dirichlet:<alpha>", "size:<exponent>")
 PART = 1 << 20  # windows that are looked at together
@@ -95,7 +91,7 @@ def deal(
         raise RecipeError(
             f"worker {count} would get no data: there are {count} {items} for {num_workers} workers: {remedy}"
         )
-    rng = generator(seed, f"split {kind}", num_workers, *salt)
+    rng = numpy_generator(seed, f"split {kind}", num_workers, *salt)
     shards: list[list[np.ndarray]] = [[] for _ in range(num_workers)]
     if kind in ("domain", "dirichlet"):
         by_domain = np.split(np.argsort(domains, kind="stable"), np.cumsum(np.bincount(domains))[:-1])
@@ -156,8 +152,6 @@ def _windows(tokens: Tokens, context: int) -> np.ndarray:
 
 
 def _tensors(rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-    import torch
-
     # Two copies, so that both tensors are contiguous.
     return torch.from_numpy(rows[:, :-1].astype(np.int64)), torch.from_numpy(rows[:, 1:].astype(np.int64))
 
@@ -187,7 +181,7 @@ class Order:
     def _epoch(self, worker: int, epoch: int) -> np.ndarray:
         cached = self._epochs.get(worker)
         if cached is None or cached[0] != epoch:
-            cached = (epoch, generator(self.seed, "epoch", worker, epoch).permutation(self.shards[worker]))
+            cached = (epoch, numpy_generator(self.seed, "epoch", worker, epoch).permutation(self.shards[worker]))
             self._epochs[worker] = cached
         return cached[1]
 

@@ -13,11 +13,10 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from lab.config import RecipeView, config
+from lab.config import Count, RecipeView, config
 from lab.errors import RecipeError
 from lab.seeds import generator
 
-Count = Annotated[int, Field(ge=1)]
 Layers = Annotated[int, Field(ge=1, le=2048)]  # a module each, which takes a millisecond to make
 
 

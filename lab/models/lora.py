@@ -14,14 +14,13 @@ import math
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor, nn
 
-from lab.config import Positive, RecipeView, config
+from lab.config import Count, Positive, RecipeView, config
 from lab.errors import RecipeError, one_of
 from lab.seeds import generator
 
@@ -49,7 +48,7 @@ class LoRA:
         of A: Kaiming-uniform with a = √5 (as `peft` does it), or Gaussian with variance 1/d_in. B starts at zero.
     """
 
-    ranks: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    ranks: tuple[Count, ...] = ()
     targets: tuple[str, ...] = ("attention.qkv",)
     scale: Positive = 2.0
     alpha: Positive | None = None

@@ -25,12 +25,11 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from lab.config import RecipeView, config
+from lab.config import Count, RecipeView, config
 from lab.errors import RecipeError
 from lab.models.gpt import F32, GPT, Attention, Layers, cross_entropy
 from lab.seeds import generator
 
-Count = Annotated[int, Field(ge=1)]
 MOST_EXPERTS = 1 << 18  # in all layers: a module each
 
 

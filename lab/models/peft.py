@@ -22,10 +22,10 @@ import torch
 from torch import Tensor, nn
 
 from lab.errors import RecipeError, one_of
+from lab.files import write_atomically
 from lab.models.files import Tensors, Unreadable, located, open_tensors, read_json, shown
 from lab.models.hf import HFModule
 from lab.models.lora import LoRALinear, adapters, cut_to, linear_maps
-from lab.runs.folder import write_atomically
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."

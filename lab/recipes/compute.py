@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
-from lab.config import RecipeView, config
+from lab.config import Count, RecipeView, config
 from lab.errors import RecipeError
 
 
@@ -35,7 +34,7 @@ class Compute:
 
     device: Literal["cpu", "auto", "cuda", "mps"] = "cpu"
     mixed_precision: Literal["no", "bf16"] = "no"
-    accumulate: Annotated[int, Field(ge=1)] = 1
+    accumulate: Count = 1
     vectorised: bool | None = None
 
     def check(self, recipe: RecipeView) -> None:

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, SkipValidation
 from pydantic_core import to_jsonable_python
 
-from lab.config import checked, config
+from lab.config import Count, checked, config
 from lab.data.splits import parse_split
 from lab.engine.codecs import codec
 from lab.engine.optim import Schedule
@@ -31,7 +31,6 @@ from lab.recipes.placement import Experts, Placement
 from lab.recipes.presets import PRESETS
 from lab.recipes.scenario import Scenario
 
-Count = Annotated[int, Field(ge=1)]
 Metric = Literal["alignment", "spectrum", "rates", "gradients", "activations", "noise"]
 
 

@@ -8,11 +8,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from lab.config import Fraction, Period, RecipeView, config
+from lab.config import Count, Fraction, Period, RecipeView, config
 from lab.errors import RecipeError
 from lab.seeds import generator
 
-Step = Annotated[int, Field(ge=1)]
 Worker = Annotated[int, Field(ge=0)]
 
 
@@ -21,8 +20,8 @@ class Outage:
     """``worker`` is down from local step ``first`` to ``last``, both included. ``first=1`` is a worker that joins late."""
 
     worker: Worker
-    last: Step
-    first: Step = 1
+    last: Count
+    first: Count = 1
 
     def __post_init__(self) -> None:
         if self.first > self.last:
@@ -56,7 +55,7 @@ class Scenario:
     """
 
     outages: tuple[Outage, ...] = ()
-    sample: Step | None = None
+    sample: Count | None = None
     sample_every: Period = 32
     failure_rate: Fraction = 0.0
     mean_outage: Annotated[float, Field(ge=1)] = 10.0

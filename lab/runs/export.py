@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from lab.errors import RecipeError
+from lab.files import write_atomically
 from lab.models.files import in_one_line
 from lab.models.hf import HF
 from lab.models.peft import Ranks, merged, save_adapter
-from lab.runs.folder import RunFolder, write_atomically
+from lab.runs.folder import RunFolder
 from lab.runs.trainer import Trainer
 
 

@@ -36,11 +36,20 @@ from torch import Tensor
 
 from lab.errors import Damaged, LabError, RecipeError, plain
 from lab.events import VERSION, Checkpointed, Ended, Evaluated, Event, Started, Turned, check, from_json, read, to_bytes
-from lab.files import working_folder
+from lab.files import (
+    claimed,
+    damage,
+    digest_beside,
+    is_sealed,
+    open_plain,
+    working_folder,
+    write_atomically,
+    write_with_digest,
+)
 from lab.recipes.recipe import Recipe
 from lab.runs import inputs
 from lab.runs.inputs import Inputs
-from lab.runs.lines import Log, Piece, Vouched, claimed, is_sealed, last_lines, open_plain, pieces, seal
+from lab.runs.lines import Log, Piece, Vouched, last_lines, pieces
 
 PLACES = ("", "live/")  # within a folder of runs: those of recipes alone, and those that a hand may have touched
 KEEP = 2  # checkpoints; the older one is for when the newer is damaged
@@ -641,69 +650,10 @@ def _checkpoint(file: Path) -> tuple[Checkpoint, dict[str, Any]]:
     return Checkpoint(meta["step"], events_bytes, tensors, meta["extra"]), meta
 
 
-def _digest(file: Path) -> dict[str, Any] | None:
-    """What is written beside a file: its digest and more; None where it is missing or damaged."""
-    try:
-        with open_plain(file.with_suffix(".json")) as f:
-            line = f.read(1 << 26)
-        found = json.loads(line)
-    except (OSError, LabError, ValueError, RecursionError):
-        return None
-    if not isinstance(found, dict) or ("crc" in found and not is_sealed(line)):
-        return None
-    return found
-
-
 def _about(file: Path) -> dict[str, Any] | None:
     """What a checkpoint says of itself in the small file beside it; None where that does not vouch for itself."""
-    found = _digest(file)
+    found = digest_beside(file)
     return found if found is not None and found.get("crc") is not None else None
-
-
-def damage(file: Path) -> str | None:
-    """Why a file with a digest beside it cannot be trusted, None if it can."""
-    digest = _digest(file)
-    if digest is None or not {"bytes", "sha256"} <= digest.keys():
-        return "its digest is missing or unreadable"
-    try:
-        size = file.stat().st_size
-        if size != digest["bytes"]:
-            return f"{size} bytes instead of {digest['bytes']}"
-        with open_plain(file) as f:
-            got = hashlib.file_digest(f, "sha256").hexdigest()
-    except (OSError, LabError):
-        return "it cannot be read"
-    return None if got == digest["sha256"] else "its content does not match its SHA-256"
-
-
-def write_with_digest(file: Path, data: bytes, about: Mapping[str, Any] | None = None) -> None:
-    """A file, and a ``.json`` beside it with its size, its SHA-256 and what else there is to say: both or none of them."""
-    digest = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
-    line, _ = seal(json.dumps(dict(about or {}) | digest).encode())
-    _write({file: data, file.with_suffix(".json"): line})
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """All or nothing, also when the machine goes down or the disk is full: temporary file, fsync, rename."""
-    _write({path: data})
-
-
-def _write(files: Mapping[Path, bytes]) -> None:
-    temporary = {path: path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in files}
-    try:
-        for path, data in files.items():
-            temporary[path].unlink(missing_ok=True)
-            with open(temporary[path], "xb") as f:
-                f.write(data)
-                f.flush()
-                os.fsync(f.fileno())
-        for path in files:
-            os.replace(temporary[path], path)
-    except BaseException:
-        for left in temporary.values():
-            with contextlib.suppress(OSError):
-                left.unlink(missing_ok=True)
-        raise
 
 
 def _remove(checkpoint: Path) -> None:

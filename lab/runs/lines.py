@@ -16,42 +16,19 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
 import os
 import re
-import stat
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from lab.errors import Damaged
+from lab.files import NO_WAIT, SEAL, SEAL_BYTES, claimed, open_plain, seal
 
 PIECE_BYTES = 1 << 22
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)
-_NO_WAIT = getattr(os, "O_NONBLOCK", 0)  # a named pipe would keep a reader for ever
-_END = re.compile(rb',"crc":"([0-9a-f]{8})"}\n')
 _MORE = re.compile(rb',"crc":"[0-9a-f]{8}"}[^\n]')  # a line end that has become something else
-_END_BYTES = len(b',"crc":"00000000"}\n')
-
-
-def seal(line: bytes, state: int = 0) -> tuple[bytes, int]:
-    """A JSON object with its checksum and a line end; the state of the sum before it, and then after it."""
-    start = line[:-1]
-    crc = zlib.crc32(start, state)
-    end = b',"crc":"%08x"}\n' % crc
-    return start + end, zlib.crc32(end, crc)
-
-
-def claimed(lines: bytes) -> int | None:
-    """The checksum in the last of some whole lines, right or wrong; None where it has none."""
-    found = _END.fullmatch(lines, len(lines) - _END_BYTES) if len(lines) > _END_BYTES else None
-    return int(found[1], 16) if found else None
-
-
-def is_sealed(line: bytes) -> bool:
-    """Whether a file of one line matches its checksum."""
-    return claimed(line) == zlib.crc32(line[:-_END_BYTES])
 
 
 @dataclass(frozen=True)
@@ -70,20 +47,6 @@ class Piece:
     number: int  # of its first line, from 1
     lines: bytes
     sealed: bool
-
-
-def open_plain(path: Path) -> io.BufferedReader:
-    """Open a file for reading. Raises Damaged for what is no file (a folder, a pipe, a device), or cannot be read."""
-    try:
-        file = os.open(path, os.O_RDONLY | _NO_WAIT)
-        if not stat.S_ISREG(os.fstat(file).st_mode):
-            os.close(file)
-            raise Damaged(f"{path} is not a plain file: remove it, or put back the file that was there")
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        raise Damaged(f"cannot read {path}: {error.strerror}") from None
-    return os.fdopen(file, "rb")
 
 
 def pieces(path: Path, vouched: Vouched | None = None) -> Iterator[Piece]:
@@ -133,9 +96,9 @@ def last_lines(path: Path, num_bytes: int, vouched: Vouched | None = None) -> li
     with open_plain(path) as file:
         size = os.fstat(file.fileno()).st_size
         if vouched is not None:
-            file.seek(max(0, vouched.num_bytes - _END_BYTES))
-            end = file.read(_END_BYTES)
-            found = _END.fullmatch(end)
+            file.seek(max(0, vouched.num_bytes - SEAL_BYTES))
+            end = file.read(SEAL_BYTES)
+            found = SEAL.fullmatch(end)
             if found is None or zlib.crc32(end, int(found[1], 16)) != vouched.crc:
                 for _ in pieces(path, vouched):  # it says why
                     pass
@@ -152,7 +115,7 @@ def last_lines(path: Path, num_bytes: int, vouched: Vouched | None = None) -> li
         if first in (0, len(lines)):
             return last_lines(path, 8 * num_bytes)
         crc = claimed(lines[:first])
-        state = zlib.crc32(lines[first - _END_BYTES : first], crc) if crc is not None else None
+        state = zlib.crc32(lines[first - SEAL_BYTES : first], crc) if crc is not None else None
         lines = lines[first:]
         good = _good(lines, state, crc is not None)
     if good < len(lines) or torn:
@@ -176,7 +139,7 @@ def _torn_otherwise(rest: bytes) -> bool:
 def _good(lines: bytes, state: int | None, sealed: bool) -> int:
     """How many bytes of whole lines are right. ``state``: of the sum before them; None: not known, as no line has had one yet."""
     crc = claimed(lines)
-    if crc is not None and state is not None and zlib.crc32(memoryview(lines)[:-_END_BYTES], state) == crc:
+    if crc is not None and state is not None and zlib.crc32(memoryview(lines)[:-SEAL_BYTES], state) == crc:
         return len(lines)
     if crc is None and not sealed and b',"crc":"' not in lines:
         return len(lines)
@@ -190,9 +153,9 @@ def _good(lines: bytes, state: int | None, sealed: bool) -> int:
                 return good
             state = zlib.crc32(line, state) if state is not None else None
         else:
-            if state is not None and zlib.crc32(line[:-_END_BYTES], state) != crc:
+            if state is not None and zlib.crc32(line[:-SEAL_BYTES], state) != crc:
                 return good
-            state, sealed = zlib.crc32(line[-_END_BYTES:], crc), True
+            state, sealed = zlib.crc32(line[-SEAL_BYTES:], crc), True
         place = end
         good = place if sealed else good  # what has no checksum is vouched for by the next that has
     return place
@@ -231,7 +194,7 @@ class Log:
         with contextlib.suppress(FileNotFoundError):
             if path.stat().st_nlink > 1:  # another name of the same file would change with it
                 _own_copy(path)
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | _NO_LINK | _NO_WAIT, 0o666)
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | _NO_LINK | NO_WAIT, 0o666)
         try:
             self.cut(keep_bytes)
         except BaseException:

@@ -51,7 +51,7 @@ def pretrained(
     from tqdm import tqdm
 
     from lab.events import Evaluated, Stepped
-    from lab.runs.folder import damage, write_with_digest
+    from lab.files import damage, write_with_digest
     from lab.runs.trainer import Trainer
 
     recipe = _recipe(size, steps, context, batch_size, corpus, tokenizer, seed)
@@ -137,7 +137,7 @@ def load_values(path: str | Path) -> dict[str, Tensor]:
     """
     from safetensors.torch import load_file
 
-    from lab.runs.folder import damage
+    from lab.files import damage
 
     file = Path(path)
     problem = damage(file) if file.exists() else "it does not exist"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import hashlib
 import json
 import keyword
 import os
@@ -21,8 +20,8 @@ from typing import Any, Literal, Optional, Union
 from pydantic import TypeAdapter, ValidationError
 
 from lab.errors import RecipeError
+from lab.files import sha256_of, write_atomically
 from lab.runs import child
-from lab.runs.folder import write_atomically
 
 DONE = "isthmus"  # key in an executed notebook's metadata, written last
 PYTHON = {"name": "python3", "display_name": "Python 3 (ipykernel)", "language": "python"}
@@ -327,5 +326,4 @@ def _files(here: Path, text: str) -> Iterator[Path]:
 
 
 def _digest(file: Path) -> str:
-    with open(file, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()[:16]
+    return sha256_of(file)[:16]

@@ -30,8 +30,8 @@ from lab.data import (
 )
 from lab.data.corpora import open_source
 from lab.data.grammar import ALPHABET, Grammar, entropy_rate, sample, stationary
-from lab.data.rng import generator
 from lab.errors import RecipeError
+from lab.seeds import numpy_generator
 from tests.support import ROOT
 from tests.support.texts import fails, make_tokenizer, run, write_texts
 
@@ -248,7 +248,7 @@ def test_validation_batches_are_fixed_and_evenly_spaced(context: int, batch: int
 @pytest.mark.parametrize(("symbols", "order"), [(2, 1), (3, 1), (3, 2), (2, 3)])
 def test_entropy_rate_is_the_limit_of_block_entropies(symbols: int, order: int) -> None:
     """Against H(n + 1) - H(n) over all strings of n symbols, started from a context that is far from stationary."""
-    table = generator(0, "test table").dirichlet(np.ones(symbols), size=symbols**order)
+    table = numpy_generator(0, "test table").dirichlet(np.ones(symbols), size=symbols**order)
     blocks = {(0,) * order: 1.0}  # context -> probability, after many steps: the chain forgets its start
     for _ in range(400):
         after: dict = {}
@@ -315,7 +315,7 @@ def _pairs(corpus, symbol_of: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def test_samples_start_stationary_and_are_seeded() -> None:
     table = Grammar(symbols=4, order=2).tables()[0]
-    drawn = sample(table, 2, 200_000, 3, generator(0, "test"))
+    drawn = sample(table, 2, 200_000, 3, numpy_generator(0, "test"))
     seen = np.bincount(drawn[:, 0] * 4 + drawn[:, 1], minlength=16) / 200_000
     assert np.allclose(seen, stationary(table, 2), atol=0.005)
     later = np.bincount(drawn[:, 1] * 4 + drawn[:, 2], minlength=16) / 200_000

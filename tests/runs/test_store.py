@@ -34,10 +34,11 @@ from lab.events import (
     from_json,
     to_json,
 )
+from lab.files import write_atomically
 from lab.recipes.scenario import Outage, Scenario
 from lab.runs.columns import Columns
 from lab.runs.export import export_run
-from lab.runs.folder import KEEP, RunFolder, find_run, write_atomically
+from lab.runs.folder import KEEP, RunFolder, find_run
 from lab.runs.trainer import Trainer, train
 from tests.support import ROOT
 from tests.support.recipes import TEXT, corpus, recipe

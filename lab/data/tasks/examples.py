@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from lab.data.cache import cache_folder
 from lab.data.tasks import hub, stdlib
 from lab.errors import RecipeError, one_of
+from lab.files import damage, write_with_digest
 
 FORMAT = 1
 PREFIX = "task:"
@@ -99,8 +100,6 @@ def load_examples(name: str, cache: Path | None = None) -> Examples:
 
     Raises RecipeError, one line, for an unknown name, for what cannot be read, and for a cache that cannot be written.
     """
-    from lab.runs.folder import damage, write_with_digest
-
     task = TASKS[_known(name)]
     file = _entry(name, cache)
     if not file.exists() or damage(file):
