@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import io
+import itertools
 import json
 import os
 import shutil
@@ -156,16 +157,14 @@ def run(
 
     The id follows from the recipe. A run that was cut off goes on; one that is finished is shown again.
     """
+    from lab.files import numbered
     from lab.recipes.recipe import Recipe
     from lab.runs.folder import RunFolder
 
     parsed = Recipe.of(recipe, overrides)
-    path, number = Path(runs) / parsed.id, 2
-    while path.exists():
-        later = Path(runs) / f"{parsed.id}-{number}"
-        if not again and not (later.exists() and _is_of_other_files(RunFolder(path), parsed)):
+    for path, later in itertools.pairwise(numbered(Path(runs) / parsed.id)):
+        if not path.exists() or not (again or (later.exists() and _is_of_other_files(RunFolder(path), parsed))):
             break
-        path, number = later, number + 1
     _train(parsed, RunFolder(path), processes, restarts, timeout, accept_new_text)
 
 

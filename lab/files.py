@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import json
 import os
 import re
@@ -46,6 +47,11 @@ def shown(path: Path) -> str:
         return str(path.relative_to(Path.cwd()))
     except (ValueError, FileNotFoundError):
         return str(path)
+
+
+def numbered(path: Path) -> Iterator[Path]:
+    """``name``, ``name-2``, ``name-3``, … in the same folder, without end: names for what is not to take the place of another."""
+    return itertools.chain([path], (path.with_name(f"{path.name}-{number}") for number in itertools.count(2)))
 
 
 @contextmanager

@@ -343,37 +343,10 @@ def _write(
 ) -> dict[str, Any]:
     """Write the tokens and documents of both splits to ``entry``; returns what ``meta.json`` says of them."""
     splits = {name: _Split(entry, name) for name in SPLITS}
-    domains: dict[str, int] = {}  # by first appearance
-    end = loaded.encode([""])[0]
-    waiting: list[tuple[Stretch, _Split, int | None]] = []  # the domain of a document that ends here
-
-    def flush() -> None:
-        found = stretched([stretch for stretch, _, _ in waiting], loaded)
-        for (stretch, split, domain), ids in zip(waiting, found, strict=True):
-            split.add(ids, len(stretch.text.encode()))
-            if domain is not None:
-                split.add(end, len(end))
-                split.end(domain)
-        waiting.clear()
-
     with contextlib.ExitStack() as files:
         for split in splits.values():
             files.callback(split.file.close)
-        size = 0
-        while (first := next(pieces, None)) is not None:
-            split = splits[SPLITS[first.held_out]]
-            number = domains.setdefault(first.domain, len(domains))
-            before: Stretch | None = None
-            for stretch in cut_up(_one_document(first, pieces), loaded):
-                if before is not None:
-                    waiting.append((before, split, None))
-                before, size = stretch, size + len(stretch.text) + 64
-                if size > BATCH:
-                    flush()
-                    size = 0
-            assert before is not None
-            waiting.append((before, split, number))
-        flush()
+        domains = _write_tokens(pieces, loaded, splits)
         if not domains:
             raise RecipeError(f"corpus {spec!r} has no text to read: name UTF-8 text that is not empty")
         names = sorted(domains)
@@ -398,6 +371,39 @@ def _write(
         "domain_floor_bits": floors,
         "fingerprint": digest.hexdigest(),
     }
+
+
+def _write_tokens(pieces: Iterator[Piece], loaded: Tokenizer, splits: Mapping[str, _Split]) -> dict[str, int]:
+    """Tokenise all documents, many at a time, each into its split; the number of every domain, by first appearance."""
+    domains: dict[str, int] = {}
+    end = loaded.encode([""])[0]
+    waiting: list[tuple[Stretch, _Split, int | None]] = []  # the domain of a document that ends here
+
+    def flush() -> None:
+        found = stretched([stretch for stretch, _, _ in waiting], loaded)
+        for (stretch, split, domain), ids in zip(waiting, found, strict=True):
+            split.add(ids, len(stretch.text.encode()))
+            if domain is not None:
+                split.add(end, len(end))
+                split.end(domain)
+        waiting.clear()
+
+    size = 0
+    while (first := next(pieces, None)) is not None:
+        split = splits[SPLITS[first.held_out]]
+        number = domains.setdefault(first.domain, len(domains))
+        before: Stretch | None = None
+        for stretch in cut_up(_one_document(first, pieces), loaded):
+            if before is not None:
+                waiting.append((before, split, None))
+            before, size = stretch, size + len(stretch.text) + 64
+            if size > BATCH:
+                flush()
+                size = 0
+        assert before is not None
+        waiting.append((before, split, number))
+    flush()
+    return domains
 
 
 def _one_document(first: Piece, rest: Iterator[Piece]) -> Iterator[str]:

@@ -7,8 +7,6 @@ of any size can be read.
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import hashlib
 import os
 import re
@@ -20,8 +18,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import unquote
 
+from lab.data import hub
 from lab.data.files import Finder, Scan, Stamp, expanded, scans, stamp, text_of, with_home
 from lab.data.grammar import Grammar
+from lab.data.hub import Hub
 from lab.errors import RecipeError, one_of
 from lab.files import working_folder
 
@@ -164,20 +164,6 @@ class Stdlib:
     """Options of ``stdlib``: with less than there is, ``max_bytes`` keeps a fixed random choice of the files."""
 
     max_bytes: int = 20_000_000
-
-
-@dataclass(frozen=True)
-class Hub:
-    """Options of ``hub``: ``max_documents`` is per split (0: all); no ``validation`` holds out 5 % of ``split``."""
-
-    config: str = ""
-    column: str = "text"
-    split: str = "train"
-    validation: str = ""
-    domain: str = ""
-    streaming: bool = False
-    max_documents: int = 20_000
-    revision: str = ""
 
 
 def check(spec: str) -> None:
@@ -325,28 +311,8 @@ def _text(paths: str) -> Source:
     return _of_files("text", [(domain, name, stamp(path)) for path, (domain, name) in found.items()], required)
 
 
-def hub_folder(target: str) -> Path | None:
-    """The folder that ``hub:<target>`` names, None for a name on the hub.
-
-    Raises RecipeError for a folder that does not exist, and for what is neither. A relative path stays below the folder
-    one works in, so that a name with dots in it never reads from elsewhere.
-    """
-    local, named, here = expanded(target, "hub"), with_home(target, "hub"), working_folder()
-    if not named.is_absolute() and ".." in named.parts:
-        raise RecipeError(
-            f"hub: {target!r} leads out of {here}: give owner/name, a folder below it, or the whole path of a folder"
-        )
-    if os.path.isdir(local):
-        return local
-    if target.startswith((".", "/", "~")):
-        raise RecipeError(f"hub: folder {target!r} does not exist: give owner/name or a folder (here: {here})")
-    if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", target, re.ASCII):
-        raise RecipeError(f"hub: {target!r} is no name on the hub: give owner/name, or the path of a folder")
-    return None
-
-
 def _hub(target: str, options: Hub) -> Source:
-    local = hub_folder(target)
+    local = hub.folder(target)
     stamps = [] if local is None else [stamp(p.resolve()) for p in Finder(f"hub: {target!r}").below(local)]
 
     def documents() -> Iterator[Document]:
@@ -360,15 +326,15 @@ def _hub(target: str, options: Hub) -> Source:
 
 
 def _hub_rows(target: str, options: Hub, split: str) -> Iterator[Document]:
-    try:
-        rows = hub_load(target, options, split)
-        columns = rows.column_names or list(next(iter(rows), {}))
-        for column in filter(None, (options.column, options.domain)):
-            if column not in columns:
-                raise RecipeError(one_of(f"column of {target}", column, columns))
+    local = hub.folder(target) is not None
+    what, remedy = (
+        f"hub: cannot read split {split!r} of {target!r}",
+        "the built-in corpus 'stdlib' works without a network",
+    )
+    with hub.reading(what, remedy, local):
+        rows, columns = hub.load(target, options, split, [options.column, *filter(None, [options.domain])])
         label: Any = (rows.features or {}).get(options.domain)
         classes = getattr(label, "names", None)  # a ClassLabel stores numbers
-        rows = rows.select_columns(list({options.column, options.domain} - {""}))
         for i, row in enumerate(islice(rows, options.max_documents or None)):
             text = row[options.column]
             if not isinstance(text, str | None):
@@ -381,75 +347,3 @@ def _hub_rows(target: str, options: Hub, split: str) -> Iterator[Document]:
                         "another column or split, or leave out domain"
                     )
                 yield Document(f"{split}/{i}", classes[domain] if classes is not None else str(domain), text)
-    except RecipeError:
-        raise
-    except Exception as error:  # the hub, its files and their formats fail in many ways, none of them ours
-        raise RecipeError(
-            f"hub: cannot read split {split!r} of {target!r} {hub_trouble(error, hub_folder(target) is not None)}; the "
-            "built-in corpus 'stdlib' works without a network"
-        ) from error
-
-
-UNWRITABLE = (
-    errno.EACCES,
-    errno.EPERM,
-    errno.EROFS,
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.ENOTDIR,
-    errno.EEXIST,
-    errno.EISDIR,
-)
-
-
-def hub_trouble(error: BaseException, local: bool = False) -> str:
-    """What went wrong with something of the hub, and what to do: ``(reason): check …``. ``local``: it is a folder here."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, OSError) and cause.errno in UNWRITABLE and cause.filename is not None:
-            return (
-                f"({cause.strerror} at {str(cause.filename)!r}): check that this can be read and written (HF_HOME names "
-                "another folder for what comes from the hub)"
-            )
-        cause = cause.__cause__ or cause.__context__
-    if type(error).__name__ == "DatasetGenerationError" and error.__cause__ is not None:  # which says nothing itself
-        error = error.__cause__
-    reason = f"({type(error).__name__}: {' '.join(str(error).split())[:200]})"
-    if local:
-        return f"{reason}: check its files, its config and its splits"
-    return f"{reason}: check the name, its config and splits, and the network (this machine may be offline)"
-
-
-def hub_load(target: str, options: Hub, split: str) -> Any:
-    """A ``datasets.Dataset``, or an ``IterableDataset`` where streaming, of one split; without bars of progress."""
-    with _quiet_datasets() as datasets:
-        local = hub_folder(target)
-        if local is None or not any((local / file).exists() for file in ("state.json", "dataset_dict.json")):
-            return datasets.load_dataset(
-                target if local is None else str(local),
-                options.config or None,
-                split=split,
-                streaming=options.streaming,
-                revision=options.revision or None,
-            )
-        saved = datasets.load_from_disk(str(local))  # written by save_to_disk
-        splits = saved if isinstance(saved, datasets.DatasetDict) else {"train": saved}
-        if split not in splits:
-            raise RecipeError(one_of(f"split of {target}", split, splits))
-        return splits[split].to_iterable_dataset() if options.streaming else splits[split]
-
-
-@contextlib.contextmanager
-def _quiet_datasets() -> Iterator[Any]:
-    """``datasets`` without its own progress bars and messages."""
-    import datasets
-
-    shown, loud = datasets.is_progress_bar_enabled(), datasets.logging.get_verbosity()
-    datasets.disable_progress_bars()
-    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
-    try:
-        yield datasets
-    finally:
-        datasets.logging.set_verbosity(loud)
-        if shown:
-            datasets.enable_progress_bars()

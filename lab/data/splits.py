@@ -9,14 +9,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from lab.config import number_in
 from lab.data.cache import Tokens
 from lab.errors import RecipeError, one_of
 from lab.seeds import numpy_generator
+
+if TYPE_CHECKING:
+    import torch
 
 SPLITS = ("iid", "domain", "dirichlet:<alpha>", "size:<exponent>")
 PART = 1 << 20  # windows that are looked at together
@@ -92,24 +95,13 @@ def deal(
             f"worker {count} would get no data: there are {count} {items} for {num_workers} workers: {remedy}"
         )
     rng = numpy_generator(seed, f"split {kind}", num_workers, *salt)
-    shards: list[list[np.ndarray]] = [[] for _ in range(num_workers)]
-    if kind in ("domain", "dirichlet"):
-        by_domain = np.split(np.argsort(domains, kind="stable"), np.cumsum(np.bincount(domains))[:-1])
-        if kind == "domain":
-            load = np.zeros(num_workers, dtype=np.int64)
-            for members in sorted(by_domain, key=len, reverse=True):
-                worker = int(load.argmin())
-                shards[worker].append(members)
-                load[worker] += len(members)
-        else:
-            for members in by_domain:
-                shares = rng.dirichlet(np.full(num_workers, parameter))
-                for shard, part in zip(shards, _divide(rng.permutation(members), shares), strict=True):
-                    shard.append(part)
+    if kind == "domain":
+        shards = _whole_domains(domains, num_workers)
+    elif kind == "dirichlet":
+        shards = _parts_of_domains(domains, num_workers, parameter, rng)
     else:
         shares = np.arange(1, num_workers + 1, dtype=np.float64) ** -parameter  # iid: exponent 0
-        for shard, part in zip(shards, _divide(rng.permutation(count), shares / shares.sum()), strict=True):
-            shard.append(part)
+        shards = [[part] for part in _divide(rng.permutation(count), shares / shares.sum())]
     result = [np.concatenate(parts) if parts else np.empty(0, np.int64) for parts in shards]
     for worker, mine in enumerate(result):
         mine.sort()
@@ -119,6 +111,34 @@ def deal(
                 f"{remedy}, or another split"
             )
     return [mine.astype(np.int64, copy=False) for mine in result]
+
+
+def _by_domain(domains: np.ndarray) -> list[np.ndarray]:
+    """Indices of the items of each domain."""
+    return np.split(np.argsort(domains, kind="stable"), np.cumsum(np.bincount(domains))[:-1])
+
+
+def _whole_domains(domains: np.ndarray, num_workers: int) -> list[list[np.ndarray]]:
+    """The largest domain first, each to the worker with least so far."""
+    shards: list[list[np.ndarray]] = [[] for _ in range(num_workers)]
+    load = np.zeros(num_workers, dtype=np.int64)
+    for members in sorted(_by_domain(domains), key=len, reverse=True):
+        worker = int(load.argmin())
+        shards[worker].append(members)
+        load[worker] += len(members)
+    return shards
+
+
+def _parts_of_domains(
+    domains: np.ndarray, num_workers: int, alpha: float, rng: np.random.Generator
+) -> list[list[np.ndarray]]:
+    """Of each domain to every worker a part, in proportions from Dirichlet(alpha)."""
+    shards: list[list[np.ndarray]] = [[] for _ in range(num_workers)]
+    for members in _by_domain(domains):
+        shares = rng.dirichlet(np.full(num_workers, alpha))
+        for shard, part in zip(shards, _divide(rng.permutation(members), shares), strict=True):
+            shard.append(part)
+    return shards
 
 
 def parse_split(how: str) -> tuple[str, float]:
@@ -152,6 +172,8 @@ def _windows(tokens: Tokens, context: int) -> np.ndarray:
 
 
 def _tensors(rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    import torch
+
     # Two copies, so that both tensors are contiguous.
     return torch.from_numpy(rows[:, :-1].astype(np.int64)), torch.from_numpy(rows[:, 1:].astype(np.int64))
 

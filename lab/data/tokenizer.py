@@ -6,13 +6,13 @@ whole, which is tried out on the characters around the place.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from lab.data.corpora import hub_trouble
+from lab.data import hub
 from lab.data.files import expanded, stamp
 from lab.errors import RecipeError
 
@@ -123,36 +123,12 @@ def load_tokenizer(name: str) -> Tokenizer:
     """
     if name == "bytes":
         return BYTES
-    tokenizer_identity(name)  # for its error
-    import tokenizers
-
-    try:
-        if name.startswith("hub:"):
-            loaded = tokenizers.Tokenizer.from_pretrained(name.removeprefix("hub:"))
-        else:
-            loaded = tokenizers.Tokenizer.from_file(str(expanded(name, "tokenizer")))
-    except BaseException as error:  # the library raises plain Exception for a bad file, and worse where it panics
-        if isinstance(error, KeyboardInterrupt | SystemExit):
-            raise
-        if name.startswith("hub:"):
-            what = hub_trouble(error)
-        else:
-            what = f"({' '.join(str(error).split())[:200]}): it is to be a tokenizer.json of the tokenizers library"
-        raise RecipeError(f"cannot read tokenizer {name!r} {what}; or use bytes, which needs no file") from error
+    loaded = _read(name)
     loaded.no_truncation()
     loaded.no_padding()
     if getattr(loaded.model, "dropout", None) is not None:
         loaded.model.dropout = None  # the same text is to give the same tokens
-    ids = loaded.get_vocab(with_added_tokens=True)
-    if not ids:
-        raise RecipeError(f"tokenizer {name!r} has no tokens at all: use another file, or bytes")
-    word, highest = max(ids.items(), key=lambda item: item[1])
-    if highest >= max(MOST_IDS, 8 * len(ids)):
-        raise RecipeError(
-            f"tokenizer {name!r}: token {word[:40]!r} has the id {highest:,}, and there are {len(ids):,} tokens: a model has a "
-            "row for every id up to the highest, so number them without such gaps"
-        )
-    vocab_size = highest + 1  # ids may have gaps
+    vocab_size = _vocab_size(name, loaded.get_vocab(with_added_tokens=True))
     end = next(([loaded.token_to_id(e)] for e in ENDS if loaded.token_to_id(e) is not None), [])
 
     def encode(texts: list[str]) -> list[np.ndarray]:
@@ -171,6 +147,38 @@ def load_tokenizer(name: str) -> Tokenizer:
         return str(loaded.decode(list(ids), skip_special_tokens=False))
 
     return Tokenizer(vocab_size, encode, decode, len(end), loaded.to_str())
+
+
+def _read(name: str) -> Any:
+    """A ``tokenizers.Tokenizer`` of a file or of the hub. Raises RecipeError where it cannot be read."""
+    tokenizer_identity(name)  # for its error
+    import tokenizers
+
+    try:
+        if name.startswith("hub:"):
+            return tokenizers.Tokenizer.from_pretrained(name.removeprefix("hub:"))
+        return tokenizers.Tokenizer.from_file(str(expanded(name, "tokenizer")))
+    except BaseException as error:  # the library raises plain Exception for a bad file, and worse where it panics
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            raise
+        if name.startswith("hub:"):
+            what = hub.trouble(error)
+        else:
+            what = f"({' '.join(str(error).split())[:200]}): it is to be a tokenizer.json of the tokenizers library"
+        raise RecipeError(f"cannot read tokenizer {name!r} {what}; or use bytes, which needs no file") from error
+
+
+def _vocab_size(name: str, ids: Mapping[str, int]) -> int:
+    """How many rows a model needs for these tokens. Raises RecipeError where there are none, or an id beyond all reason."""
+    if not ids:
+        raise RecipeError(f"tokenizer {name!r} has no tokens at all: use another file, or bytes")
+    word, highest = max(ids.items(), key=lambda item: item[1])
+    if highest >= max(MOST_IDS, 8 * len(ids)):
+        raise RecipeError(
+            f"tokenizer {name!r}: token {word[:40]!r} has the id {highest:,}, and there are {len(ids):,} tokens: a model has a "
+            "row for every id up to the highest, so number them without such gaps"
+        )
+    return highest + 1  # ids may have gaps
 
 
 def tokenizer_identity(name: str) -> list[Any]:

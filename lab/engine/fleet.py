@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from lab.engine.surroundings import one_core_
-from lab.seeds import Draws
+from lab.seeds.draws import Draws
 
 
 def _share_one_heap() -> None:
@@ -379,7 +379,7 @@ class Fleet:
         """Fill the gradient of every worker here that is up; return their losses ``[N]``, NaN for all others.
 
         Workers run side by side, one thread each; on a GPU one after another. What a module draws (dropout) comes from a
-        generator of ``seed(worker)`` (`lab.seeds.Draws`), which costs a little on every operation: a worker's first pass
+        generator of ``seed(worker)`` (`lab.seeds.draws.Draws`), which costs a little on every operation: a worker's first pass
         shows whether its module draws at all, and those that do not are left alone from then on.
 
         Parameters

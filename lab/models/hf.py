@@ -26,7 +26,7 @@ from lab.config import RecipeView, config
 from lab.errors import RecipeError
 from lab.models.files import Unreadable, check_ordinary, in_one_line, located, open_tensors, read_json
 from lab.models.gpt import cross_entropy
-from lab.seeds import Draws, same_draws
+from lab.seeds.draws import Draws, same_draws
 
 # While it builds or loads a model, transformers exchanges torch's functions for first values, methods of its own classes, and
 # torch's default dtype, each for the whole process: two threads that do so at once can leave what the other has put there.

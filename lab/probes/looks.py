@@ -21,7 +21,8 @@ from lab.engine.fleet import Stack
 from lab.errors import Diverged
 from lab.events import Evaluated, Event, Warned
 from lab.probes.drift import squares_W
-from lab.seeds import Draws, derive
+from lab.seeds import derive
+from lab.seeds.draws import Draws
 
 if TYPE_CHECKING:
     from lab.runs.trainer import Trainer

@@ -62,6 +62,10 @@ class Busy(LabError):
     """Another process is writing this run."""
 
 
+class _Unusable(Exception):
+    """A checkpoint that is not what was written, and why."""
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     step: int
@@ -472,31 +476,13 @@ class RunFolder:
             notes = self._checked(recipe)
         lost: Damaged | None = None
         for step, file in reversed(self._checkpoints()):
-            problem = damage(file)
             try:
-                found = None if problem else _checkpoint(file)
-            except UNREADABLE:
-                found, problem = None, "it is no checkpoint of a run"
-            if found is not None and found[0].step != step:
-                problem = f"it is that of step {found[0].step}"
-            if problem is not None or found is None:
+                return self._usable(step, file, recipe), notes
+            except _Unusable as problem:
                 notes.append(f"checkpoint {file.name} is damaged ({problem}): going back to the one before it")
-                continue
-            checkpoint, meta = found
-            if meta.get("version", 1) > VERSION:
-                raise RecipeError(_newer(file, meta["version"]))
-            if "recipe" in meta and not _same(meta["recipe"], recipe):
-                raise RecipeError(
-                    f"{file} is of another recipe ({_difference(meta['recipe'], recipe.to_dict(), 'it', 'this run')}): "
-                    "remove it, or put back the recipe.json that was there"
-                )
-            try:
-                self._check_events(file, checkpoint, meta)
             except Damaged as error:
                 lost = lost or error
                 notes.append(f"{error}: going back to the checkpoint before it")
-                continue
-            return checkpoint, notes
         if lost is not None:
             raise Damaged(f"{lost}: put back the file that was there, or run it anew (`lab run … --again`)")
         try:
@@ -508,6 +494,37 @@ class RunFolder:
         if num and not notes:
             notes.append("its checkpoints are missing")
         return None, notes
+
+    def _usable(self, step: int, file: Path, recipe: Recipe) -> Checkpoint:
+        """What a checkpoint holds, if it can be gone on from.
+
+        Raises
+        ------
+        _Unusable
+            if it is not what was written.
+        Damaged
+            if the events that it counts on are not.
+        RecipeError
+            if it is of another recipe, or of a newer version.
+        """
+        problem = damage(file)
+        if problem is not None:
+            raise _Unusable(problem)
+        try:
+            checkpoint, meta = _checkpoint(file)
+        except UNREADABLE:
+            raise _Unusable("it is no checkpoint of a run") from None
+        if checkpoint.step != step:
+            raise _Unusable(f"it is that of step {checkpoint.step}")
+        if meta.get("version", 1) > VERSION:
+            raise RecipeError(_newer(file, meta["version"]))
+        if "recipe" in meta and not _same(meta["recipe"], recipe):
+            raise RecipeError(
+                f"{file} is of another recipe ({_difference(meta['recipe'], recipe.to_dict(), 'it', 'this run')}): "
+                "remove it, or put back the recipe.json that was there"
+            )
+        self._check_events(file, checkpoint, meta)
+        return checkpoint
 
     def _check_events(self, file: Path, checkpoint: Checkpoint, meta: Mapping[str, Any]) -> None:
         """Raises Damaged if the events that a checkpoint counts on are not there as they were."""

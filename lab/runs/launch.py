@@ -157,19 +157,29 @@ def launch(
     except SignalException:
         raise KeyboardInterrupt from None
     except ChildFailedError as error:
-        if any(f.exitcode == INTERRUPTED for f in error.failures.values()):
-            raise KeyboardInterrupt from None
-        own = [f.exitcode for f in error.failures.values() if f.exitcode > 0 and f.exitcode != PeerLost.exit_code]
-        if own:
-            if not (folder.path / "events.jsonl").exists():
-                _forget(folder)
-            sys.exit(own[0])
-        what = _lost({p: (f.exitcode, f.timestamp) for p, f in error.failures.items()}, num, timeout_seconds)
-        raise PeerLost(
-            f"{what}: the run has stopped; go on with: lab resume {folder.path} --processes {num} (--restarts 3 does so by itself)"
+        raise _ended(
+            folder, {p: (f.exitcode, f.timestamp) for p, f in error.failures.items()}, num, timeout_seconds
         ) from None
     finally:
         del os.environ[LAUNCHED]
+
+
+def _ended(
+    folder: RunFolder, failures: Mapping[int, tuple[int, float]], num: int, timeout_seconds: float
+) -> BaseException:
+    """What to raise where processes did not end well, from the exit code and the time of each of them."""
+    codes = [code for code, _ in failures.values()]
+    if INTERRUPTED in codes:
+        return KeyboardInterrupt()
+    own = [code for code in codes if code > 0 and code != PeerLost.exit_code]
+    if own:  # it has said why
+        if not (folder.path / "events.jsonl").exists():
+            _forget(folder)
+        return SystemExit(own[0])
+    return PeerLost(
+        f"{_lost(failures, num, timeout_seconds)}: the run has stopped; go on with: lab resume {folder.path} --processes {num} "
+        "(--restarts 3 does so by itself)"
+    )
 
 
 def _forget(folder: RunFolder) -> None:

@@ -34,7 +34,7 @@ from lab.data import corpora
 from lab.engine.surroundings import one_core_
 from lab.errors import LabError, RecipeError
 from lab.events import Ended, Event, Sent, Started, Stepped, Turned
-from lab.files import located, shown, working_folder, working_in
+from lab.files import located, numbered, shown, working_folder, working_in
 from lab.methods.registry import name_of, source_of
 from lab.processes.peers import check_timeout, share_out
 from lab.recipes.recipe import Recipe
@@ -533,11 +533,7 @@ def _same_cell(a: Run, b: Run) -> bool:
 
 def _path(recipe: Recipe, folder: str | Path | None, again: bool) -> Path:
     path = located(folder if folder is not None else LIVE / recipe.id)
-    number, first = 2, path
-    while again and path.exists():
-        path = first.with_name(f"{first.name}-{number}")
-        number += 1
-    return path
+    return next(free for free in numbered(path) if not (again and free.exists()))
 
 
 def _notebook_cell() -> tuple[str, str] | None:

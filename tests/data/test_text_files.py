@@ -16,8 +16,9 @@ import pytest
 
 from lab.data import files, load_corpus, load_tokenizer, tokenizer
 from lab.data.cache import read_corpus
-from lab.data.corpora import hold_out, hub_folder, open_source
+from lab.data.corpora import hold_out, open_source
 from lab.data.files import Finder, Scan, expanded, scan, scans, settled, stamp, text_of
+from lab.data.hub import folder as hub_folder
 from lab.data.tokenizer import bare, cut_up, stretched
 from tests.support import ROOT
 from tests.support.texts import fails, make_tokenizer, run, write_texts

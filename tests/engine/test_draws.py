@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lab.errors import LabError
-from lab.seeds import Draws, same_draws
+from lab.seeds.draws import Draws, same_draws
 
 X = torch.linspace(0.1, 0.9, 48).reshape(2, 6, 4)
 LSTM = nn.LSTM(4, 4, num_layers=2, dropout=0.5, batch_first=True)
@@ -154,11 +154,11 @@ def test_what_is_computed_again_draws_the_same() -> None:
 
 def test_what_would_draw_others_is_refused() -> None:
     """A checkpoint that knows nothing of the draws would compute wrong gradients in silence."""
-    with pytest.raises(LabError, match=r"context_fn=lab\.seeds\.same_draws"):
+    with pytest.raises(LabError, match=r"context_fn=lab\.seeds\.draws\.same_draws"):
         gradients(Deep({}))
 
 
 def test_watching_imports_no_compiler() -> None:
     """Which takes seconds, and sets environment variables and filters of warnings."""
-    code = "import sys, torch; from lab.seeds import Draws\nwith Draws(0): torch.rand(3)\nassert 'torch._dynamo' not in sys.modules"
+    code = "import sys, torch; from lab.seeds.draws import Draws\nwith Draws(0): torch.rand(3)\nassert 'torch._dynamo' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from string import ascii_uppercase
 from typing import Any
 
-from lab.data.corpora import HELD_OUT, Hub, fraction, hub_load, hub_trouble
-from lab.errors import RecipeError, one_of
+from lab.data import hub
+from lab.data.corpora import HELD_OUT, fraction
 
 
 @dataclass(frozen=True)
@@ -44,22 +44,13 @@ class Source:
         yield from found
 
     def _split(self, split: str) -> Iterator[tuple[str, str, str]]:
-        try:
-            rows = hub_load(self.path, Hub(), split)
-            for column in self.columns:
-                if column not in rows.column_names:
-                    raise RecipeError(one_of(f"column of {self.path}", column, rows.column_names))
-            for row in rows.select_columns(list(self.columns)):
+        what = f"cannot read split {split!r} of {self.path!r} from the hub"
+        with hub.reading(what, "task:packages and task:docstrings need none"):
+            rows, _ = hub.load(self.path, hub.Hub(), split, self.columns)
+            for row in rows:
                 prompt, completion, domain = self.read(row)
                 if prompt and (completion or self.has_labels):
                     yield prompt, completion, domain
-        except RecipeError:
-            raise
-        except Exception as error:  # the hub, its files and their formats fail in many ways, none of them ours
-            raise RecipeError(
-                f"cannot read split {split!r} of {self.path!r} from the hub {hub_trouble(error)}; task:packages and "
-                "task:docstrings need none"
-            ) from error
 
 
 def _joined(*parts: str | None) -> str:

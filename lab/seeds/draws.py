@@ -1,50 +1,20 @@
-"""Every random draw has its own generator, made from the run's seed and its purpose. There is no global generator.
-
-Two derivations, each for a library of its own: `generator` is torch's (models, methods, scenarios), `numpy_generator` numpy's
-(which text goes to whom, in which order). Both are the same on every machine and in every process.
-"""
+"""What a module draws by itself: dropout and noise, from generators of its own instead of torch's global one."""
 
 from __future__ import annotations
 
 import functools
-import hashlib
 import sys
 import threading
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-import numpy as np
 import torch
 import torch.utils.checkpoint
 from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode, _pop_mode, _push_mode
 
 from lab.errors import LabError
-
-
-def derive(seed: int, *purpose: str | int) -> int:
-    """A 63-bit seed for one purpose, e.g. ``derive(0, "coin", t)``: the same on every machine and in every process."""
-    digest = hashlib.blake2b(repr((seed, *purpose)).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1
-
-
-def generator(seed: int, *purpose: str | int) -> torch.Generator:
-    return torch.Generator().manual_seed(derive(seed, *purpose))
-
-
-def numpy_generator(seed: int, purpose: str, *ids: int) -> np.random.Generator:
-    """A numpy generator for one purpose, e.g. ``numpy_generator(0, "epoch", worker, epoch)``, from 256 bits of SHA-256."""
-    digest = hashlib.sha256(repr((int(seed), purpose, *map(int, ids))).encode()).digest()
-    return np.random.default_rng(int.from_bytes(digest, "little"))
-
-
-def uniform(seed: int, *purpose: str | int) -> float:
-    """One number in [0, 1)."""
-    return torch.rand((), generator=generator(seed, *purpose), dtype=torch.float32, device="cpu").item()
-
-
-# --- what a module draws by itself -----------------------------------------------------------------------------------
 
 
 class Draws(TorchDispatchMode):
@@ -131,7 +101,7 @@ class Draws(TorchDispatchMode):
             if _is_checkpointed():
                 raise LabError(
                     "the model draws random numbers (dropout) where torch.utils.checkpoint computes it again, and they would be "
-                    "others: give checkpoint preserve_rng_state=False, context_fn=lab.seeds.same_draws"
+                    "others: give checkpoint preserve_rng_state=False, context_fn=lab.seeds.draws.same_draws"
                 )
 
     def _lent(self, func: OpOverload, args: Sequence[Any], kwargs: dict[str, Any], device: torch.device) -> Any:
