@@ -19,9 +19,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lab.errors import RecipeError
-from lab.files import located, shown
+from lab.files import located, shown, write_atomically
 from lab.runs import child
-from lab.files import write_atomically
 from lab.runs.progress import FILE
 from lab.study.claims import Claims, claims_in
 from lab.study.notebooks import DONE, Notebook, copy_shipped, given, shipped, unchanged

@@ -22,9 +22,8 @@ import click
 
 from lab.engine.fleet import num_cores
 from lab.errors import RecipeError
-from lab.files import located, shown
+from lab.files import located, shown, write_atomically
 from lab.runs import child
-from lab.files import write_atomically
 from lab.runs.progress import FILE
 from lab.study.claims import SIGN, Claims, claims_in
 from lab.study.notebooks import Notebook, literal

@@ -49,6 +49,10 @@ class Checked:
         return f"{self.verdict}. Several slips would give this:\n" + "\n".join(f"- {hint}" for hint in self.hints)
 
 
+def _not_yet(*hints: str) -> Checked:
+    return Checked(NOT_YET, hints)
+
+
 # --- how many bytes? -------------------------------------------------------------------------------------------------
 
 
@@ -68,7 +72,7 @@ def check_sent_bytes(answer: object, recipe: Recipe) -> Checked:
     if answer is None or answer is ...:
         return Checked(OPEN, ("put the number of bytes in place of the dots",))
     if isinstance(answer, bool) or not isinstance(answer, int | float) or not math.isfinite(answer) or answer <= 0:
-        return Checked(NOT_YET, (f"{answer!r} is no number of bytes: give one number greater than 0",))
+        return _not_yet(f"{answer!r} is no number of bytes: give one number greater than 0")
     right = forecast.payload_bytes
     if _close(answer, right):
         return Checked(RIGHT, ("the ledger of a dry run has the same number",))
@@ -76,11 +80,10 @@ def check_sent_bytes(answer: object, recipe: Recipe) -> Checked:
         hint for value, hint in _byte_slips(recipe, forecast) if _close(answer, value) and not _close(value, right)
     ]
     if slips:
-        return Checked(NOT_YET, tuple(dict.fromkeys(slips)))
+        return _not_yet(*dict.fromkeys(slips))
     far = "too much" if answer > right else "too little"
-    return Checked(
-        NOT_YET,
-        (f"{far}. Take one state at a time: in how many steps does it travel, and how large is one copy of it",),
+    return _not_yet(
+        f"{far}. Take one state at a time: in how many steps does it travel, and how large is one copy of it"
     )
 
 
@@ -145,59 +148,56 @@ def check_periods(answer: object, recipe: Recipe, budget_bytes: float, at_least:
     at_least
         the part of the budget that is to be used.
     """
-    method: Any = recipe.method
-    names = ["params", *method.inner.state_names]
+    names = ["params", *recipe.method.inner.state_names]
     if answer is None or answer is ...:
         return Checked(OPEN, (f"give a period to each of {', '.join(names)}",))
     if not isinstance(answer, Mapping):
-        return Checked(NOT_YET, (f"{answer!r} is one value: give each state its own, as in {{'params': …, …}}",))
+        return _not_yet(f"{answer!r} is one value: give each state its own, as in {{'params': …, …}}")
     if missing := [name for name in names if name not in answer]:
-        return Checked(
-            NOT_YET, (f"{_and(missing)} would never be averaged: a state without a period stays with its worker",)
-        )
+        return _not_yet(f"{_and(missing)} would never be averaged: a state without a period stays with its worker")
     try:
-        chosen = recipe.but(
-            method=recipe.to_dict()["method"] | {"sync_every": periods(with_periods(method, dict(answer)))}
-        )
+        given = periods(with_periods(recipe.method, dict(answer)))
+        chosen = recipe.but(method=recipe.to_dict()["method"] | {"sync_every": given})
     except LabError as error:
-        return Checked(NOT_YET, (str(error),))
+        return _not_yet(str(error))
     every = periods(chosen.method)
     assert isinstance(every, dict)  # as in the recipe that was given
     if never := [name for name in names if every[name] > recipe.steps]:
-        return Checked(NOT_YET, (f"{_and(never)} would never travel: the run has only {recipe.steps:,} steps",))
+        return _not_yet(f"{_and(never)} would never travel: the run has only {recipe.steps:,} steps")
     ledger = Ledger(dry_run(chosen))
-    sent = ledger.total_bytes(0)
-    share = sent / budget_bytes
+    share = ledger.total_bytes(0) / budget_bytes
+    if share > 1:
+        by_state = ledger.by("state", worker=0)
+        (dearest,) = max(by_state, key=lambda state: by_state[state])
+        hint = f"over the budget, by a factor of {share:.2f}; {dearest} takes the largest part of it"
+        return _not_yet(hint + _other_budget(share, at_least, recipe.num_workers))
+    if every["params"] > min(every[name] for name in names[1:]):
+        return _not_yet(
+            "it fits, but some moment travels more often than the parameters. Which of them changes fastest from step to step, "
+            "and which is an average over many steps"
+        )
+    if share < at_least:
+        hint = f"it fits, but {1 - share:.0%} of the budget is left: which state would gain most from travelling more often"
+        return _not_yet(_other_budget(share, at_least, recipe.num_workers) or hint)
+    return Checked(RIGHT, (f"{human(ledger.total_bytes(0))} a worker, {share:.0%} of the budget",))
+
+
+def _other_budget(share: float, at_least: float, num_workers: int) -> str:
+    """What was taken for the budget, if with that it would have been used well; else nothing. ``share`` of it that is used."""
 
     def nearly(factor: float) -> bool:
         """Whether the budget would be used well if it were ``factor`` times what it is."""
         return at_least <= share / factor <= 1
 
-    if share > 1:
-        by_state = ledger.by("state", worker=0)
-        (dearest,) = max(by_state, key=lambda state: by_state[state])
-        hint = f"over the budget, by a factor of {share:.2f}; {dearest} takes the largest part of it"
-        if nearly(8):
-            hint += ". It would do if the budget were in bits: it is in bytes"
-        elif nearly(recipe.num_workers):
-            hint += f". It would do if the budget were that of all {recipe.num_workers} workers: it is that of one"
-        return Checked(NOT_YET, (hint,))
-    if every["params"] > min(every[name] for name in names[1:]):
-        return Checked(
-            NOT_YET,
-            (
-                "it fits, but some moment travels more often than the parameters. Which of them changes fastest from step to "
-                "step, and which is an average over many steps",
-            ),
-        )
-    if share < at_least:
-        hint = f"it fits, but {1 - share:.0%} of the budget is left: which state would gain most from travelling more often"
-        if nearly(1 / 8):
-            hint = "far below the budget, as if it had been divided by 8: payload and budget are both in bytes"
-        elif nearly(1 / recipe.num_workers):
-            hint = "far below the budget, as if all workers shared it: each of them has a budget of its own"
-        return Checked(NOT_YET, (hint,))
-    return Checked(RIGHT, (f"{human(sent)} a worker, {share:.0%} of the budget",))
+    if share > 1 and nearly(8):
+        return ". It would do if the budget were in bits: it is in bytes"
+    if share > 1 and nearly(num_workers):
+        return f". It would do if the budget were that of all {num_workers} workers: it is that of one"
+    if share < 1 and nearly(1 / 8):
+        return "far below the budget, as if it had been divided by 8: payload and budget are both in bytes"
+    if share < 1 and nearly(1 / num_workers):
+        return "far below the budget, as if all workers shared it: each of them has a budget of its own"
+    return ""
 
 
 # --- an update rule --------------------------------------------------------------------------------------------------
@@ -222,11 +222,11 @@ def check_outer_step(rule: Callable[..., Any], lr: float = 0.7, momentum: float 
     try:
         got = _walk(rule, moves)
     except Exception as error:
-        return Checked(NOT_YET, (f"the rule raised {type(error).__name__}: {error}",))
+        return _not_yet(f"the rule raised {type(error).__name__}: {error}")
+    if got == OPEN:
+        return Checked(OPEN, ("write the rule in place of the dots",))
     if isinstance(got, str):
-        return Checked(
-            OPEN if got == OPEN else NOT_YET, (got if got != OPEN else "write the rule in place of the dots",)
-        )
+        return _not_yet(got)
     right = _walk(_oracle(lr, momentum), moves)
     if _same(got, right):
         return Checked(
@@ -234,24 +234,18 @@ def check_outer_step(rule: Callable[..., Any], lr: float = 0.7, momentum: float 
         )
     for wrong, hint in _outer_slips(lr, momentum):
         if _same(got, _walk(wrong, moves)):
-            return Checked(NOT_YET, (hint,))
+            return _not_yet(hint)
     where = next(k for k, (a, b) in enumerate(zip(got, right, strict=True)) if not _same([a], [b]))
     hint = f"the first {where} of {len(moves)} rounds are right, the next is not: what does the velocity remember"
     if where == 0:
         away = ((got[0] - _start(moves)) @ moves[0].mean(0)).item() < 0
         hint = "the first round already differs: by hand, with velocity 0, what should become of the parameters"
         hint = "the parameters move away from where the workers went" if away else hint
-    return Checked(NOT_YET, (hint,))
+    return _not_yet(hint)
 
 
-def _outer_slips(lr: float, m: float) -> list[tuple[Outer, str]]:
+def _outer_slips(lr: float, m: float) -> Iterator[tuple[Outer, str]]:
     """Rules that are nearly right, and what to say about them."""
-
-    def mean(x: Tensor, local_W: Tensor) -> Tensor:
-        return x - local_W.mean(0)
-
-    def backwards(x: Tensor, local_W: Tensor) -> Tensor:
-        return local_W.mean(0) - x
 
     def nesterov(x: Tensor, g: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         v = m * v + g
@@ -266,39 +260,38 @@ def _outer_slips(lr: float, m: float) -> list[tuple[Outer, str]]:
         return x - lr * (g + m * v), v
 
     sign = "the sign: a pseudo-gradient is shared − local, since an optimizer goes against a gradient"
-    slips: list[tuple[Callable[..., Any], Callable[..., Tensor], str]] = [  # the step, its gradient, the hint
-        (nesterov, backwards, sign),
-        (plain_momentum, backwards, sign),
-        (
-            plain_momentum,
-            mean,
-            "the velocity alone moves the parameters: Nesterov looks one step ahead of it. What does it add",
-        ),
-        (
-            lambda x, g, v: (x - g, v),
-            mean,
-            "that is the plain average: where do the outer rate and the velocity come in",
-        ),
-        (
-            lambda x, g, v: (x - lr * g, v),
-            mean,
-            "the velocity never comes in: a round should remember the rounds before it",
-        ),
-        (
-            lambda x, g, v: nesterov(x, g, 0 * v),
-            mean,
-            "the velocity forgets the rounds before: use the one that comes in, and return the new one",
-        ),
-        (running_mean, mean, "the velocity is a running mean: Nesterov's is a running sum, as in torch.optim.SGD"),
-        (lambda x, g, v: nesterov(x, g / lr, v), mean, "the outer learning rate is missing"),
-        (nesterov, lambda x, local_W: (x - local_W).sum(0), "the sum over the workers: it should be their mean"),
-        (nesterov, lambda x, local_W: x - local_W[0], "only one worker is listened to: take the mean over all"),
-    ]
+    yield _rule(nesterov, _backwards), sign
+    yield _rule(plain_momentum, _backwards), sign
+    hint = "the velocity alone moves the parameters: Nesterov looks one step ahead of it. What does it add"
+    yield _rule(plain_momentum), hint
+    hint = "that is the plain average: where do the outer rate and the velocity come in"
+    yield _rule(lambda x, g, v: (x - g, v)), hint
+    hint = "the velocity never comes in: a round should remember the rounds before it"
+    yield _rule(lambda x, g, v: (x - lr * g, v)), hint
+    hint = "the velocity forgets the rounds before: use the one that comes in, and return the new one"
+    yield _rule(lambda x, g, v: nesterov(x, g, 0 * v)), hint
+    hint = "the velocity is a running mean: Nesterov's is a running sum, as in torch.optim.SGD"
+    yield _rule(running_mean), hint
+    yield _rule(lambda x, g, v: nesterov(x, g / lr, v)), "the outer learning rate is missing"
+    hint = "the sum over the workers: it should be their mean"
+    yield _rule(nesterov, lambda x, local_W: (x - local_W).sum(0)), hint
+    yield _rule(nesterov, lambda x, local_W: x - local_W[0]), "only one worker is listened to: take the mean over all"
 
-    def rule(step: Callable[..., Any], gradient: Callable[..., Tensor]) -> Outer:
-        return lambda x, local_W, v: step(x, gradient(x, local_W), v)
 
-    return [(rule(step, gradient), hint) for step, gradient, hint in slips]
+def _pseudo_gradient(x: Tensor, local_W: Tensor) -> Tensor:
+    return x - local_W.mean(0)
+
+
+def _backwards(x: Tensor, local_W: Tensor) -> Tensor:
+    return local_W.mean(0) - x
+
+
+def _rule(
+    step: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]],
+    gradient: Callable[[Tensor, Tensor], Tensor] = _pseudo_gradient,
+) -> Outer:
+    """A step from parameters, gradient and velocity, on this gradient."""
+    return lambda x, local_W, v: step(x, gradient(x, local_W), v)
 
 
 def _oracle(lr: float, momentum: float) -> Outer:

@@ -13,14 +13,14 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from lab.engine.comm import Communicator
 from lab.engine.fleet import Fleet
-from lab.engine.state import Loss, State
+from lab.engine.state import State
 from lab.methods import Method, declared
 from lab.methods.lora_factors import Adapters, product_norm
 from lab.models.gpt import Linear
 from lab.models.lora import LoRA, adapt_, adapters, cut_to
 from lab.seeds import generator
+from lab.study.bench import Bench
 
 
 class Regression(nn.Module):
@@ -80,20 +80,10 @@ def regression(
         return adapt_(module, lora, lora.bounds[-1] if worker is None else ranks_W[worker], seed)
 
     fleet = Fleet(build, len(ranks), dtype=torch.float64, threads=1)
-    comm = Communicator(fleet)
     state = State.of(fleet, adapters=Adapters.of(lora, len(ranks), list(fleet.layout.place)))
-    method.init(state)
     eye = torch.eye(d, dtype=torch.float64)
-
-    def grad(s: State, loss: Loss | None = None) -> Tensor:
-        if loss is None:
-            return s.fleet.backward(lambda module, w: module.loss(eye, goal.T))  # type: ignore[operator, no-any-return]
-        return s.fleet.backward(lambda module, w: loss(module, w, eye, goal.T))
-
-    for t in range(1, rounds * round_steps + 1):
-        comm.t = t
-        method.step(state, grad, comm, t)
-    fleet.close()
+    bench = Bench(method, state, batch=lambda worker, t: (eye, goal.T)).run(rounds * round_steps)
+    bench.close()
     model, scale = fleet.whole_model(state.shared["params"]), float(goal.square().sum())
     losses = {}
     for rank in lora.bounds:
@@ -102,8 +92,10 @@ def regression(
     A, B = next(iter(adapters(model).values())).factors()
     segments = zip([0, *lora.bounds], lora.bounds, strict=False)
     energy = [product_norm((A[low:high], B[:, low:high])) ** 2 for low, high in segments]
-    by_op = comm.ledger.by("op")
+    by_op = bench.comm.ledger.by("op")
     down = by_op.get(("broadcast",), 0)
     return Outcome(
-        losses, [e / sum(energy) if sum(energy) else 0.0 for e in energy], (comm.ledger.total_bytes() - down, down)
+        losses,
+        [e / sum(energy) if sum(energy) else 0.0 for e in energy],
+        (bench.comm.ledger.total_bytes() - down, down),
     )

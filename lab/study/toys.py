@@ -8,18 +8,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lab.engine.comm import Communicator
 from lab.engine.fleet import Fleet
 from lab.engine.state import Loss, State
 from lab.methods.registry import parse_method, round_steps
 from lab.probes.metrics import Alignment, Watch, basis_similarity, numerical_rank, spectrum
 from lab.seeds import generator
+from lab.study.bench import Bench
 
 
 class _Point(nn.Module):
     def __init__(self, start: Any):
         super().__init__()
         self.x = nn.Parameter(torch.as_tensor(start, dtype=torch.float64).clone())
+
+
+def _points(num_workers: int, start: Any) -> State:
+    """Workers at the same point, as nobody has moved or sent anything yet."""
+    return State.of(Fleet(lambda worker: _Point(start), num_workers, dtype=torch.float64))
 
 
 def rosenbrock(
@@ -47,10 +52,7 @@ def rosenbrock(
     -------
     steps, and the distance of the workers' mean from the optimum at those steps.
     """
-    m = parse_method(spec)
-    fleet = Fleet(lambda worker: _Point(start), num_workers, dtype=torch.float64)
-    s, comm = State.of(fleet), Communicator(fleet)
-    m.init(s)
+    s = _points(num_workers, start)
     g = generator(seed, "rosenbrock")
 
     def grad(s: State, loss: Loss | None = None) -> Tensor:
@@ -60,14 +62,12 @@ def rosenbrock(
         s.grads["x"].add_(torch.randn(num_workers, 2, generator=g, dtype=torch.float64), alpha=noise)
         return (1 - x) ** 2 + 100 * (y - x * x) ** 2
 
-    at, distance = [], []
-    for t in range(1, steps + 1):
-        comm.t = t
-        m.step(s, grad, comm, t)
+    at, distance, bench = [], [], Bench(parse_method(spec), s, grad)
+    for t, _ in bench.steps(steps):
         if t % every == 0:
             at.append(t)
             distance.append(float((s.local["params"]["x"].mean(0) - 1).norm()))
-    fleet.close()
+    bench.close()
     return at, distance
 
 
@@ -96,10 +96,7 @@ def quadratic(
     -------
     the workers' mean loss at every average of the parameters, and the cosines there.
     """
-    m = parse_method(spec)
-    fleet = Fleet(lambda worker: _Point([1.0] * dim), num_workers, dtype=torch.float64)
-    s, comm = State.of(fleet), Communicator(fleet)
-    m.init(s)
+    s = _points(num_workers, [1.0] * dim)
     g = generator(seed, "quadratic")
     curvature = torch.logspace(-2, 0, dim, dtype=torch.float64)
 
@@ -109,13 +106,12 @@ def quadratic(
         s.grads["x"].add_(torch.randn(num_workers, dim, generator=g, dtype=torch.float64), alpha=noise)
         return 0.5 * (curvature * x * x).sum(1)
 
-    losses, watch = [], Watch(s, comm, momentum)
-    for t in range(1, steps + 1):
-        comm.t = t
-        loss_W = m.step(s, grad, comm, t)
+    bench = Bench(parse_method(spec), s, grad)
+    losses, watch = [], Watch(s, bench.comm, momentum)
+    for _, loss_W in bench.steps(steps):
         if watch.after():
             losses.append(float(loss_W.mean()))
-    fleet.close()
+    bench.close()
     return losses, watch.seen
 
 
@@ -141,10 +137,7 @@ def matrix_regression(
 
     Without a full-rank term the pseudo-gradient never leaves the span of the first basis.
     """
-    m = parse_method(spec)
-    fleet = Fleet(lambda worker: _Point(torch.zeros(shape)), num_workers, dtype=torch.float64)
-    s, comm = State.of(fleet), Communicator(fleet)
-    m.init(s)
+    s = _points(num_workers, torch.zeros(shape))
     g = generator(seed, "matrix")
     target = torch.randn(shape, generator=g, dtype=torch.float64)
 
@@ -155,18 +148,16 @@ def matrix_regression(
         return 0.5 * missed.square().sum(2).mean(1)
 
     seen: list[Basis] = []
-    every = round_steps(m)
-    for t in range(1, rounds * every + 1):
-        if t % every == 1:
-            theta, basis = s.local["params"]["x"].mean(0), s.local["projector"]["x"][0].clone()
-        comm.t = t
-        m.step(s, grad, comm, t)
-        if t % every == 0:
-            now = s.local["params"]["x"].mean(0)
-            rank = numerical_rank(spectrum(now - theta))
-            similarity = basis_similarity(s.local["projector"]["x"][0], basis)
-            seen.append(Basis(float((now - target).norm() / target.norm()), rank, similarity))
-    fleet.close()
+    m = parse_method(spec)
+    bench = Bench(m, s, grad)
+    for _ in range(rounds):
+        theta, basis = s.local["params"]["x"].mean(0), s.local["projector"]["x"][0].clone()
+        bench.run(round_steps(m))
+        now = s.local["params"]["x"].mean(0)
+        rank = numerical_rank(spectrum(now - theta))
+        similarity = basis_similarity(s.local["projector"]["x"][0], basis)
+        seen.append(Basis(float((now - target).norm() / target.norm()), rank, similarity))
+    bench.close()
     return seen
 
 
@@ -194,22 +185,12 @@ def gossip(
     -------
     mean square distance of the workers' slow weights from their mean, at the start and after every round.
     """
-    m = parse_method(
-        {
-            "name": "noloco",
-            "sync_every": sync_every,
-            "pull": pull,
-            "inner": {"name": "SGD", "lr": lr or 1e-300},  # a rate must be positive
-            "max_norm": None,
-            "pair_seed": seed,
-        }
-    )
+    spec = {"name": "noloco", "sync_every": sync_every, "pull": pull, "max_norm": None, "pair_seed": seed}
+    spec["inner"] = {"name": "SGD", "lr": lr or 1e-300}  # a rate must be positive
     g = generator(seed, "gossip")
     starts = torch.randn(num_workers, dim, generator=g, dtype=torch.float64)
-    fleet = Fleet(lambda worker: _Point(starts[worker or 0]), num_workers, dtype=torch.float64)
-    s, comm = State.of(fleet), Communicator(fleet)
+    s = _points(num_workers, starts[0])
     s.local["params"]["x"].copy_(starts)
-    m.init(s)
 
     def grad(s: State, loss: Loss | None = None) -> Tensor:
         x = s.local["params"]["x"]
@@ -220,11 +201,10 @@ def gossip(
         x = s.local["slow"]["x"]
         return float((x - x.mean(0)).square().mean())
 
+    bench = Bench(parse_method(spec), s, grad)
     seen = [apart()]
-    for t in range(1, rounds * sync_every + 1):
-        comm.t = t
-        m.step(s, grad, comm, t)
-        if t % sync_every == 0:
-            seen.append(apart())
-    fleet.close()
+    for _ in range(rounds):
+        bench.run(sync_every)
+        seen.append(apart())
+    bench.close()
     return seen
