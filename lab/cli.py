@@ -468,11 +468,12 @@ def reproduce(
 ) -> None:
     """Execute NOTEBOOKs (default: all in notebooks/) and end with a table of what holds of the papers' claims."""
     from lab.errors import RecipeError
+    from lab.study.execution import Pages
     from lab.study.reproduce import reproduce as execute
 
     if everything and notebooks:
         raise RecipeError(f"--all means all of notebooks/: leave it out, or leave out {notebooks[0]}")
-    sys.exit(execute(list(notebooks), list(parameters), Path(out), again=again, jobs=jobs))
+    sys.exit(execute(notebooks, parameters, Path(out), Pages.installed(), again=again, jobs=jobs))
 
 
 @main.command()
@@ -506,9 +507,10 @@ def export(run: str, folder: str, rank: str | None, merged: bool, rslora: bool, 
 @click.option("--again", is_flag=True, help="Execute even what is already done.")
 def sweep(notebook: str, parameters: tuple[str, ...], out: str, jobs: int | None, again: bool) -> None:
     """Execute a NOTEBOOK with every combination of parameters, side by side, and compare what came out."""
+    from lab.study.execution import Pages
     from lab.study.sweep import sweep as execute
 
-    sys.exit(execute(notebook, list(parameters), Path(out), jobs=jobs, again=again))
+    sys.exit(execute(notebook, parameters, Path(out), Pages.installed(), jobs=jobs, again=again))
 
 
 @main.command()

@@ -7,10 +7,13 @@ class that is declared and not of one derived from it, since a recipe on disk na
 
 from __future__ import annotations
 
+import ast
 import inspect
+import json
 import operator
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from functools import partial, reduce, wraps
 from types import UnionType
@@ -130,6 +133,51 @@ def _itself(cls: type, value: Any) -> Any:
             "be used instead: use that one"
         )
     return value
+
+
+def parse_value(text: str, *, literals: bool = False) -> Any:
+    """What a text on the command line means: JSON where it can be, else a number or a word of Python, else the text itself.
+
+    So ``.5``, ``1_000`` and ``None`` are numbers and nothing, ``(1, 2)`` is text. A key of an object may not stand twice.
+
+    Parameters
+    ----------
+    literals
+        any literal of Python, ``(1, 2)`` and ``'x'`` too, and only then JSON: as parameters of a notebook are written. What is
+        nested too deep is text then, and of a key that stands twice the last counts.
+
+    Raises
+    ------
+    RecipeError
+        without ``literals``, for what is nested too deep and for a key that stands twice.
+    """
+    if literals:
+        for read in (ast.literal_eval, json.loads):
+            try:
+                return read(text.strip())
+            except (ValueError, SyntaxError, MemoryError, RecursionError):
+                continue
+        return text
+    try:
+        return json.loads(text, object_pairs_hook=unique_keys)
+    except RecursionError:
+        raise RecipeError("nested too deep for a recipe") from None
+    except ValueError:
+        pass
+    if len(text) < 100 and re.fullmatch(r"[-+]?[0-9._]+([eE][-+]?[0-9]+)?|None|True|False", text):
+        with suppress(ValueError, SyntaxError):
+            return ast.literal_eval(text)
+    return text
+
+
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON in which no key stands twice: which of the two values was meant, nobody knows."""
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise RecipeError(f"the key {shown(key)} stands twice, as {shown(found[key])} and {shown(value)}: keep one")
+        found[key] = value
+    return found
 
 
 def number_in(text: str) -> float | None:

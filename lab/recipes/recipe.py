@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import is_dataclass, replace
 from pathlib import Path
@@ -14,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, SkipValidation
 from pydantic_core import to_jsonable_python
 
-from lab.config import Count, checked, config
+from lab.config import Count, checked, config, parse_value, unique_keys
 from lab.data.splits import parse_split
 from lab.engine.codecs import codec
 from lab.engine.optim import Schedule
@@ -237,7 +235,7 @@ def _read(spec: str) -> dict[str, Any]:
     if len(text) > MOST_BYTES:
         raise RecipeError(f"{_name(spec)} has more than {MOST_BYTES:,} characters: no recipe is that long")
     try:
-        raw = json.loads(text, object_pairs_hook=_once)
+        raw = json.loads(text, object_pairs_hook=unique_keys)
     except RecipeError as error:
         raise RecipeError(f"{_name(spec)}: {error}") from None
     except ValueError as error:
@@ -253,16 +251,6 @@ def _name(path: str) -> str:
     return shown(path, 300)[1:-1]
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of JSON in which no key stands twice: which of the two values was meant, nobody knows."""
-    found: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in found:
-            raise RecipeError(f"the key {shown(key)} stands twice, as {shown(found[key])} and {shown(value)}: keep one")
-        found[key] = value
-    return found
-
-
 def _apply(raw: dict[str, Any], override: str) -> None:
     """``method.sync_every.params=64``."""
     key, equals, text = override.partition("=")
@@ -271,7 +259,7 @@ def _apply(raw: dict[str, Any], override: str) -> None:
             f"-o {shown(override, 200)}: write key=value, for example -o steps=500 or -o method.sync_every.params=64"
         )
     try:
-        value = _value(text)
+        value = parse_value(text)
     except RecipeError as error:
         raise RecipeError(f"-o {shown(override, 200)}: {error}") from None
     *parents, last = key.split(".")
@@ -286,19 +274,3 @@ def _apply(raw: dict[str, Any], override: str) -> None:
             )
         at = inner
     at[last] = value
-
-
-def _value(text: str) -> Any:
-    """JSON; else a number or word of Python; else the text itself."""
-    try:
-        return json.loads(text, object_pairs_hook=_once)
-    except RecursionError:
-        raise RecipeError("nested too deep for a recipe") from None
-    except ValueError:
-        pass
-    if len(text) < 100 and re.fullmatch(r"[-+]?[0-9._]+([eE][-+]?[0-9]+)?|None|True|False", text):
-        try:
-            return ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            pass
-    return text

@@ -10,15 +10,17 @@ import site
 import sys
 import sysconfig
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Optional, Union
 
+import click
 from pydantic import TypeAdapter, ValidationError
 
+from lab.config import parse_value
 from lab.errors import RecipeError
 from lab.files import sha256_of, write_atomically
 from lab.runs import child
@@ -116,14 +118,14 @@ class Notebook:
             if text.strip().lower() in YES + NO:
                 return text.strip().lower() in YES
         elif kind is str:
-            quoted = literal(text)
+            quoted = parse_value(text, literals=True)
             return quoted if isinstance(quoted, str) else text
         elif kind is Any:
-            return literal(text)
+            return parse_value(text, literals=True)
         else:
             adapter: TypeAdapter[Any] = TypeAdapter(kind)
             readings: tuple[Callable[[], Any], ...] = (
-                lambda: adapter.validate_python(literal(text), strict=True),
+                lambda: adapter.validate_python(parse_value(text, literals=True), strict=True),
                 lambda: adapter.validate_json(text, strict=True),
                 lambda: adapter.validate_python(text, strict=True),
                 lambda: adapter.validate_python(float(text), strict=True),  # .5, 1e-3, inf
@@ -135,7 +137,7 @@ class Notebook:
                     continue
         raise RecipeError(f"{self.name}: {key} = {text!r} is not allowed: it takes a value of type {_written(kind)}")
 
-    def inputs(self, values: dict[str, Any]) -> dict[str, str]:
+    def inputs(self, values: Mapping[str, Any]) -> dict[str, str]:
         """Files that the notebook names, with digests of what is in them.
 
         Those are the texts in its code and its parameters that are the path of a file (relative to the notebook, as
@@ -154,9 +156,9 @@ class Notebook:
         here = self.path.parent
         files = {file for text in texts for file in _files(here, text)}
         files |= {file for m in modules for file in [here / f"{m}.py", *(here / m).glob("*.py")] if file.is_file()}
-        return {os.path.relpath(file, here): _digest(file) for file in sorted(files)}
+        return {os.path.relpath(file, here): sha256_of(file)[:16] for file in sorted(files)}
 
-    def execute(self, target: Path, values: dict[str, Any]) -> str | None:
+    def execute(self, target: Path, values: Mapping[str, Any]) -> str | None:
         """Run it under papermill, with the Python of this process, into ``target``; what went wrong in one line, or None.
 
         It runs in its own folder, as in JupyterLab.
@@ -170,7 +172,7 @@ class Notebook:
                 papermill.execute_notebook(
                     self.content,
                     str(target).replace("{", "{{").replace("}", "}}"),  # papermill fills in what stands in braces
-                    values,
+                    dict(values),
                     progress_bar=False,
                     cwd=str(self.path.parent),
                     kernel_name="python3",
@@ -197,6 +199,19 @@ def shipped() -> Path | None:
     return next((place / "notebooks" for place in places if (place / "notebooks/00_start_here.ipynb").is_file()), None)
 
 
+def find(name: str) -> Path:
+    """A notebook by its path or its name; one that comes with the lab is copied to ``notebooks/``, where there is none yet."""
+    for path in (Path(name), Path("notebooks") / name, Path("notebooks") / f"{name}.ipynb"):
+        if path.is_file():
+            return path
+    own = shipped()
+    if not Path("notebooks").exists() and own is not None and (own / f"{name.removesuffix('.ipynb')}.ipynb").is_file():
+        click.echo(f"{copy_shipped(Path('notebooks'))} notebooks that come with the lab copied to notebooks/")
+        return find(name)
+    there = ", ".join(p.stem for p in sorted((own or Path("notebooks")).glob("[0-9]*.ipynb"))) or "none here"
+    raise RecipeError(f"no notebook {name!r}: there are {there}")
+
+
 def copy_shipped(folder: Path) -> int:
     """Copy the lab's own notebooks into a folder; how many. What is there already stays as it is."""
     source = shipped()
@@ -211,16 +226,6 @@ def copy_shipped(folder: Path) -> int:
             write_atomically(place, file.read_bytes())
             copied += file.suffix == ".ipynb"
     return copied
-
-
-def literal(text: str) -> Any:
-    """A literal of Python, else JSON, else the text."""
-    for read in (ast.literal_eval, json.loads):
-        try:
-            return read(text.strip())
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
-            continue
-    return text
 
 
 def given(parameters: Sequence[str]) -> dict[str, str]:
@@ -244,7 +249,7 @@ def given(parameters: Sequence[str]) -> dict[str, str]:
 
 def unchanged(folder: Path, inputs: dict[str, str]) -> bool:
     """Whether all these files, relative to the folder, are still what they were."""
-    return all((folder / file).is_file() and _digest(folder / file) == was for file, was in inputs.items())
+    return all((folder / file).is_file() and sha256_of(folder / file)[:16] == was for file, was in inputs.items())
 
 
 @contextmanager
@@ -323,7 +328,3 @@ def _files(here: Path, text: str) -> Iterator[Path]:
                 yield from (f for f in here.glob(f"{name}/*" if path.is_dir() else name) if f.is_file())
         except (OSError, ValueError, NotImplementedError):
             continue
-
-
-def _digest(file: Path) -> str:
-    return sha256_of(file)[:16]

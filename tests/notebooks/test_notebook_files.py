@@ -12,8 +12,9 @@ import pytest
 from click.testing import CliRunner
 
 from lab.cli import main
+from lab.config import parse_value
 from lab.errors import RecipeError
-from lab.study.notebooks import Notebook, given, literal
+from lab.study.notebooks import Notebook, given
 
 PYTHON = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
 
@@ -111,7 +112,7 @@ def test_what_is_given() -> None:
     for wrong in (["a"], ["=1"], ["not=7"], ["a b=1"], ["a=1", "a=2"]):
         with pytest.raises(RecipeError, match="-p"):
             given(wrong)
-    assert literal("[" * 5000) == "[" * 5000
+    assert parse_value("[" * 5000, literals=True) == "[" * 5000
 
 
 V3 = {

@@ -13,7 +13,9 @@ from click.testing import CliRunner
 from lab.cli import main
 from lab.errors import RecipeError
 from lab.study.claims import Claim, Claims
-from lab.study.sweep import Cell, combinations, to_html, to_text
+from lab.study.comparison import to_html, to_text
+from lab.study.execution import Execution, Pages
+from lab.study.sweep import combinations
 
 CLAIMING = """
 from lab.study.claims import Claim, Claims
@@ -113,23 +115,40 @@ def test_the_comparison_by_hand(tmp_path: Path) -> None:
     def claims(measured: str, verdict: Any) -> Claims:
         return Claims("n", (Claim("P", "a < b", "s", measured, verdict),))
 
-    cells = [
-        Cell({"k": 1, "s": "<i>"}, tmp_path / "a.ipynb", claims=claims("0.5", "holds")),
-        Cell({"k": 16, "s": "u"}, tmp_path / "b.ipynb", claims=claims("0.7", "not reproduced")),
-        Cell({"k": 64, "s": "u"}, tmp_path / "c.ipynb", problem="it fell"),
+    source = tmp_path / "n.ipynb"
+    executions = [
+        Execution(source, {"k": 1, "s": "<i>"}, tmp_path / "a.ipynb", claims=claims("0.5", "holds")),
+        Execution(source, {"k": 16, "s": "u"}, tmp_path / "b.ipynb", claims=claims("0.7", "not reproduced")),
+        Execution(source, {"k": 64, "s": "u"}, tmp_path / "c.ipynb", problem="it fell"),
     ]
-    assert to_text(cells).splitlines() == [
+    assert to_text(executions).splitlines() == [
         " k    s  claims",
         " 1  <i>  1 holds",
         "16    u  1 not reproduced",
         "64    u  failed: it fell",
     ]
-    page = to_html("n", cells)
+    page = to_html("n", executions)
     assert page.count("P: a &lt; b") == 1
     assert "<i>" not in page
     assert "href" not in page
     assert page.index("0.5") < page.index("0.7")
     assert '<td class="bad">failed: it fell</td>' in page
+
+
+def test_what_decides_the_outcome_is_part_of_its_name(tmp_path: Path) -> None:
+    """The notebook, its parameters, the code that draws, and no other file; the code that draws is that of what is installed."""
+    source, drawing = notebook(tmp_path / "tiny.ipynb"), tmp_path / "draws.py"
+    drawing.write_text("one")
+    pages = Pages(drawing, (drawing,))
+    name = Execution.of(source, {"x": 1}, tmp_path, pages).target
+    (tmp_path / "other.py").write_text("one")
+    assert Execution.of(source, {"x": 1}, tmp_path, pages).target == name
+    assert Execution.of(source, {"x": 2}, tmp_path, pages).target != name
+    drawing.write_text("two")
+    assert Execution.of(source, {"x": 1}, tmp_path, pages).target != name
+    installed = Pages.installed()
+    assert installed.program in installed.sources
+    assert {file.parent.name for file in installed.sources} >= {"widgets"}
 
 
 @pytest.mark.slow
