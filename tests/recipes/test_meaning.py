@@ -16,6 +16,7 @@ from click.testing import CliRunner
 
 import lab
 from lab.cli import main
+from lab.config import parse_value
 from lab.engine.optim import ELEMENTWISE, Optimizer, Schedule
 from lab.errors import RecipeError, shown
 from lab.events import Routed, Warned
@@ -131,6 +132,30 @@ def test_integers_may_be_written_as_numbers_with_a_point() -> None:
         refused(lambda text=text: Recipe.of("des_loc", [f"steps={text}"]))
     one, other = ({"name": "ddp", "inner": {"options": {"weight_decay": x}}} for x in (0, 0.0))
     assert Recipe.of({"method": one}).id == Recipe.of({"method": other}).id
+
+
+@pytest.mark.parametrize(
+    ("text", "value", "in_a_notebook"),
+    [
+        ("1", 1, 1), ("-3", -3, -3), ("1.5", 1.5, 1.5), ("1e5", 1e5, 1e5), (".5", 0.5, 0.5), ("1_000", 1000, 1000), (" 7 ", 7, 7),
+        ("None", None, None), ("null", None, None), ("true", True, True), ("True", True, True), ('"x"', "x", "x"),
+        ("[1, 2]", [1, 2], [1, 2]), ('{"a": 1}', {"a": 1}, {"a": 1}), ("fast", "fast", "fast"), ("", "", ""), ("010", "010", "010"),
+        ("a=b", "a=b", "a=b"), ("'x'", "'x'", "x"), ("(1, 2)", "(1, 2)", (1, 2)), ("[1, 2,]", "[1, 2,]", [1, 2]),
+        ("{'a': 1}", "{'a': 1}", {"a": 1}), ("0x10", "0x10", 16), ("[" * 5000, RecipeError, "[" * 5000),
+        ('{"a": true, "a": 1}', RecipeError, {"a": 1}),
+    ],
+)  # fmt: skip
+def test_what_a_text_on_the_command_line_means(text: str, value: Any, in_a_notebook: Any) -> None:
+    """Of a recipe JSON, and Python's numbers and words; of a notebook all that Python can write down, and then JSON."""
+    if value is RecipeError:
+        with pytest.raises(RecipeError):
+            parse_value(text)
+    else:
+        assert (parse_value(text), type(parse_value(text))) == (value, type(value))
+    assert (parse_value(text, literals=True), type(parse_value(text, literals=True))) == (
+        in_a_notebook,
+        type(in_a_notebook),
+    )
 
 
 def test_by_hand_it_is_one_line_as_well() -> None:
