@@ -8,7 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from lab.engine.comm import Communicator
-from lab.engine.state import Grad, Loss, Method, State
+from lab.engine.state import Grad, Loss, State
+from lab.methods import Method
 
 
 class Bench:

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from lab.engine.fleet import Fleet
 from lab.engine.optim import ELEMENTWISE, AdamW, Nesterov, Optimizer, states, step_
 from lab.events import Stepped, WorkersChanged
-from lab.methods import FedIT, FoMoE, LoRDO, LocalAdam, LocalSGD, MTDAO, Method, Photon
+from lab.files import write_with_digest
+from lab.methods import Method
 from lab.methods.fedit import FedIT
 from lab.methods.fomoe import FoMoE
 from lab.methods.local_adam import LocalAdam
@@ -22,7 +23,6 @@ from lab.methods.local_sgd import LocalSGD
 from lab.methods.lordo import LoRDO, QHAdam
 from lab.methods.mt_dao import MTDAO, Warm
 from lab.methods.photon import Photon
-from lab.files import write_with_digest
 from lab.models.lora import LoRA
 from lab.optimizers import LowRankAdam
 from lab.recipes.placement import Placement
