@@ -1,12 +1,12 @@
 """Folds of events into pictures. Reads events and prices ledgers; never touches the tensors of a run."""
 
+from lab.runs.growing import Growing
 from lab.runs.live import register_display
 from widgets.boards import Board
 from widgets.cockpits import cockpit
 from widgets.communication_budget import CommunicationBudget
 from widgets.drift import Drift
 from widgets.figures import bytes_sent, calendar, calendars, losses
-from widgets.growing import Growing
 from widgets.knobs import Knobs
 from widgets.matrices import Grid, Matrix
 from widgets.panel import panel

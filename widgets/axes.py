@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
+from lab.runs.growing import Extent
 
 FLUID = ' style="max-width:100%;height:auto"'  # of an SVG: never wider than its page
 LETTER = 0.56  # width of a letter, as a part of its height, on average
@@ -27,34 +26,6 @@ def short(v: float) -> str:
         if abs(v) >= limit:
             return f"{v / limit:.4g}{unit}"
     return f"{v:.4g}"
-
-
-@dataclass(frozen=True)
-class Extent:
-    """How far numbers reach; those that are not finite are left out. ``a | b`` is that of both together."""
-
-    low: float = math.inf
-    high: float = -math.inf
-    low_positive: float = math.inf  # where a logarithm begins
-    whole: bool = True  # all are whole numbers
-
-    @classmethod
-    def of(cls, values: Sequence[float] | np.ndarray) -> Extent:
-        finite = np.asarray(values, dtype=float)
-        finite = finite[np.isfinite(finite)]
-        if not len(finite):
-            return cls()
-        low = float(finite.min())
-        positive = low if low > 0 else float(finite[finite > 0].min(initial=math.inf))
-        return cls(low, float(finite.max()), positive, bool((finite == np.floor(finite)).all()))
-
-    def __or__(self, other: Extent) -> Extent:
-        return Extent(
-            min(self.low, other.low),
-            max(self.high, other.high),
-            min(self.low_positive, other.low_positive),
-            self.whole and other.whole,
-        )
 
 
 @dataclass(frozen=True)

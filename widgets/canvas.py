@@ -39,8 +39,8 @@ import anywidget
 import numpy as np
 import traitlets
 
+from lab.runs.growing import Growing
 from widgets.boards import Board
-from widgets.growing import Growing
 
 
 class Canvas(anywidget.AnyWidget):

@@ -11,9 +11,9 @@ import numpy as np
 from lab.costs.network import NETWORKS, Network, human
 from lab.events import Event, Started
 from lab.recipes.recipe import Recipe
-from widgets.curves import Curve, Price
+from lab.runs.columns import Columns, Curves, Price
+from lab.runs.growing import Growing
 from widgets.forecasts import forecast
-from widgets.growing import Growing
 from widgets.pictures import Bars, Lines, Picture, Series
 from widgets.view import Control, View
 
@@ -43,6 +43,34 @@ class Budget:
             )
         return cls(f"{found[1]} {unit}", float(found[1]) * UNITS[unit], unit.endswith("B"))
 
+    def verdict(self, run: _Spent, plan: _Spent | None) -> tuple[float, str]:
+        """The budget with the step at which it runs out."""
+        spent = _crossing(run.steps, run.of(self), self.amount)
+        if spent is not None:
+            return self.amount, f"{self.words}: spent at step {spent}"
+        if plan is not None:
+            will_be = _crossing(plan.steps, plan.of(self), self.amount)
+            words = "enough to the end" if will_be is None else f"will be spent at step {will_be}"
+            return self.amount, f"{self.words}: {words}"
+        share = run.of(self)[-1] / self.amount if len(run.of(self)) else 0.0
+        return self.amount, f"{self.words}: {share:.0%} spent"
+
+
+@dataclass(frozen=True)
+class _Spent:
+    """What a run, or its forecast, has spent after each step: bytes of payload and on the wire, seconds of sending."""
+
+    steps: Growing
+    payload: Growing
+    price: Price
+
+    @classmethod
+    def by(cls, run: Columns, network: Network) -> _Spent:
+        return cls(run.curves.steps, run.curves.bytes, run.priced(network, timed=False))
+
+    def of(self, budget: Budget) -> Growing:
+        return self.payload if budget.in_bytes else self.price.seconds
+
 
 @dataclass(eq=False, repr=False)
 class CommunicationBudget(View):
@@ -57,28 +85,26 @@ class CommunicationBudget(View):
     """
 
     title = "What does it send?"
-    reads = Curve.READS
+    reads = Curves.READS
 
     recipe: Recipe | None = None
     network: str = "100Mbit"
     budget: str = ""
     networks: Mapping[str, Network] = field(default_factory=lambda: NETWORKS)
-    run: Curve = field(default_factory=lambda: Curve(timed=False), init=False)
-    plan: Curve | None = field(default=None, init=False)
+    run: Columns = field(default_factory=Columns, init=False)
+    plan: Columns | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         if self.network not in self.networks:
             raise ValueError(f"network = {self.network!r} is not allowed: use {', '.join(self.networks)}")
         Budget.of(self.budget)
         if self.recipe is not None:
-            self.plan = Curve(timed=False)
-            for event in forecast(self.recipe).events():
-                self.plan.add(event)
+            self.plan = Columns.of(forecast(self.recipe).events())
             self.plan.close()
 
     def fold(self, event: Event) -> None:
         if isinstance(event, Started):
-            self.run = Curve(timed=False)
+            self.run = Columns()
         self.run.add(event)
 
     def controls(self) -> list[Control]:
@@ -90,49 +116,34 @@ class CommunicationBudget(View):
     def pictures(self) -> list[Picture]:
         budget = Budget.of(self.budget)
         network = self.networks[self.network]
-        run, plan = self.run.priced(network), self.plan.priced(network) if self.plan else None
+        run, plan = _Spent.by(self.run, network), None if self.plan is None else _Spent.by(self.plan, network)
         sent, time = list[Series](), list[Series]()
-        if self.plan is not None and plan is not None:
-            sent.append(Series("payload, planned", self.plan.steps, self.plan.bytes, faint=True, colour=0))
-            sent.append(Series("wire, planned", self.plan.steps, plan.wire_bytes, faint=True, colour=1))
-            time.append(Series("planned", self.plan.steps, plan.seconds, faint=True, colour=0))
-        sent.append(Series("payload", self.run.steps, self.run.bytes, colour=0))
-        sent.append(Series("wire", self.run.steps, run.wire_bytes, colour=1))
-        time.append(Series(f"{self.network} (thin: planned)" if plan else self.network, self.run.steps, run.seconds))
-        of_bytes = (
-            self._verdict(budget, self.run.bytes, self.plan and self.plan.bytes) if budget and budget.in_bytes else None
-        )
-        of_time = self._verdict(budget, run.seconds, plan and plan.seconds) if budget and not budget.in_bytes else None
+        if plan is not None:
+            sent.append(Series("payload, planned", plan.steps, plan.payload, faint=True, colour=0))
+            sent.append(Series("wire, planned", plan.steps, plan.price.wire_bytes, faint=True, colour=1))
+            time.append(Series("planned", plan.steps, plan.price.seconds, faint=True, colour=0))
+        sent.append(Series("payload", run.steps, run.payload, colour=0))
+        sent.append(Series("wire", run.steps, run.price.wire_bytes, colour=1))
+        time.append(Series(f"{self.network} (thin: planned)" if plan else self.network, run.steps, run.price.seconds))
+        verdict = None if budget is None else budget.verdict(run, plan)
+        of_bytes, of_time = (verdict, None) if budget is not None and budget.in_bytes else (None, verdict)
         seconds = "seconds of sending"
         return [
             _lines("How many bytes were sent?", "bytes, all workers", sent, of_bytes, "{name}: {y} B at step {x}"),
             _lines("How long do the links need?", seconds, time, of_time, "{name}: {y} s at step {x}"),
-            *self._bars(run),
+            *self._bars(run.price),
         ]
 
-    def _bars(self, run: Price) -> list[Picture]:
+    def _bars(self, price: Price) -> list[Picture]:
         """Payload and wire bytes, of every state and of every worker."""
-        states = [(s, b, run.meter.wire_bytes_by_state.get(s, 0.0)) for s, b in self.run.bytes_by_state.items()]
-        workers = [
-            (f"w{w}", b, x) for w, (b, x) in enumerate(zip(self.run.bytes_W, run.meter.wire_bytes_W, strict=True))
-        ]
+        meter, curves = price.meter, self.run.curves
+        states = [(s, b, meter.wire_bytes_by_state.get(s, 0.0)) for s, b in curves.bytes_by_state.items()]
+        workers = [(f"w{w}", b, x) for w, (b, x) in enumerate(zip(curves.bytes_W, meter.wire_bytes_W, strict=True))]
         by_worker = "Who sent it?"
         if len(workers) > MAX_BARS:
             workers = sorted(workers, key=lambda worker: -worker[1])[:MAX_BARS]
             by_worker = f"Who sent it? The {MAX_BARS} that sent most"
         return [_pairs("Which state was it?", states), _pairs(by_worker, workers)]
-
-    def _verdict(self, budget: Budget, so_far: Growing, planned: Growing | None) -> tuple[float, str]:
-        """The budget with the step at which it runs out."""
-        spent = _crossing(self.run.steps, so_far, budget.amount)
-        if spent is not None:
-            return budget.amount, f"{budget.words}: spent at step {spent}"
-        if planned is not None and self.plan is not None:
-            will_be = _crossing(self.plan.steps, planned, budget.amount)
-            words = "enough to the end" if will_be is None else f"will be spent at step {will_be}"
-            return budget.amount, f"{budget.words}: {words}"
-        share = so_far[-1] / budget.amount if len(so_far) else 0.0
-        return budget.amount, f"{budget.words}: {share:.0%} spent"
 
 
 def _crossing(steps: Growing, amounts: Growing, budget: float) -> int | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from lab.events import Drifted, Ended, Event, Started
-from widgets.growing import Growing
+from lab.runs.growing import Growing
 from widgets.pictures import Lines, Note, Picture, Series
 from widgets.view import View
 

@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 import plotly.io
 
-from widgets.axes import INK, Axis, Box, Extent, head, layout_of, rounded
-from widgets.growing import Growing, Numbers
+from lab.runs.growing import Extent, Growing, Numbers
+from widgets.axes import INK, Axis, Box, head, layout_of, rounded
 
 # After Okabe and Ito's palette, lightened where it would vanish on dark ground.
 COLOURS = ("#3b8ede", "#e69f00", "#1aa37a", "#e0653a", "#cc79a7", "#7a6fd0", "#8a8f98")

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 from lab.events import Ended, Event, Sent, Started, Stepped
 from lab.recipes.recipe import Recipe
+from lab.runs.growing import Growing
 from widgets.forecasts import forecast
-from widgets.growing import Growing
 from widgets.pictures import Note, Picture
 from widgets.timelines import Calendar, Marks
 from widgets.view import View

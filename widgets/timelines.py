@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from lab.runs.growing import Growing
 from widgets.axes import Axis, Box, layout_of, rounded
-from widgets.growing import Growing
 from widgets.pictures import COLOURS, FAINT, WIDTH, Held, Picture, beside, legend_rows, listed
 
 MAX_MARKS = 300  # different places of strokes in a row at rest

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 from lab.costs.network import NETWORKS, Network
 from lab.events import Event, Started
-from widgets.curves import Curve
-from widgets.growing import Growing
+from lab.runs.columns import Columns, Curves
+from lab.runs.growing import Growing
 from widgets.pictures import Lines, Picture, Series
 from widgets.view import Control, Lane, View
 
@@ -35,11 +35,11 @@ class Losses(View):
     """
 
     title = "Does it learn?"
-    reads = Curve.READS
+    reads = Curves.READS
 
     x: str = "steps"
     networks: Mapping[str, Network] = field(default_factory=lambda: NETWORKS)
-    runs: dict[str, Curve] = field(default_factory=dict, init=False)
+    runs: dict[str, Columns] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         if self.x not in self._choices():
@@ -54,7 +54,7 @@ class Losses(View):
         return view
 
     def lane(self, run: str) -> Lane:
-        self.runs.setdefault(run, Curve())  # the legend has them in this order
+        self.runs.setdefault(run, Columns())  # the legend has them in this order
         return View.lane(self, run)
 
     def leave(self, run: str) -> None:
@@ -66,7 +66,7 @@ class Losses(View):
 
     def fold(self, event: Event) -> None:
         if isinstance(event, Started) or self._run not in self.runs:
-            self.runs[self._run] = Curve()
+            self.runs[self._run] = Columns()
         self.runs[self._run].add(event)
 
     def controls(self) -> list[Control]:
@@ -76,12 +76,13 @@ class Losses(View):
         several, series, floor = len(self.runs) > 1, list[Series](), None
         for k, (name, run) in enumerate(self.runs.items()):
             along, at_evals = self._along(run)
-            if not several and run.num_workers <= MAX_LINES:
-                lines = enumerate(run.loss_W)
+            curves = run.curves
+            if not several and len(curves.loss_W) <= MAX_LINES:
+                lines = enumerate(curves.loss_W)
                 series += [Series(f"worker {w}", along, y, faint=True, colour=2 + w) for w, y in lines]
             agreed, mean = ("agreed model", "workers' mean") if not several else (name, f"{name}: workers' mean")
-            series.append(Series(mean, along, run.loss, faint=several, colour=k if several else 1))
-            series.append(Series(agreed, at_evals, run.eval_loss, colour=k))
+            series.append(Series(mean, along, curves.loss, faint=several, colour=k if several else 1))
+            series.append(Series(agreed, at_evals, curves.eval_loss, colour=k))
             if run.started is not None and run.started.floor_nats is not None:
                 floor = (run.started.floor_nats, "entropy rate of the corpus")
         log = several and self.x not in ("steps", "tokens")
@@ -92,13 +93,14 @@ class Losses(View):
     def _choices(self) -> list[str]:
         return [*AXES, *(SECONDS + name for name in self.networks)]
 
-    def _along(self, run: Curve) -> tuple[Growing, Growing]:
+    def _along(self, run: Columns) -> tuple[Growing, Growing]:
         """The chosen axis at every row and at every evaluation."""
         if self.x.startswith(SECONDS):
             price = run.priced(self.networks[self.x.removeprefix(SECONDS)])
             return price.seconds, price.eval_seconds
+        curves = run.curves
         return {
-            "steps": (run.steps, run.eval_steps),
-            "tokens": (run.tokens, run.eval_tokens),
-            "bytes": (run.bytes, run.eval_bytes),
+            "steps": (curves.steps, curves.eval_steps),
+            "tokens": (curves.tokens, curves.eval_tokens),
+            "bytes": (curves.bytes, curves.eval_bytes),
         }[self.x]

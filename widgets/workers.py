@@ -8,7 +8,7 @@ import numpy as np
 
 from lab.events import Ended, Event, Sent, Started, Stepped
 from lab.recipes.recipe import Recipe
-from widgets.growing import Growing
+from lab.runs.growing import Growing
 from widgets.pictures import Bars, Note, Picture
 from widgets.sync_calendar import MISSED, extend
 from widgets.timelines import Calendar, Marks

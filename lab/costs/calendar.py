@@ -191,18 +191,22 @@ class Calendar:
 
 
 class Kinds:
-    """Steps that differ, by what they send."""
+    """Steps sorted by what they send. Those that send the same are of one kind, which is kept once, with ``step`` 0."""
 
     def __init__(self) -> None:
         self.kinds: list[tuple[Sent, ...]] = []
+        self.bytes_all: list[int] = []  # of each kind: payload of all workers
         self._known: dict[Any, int] = {}
 
     def index(self, records: Sequence[Sent]) -> int:
-        key = tuple((r.op, r.state, r.workers, tuple(r.payload_bytes.items())) for r in records)
-        if key not in self._known:
-            self._known[key] = len(self.kinds)
+        """The kind of a step that sends this."""
+        key = tuple([(r.op, r.state, r.workers, *r.payload_bytes.items()) for r in records])
+        kind = self._known.get(key)
+        if kind is None:
+            kind = self._known[key] = len(self.kinds)
             self.kinds.append(tuple(replace(r, step=0) for r in records))
-        return self._known[key]
+            self.bytes_all.append(sum(r.bytes_all for r in records))
+        return kind
 
 
 class DryRun(Protocol):

@@ -1,13 +1,18 @@
-"""The fold: events in, columns out. Tables, figures and views read columns and never events."""
+"""The fold of a run: events in, columns out, for tables, figures and views, after the run and while it goes on.
+
+Legend: W workers. A row is a finished local step.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar
 
 import numpy as np
 
+from lab.costs.calendar import Kinds
+from lab.costs.network import Bill, Meter, Network
 from lab.engine.comm import Ledger
 from lab.events import (
     Covered,
@@ -28,10 +33,7 @@ from lab.events import (
     WorkersChanged,
 )
 from lab.recipes.recipe import Recipe
-
-if TYPE_CHECKING:
-    from lab.costs.network import Bill, Network
-
+from lab.runs.growing import Growing
 
 _LISTS = {Drifted: "drifted", WorkersChanged: "changes", Turned: "turned", Warned: "warnings", Placed: "placed"}
 _LISTS |= {Routed: "routed", Covered: "covered", Truncated: "truncated", Measured: "measured"}
@@ -39,7 +41,11 @@ _LISTS |= {Routed: "routed", Covered: "covered", Truncated: "truncated", Measure
 
 @dataclass(repr=False)
 class Columns:
-    """One run as columns. ``add`` takes events as they come; reading is cheap at any time."""
+    """One run as columns. ``add`` takes events as they come; reading is cheap at any time.
+
+    What is listed is as it was in the events: ``step``, ``loss_W``, ``lr`` and ``seconds`` of each row, ``eval_…`` and
+    ``drift`` of each evaluation. What follows from it is in `curves`.
+    """
 
     started: Started | None = None
     ended: Ended | None = None
@@ -62,6 +68,11 @@ class Columns:
     covered: list[Covered] = field(default_factory=list)
     truncated: list[Truncated] = field(default_factory=list)
     measured: list[Measured] = field(default_factory=list)
+    row_ends: list[int] = field(
+        default_factory=list
+    )  # of each row that has sent all it will: records in the ledger by then
+    eval_row: list[int] = field(default_factory=list)  # of each evaluation: the row that it came after
+    _curves: Curves = field(default_factory=lambda: Curves(), init=False, repr=False, compare=False)
 
     @classmethod
     def of(cls, events: Iterable[Event]) -> Columns:
@@ -73,6 +84,7 @@ class Columns:
     def add(self, event: Event) -> None:
         match event:
             case Stepped():
+                self.close()
                 self.step.append(event.step)
                 self.loss_W.append(event.loss_W)
                 self.lr.append(event.lr)
@@ -80,6 +92,8 @@ class Columns:
             case Sent():
                 self.ledger.records.append(event)
             case Evaluated():
+                self.close()
+                self.eval_row.append(len(self.step) - 1)
                 self.eval_step.append(event.step)
                 self.eval_loss.append(event.loss)
                 self.drift.append(event.drift)
@@ -87,11 +101,23 @@ class Columns:
             case Started():
                 self.started = event
             case Ended():
+                self.close()
                 self.ended = event
             case _ if type(event) in _LISTS:
                 getattr(self, _LISTS[type(event)]).append(event)
             case Saturated():
                 self.saturated = event
+
+    def close(self) -> None:
+        """The last row has sent all that it will send. Every event that says so does this by itself."""
+        if len(self.row_ends) < len(self.step):
+            self.row_ends.append(len(self.ledger.records))
+
+    @property
+    def curves(self) -> Curves:
+        """What follows from the columns, as numbers that grow; only what is new is worked out."""
+        self._curves.catch_up(self)
+        return self._curves
 
     def __repr__(self) -> str:
         loss = f", validation loss {self.eval_loss[-1]:.4f}" if self.eval_loss else ""
@@ -111,19 +137,16 @@ class Columns:
     @property
     def loss(self) -> np.ndarray:
         """Mean training loss over the workers that were up, nats per token, ``[steps]``."""
-        rows = np.array(self.loss_W, dtype=float)  # None becomes NaN
-        with np.errstate(all="ignore"):
-            up = ~np.isnan(rows)
-            return np.where(up, rows, 0).sum(1) / up.sum(1) if len(rows) else np.zeros(0)
+        return self.curves.loss.values
 
     @property
     def payload_bytes(self) -> np.ndarray:
         """Payload of all workers since the start, after each step, ``[steps]``."""
-        steps = max([*self.step[-1:], *(r.step for r in self.ledger.records[-1:]), 0])
-        per_step = np.zeros(steps + 1)
-        for r in self.ledger:
-            per_step[r.step] += r.bytes_all
-        return np.asarray(per_step.cumsum()[self.step] if self.step else np.zeros(0))
+        sent = self.curves.bytes.values
+        if len(self.row_ends) == len(self.step):
+            return sent
+        before = self.row_ends[-1] if self.row_ends else 0  # the last row may send more
+        return np.append(sent, sent[-1:].sum() + sum(r.bytes_all for r in self.ledger.records[before:]))
 
     @property
     def tokens_per_second(self) -> float:
@@ -141,14 +164,20 @@ class Columns:
         steps = self.step[-1] if self.step else 0
         if compute_seconds is None:
             compute_seconds = pace(self.seconds, self.started)
-        slow: dict[str, Any] = self.started.recipe["scenario"]["slow"]
         return network.price(
             self.ledger,
             num_workers=self.num_workers,
             steps=steps,
             compute_seconds=compute_seconds,
-            slow={int(w): float(f) for w, f in slow.items()},
+            slow=slowness(self.started),
         )
+
+    def priced(self, network: Network, timed: bool = True) -> Price:
+        """The time of this run on a network, as numbers that grow. What is new is added, until another network is asked for.
+
+        A local step counts as it took here (`pace`), or with ``timed=False`` as nothing: what is priced is sending alone.
+        """
+        return self.curves.priced(self, network, timed)
 
 
 def pace(seconds: Sequence[float] | np.ndarray, started: Started) -> float:
@@ -159,3 +188,129 @@ def pace(seconds: Sequence[float] | np.ndarray, started: Started) -> float:
     timed = seconds[1:] if len(seconds) > 1 else seconds
     threads, num_workers = int(started.environment.get("threads", 1)), int(started.recipe["num_workers"])
     return float(np.median(timed)) * threads / num_workers if len(timed) else 0.0
+
+
+MANY = 8  # rows from which on they are priced at once rather than one by one
+SETTLED = 64  # steps after which the seconds of a local step are taken as known, until the end looks at all of them
+
+
+class Curves:
+    """Of a run, after each row and at each evaluation, as numbers that grow. Made and kept up to date by `Columns.curves`.
+
+    What a step sent is known when the event after its last `Sent` comes, so ``bytes`` and what is priced may be a row behind.
+    """
+
+    READS: ClassVar = (Started, Stepped, Sent, Evaluated, Ended)  # the events that they follow from
+
+    def __init__(self) -> None:
+        self.steps, self.tokens, self.bytes = Growing(), Growing(), Growing()  # of all workers since the start
+        self.loss, self.loss_W = Growing(), list[Growing]()  # nats per token; the mean of those that were up, and each
+        self.eval_steps, self.eval_tokens, self.eval_bytes = Growing(), Growing(), Growing()
+        self.eval_loss = Growing()
+        self.kinds, self.kind = Kinds(), list[int]()  # what was sent: its kinds, and that of each row
+        self._times: list[int] = []  # rows of each kind
+        self._tokens_so_far, self._bytes_so_far = 0.0, 0
+        self._price: Price | None = None
+
+    def catch_up(self, run: Columns) -> None:
+        """Take in what the columns have beyond what was taken in before."""
+        if run.started is not None:
+            self._rows(run, run.started)
+        for k in range(len(self.bytes), len(run.row_ends)):
+            self._sent(run.ledger.records[run.row_ends[k - 1] if k else 0 : run.row_ends[k]])
+        for i in range(len(self.eval_steps), len(run.eval_step)):
+            row = run.eval_row[i]
+            self.eval_steps.append(run.eval_step[i])
+            self.eval_loss.append(run.eval_loss[i])
+            self.eval_tokens.append(self.tokens[row] if row >= 0 else 0.0)
+            self.eval_bytes.append(self.bytes[row] if row >= 0 else 0)
+
+    def _rows(self, run: Columns, started: Started) -> None:
+        num_workers = int(started.recipe["num_workers"])
+        self.loss_W = self.loss_W or [Growing() for _ in range(num_workers)]
+        of_one = started.tokens_per_step / num_workers
+        for k in range(len(self.steps), len(run.step)):
+            up = [x for x in run.loss_W[k] if x is not None]
+            self.steps.append(run.step[k])
+            self.loss.append(sum(up) / len(up) if up else None)
+            for line, x in zip(self.loss_W, run.loss_W[k], strict=True):
+                line.append(x)
+            self._tokens_so_far += of_one * len(up)
+            self.tokens.append(self._tokens_so_far)
+
+    def _sent(self, records: Sequence[Sent]) -> None:
+        kind = self.kinds.index(records)
+        if kind == len(self._times):
+            self._times.append(0)
+        self._times[kind] += 1
+        self.kind.append(kind)
+        self._bytes_so_far += self.kinds.bytes_all[kind]
+        self.bytes.append(self._bytes_so_far)
+
+    @property
+    def bytes_W(self) -> list[int]:
+        """Payload of every worker."""
+        out = [0] * len(self.loss_W)
+        for record, times in self._counted():
+            for w in record.workers:
+                out[w] += record.bytes_each * times
+        return out
+
+    @property
+    def bytes_by_state(self) -> dict[str, int]:
+        """Payload of all workers together."""
+        out: dict[str, int] = {}
+        for record, times in self._counted():
+            out[record.state] = out.get(record.state, 0) + record.bytes_all * times
+        return out
+
+    def _counted(self) -> Iterator[tuple[Sent, int]]:
+        """One record of each sort, and how many there are."""
+        for records, times in zip(self.kinds.kinds, self._times, strict=True):
+            for record in records:
+                yield record, times
+
+    def priced(self, run: Columns, network: Network, timed: bool) -> Price:
+        """`Columns.priced`."""
+        rows = len(self.bytes)
+        enough = 0 if not timed else rows if run.ended is not None else min(SETTLED, rows)
+        price = self._price
+        if price is None or price.network != network or price.timed != timed or price.rows_timed < enough:
+            price = self._price = Price(run, network, timed, rows)
+        price.go_on(self, run.eval_row)
+        return price
+
+
+class Price:
+    """A run on one network: seconds and bytes on the wire after each row, seconds at each evaluation."""
+
+    def __init__(self, run: Columns, network: Network, timed: bool, rows_timed: int):
+        self.network, self.timed, self.rows_timed = network, timed, rows_timed
+        num_workers, seconds, slow = 0, 0.0, dict[int, float]()
+        if run.started is not None:
+            num_workers, slow = run.num_workers, slowness(run.started)
+            seconds = pace(run.seconds, run.started) if timed else 0.0
+        self.meter = Meter(network, num_workers, seconds, slow)
+        self.seconds, self.wire_bytes, self.eval_seconds = Growing(), Growing(), Growing()
+
+    def go_on(self, curves: Curves, eval_row: Sequence[int]) -> None:
+        """Up to the rows and evaluations that there are by now: many rows at once, a few one by one."""
+        first, end = len(self.seconds), len(curves.bytes)
+        kinds = curves.kinds.kinds
+        if end - first > max(MANY, len(kinds)):
+            which = np.array(curves.kind[first:end], dtype=int)
+            seconds, wire = self.meter.through(curves.steps[first:end], which, kinds)
+            self.seconds.extend(seconds)
+            self.wire_bytes.extend(wire)
+        else:
+            for k in range(first, end):
+                self.seconds.append(self.meter.until(int(curves.steps[k]), kinds[curves.kind[k]])[-1])
+                self.wire_bytes.append(sum(self.meter.wire_bytes_W))
+        for row in eval_row[len(self.eval_seconds) :]:
+            self.eval_seconds.append(self.seconds[row] if row >= 0 else 0.0)
+
+
+def slowness(started: Started) -> dict[int, float]:
+    """How many times slower than the others some workers are."""
+    slow: dict[str, Any] = started.recipe["scenario"]["slow"]
+    return {int(w): float(f) for w, f in slow.items()}

@@ -479,9 +479,11 @@ def test_two_runs_at_once() -> None:
         assert seat.run is not None
         (budget,) = seat.views
         assert isinstance(budget, CommunicationBudget)
-        assert budget.run.bytes_by_state == {state: b for (state,), b in seat.run.columns.ledger.by("state").items()}
+        assert budget.run.curves.bytes_by_state == {
+            state: b for (state,), b in seat.run.columns.ledger.by("state").items()
+        }
         assert budget.board().title == f"{seat.label} · What does it send?"
-        assert flight.losses.runs[seat.label].loss.values.tolist() == seat.run.columns.loss.tolist()
+        assert flight.losses.runs[seat.label].loss.tolist() == seat.run.columns.loss.tolist()
     assert flight.shown() == [flight.losses, *first.views, *second.views]
 
 
@@ -506,7 +508,7 @@ def test_a_view_shows_one_run() -> None:
     assert heard == one.events
     two.watch(budget)
     two.resume()
-    assert two.wait(PATIENCE).ledger.total_bytes(0) == budget.run.bytes_W[0]
+    assert two.wait(PATIENCE).ledger.total_bytes(0) == budget.run.curves.bytes_W[0]
 
 
 def test_large_type() -> None:

@@ -21,6 +21,7 @@ from lab.engine.fleet import Stack
 from lab.events import Drifted, Ended, Evaluated, Event, Sent, Started, Stepped, from_json, to_json
 from lab.recipes.recipe import Recipe
 from lab.runs.columns import Columns
+from lab.runs.growing import Extent
 from lab.runs.trainer import Trainer
 from tests.support.pictures import Place, endless, federation, routing
 from widgets import (
@@ -35,10 +36,8 @@ from widgets import (
     View,
     Workers,
 )
-from widgets.axes import Extent
 from widgets.canvas import Canvas
 from widgets.communication_budget import Budget
-from widgets.curves import Curve
 from widgets.figures import axis
 from widgets.forecasts import forecast
 from widgets.menus import with_menu
@@ -102,43 +101,90 @@ def test_growing_numbers_are_the_list_and_its_extremes(numbers: list[float | Non
 # --- one run as lines ------------------------------------------------------------------------------------------------
 
 
-def test_a_curve_is_what_the_columns_say(events: list[Event], columns: Columns) -> None:
-    curve = Curve()
-    for event in events:
-        curve.add(event)
-    assert curve.steps.values.tolist() == columns.step
-    np.testing.assert_array_equal(curve.bytes.values, columns.payload_bytes)
-    np.testing.assert_array_equal(curve.tokens.values, axis(columns, "tokens"))
-    np.testing.assert_allclose(curve.loss.values, columns.loss)
-    for w in range(4):
-        assert [None if math.isnan(x) else x for x in curve.loss_W[w].values] == [row[w] for row in columns.loss_W]
-    at = dict(zip(columns.step, range(len(columns.step)), strict=True))
-    for along, name in ((curve.eval_steps, "steps"), (curve.eval_tokens, "tokens"), (curve.eval_bytes, "bytes")):
-        assert along.values.tolist() == [axis(columns, name)[at[s]] for s in columns.eval_step]
-    for w in range(4):
-        assert curve.bytes_W[w] == columns.ledger.total_bytes(w)
-    assert {(s,): b for s, b in curve.bytes_by_state.items()} == columns.ledger.by("state")
+def in_numbers(columns: Columns) -> dict[str, np.ndarray]:
+    """By hand: loss, tokens and bytes after each step, all in one go."""
+    loss, up = np.array(columns.loss_W, dtype=float), np.array([[x is not None for x in row] for row in columns.loss_W])
+    sent = [sum(r.bytes_all for r in columns.ledger if r.step == t) for t in columns.step]
+    assert columns.started is not None
+    return {
+        "steps": np.array(columns.step),
+        "loss": np.where(up, loss, 0).sum(1) / up.sum(1),
+        "tokens": np.cumsum(up.sum(1) * columns.started.tokens_per_step / columns.num_workers),
+        "bytes": np.cumsum(sent),
+    }
 
 
-def test_a_curve_is_priced_as_the_columns_are(events: list[Event], columns: Columns) -> None:
-    """At the end exactly as the ledger is priced afterwards; in mid-run on whatever network was asked for last."""
-    curve = Curve()
+@pytest.mark.parametrize("every", [1, 7, 10**6], ids=["looked at after every event", "now and then", "at the end"])
+def test_curves_are_what_the_columns_say(events: list[Event], every: int) -> None:
+    """However often they are looked at while the run goes on."""
+    columns = Columns()
     for k, event in enumerate(events):
-        curve.add(event)
+        columns.add(event)
+        if k % every == every - 1:
+            assert len(columns.curves.steps) == len(columns.step)
+            assert len(columns.payload_bytes) == len(columns.step)
+    curves, expected = columns.curves, in_numbers(columns)
+    assert curves.steps.values.tolist() == columns.step
+    np.testing.assert_array_equal(curves.bytes.values, expected["bytes"])
+    np.testing.assert_array_equal(columns.payload_bytes, expected["bytes"])
+    np.testing.assert_array_equal(curves.tokens.values, expected["tokens"])
+    np.testing.assert_allclose(curves.loss.values, expected["loss"])
+    for w in range(4):
+        assert [None if math.isnan(x) else x for x in curves.loss_W[w].values] == [row[w] for row in columns.loss_W]
+    at = dict(zip(columns.step, range(len(columns.step)), strict=True))
+    for along, name in ((curves.eval_steps, "steps"), (curves.eval_tokens, "tokens"), (curves.eval_bytes, "bytes")):
+        assert along.values.tolist() == [expected[name][at[s]] for s in columns.eval_step]
+    assert curves.eval_loss.values.tolist() == columns.eval_loss
+    for w in range(4):
+        assert curves.bytes_W[w] == columns.ledger.total_bytes(w)
+    assert {(s,): b for s, b in curves.bytes_by_state.items()} == columns.ledger.by("state")
+
+
+def test_what_the_last_step_sent_so_far_is_counted(events: list[Event]) -> None:
+    """In the midst of a step its payload is in the columns already; the curve waits until the step has sent all."""
+    columns, last = Columns(), next(k for k, e in reversed(list(enumerate(events))) if isinstance(e, Sent))
+    for event in events[: last + 1]:
+        columns.add(event)
+    assert columns.payload_bytes[-1] == columns.ledger.total_bytes()
+    assert len(columns.curves.bytes) == len(columns.step) - 1
+    columns.close()
+    assert columns.curves.bytes[-1] == columns.ledger.total_bytes()
+
+
+def test_curves_are_priced_as_the_columns_are(events: list[Event], columns: Columns) -> None:
+    """At the end exactly as the ledger is priced afterwards; in mid-run on whatever network was asked for last."""
+    growing = Columns()
+    for k, event in enumerate(events):
+        growing.add(event)
         if k == len(events) // 2:
-            curve.priced(NETWORKS["10Mbit"])
-            price = curve.priced(NETWORKS["1Gbit"])
+            growing.priced(NETWORKS["10Mbit"])
+            price = growing.priced(NETWORKS["1Gbit"])
+            assert growing.priced(NETWORKS["1Gbit"]) is price
             now = Columns.of(events[: k + 1])
             np.testing.assert_allclose(
                 price.seconds.values, now.price(NETWORKS["1Gbit"]).at_step[now.step][: len(price.seconds)]
             )
     for name, network in NETWORKS.items():
-        price, bill = curve.priced(network), columns.price(network)
+        price, bill = growing.priced(network), columns.price(network)
         np.testing.assert_allclose(price.seconds.values, bill.at_step[columns.step], err_msg=name)
         np.testing.assert_allclose(price.meter.wire_bytes_W, bill.wire_bytes_W)
         assert price.wire_bytes[-1] == pytest.approx(bill.wire_bytes_W.sum())
         assert price.meter.wire_bytes_by_state == pytest.approx(bill.wire_bytes_by_state)
-        np.testing.assert_array_equal(price.eval_seconds.values, price.seconds.values[curve.eval_row])
+        np.testing.assert_array_equal(price.eval_seconds.values, price.seconds.values[columns.eval_row])
+
+
+@pytest.mark.parametrize("every", [1, 5, 40])
+def test_a_price_goes_on_as_the_run_does(events: list[Event], columns: Columns, every: int) -> None:
+    """Looked at often or seldom, so that rows are priced one by one or many at once: the same in the end."""
+    growing, network = Columns(), NETWORKS["10Mbit"]
+    for k, event in enumerate(events):
+        growing.add(event)
+        if k % every == every - 1:
+            growing.priced(network, timed=False)
+    price, bill = growing.priced(network, timed=False), columns.price(network, 0.0)
+    np.testing.assert_allclose(price.seconds.values, bill.at_step[columns.step])
+    np.testing.assert_allclose(price.meter.wire_bytes_W, bill.wire_bytes_W)
+    assert price.meter.wire_bytes_by_state == pytest.approx(bill.wire_bytes_by_state)
 
 
 records = st.builds(
@@ -231,7 +277,7 @@ def test_runs_are_compared_on_shared_axes(events: list[Event], monkeypatch: pyte
     assert live.spec() == after.spec()
     assert live.names == ["A", "B"]
     assert live.log_x
-    assert live.axes()[0].high >= math.log10(view.runs["A"].bytes[-1])
+    assert live.axes()[0].high >= math.log10(view.runs["A"].curves.bytes[-1])
 
 
 def test_many_workers_have_no_line_each(events: list[Event]) -> None:
@@ -283,7 +329,7 @@ def test_when_the_budget_runs_out(budget: str, part: float, events: list[Event],
     asked = Budget.of(budget)
     spent = columns.payload_bytes if asked.in_bytes else columns.price(NETWORKS["10Mbit"], 0.0).at_step[1:]
     step = next((s for s, x in zip(columns.step, spent, strict=True) if x > asked.amount), None)
-    done = len(view.run.bytes)
+    done = len(view.run.curves.bytes)
     words = "enough to the end" if step is None else f"spent at step {step}"
     told = view.pictures()[0 if asked.in_bytes else 1]
     said = told.floor[1] if told.floor else told.title
@@ -760,8 +806,8 @@ def test_a_pause_does_not_hide_the_last_events(events: list[Event], monkeypatch:
     view._screen.next = -math.inf
     view.add()
     canvas = view._screen.canvas
-    drawn = canvas.columns[id(view.runs[""].steps)].size
-    assert drawn == len(view.runs[""].steps)
+    drawn = canvas.columns[id(view.runs[""].curves.steps)].size
+    assert drawn == len(view.runs[""].curves.steps)
     seq = canvas.seq
     view._screen.next = -math.inf
     view.add()

@@ -1,13 +1,41 @@
-"""Numbers that only grow: a fold appends to them, and a canvas is sent what is new."""
+"""Numbers that only grow: a fold appends to them, and whoever shows them is given what is new."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from widgets.axes import Extent
+
+@dataclass(frozen=True)
+class Extent:
+    """How far numbers reach; those that are not finite are left out. ``a | b`` is that of both together."""
+
+    low: float = math.inf
+    high: float = -math.inf
+    low_positive: float = math.inf  # where a logarithm begins
+    whole: bool = True  # all are whole numbers
+
+    @classmethod
+    def of(cls, values: Sequence[float] | np.ndarray) -> Extent:
+        finite = np.asarray(values, dtype=float)
+        finite = finite[np.isfinite(finite)]
+        if not len(finite):
+            return cls()
+        low = float(finite.min())
+        positive = low if low > 0 else float(finite[finite > 0].min(initial=math.inf))
+        return cls(low, float(finite.max()), positive, bool((finite == np.floor(finite)).all()))
+
+    def __or__(self, other: Extent) -> Extent:
+        return Extent(
+            min(self.low, other.low),
+            max(self.high, other.high),
+            min(self.low_positive, other.low_positive),
+            self.whole and other.whole,
+        )
 
 
 class Growing:
