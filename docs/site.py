@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import griffe
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parent.parent
@@ -20,6 +21,16 @@ PAGES = {
 }  # place here: there
 LINK = re.compile(r"(?<=\]\()(?!\w+:)([^)#\s]+)(?=[)#])")
 NAME = re.compile(r"(?<!`)`((?:lab|widgets)(?:\.\w+)+)`(?!`)")
+
+
+class Docstrings(griffe.Extension):
+    """Lists of options, a name on a line and below it, indented, what it does, become lists of definitions in Markdown."""
+
+    def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
+        if obj.docstring is not None:
+            text, section, rest = re.split(r"((?:\A|\n)\w+\n-{3,}\n|\Z)", obj.docstring.value, maxsplit=1)
+            text = re.sub(r"^(?=\S)([^\n]+)\n {4}(?=\S)", r"\n\1\n:   ", text, flags=re.M)
+            obj.docstring.value = text + section + rest
 
 
 def on_config(config: Any) -> Any:
@@ -62,8 +73,8 @@ def place(file: str) -> str:
         return PAGES[file]
     if file.startswith("docs/"):
         return file.removeprefix("docs/")
-    if match := re.fullmatch(r"(?:lab/)?(\w+)/(\w+)\.py", file):
-        return f"reference/{match[1]}.md"
+    if match := re.fullmatch(r"lab/(\w+)/(\w+)\.py", file):
+        return f"reference/{match[1]}.md#lab.{match[1]}.{match[2]}"
     return file
 
 

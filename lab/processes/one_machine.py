@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from torch._C._distributed_c10d import HashStore
@@ -16,26 +17,29 @@ from torch.distributed.elastic.rendezvous.api import (
 
 from lab.errors import RecipeError
 from lab.processes.environment import STORE
-from lab.processes.rendezvous import NAME, new_file
 
 _GENERATIONS = itertools.count(1)  # of processes that this one has started
 
 
 class OneMachine(RendezvousHandler):
-    """Names a new file to each generation of processes, in an environment variable that they inherit."""
+    """Names a new file to each generation of processes, in an environment variable that they inherit.
 
-    def __init__(self, parameters: RendezvousParameters):
+    ``backend`` is the name that torchelastic knows it by, ``new_file(word)`` a name for a file that only this user can reach.
+    """
+
+    def __init__(self, parameters: RendezvousParameters, backend: str, new_file: Callable[[str], Path]):
+        self.backend, self.new_file = backend, new_file
         if parameters.max_nodes != 1:
-            raise RecipeError(f"the rendezvous {NAME!r} is for one machine: use 'static' for {parameters.max_nodes}")
+            raise RecipeError(f"the rendezvous {backend!r} is for one machine: use 'static' for {parameters.max_nodes}")
         self.run_id, self.closed = parameters.run_id, False
         self.file: Path | None = None
 
     def get_backend(self) -> str:
-        return NAME
+        return self.backend
 
     def next_rendezvous(self) -> RendezvousInfo:
         self._remove()
-        self.file = new_file(f"run{next(_GENERATIONS)}")
+        self.file = self.new_file(f"run{next(_GENERATIONS)}")
         os.environ[STORE] = str(self.file)
         return RendezvousInfo(HashStore(), 0, 1, RendezvousStoreInfo("127.0.0.1", 0))
 

@@ -29,9 +29,9 @@ PATIENCE_SECONDS = 0.02  # between two looks
 
 def create(parameters: RendezvousParameters) -> RendezvousHandler:
     """What torchelastic calls for a rendezvous of this name."""
-    from lab.processes.one_machine import OneMachine
+    from lab.processes.one_machine import OneMachine  # and with it torchelastic, which takes a second
 
-    return OneMachine(parameters)
+    return OneMachine(parameters, NAME, new_file)
 
 
 def creator() -> Callable[[RendezvousParameters], RendezvousHandler]:

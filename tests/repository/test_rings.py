@@ -27,7 +27,7 @@ def named(tree: ast.Module) -> Iterator[tuple[str, ...]]:
             assert node.level == 0, "an import relative to its own file"
             yield from ((f"{node.module}.{alias.name}", node.module or "") for alias in node.names)
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-            yield (node.value,)  # of several words (docstrings) none is a module
+            yield (node.value if "." in node.value else "",)  # neither docstrings nor "lab" alone name a module
 
 
 def graph(sources: Mapping[str, str]) -> dict[str, set[str]]:
