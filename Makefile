@@ -19,7 +19,7 @@ else
 INSTALL = $(TORCH) && $(PIP) -e ".[$(2)]"
 endif
 
-.PHONY: demo test lab bench lint site lock clean
+.PHONY: demo test quick lab bench lint site lock clean
 .DEFAULT_GOAL := demo
 
 demo: .venv/installed  ## train four methods on real text, draw what they sent, check the papers' claims
@@ -28,6 +28,10 @@ demo: .venv/installed  ## train four methods on real text, draw what they sent, 
 
 test: .venv/installed-dev  ## the whole test suite
 	$(BIN)/python -m pytest -n $(JOBS) --maxprocesses 4 --dist worksteal
+
+quick: .venv/installed-dev  ## under a minute: the laws on one variant a method, the oracles, the engine
+	$(BIN)/python -m pytest -n $(JOBS) --maxprocesses 4 --dist worksteal -m "not variant and not slow and not processes" \
+	  tests/laws tests/oracles tests/engine
 
 lab: .venv/installed  ## JupyterLab on the notebooks
 	$(BIN)/jupyter lab --notebook-dir=. notebooks/00_start_here.ipynb

@@ -22,6 +22,7 @@ from lab.recipes.scenario import Outage, Scenario
 from lab.runs.plan import plan
 from lab.runs.trainer import Trainer
 from tests.support.cases import OVER_PROCESSES
+from tests.support.every import every_name
 from tests.support.listed import LISTED
 from tests.support.recipes import recipe
 
@@ -66,7 +67,7 @@ def test_every_preset(name: str, scenario: dict[str, Any]) -> None:
     check(Recipe.of(name).but(steps=130, schedule={}, scenario=scenario))
 
 
-@pytest.mark.parametrize("name", LISTED)
+@every_name
 def test_every_listed_method(name: str) -> None:
     storm = Scenario(outages=(Outage(worker=1, first=3, last=4), Outage(worker=2, last=2)), failure_rate=0.1)
     for scenario in (Scenario(), storm):

@@ -35,13 +35,13 @@ from lab.recipes.scenario import Outage, Scenario
 from lab.runs.folder import RunFolder
 from lab.runs.trainer import Trainer, dry_run, train
 from tests.support.bench import Bench, Silent, batch, build, close, each_its_own, flat, other
+from tests.support.every import every_method, every_name
 from tests.support.listed import ADOPT, LISTED, RMSPROP, SGD, SGDM
 from tests.support.plain import plain
 from tests.support.recipes import corpus, recipe
 from tests.support.stop_and_go import stop_and_go
 from tests.support.stories import story
 
-every_method = pytest.mark.parametrize("method", LISTED.values(), ids=LISTED.keys())
 STEPS = 7
 IN_PARTS = ("streaming_diloco", "streaming_diloco three", "noloco", "noloco pull", "sparta", "sparta a third")
 
@@ -110,7 +110,7 @@ def test_equal_workers_stay_equal(method: Method) -> None:
         assert close(crowd.shared(state), alone.shared(state)), state
 
 
-@pytest.mark.parametrize("name", LISTED)
+@every_name
 def test_workers_agree_after_a_sync(name: str) -> None:
     """Whenever all workers have just handed over a state in full, they leave with the same one.
 
