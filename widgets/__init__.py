@@ -6,7 +6,7 @@ from widgets.boards import Board
 from widgets.cockpits import cockpit
 from widgets.communication_budget import CommunicationBudget
 from widgets.drift import Drift
-from widgets.figures import bytes_sent, calendar, calendars, losses
+from widgets.figures import bytes_sent, calendar, calendars
 from widgets.knobs import Knobs
 from widgets.matrices import Grid, Matrix
 from widgets.panel import panel
@@ -18,7 +18,7 @@ from widgets.sync_calendar import SyncCalendar
 from widgets.tables import table
 from widgets.timelines import Calendar, Marks
 from widgets.training import progress, train_all
-from widgets.training_losses import Losses
+from widgets.training_losses import Losses, losses
 from widgets.view import Control, View
 from widgets.workers import Workers
 

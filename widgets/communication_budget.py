@@ -66,7 +66,7 @@ class _Spent:
 
     @classmethod
     def by(cls, run: Columns, network: Network) -> _Spent:
-        return cls(run.curves.steps, run.curves.bytes, run.priced(network, timed=False))
+        return cls(run.curves.steps, run.curves.bytes, run.priced(network, compute_seconds=0.0))
 
     def of(self, budget: Budget) -> Growing:
         return self.payload if budget.in_bytes else self.price.seconds

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from lab.costs.network import NETWORKS, Network
 from lab.events import Event, Started
 from lab.runs.columns import Columns, Curves
@@ -16,6 +18,12 @@ AXES = {
     "steps": "local steps of every worker",
     "tokens": "tokens seen by all workers together",
     "bytes": "payload sent by all workers together, bytes",
+}
+TITLES = {
+    "steps": "How well does each method learn per step?",
+    "tokens": "How well does each method learn per token?",
+    "bytes": "How well does each method learn per byte sent?",
+    "seconds": "How well does each method learn per second on this link?",
 }
 SECONDS = "seconds on "  # and the name of a network
 MAX_LINES = 16  # thin lines, one a worker; with more workers there is only their mean
@@ -73,34 +81,82 @@ class Losses(View):
         return [Control("x", "against", self.x, self._choices())]
 
     def pictures(self) -> list[Picture]:
-        several, series, floor = len(self.runs) > 1, list[Series](), None
-        for k, (name, run) in enumerate(self.runs.items()):
-            along, at_evals = self._along(run)
-            curves = run.curves
-            if not several and len(curves.loss_W) <= MAX_LINES:
-                lines = enumerate(curves.loss_W)
-                series += [Series(f"worker {w}", along, y, faint=True, colour=2 + w) for w, y in lines]
-            agreed, mean = ("agreed model", "workers' mean") if not several else (name, f"{name}: workers' mean")
-            series.append(Series(mean, along, curves.loss, faint=several, colour=k if several else 1))
-            series.append(Series(agreed, at_evals, curves.eval_loss, colour=k))
-            if run.started is not None and run.started.floor_nats is not None:
-                floor = (run.started.floor_nats, "entropy rate of the corpus")
-        log = several and self.x not in ("steps", "tokens")
-        label = AXES.get(self.x, self.x)
-        series.sort(key=lambda s: not s.faint)
-        return [Lines("How low is the loss?", label, "loss, nats per token", series, log_x=log, floor=floor)]
+        on = {name: along(run, self.x, self._network()) for name, run in self.runs.items()}
+        return [_lines("How low is the loss?", AXES.get(self.x, self.x), self.runs, on, self.x)]
 
     def _choices(self) -> list[str]:
         return [*AXES, *(SECONDS + name for name in self.networks)]
 
-    def _along(self, run: Columns) -> tuple[Growing, Growing]:
-        """The chosen axis at every row and at every evaluation."""
-        if self.x.startswith(SECONDS):
-            price = run.priced(self.networks[self.x.removeprefix(SECONDS)])
-            return price.seconds, price.eval_seconds
-        curves = run.curves
-        return {
-            "steps": (curves.steps, curves.eval_steps),
-            "tokens": (curves.tokens, curves.eval_tokens),
-            "bytes": (curves.bytes, curves.eval_bytes),
-        }[self.x]
+    def _network(self) -> Network | None:
+        return self.networks[self.x.removeprefix(SECONDS)] if self.x.startswith(SECONDS) else None
+
+
+def losses(
+    runs: Mapping[str, Columns],
+    x: str = "steps",
+    *,
+    network: Network | None = None,
+    compute_seconds: float | None = None,
+    title: str | None = None,
+) -> Lines:
+    """The picture of `Losses` for runs that are over, to be saved or shown beside others. Means of several are smoothed.
+
+    ``x`` is ``steps``, ``tokens``, ``bytes``, or ``seconds`` on a ``network``, where a local step takes ``compute_seconds`` or as
+    long as it took here.
+    """
+    if x not in TITLES or (x == "seconds" and network is None):
+        raise ValueError(f"axis {x!r}: use one of {', '.join(TITLES)}; 'seconds' needs a network")
+    on = {name: along(run, x, network, compute_seconds) for name, run in runs.items()}
+    return _lines(title or TITLES[x], AXES.get(x, "seconds on the link"), runs, on, x, smooth=True)
+
+
+def along(
+    run: Columns, x: str, network: Network | None = None, compute_seconds: float | None = None
+) -> tuple[Growing, Growing]:
+    """Where the rows and the evaluations of a run lie on an axis: one of `AXES`, else seconds on a network."""
+    curves = run.curves
+    match x:
+        case "steps":
+            return curves.steps, curves.eval_steps
+        case "tokens":
+            return curves.tokens, curves.eval_tokens
+        case "bytes":
+            return curves.bytes, curves.eval_bytes
+    assert network is not None
+    price = run.priced(network, compute_seconds)
+    return price.seconds, price.eval_seconds
+
+
+def _lines(
+    title: str,
+    label: str,
+    runs: Mapping[str, Columns],
+    on: Mapping[str, tuple[Growing, Growing]],
+    x: str,
+    smooth: bool = False,
+) -> Lines:
+    """Of one run a line for each worker, their mean and the agreed model; of several the means (thin) and the models."""
+    several, series, floor = len(runs) > 1, list[Series](), None
+    for k, (name, run) in enumerate(runs.items()):
+        curves, (at_rows, at_evals) = run.curves, on[name]
+        if not several and len(curves.loss_W) <= MAX_LINES:
+            lines = enumerate(curves.loss_W)
+            series += [Series(f"worker {w}", at_rows, y, faint=True, colour=2 + w) for w, y in lines]
+        if several and smooth:
+            series.append(Series(name, *_smoothed(at_rows, curves.loss), faint=True, colour=k))
+        else:
+            mean = f"{name}: workers' mean" if several else "workers' mean"
+            series.append(Series(mean, at_rows, curves.loss, faint=several, colour=k if several else 1))
+        series.append(Series(name if several else "agreed model", at_evals, curves.eval_loss, colour=k))
+        if run.started is not None and run.started.floor_nats is not None:
+            floor = (run.started.floor_nats, "entropy rate of the corpus")
+    series.sort(key=lambda s: not s.faint)
+    log = several and x not in ("steps", "tokens")
+    return Lines(title, label, "loss, nats per token", series, log_x=log, floor=floor)
+
+
+def _smoothed(x: Growing, y: Growing) -> tuple[np.ndarray, np.ndarray]:
+    """A running mean over the sixtieth part of a run, at the last of the steps that it is taken over."""
+    rows = min(len(x), len(y))
+    window = max(1, rows // 60)
+    return x.values[window - 1 : rows], np.convolve(y.values[:rows], np.ones(window) / window, mode="valid")

@@ -172,12 +172,12 @@ class Columns:
             slow=slowness(self.started),
         )
 
-    def priced(self, network: Network, timed: bool = True) -> Price:
+    def priced(self, network: Network, compute_seconds: float | None = None) -> Price:
         """The time of this run on a network, as numbers that grow. What is new is added, until another network is asked for.
 
-        A local step counts as it took here (`pace`), or with ``timed=False`` as nothing: what is priced is sending alone.
+        A local step counts as it took here (`pace`), or ``compute_seconds``; with 0 what is priced is sending alone.
         """
-        return self.curves.priced(self, network, timed)
+        return self.curves.priced(self, network, compute_seconds)
 
 
 def pace(seconds: Sequence[float] | np.ndarray, started: Started) -> float:
@@ -270,13 +270,13 @@ class Curves:
             for record in records:
                 yield record, times
 
-    def priced(self, run: Columns, network: Network, timed: bool) -> Price:
+    def priced(self, run: Columns, network: Network, compute_seconds: float | None) -> Price:
         """`Columns.priced`."""
         rows = len(self.bytes)
-        enough = 0 if not timed else rows if run.ended is not None else min(SETTLED, rows)
-        price = self._price
-        if price is None or price.network != network or price.timed != timed or price.rows_timed < enough:
-            price = self._price = Price(run, network, timed, rows)
+        enough = 0 if compute_seconds is not None else rows if run.ended is not None else min(SETTLED, rows)
+        price, asked = self._price, (network, compute_seconds)
+        if price is None or price.asked != asked or price.rows_timed < enough:
+            price = self._price = Price(run, network, compute_seconds, rows)
         price.go_on(self, run.eval_row)
         return price
 
@@ -284,12 +284,12 @@ class Curves:
 class Price:
     """A run on one network: seconds and bytes on the wire after each row, seconds at each evaluation."""
 
-    def __init__(self, run: Columns, network: Network, timed: bool, rows_timed: int):
-        self.network, self.timed, self.rows_timed = network, timed, rows_timed
+    def __init__(self, run: Columns, network: Network, compute_seconds: float | None, rows_timed: int):
+        self.asked, self.rows_timed = (network, compute_seconds), rows_timed
         num_workers, seconds, slow = 0, 0.0, dict[int, float]()
         if run.started is not None:
             num_workers, slow = run.num_workers, slowness(run.started)
-            seconds = pace(run.seconds, run.started) if timed else 0.0
+            seconds = pace(run.seconds, run.started) if compute_seconds is None else compute_seconds
         self.meter = Meter(network, num_workers, seconds, slow)
         self.seconds, self.wire_bytes, self.eval_seconds = Growing(), Growing(), Growing()
 

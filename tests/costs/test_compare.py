@@ -12,7 +12,6 @@ from lab.recipes.recipe import Recipe
 from lab.runs.columns import Columns
 from lab.study.claims import spread
 from lab.study.compare import best_rate, front, loss_within, steps_to, with_rate
-from widgets.figures import axis
 
 
 def run(looks: dict[int, float], down: int = 0) -> Columns:
@@ -68,7 +67,7 @@ def test_best_rate() -> None:
 
 def test_tokens_are_those_of_workers_that_were_up() -> None:
     """64 tokens a step by two workers; one of them misses ten steps."""
-    assert axis(run({}, down=10), "tokens").tolist()[::39] == [32, 10 * 32 + 30 * 64]
+    assert run({}, down=10).curves.tokens.values.tolist()[::39] == [32, 10 * 32 + 30 * 64]
 
 
 def test_spread_in_words() -> None:

@@ -38,7 +38,6 @@ from widgets import (
 )
 from widgets.canvas import Canvas
 from widgets.communication_budget import Budget
-from widgets.figures import axis
 from widgets.forecasts import forecast
 from widgets.menus import with_menu
 from widgets.pictures import COLOURS, MAX_POINTS, stored
@@ -180,8 +179,8 @@ def test_a_price_goes_on_as_the_run_does(events: list[Event], columns: Columns, 
     for k, event in enumerate(events):
         growing.add(event)
         if k % every == every - 1:
-            growing.priced(network, timed=False)
-    price, bill = growing.priced(network, timed=False), columns.price(network, 0.0)
+            growing.priced(network, compute_seconds=0.0)
+    price, bill = growing.priced(network, compute_seconds=0.0), columns.price(network, 0.0)
     np.testing.assert_allclose(price.seconds.values, bill.at_step[columns.step])
     np.testing.assert_allclose(price.meter.wire_bytes_W, bill.wire_bytes_W)
     assert price.meter.wire_bytes_by_state == pytest.approx(bill.wire_bytes_by_state)
@@ -249,7 +248,7 @@ def test_losses_on_every_axis(events: list[Event], columns: Columns) -> None:
         (lines,) = view.pictures()
         mean, agreed = (s for s in lines.series if not s.faint)
         network = NETWORKS.get(x.removeprefix("seconds on "))
-        along = axis(columns, x.split()[0], network)
+        along = in_numbers(columns)[x] if network is None else columns.price(network).at_step[columns.step]
         np.testing.assert_allclose(np.asarray(mean.x), along)
         np.testing.assert_allclose(np.asarray(mean.y), columns.loss)
         assert agreed.y.values.tolist() == columns.eval_loss

@@ -10,8 +10,10 @@ import plotly.graph_objects as go
 import pytest
 
 from lab.costs.network import Network
+from lab.events import Stepped
+from lab.runs.columns import Columns
 from tests.support.pictures import PICTURES, RUNS, made_up
-from widgets import bytes_sent, losses
+from widgets import Losses, bytes_sent, losses
 from widgets.pictures import MAX_POINTS, Lines, Series, bundle, thin
 
 
@@ -46,11 +48,41 @@ def test_axes_carry_what_was_sent():
     run = RUNS["rarely"]
     assert run.payload_bytes[18:20].tolist() == [0, 2 * 1024]
     assert run.payload_bytes[-1] == 2 * 2 * 1024
-    (line,) = (s for s in losses({"a": run}, "bytes").series if not s.faint)
+    (line,) = (s for s in losses({"a": run}, "bytes").series if s.name == "agreed model")
     assert list(line.x) == [0, 2048, 2048, 4096]
     net = Network(bits_per_second=8 * 1024)  # one payload takes a second on a ring of two
-    (line,) = (s for s in losses({"a": run}, "seconds", network=net, compute_seconds=0.5).series if not s.faint)
+    (line,) = (
+        s
+        for s in losses(RUNS, "seconds", network=net, compute_seconds=0.5).series
+        if (s.name, s.faint) == ("rarely", False)
+    )
     assert list(line.x) == pytest.approx([5, 11, 16, 22])
+
+
+def test_losses_of_runs_that_are_over_are_those_of_the_view():
+    """The same lines on the same axes, but that means of several runs are smoothed; what is no axis is refused."""
+    for runs in ({"a": RUNS["rarely"]}, RUNS):
+        view = Losses("tokens")
+        view.runs = dict(runs)
+        (shown,) = view.pictures()
+        still = losses(runs, "tokens", title=shown.title)
+        for ours, theirs in zip(still.series, shown.series, strict=True):
+            assert (ours.faint, ours.colour) == (theirs.faint, theirs.colour)
+            if not ours.faint or len(runs) == 1:
+                assert ours.name == theirs.name
+                np.testing.assert_array_equal(ours.x, theirs.x)
+                np.testing.assert_array_equal(ours.y, theirs.y)
+    steps = 200
+    long = Columns.of(
+        [RUNS["rarely"].started, *(Stepped(t, [float(t % 2)] * 2, 1.0, 0.1) for t in range(1, steps + 1))]
+    )
+    (mean, *_) = losses({"a": long, "b": long}).series
+    assert len(mean.x) == len(mean.y) == steps - 2
+    assert set(np.round(mean.y, 6)) == {round(1 / 3, 6), round(2 / 3, 6)}
+    with pytest.raises(ValueError, match="needs a network"):
+        losses(RUNS, "seconds")
+    with pytest.raises(ValueError, match="use one of steps, tokens"):
+        losses(RUNS, "miles")
 
 
 def test_bars_show_the_busiest_worker_and_the_ratio():
