@@ -102,7 +102,6 @@ def steps(job: str) -> list[str]:
     return [step["run"] for step in WORKFLOW["jobs"][job]["steps"] if "run" in step]
 
 
-@pytest.mark.xfail(strict=True, reason="make quick comes with the rooms of the tests")
 def test_the_workflow_calls_what_there_is() -> None:
     """`.ci/run` on Linux; quick tests on three systems and every Python that pyproject.toml names."""
     assert "bash .ci/run" in steps("everything")
@@ -134,7 +133,6 @@ def test_the_website_has_every_page() -> None:
     assert written <= pages(config["nav"])
 
 
-@pytest.mark.xfail(strict=True, reason="make quick comes with the rooms of the tests")
 def test_the_contributing_page_calls_what_there_is() -> None:
     """Targets of make, files and folders."""
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
