@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import math
 from dataclasses import dataclass
+from decimal import ROUND_HALF_UP, Context
 from typing import Any
 
 from lab.runs.growing import Extent
@@ -14,6 +15,9 @@ LETTER = 0.56  # width of a letter, as a part of its height, on average
 INK, GRID = "#7d8590", "rgba(128,128,128,0.2)"
 
 
+FOUR_DIGITS = Context(prec=4, rounding=ROUND_HALF_UP)  # as JavaScript rounds, where Python would round 12345 to 12340
+
+
 def rounded(v: float, digits: int = 6) -> float:
     """To so many significant digits, as an integer where it is one: short in JSON."""
     v = float(f"{v:.{digits}g}")
@@ -21,11 +25,16 @@ def rounded(v: float, digits: int = 6) -> float:
 
 
 def short(v: float) -> str:
-    """A number for a tick."""
-    for limit, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+    """A number in four digits, for a tick or under the pointer, where ``view.js`` says it by the same rule.
+
+    Up to 9999 all of it is there, as one would say a local step; then come units.
+    """
+    v = float(FOUR_DIGITS.create_decimal_from_float(v))
+    for limit, size, unit in ((1e12, 1e12, "T"), (1e9, 1e9, "G"), (1e6, 1e6, "M"), (1e4, 1e3, "k")):
         if abs(v) >= limit:
-            return f"{v / limit:.4g}{unit}"
-    return f"{v:.4g}"
+            return f"{v / size:.4g}{unit}"
+    digits, e, exponent = f"{v:.4g}".partition("e")
+    return f"{digits}e{int(exponent)}" if e else digits
 
 
 @dataclass(frozen=True)

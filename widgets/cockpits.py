@@ -31,7 +31,7 @@ from lab.runs.plan import Plan, plan
 from lab.study.tables import Entry, html_table
 from widgets.communication_budget import CommunicationBudget
 from widgets.keeper import Keeper
-from widgets.panel import STYLE, Controls, Relink, Status, Whole, bar, on_screen
+from widgets.panel import STYLE, Controls, Refusals, Relink, Status, Whole, bar, on_screen
 from widgets.training_losses import Losses
 from widgets.view import View, surroundings
 
@@ -85,15 +85,15 @@ class Seat:
         self.periods: dict[str, Whole] = {}
         self.period_box = ipywidgets.VBox()
         self.forecast = ipywidgets.HTML()
-        self.problem = ipywidgets.HTML()
-        self.problem.add_class("isthmus-problem")
+        self.refusals = Refusals()
+        self.problem = self.refusals.line
         self.go = ipywidgets.Button(
             description="Start",
             icon="play",
             button_style="primary",
             tooltip=f"Start run {letter}; one that was stopped goes on",
         )
-        self.go.on_click(lambda _: self.attempt(self.start))
+        self.go.on_click(lambda _: self.refusals.attempt(self.start))
         self.controls = ipywidgets.VBox()
         self.later = Later(self.foresee)
         for field in (self.workers, self.steps, self.corpus, self.network):
@@ -176,16 +176,6 @@ class Seat:
         except Exception as error:  # there is no cell to say it in
             return "", on_screen(LabError(f"no forecast: {type(error).__name__}: {error}"))
 
-    def attempt(self, do: Callable[[], None]) -> bool:
-        """Do it; what is refused is said in one line."""
-        try:
-            do()
-        except LabError as error:
-            self.problem.value = on_screen(error)
-            return False
-        self.problem.value = ""
-        return True
-
     # running
 
     @property
@@ -259,7 +249,7 @@ class Cockpit:
             self.compare.layout.display = "none"
 
         if len(self.seats) == 1:
-            first.attempt(add)
+            first.refusals.attempt(add)
 
     def _resize(self, change: Any) -> None:
         (self.widget.add_class if change["new"] else self.widget.remove_class)("isthmus-large")

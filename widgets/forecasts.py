@@ -15,7 +15,7 @@ from lab.runs.trainer import Trainer
 
 
 @dataclass(frozen=True)
-class Forecast:
+class PlannedEvents:
     """The `Sent` events to come, and who will be up: ``up_TW``, bool ``[steps, workers]``."""
 
     started: Started
@@ -33,12 +33,12 @@ class Forecast:
         return out
 
 
-def forecast(recipe: Recipe) -> Forecast:
+def forecast(recipe: Recipe) -> PlannedEvents:
     """Steps that are alike are looked at once; the same recipe is asked for once only."""
     return _forecast(json.dumps(recipe.to_dict()))
 
 
 @lru_cache(maxsize=8)
-def _forecast(recipe: str) -> Forecast:
+def _forecast(recipe: str) -> PlannedEvents:
     trainer = Trainer(Recipe.of(json.loads(recipe)), dry=True)
-    return Forecast(trainer.started(), tuple(calendar(trainer)), trainer.up_TW)
+    return PlannedEvents(trainer.started(), tuple(calendar(trainer)), trainer.up_TW)

@@ -90,6 +90,24 @@ def on_screen(error: Exception) -> str:
     return f'<span role="alert">{html.escape(words)}</span>'
 
 
+class Refusals:
+    """A line for what is refused, ``line``; empty while nothing is."""
+
+    def __init__(self) -> None:
+        self.line = ipywidgets.HTML()
+        self.line.add_class("isthmus-problem")
+
+    def attempt(self, do: Callable[[], None]) -> bool:
+        """Do it; what is refused is said in the line."""
+        try:
+            do()
+        except LabError as error:
+            self.line.value = on_screen(error)
+            return False
+        self.line.value = ""
+        return True
+
+
 class Status:
     """A fold of events into the line that says how far a run is."""
 
@@ -125,8 +143,8 @@ class Controls:
         self.run, self._link = run, network  # what views price on at first
         self.status = Status(run)
         self.line = ipywidgets.HTML(html.escape(self.status.text()))
-        self.problem = ipywidgets.HTML()
-        self.problem.add_class("isthmus-problem")
+        self.refusals = Refusals()
+        self.problem = self.refusals.line
         self._quiet = False  # a knob is being put back: no word to the run
         self.buttons = {
             "pause": self._button("Pause", "pause", "Wait before the next local step", run.pause),
@@ -147,7 +165,7 @@ class Controls:
 
     def _button(self, label: str, icon: str, hint: str, do: Callable[[], None]) -> ipywidgets.Button:
         button = ipywidgets.Button(description=label, icon=icon, tooltip=hint, layout={"width": "auto"})
-        button.on_click(lambda _: self.attempt(do))
+        button.on_click(lambda _: self.refusals.attempt(do))
         return button
 
     def _knobs(self) -> list[ipywidgets.Widget]:
@@ -199,21 +217,11 @@ class Controls:
             self.workers.append(switch)
         return bar(self.workers)
 
-    def attempt(self, do: Callable[[], None]) -> bool:
-        """Do it; what is refused is said in the panel."""
-        try:
-            do()
-        except LabError as error:
-            self.problem.value = on_screen(error)
-            return False
-        self.problem.value = ""
-        return True
-
     def _turn(self, widget: Any, change: Any, do: Callable[[Any], None]) -> None:
         """A knob was moved; where that is refused it goes back."""
         if self._quiet or change["new"] == "":
             return
-        if not self.attempt(lambda: do(change["new"])):
+        if not self.refusals.attempt(lambda: do(change["new"])):
             self._quiet = True
             widget.value = change["old"]
             self._quiet = False
@@ -307,7 +315,7 @@ class Relink:
         name = next((n for n, net in NETWORKS.items() if turned and settled_network(net) == turned[-1]), None)
         for view in self.views:
             for control in view.controls():
-                if control.name == "network" and name in control.options:
+                if control.name == "network" and name is not None and name in control.options:
                     view.choose("network", name)
 
 

@@ -231,8 +231,12 @@ class Lines(Picture):
         x_axis, y_axis = self.axes()
         lines = []
         for s in self.series:
-            grows = held is not listed and isinstance(s.x, Growing) and isinstance(s.y, Growing)
-            x, y = (s.x, s.y) if grows else s.points
+            x: Growing | list[Any]
+            y: Growing | list[Any]
+            if held is not listed and isinstance(s.x, Growing) and isinstance(s.y, Growing):
+                x, y = s.x, s.y
+            else:
+                x, y = s.points
             dash = [int(d) for d in self._dash(s).split()]
             look = {"colour": self._colour(s), "dash": dash, "faint": s.faint, "speaks": self._speaks(s)}
             marked = len(x) <= FEW_POINTS and not s.faint

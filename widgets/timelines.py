@@ -120,9 +120,9 @@ class Calendar(Picture):
             if path:
                 out.append(f'<path d="{path}" {self._fill(m)}/>')
         for k, name in enumerate(self.rows):
-            y0 = box.top + each * (k + 0.5) + 4
+            middle = box.top + each * (k + 0.5) + 4
             out.append(
-                f'<text x="{box.left - 6}" y="{y0:.1f}" text-anchor="end" font-size="12">{html.escape(name)}</text>'
+                f'<text x="{box.left - 6}" y="{middle:.1f}" text-anchor="end" font-size="12">{html.escape(name)}</text>'
             )
         if self.now is not None:
             out.append(f'<path d="M{box.px(self.now):.1f},{box.top}V{box.bottom}" stroke="#333"/>')
@@ -175,7 +175,7 @@ class Calendar(Picture):
         """In words: how often, or for how many steps."""
         if marks[0].to is None:
             return f"{sum(len(m.at) for m in marks)} times"
-        return f"{sum(b - a + 1 for m in marks for a, b in zip(m.at, m.to or (), strict=True))} steps"
+        return f"{sum(b - a + 1 for m in marks for a, b in zip(m.steps, m.to or (), strict=True))} steps"
 
     def _fill(self, m: Marks) -> str:
         return f'fill="{COLOURS[m.colour % len(COLOURS)]}"' + (f' opacity="{FAINT}"' if m.faint else "")

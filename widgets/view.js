@@ -37,11 +37,13 @@ function theme(el) {
   return { ink, ground, soft: of("--jp-content-font-color2", ink), grid: "rgba(128, 128, 128, 0.25)" };
 }
 
+/** A number in four digits; `short` in axes.py is the same rule. */
 function short(v) {
   if (v === 0 || !Number.isFinite(v)) return String(v);
-  for (const [limit, unit, size] of [[1e12, "T", 1e12], [1e9, "G", 1e9], [1e6, "M", 1e6], [1e4, "k", 1e3]])
+  v = Number(v.toPrecision(4));
+  for (const [limit, size, unit] of [[1e12, 1e12, "T"], [1e9, 1e9, "G"], [1e6, 1e6, "M"], [1e4, 1e3, "k"]])
     if (Math.abs(v) >= limit) return Number((v / size).toPrecision(4)) + unit;
-  return String(Number(v.toPrecision(4)));
+  return Math.abs(v) < 1e-4 ? v.toExponential() : String(v);
 }
 
 const say = (pattern, words) => pattern.replace(/\{(\w+)\}/g, (whole, key) => (key in words ? words[key] : whole));

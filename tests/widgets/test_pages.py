@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+import widgets
 from tests.support.browser import CHROMIUM, Bare, needs_chromium
 from tests.support.pictures import PICTURES, TABLES, routing
 from widgets import Board, Growing, Lines, Matrix, RoutingStability, Series
+from widgets.axes import short
 from widgets.canvas import Canvas
 
 pytestmark = [needs_chromium, pytest.mark.processes]
@@ -334,3 +337,36 @@ def test_it_takes_the_colours_of_the_theme(bare: Any) -> None:
     page.js("document.body.setAttribute('style', '--jp-content-font-color1: rgb(200, 2, 3)')")
     page.settle()
     assert page.js("getComputedStyle(document.querySelector('.isthmus-board')).color") == "rgb(200, 2, 3)"
+
+
+NUMBERS = [
+    0.0,
+    1.0,
+    9999.0,
+    9999.4,
+    9999.6,
+    10_000.0,
+    12_345.0,
+    1536.0,
+    -48_000.0,
+    999_960.0,
+    1e6,
+    3.2e9,
+    7.5e14,
+    0.1,
+    2.5e-4,
+    1e-4,
+    9.9999e-5,
+]
+NUMBERS += [3.14159265, -0.001234567, 1.25e-7, 6e-12, 2**0.5 * 1e3]
+
+
+def test_a_number_under_the_pointer_is_that_of_a_tick(browser: Any) -> None:
+    """One rule in Python and in the page: four digits, thousands from 10 000 on."""
+    script = (Path(widgets.__file__).parent / "view.js").read_text(encoding="utf-8")
+    (source,) = re.findall(r"^function short\(v\) \{.*?^\}", script, flags=re.M | re.S)
+    page = browser.new_page()
+    said = page.evaluate(f"(numbers) => {{ {source}; return numbers.map(short); }}", NUMBERS)
+    page.close()
+    assert said == [short(v) for v in NUMBERS]
+    assert [short(v) for v in (1536.0, 9999.6, 12_345.0, 1e-7)] == ["1536", "10k", "12.35k", "1e-7"]

@@ -225,7 +225,7 @@ def test_every_preset_can_be_chosen() -> None:
     chosen = seat(Recipe.of("des_loc"))
     for name in chosen.method.options:
         chosen.method.value = name
-        assert chosen.attempt(lambda: Recipe.of(chosen.recipe.to_dict())), chosen.problem.value
+        assert chosen.refusals.attempt(lambda: Recipe.of(chosen.recipe.to_dict())), chosen.problem.value
 
 
 def test_the_forecast_follows_what_is_chosen() -> None:
