@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from lab.engine import buffers
-from lab.engine.fleet import Layout, Stack
 from lab.engine.optim import count_as_before_, states
+from lab.engine.stack import Layout, Stack
 from lab.runs.folder import Checkpoint
 from lab.runs.inputs import of_digests
 

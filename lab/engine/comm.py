@@ -6,8 +6,7 @@ topology, and how long that takes, is priced from the ledger afterwards (`lab.co
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 
@@ -15,48 +14,14 @@ import torch
 from torch import Tensor
 
 from lab.engine.codecs import Codec
-from lab.engine.fleet import Block, Fleet, Stack, at_least_float32
+from lab.engine.fleet import Fleet
+from lab.engine.ledger import Ledger
+from lab.engine.stack import Block, Stack, at_least_float32
 from lab.engine.world import Contribution, Named, OneProcess, World
 from lab.errors import RecipeError
 from lab.events import Sent
 
-
-class Ledger:
-    """What was sent: `Sent` records in the order of sending."""
-
-    def __init__(self, records: Iterable[Sent] = ()):
-        self.records: list[Sent] = list(records)
-        self._read = 0
-
-    def __iter__(self) -> Iterator[Sent]:
-        return iter(self.records)
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def new(self) -> list[Sent]:
-        """Records since the last call."""
-        fresh, self._read = self.records[self._read :], len(self.records)
-        return fresh
-
-    def by(self, *keys: str, worker: int | None = None) -> dict[tuple[object, ...], int]:
-        """Payload bytes summed over workers (or of one worker), by any of ``step``, ``op``, ``state``, ``group``, ``worker``."""
-        sums: dict[tuple[object, ...], int] = defaultdict(int)
-        for r in self.records:
-            workers = r.workers if worker is None else [w for w in r.workers if w == worker]
-            for group, num_bytes in r.payload_bytes.items():
-                if "worker" in keys:
-                    for w in workers:
-                        full = {"step": r.step, "op": r.op, "state": r.state, "group": group, "worker": w}
-                        sums[tuple(full[k] for k in keys)] += num_bytes
-                elif workers:
-                    full = {"step": r.step, "op": r.op, "state": r.state, "group": group}
-                    sums[tuple(full[k] for k in keys)] += num_bytes * len(workers)
-        return dict(sums)
-
-    def total_bytes(self, worker: int | None = None) -> int:
-        """Payload bytes of all workers together, or of one."""
-        return sum(self.by(worker=worker).values())
+Sizes = dict[tuple[int, ...], dict[str, int]]  # payload bytes of each of some workers, by group
 
 
 @dataclass(frozen=True)
@@ -68,6 +33,25 @@ class Meeting:
     mean: Stack | None  # with what was subtracted; None where they were gathered
     plain: bool = False  # every process has the mean, over all that are up, of the copies as they are
     handed: Named | None = None  # by `Communicator.gather`
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A call of `Communicator.mean`."""
+
+    stack: Stack
+    state: str
+    minus: Stack | None
+    otherwise: Stack | None
+    weights_W: Sequence[float] | None
+    codec: Codec | None
+    to_server: bool
+
+    @property
+    def operation(self) -> str:
+        """What the network does with the rows: sums them on the way, or collects them."""
+        summed = self.codec is None or self.codec.reducible
+        return ("reduce" if summed else "gather") if self.to_server else ("all_reduce" if summed else "all_gather")
 
 
 class Communicator:
@@ -112,72 +96,70 @@ class Communicator:
         its values in ``otherwise``, or else the mean of the last copies; nothing is counted for it. With ``to_server`` only
         a server learns the mean; what it then hands out is sent, and counted, by itself.
         """
-        codec = codec or self.codecs.get(state)
-        if codec is not None and codec.sparse and minus is None and state != "grads":
+        asked = _Asked(stack, state, minus, otherwise, weights_W, codec or self.codecs.get(state), to_server)
+        self._refuse(asked)
+        up, sent = self.fleet.up if among is None else among, Sizes()
+        agreed, partial = list[Tensor](), list[Contribution]()
+        for i, (block, copies) in enumerate(zip(stack.layout.blocks, stack.blocks, strict=True)):
+            workers = tuple(w for w in block.everywhere if up[w])
+            if not workers:
+                agreed.append(_known(asked, i, partial))
+                continue
+            own = None if stack.dry else self._contribution(asked, i, workers)
+            _count(sent, workers, block.group, _payload(asked.codec, block, copies, own))
+            agreed.append(copies[:1] if own is None else own.part)  # in a dry run the shape of one row is enough
+            if own is not None and (to_server or not set(workers) <= set(block.holders)):
+                partial.append(own)
+        self.world.reduce_(partial, asked.codec, to_server)
+        mean = Stack(stack.layout, agreed)
+        self._write(asked.operation, state, sent)
+        if not stack.dry:
+            plain = asked.codec is None and weights_W is None and among is None and not to_server
+            self._notify(lambda: Meeting(state, stack, mean if minus is None else mean + minus, plain))
+        return mean
+
+    def _refuse(self, asked: _Asked) -> None:
+        """Raises RecipeError for a codec that cannot stand for what is averaged."""
+        codec, state = asked.codec, asked.state
+        if codec is not None and codec.sparse and asked.minus is None and state != "grads":
             raise RecipeError(
                 f"codecs.{state} = a topk codec sends only part of a tensor, but this method averages whole {state}: "
                 "use bfloat16 or int8, or a method that sends differences (ddp, diloco)"
             )
-        if codec is not None and codec.error_feedback and stack.layout is not self.fleet.layout:
+        if codec is not None and codec.error_feedback and asked.stack.layout is not self.fleet.layout:
             raise RecipeError(
                 f"codecs.{state} remembers what it did not send, but this method sends {state} in parts: "
                 "use topk:…:forget, e3m0, int8 or bfloat16"
             )
-        up = self.fleet.up if among is None else among
-        agreed: list[Tensor] = []
-        sent: dict[tuple[int, ...], dict[str, int]] = {}
-        unfinished: list[Contribution] = []
 
-        def of_own(copies: Tensor, rows: list[int], weights: Mapping[int, float], base: Tensor | None) -> Contribution:
-            """What the rows here add to the mean of the ``i``-th block, and what a codec makes of each of them."""
-            dtype = at_least_float32(copies.dtype)
-            part = copies.new_zeros(1 if to_server else min(1, len(copies)), block.numel, dtype=dtype)
-            encoded, workers = dict[int, tuple[Tensor, ...]](), [block.holders[r] for r in rows]
-            if codec is not None:
-                for row, worker in zip(rows, workers, strict=True):
-                    x = copies[row] if base is None else copies[row] - base[0]
-                    encoded[worker], decoded = self._through(codec, x, state, stack, i, row)
-                    part[0].add_(decoded, alpha=weights[worker])
-            elif rows:
-                some, all_here = copies if len(rows) == len(copies) else copies[rows], len(rows) == len(weights)
-                weights_H = some.new_tensor([weights[w] for w in workers], dtype=dtype)
-                if all_here and weights_W is None:
-                    part = some.mean(0, keepdim=True, dtype=dtype)
-                else:
-                    part = weights_H[None] @ some.to(dtype)
-                if base is not None:
-                    part = part - (base if all_here else base * weights_H.sum())
-            return Contribution(weights, encoded, part.to(copies.dtype))
-
-        for i, (block, copies) in enumerate(zip(stack.layout.blocks, stack.blocks, strict=True)):
-            workers, rows = tuple(w for w in block.everywhere if up[w]), stack.rows(i, up)
-            base = None if minus is None else minus.blocks[i]
-            if not workers:
-                if base is None and otherwise is None:
-                    agreed.append(_mean(copies, range(len(copies)), block.everywhere, unfinished))
-                else:
-                    agreed.append(torch.zeros_like(base) if base is not None else otherwise.blocks[i])  # type: ignore[union-attr]
-                continue
-            if copies.is_meta:  # a dry run: shapes are enough, and those of one row
-                _count(sent, workers, block.group, _payload(codec, block, copies))
-                agreed.append(copies[:1])
-                continue
-            own = of_own(copies, rows, _normalised(weights_W, workers), base)
-            each = {sum(x.nbytes for x in row) for row in own.encoded.values()} or {_payload(codec, block, copies)}
-            if len(each) > 1:
-                raise AssertionError(f"codec {codec!r} sent rows of unequal size")
-            _count(sent, workers, block.group, *each)
-            agreed.append(own.part)
-            unfinished += [own] if to_server or len(rows) < len(workers) else []
-        self.world.reduce_(unfinished, codec, to_server)
-        if self.observer is not None and not self.fleet.params.blocks[0].is_meta:
-            means = agreed if minus is None else [a + b for a, b in zip(agreed, minus.blocks, strict=True)]
-            plain = codec is None and weights_W is None and among is None and not to_server
-            self.observer(Meeting(state, stack, Stack(stack.layout, means), plain))
-        summed = codec is None or codec.reducible  # on the way
-        op = ("reduce" if summed else "gather") if to_server else ("all_reduce" if summed else "all_gather")
-        self._write(op, state, sent)
-        return Stack(stack.layout, agreed)
+    def _contribution(self, asked: _Asked, i: int, workers: Sequence[int]) -> Contribution:
+        """What the rows here add to the mean of the ``i``-th block over ``workers``."""
+        block, copies, weights = (
+            asked.stack.layout.blocks[i],
+            asked.stack.blocks[i],
+            _normalised(asked.weights_W, workers),
+        )
+        base = None if asked.minus is None else asked.minus.blocks[i]
+        rows = [(row, w) for row, w in enumerate(block.holders) if w in weights]
+        dtype = at_least_float32(copies.dtype)
+        part = copies.new_zeros(1 if asked.to_server else min(1, len(copies)), block.numel, dtype=dtype)
+        encoded: dict[int, tuple[Tensor, ...]] = {}
+        if asked.codec is not None:
+            for row, w in rows:
+                x = copies[row] if base is None else copies[row] - base[0]
+                encoded[w], decoded = self._through(asked.codec, x, asked, i, row)
+                part[0].add_(decoded, alpha=weights[w])
+        elif rows:
+            some = copies if len(rows) == len(copies) else copies[[row for row, _ in rows]]
+            weights_H = some.new_tensor([weights[w] for _, w in rows], dtype=dtype)
+            all_here = len(rows) == len(workers)
+            if all_here and asked.weights_W is None:
+                part = some.mean(0, keepdim=True, dtype=dtype)
+            else:
+                part = weights_H[None] @ some.to(dtype)
+            if base is not None:
+                part = part - (base if all_here else base * weights_H.sum())
+        return Contribution(weights, encoded, part.to(copies.dtype))
 
     def mean_(self, stack: Stack, state: str, *, weights_W: Sequence[float] | None = None) -> None:
         """In place: every holder that is up ends with the mean over the holders that are up."""
@@ -193,7 +175,7 @@ class Communicator:
         marks the workers that have it already (default: all others).
         """
         receives = [w in to for w in range(self.fleet.num_workers)]
-        sent: dict[tuple[int, ...], dict[str, int]] = {}
+        sent: Sizes = {}
         moves: list[tuple[Sequence[int], Sequence[int], Tensor]] = []
         for block, x in zip(stack.layout.blocks, agreed.blocks, strict=True):
             workers = tuple(w for w in block.everywhere if receives[w])
@@ -212,7 +194,7 @@ class Communicator:
 
         A worker that is down receives nothing now; it gets all that it missed when it is back.
         """
-        sent: dict[tuple[int, ...], dict[str, int]] = {}
+        sent: Sizes = {}
         for i, k in cells:
             block, mine = stack.layout.blocks[i], stack.blocks[i]
             worker = block.everywhere[k]
@@ -232,7 +214,7 @@ class Communicator:
         The server is the first process; at the others these are shapes without numbers (``is_meta``).
         """
         out: dict[int, dict[str, Tensor]] = {w: {} for w, up in enumerate(self.fleet.up) if up}
-        sent: dict[tuple[int, ...], dict[str, int]] = {}
+        sent: Sizes = {}
         for block, copies in zip(stack.layout.blocks, stack.blocks, strict=True):
             workers = tuple(w for w in block.everywhere if self.fleet.up[w])
             if workers:
@@ -241,8 +223,7 @@ class Communicator:
                 out[w][name] = stack.cell_or_shape(name, w)
         self._write("gather", state, sent)
         handed = self.world.gather_to_server(out)
-        if self.observer is not None:
-            self.observer(Meeting(state, stack, None, handed=handed))
+        self._notify(lambda: Meeting(state, stack, None, handed=handed))
         return handed
 
     def collect(self, tensors: Named, state: str, of: Stack) -> Named:
@@ -250,8 +231,7 @@ class Communicator:
 
         Those of workers elsewhere are given by their shape. What comes back is as of `gather`.
         """
-        if self.observer is not None:
-            self.observer(Meeting(state, of, None))
+        self._notify(lambda: Meeting(state, of, None))
         self._write_each("gather", tensors, state)
         return self.world.gather_to_server(tensors)
 
@@ -266,7 +246,7 @@ class Communicator:
         Where there are none: the values in ``otherwise``, or the mean of the last copies.
         """
         blocks: list[Tensor] = []
-        unfinished: list[Contribution] = []
+        partial: list[Contribution] = []
         for i, (block, copies) in enumerate(zip(stack.layout.blocks, stack.blocks, strict=True)):
             workers = [w for w in block.everywhere if (self.fleet.up if among is None else among)[w]]
             if not workers and otherwise is not None:
@@ -274,18 +254,20 @@ class Communicator:
                 continue
             held_by = workers or block.everywhere
             rows = [row for row, w in enumerate(block.holders) if w in held_by]
-            blocks.append(_mean(copies, rows, held_by, unfinished))
-        self.world.reduce_(unfinished, None)
+            blocks.append(_mean(copies, rows, held_by, partial))
+        self.world.reduce_(partial, None)
         return Stack(stack.layout, blocks)
 
-    def _through(
-        self, codec: Codec, x: Tensor, state: str, stack: Stack, i: int, row: int
-    ) -> tuple[tuple[Tensor, ...], Tensor]:
-        """Encode and decode one row, with error feedback where the codec has it."""
+    def _notify(self, meeting: Callable[[], Meeting]) -> None:
+        if self.observer is not None:
+            self.observer(meeting())
+
+    def _through(self, codec: Codec, x: Tensor, asked: _Asked, i: int, row: int) -> tuple[tuple[Tensor, ...], Tensor]:
+        """Encode and decode one row of the ``i``-th block, with error feedback where the codec has it."""
         if codec.error_feedback:
-            if state not in self.residuals:
-                self.residuals[state] = Stack(stack.layout, [torch.zeros_like(b) for b in stack.blocks])
-            owed = self.residuals[state].blocks[i][row]
+            if asked.state not in self.residuals:
+                self.residuals[asked.state] = asked.stack.zeros_like()
+            owed = self.residuals[asked.state].blocks[i][row]
             x = x + owed
         encoded = codec.encode(x)
         decoded = codec.decode(encoded, x)
@@ -305,25 +287,39 @@ class Communicator:
             alike.setdefault(tuple(groups.items()), []).append(worker)
         self._write(op, state, {tuple(sorted(who)): dict(groups) for groups, who in alike.items()})
 
-    def _write(self, op: str, state: str, sent: Mapping[tuple[int, ...], dict[str, int]]) -> None:
+    def _write(self, op: str, state: str, sent: Sizes) -> None:
         for workers, groups in sent.items():
             self.ledger.records.append(Sent(self.t, op, state, workers, groups))
 
 
-def _count(sent: dict[tuple[int, ...], dict[str, int]], workers: tuple[int, ...], group: str, payload: int) -> None:
+def _count(sent: Sizes, workers: tuple[int, ...], group: str, payload: int) -> None:
     """Blocks with the same workers and group go into one record."""
     groups = sent.setdefault(tuple(sorted(workers)), {})
     groups[group] = groups.get(group, 0) + payload
 
 
-def _payload(codec: Codec | None, block: Block, like: Tensor) -> int:
-    """Bytes of one row, or of what a codec makes of any: for blocks of which there is none here."""
+def _payload(codec: Codec | None, block: Block, like: Tensor, own: Contribution | None = None) -> int:
+    """Bytes of one row, or of what a codec makes of it: of all rows the same, so that any will do where there is none here."""
     if codec is None:
         return block.numel * like.itemsize
-    return sum(x.nbytes for x in codec.encode(like.new_zeros(block.numel)))
+    rows = [*own.encoded.values()] if own is not None else []
+    sizes = {sum(x.nbytes for x in row) for row in rows or [codec.encode(like.new_zeros(block.numel))]}
+    if len(sizes) > 1:
+        raise AssertionError(f"codec {codec!r} sent rows of unequal size")
+    return sizes.pop()
 
 
-def _mean(copies: Tensor, rows: Sequence[int], workers: Sequence[int], unfinished: list[Contribution]) -> Tensor:
+def _known(asked: _Asked, i: int, partial: list[Contribution]) -> Tensor:
+    """What is known of a block that nobody who takes part holds."""
+    if asked.minus is not None:
+        return torch.zeros_like(asked.minus.blocks[i])
+    if asked.otherwise is not None:
+        return asked.otherwise.blocks[i]
+    copies = asked.stack.blocks[i]
+    return _mean(copies, range(len(copies)), asked.stack.layout.blocks[i].everywhere, partial)
+
+
+def _mean(copies: Tensor, rows: Sequence[int], workers: Sequence[int], partial: list[Contribution]) -> Tensor:
     """The plain mean over the copies of ``workers``, of which those in ``rows`` are here."""
     if copies.is_meta:  # a dry run: the shape of one row is enough
         return copies[:1]
@@ -332,7 +328,7 @@ def _mean(copies: Tensor, rows: Sequence[int], workers: Sequence[int], unfinishe
         return some.mean(0, keepdim=True)
     dtype = at_least_float32(copies.dtype)
     part = (some.sum(0, keepdim=True, dtype=dtype)[: len(copies)] / len(workers)).to(copies.dtype)
-    unfinished.append(Contribution(dict.fromkeys(workers, 1 / len(workers)), {}, part))
+    partial.append(Contribution(dict.fromkeys(workers, 1 / len(workers)), {}, part))
     return part
 
 

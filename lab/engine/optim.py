@@ -9,43 +9,25 @@ from __future__ import annotations
 import functools
 import inspect
 import itertools
-import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from lab.config import Fraction, Positive, RecipeView, config
-from lab.engine.fleet import Stack
+from lab.config import Positive, config
+from lab.engine.stack import Stack
 from lab.engine.state import State
 from lab.errors import RecipeError, one_of, shown
 from lab.optimizers import ADOPT, QHADOPT, QHM, SGDM, FedAdam, FedMom, FedYogi, PlainAdam, QHAdam
 from lab.optimizers.options import checked_options
 
-ELEMENTWISE: dict[str, type[torch.optim.Optimizer]] = {
-    "AdamW": torch.optim.AdamW,
-    "Adam": torch.optim.Adam,
-    "NAdam": torch.optim.NAdam,
-    "RAdam": torch.optim.RAdam,
-    "Adamax": torch.optim.Adamax,
-    "Adagrad": torch.optim.Adagrad,
-    "Adadelta": torch.optim.Adadelta,
-    "RMSprop": torch.optim.RMSprop,
-    "Rprop": torch.optim.Rprop,
-    "SGD": torch.optim.SGD,
-    "ADOPT": ADOPT,
-    "SGDM": SGDM,
-    "PlainAdam": PlainAdam,
-    "QHADOPT": QHADOPT,
-    "QHAdam": QHAdam,
-    "QHM": QHM,
-    "FedMom": FedMom,
-    "FedAdam": FedAdam,
-    "FedYogi": FedYogi,
-}
+_TORCHS = ("AdamW", "Adam", "NAdam", "RAdam", "Adamax", "Adagrad", "Adadelta", "RMSprop", "Rprop", "SGD")
+_OURS = (ADOPT, SGDM, PlainAdam, QHADOPT, QHAdam, QHM, FedMom, FedAdam, FedYogi)
+ELEMENTWISE: dict[str, type[torch.optim.Optimizer]] = {name: getattr(torch.optim, name) for name in _TORCHS}
+ELEMENTWISE |= {cls.__name__: cls for cls in _OURS}
 _HAS_FUSED = ("AdamW", "Adam", "SGD", "Adagrad")
 
 
@@ -64,12 +46,8 @@ class Optimizer:
         object.__setattr__(self, "options", plain)
         try:
             _state_names(self)
-        except (
-            TypeError,
-            ValueError,
-            RuntimeError,
-            OverflowError,
-        ) as error:  # each is right, and together they are not
+        except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+            # each is right, and together they are not
             raise RecipeError(f"{self.name} does not accept {shown(plain, 200)}: {error}") from None
 
     def over(self, params: Stack, grads: Stack | None = None) -> torch.optim.Optimizer:
@@ -287,19 +265,20 @@ def _forget_rows_(state: dict[str, Any], num_rows: int, rows: Sequence[int]) -> 
     _write_counts_(state, counts)
 
 
-def count_(optimizer: torch.optim.Optimizer, params: Stack, up: Sequence[bool], t: int) -> list[list[int]]:
-    """For a method that steps by itself: count local step ``t``; how many steps every row has taken by now, block by block.
-
-    Where nothing was counted yet, all rows have taken the steps before ``t``.
-    """
-    of_blocks: list[list[int]] = [[] for _ in params.blocks]
+def count_(optimizer: torch.optim.Optimizer, params: Stack, up: Sequence[bool], t: int) -> None:
+    """For a method that steps by itself: count local step ``t``. Where nothing was counted yet, all took the steps before."""
     for leaf, (i, part) in zip(optimizer.param_groups[0]["params"], _leaves(params), strict=True):
         state, workers = optimizer.state[leaf], _held(params, i, part)
         state.setdefault("step", torch.tensor(t - 1.0, dtype=torch.float32, device="cpu"))
         before = _counts(state, len(workers))["step"]
-        steps = [n + up[w] for n, w in zip(before, workers, strict=True)]
-        _write_counts_(state, {"step": steps})
-        of_blocks[i] += map(int, steps)
+        _write_counts_(state, {"step": [n + up[w] for n, w in zip(before, workers, strict=True)]})
+
+
+def steps_taken(optimizer: torch.optim.Optimizer, params: Stack) -> list[list[int]]:
+    """How many steps every row has taken by now, block by block, ``[blocks][H]``."""
+    of_blocks: list[list[int]] = [[] for _ in params.blocks]
+    for leaf, (i, part) in zip(optimizer.param_groups[0]["params"], _leaves(params), strict=True):
+        of_blocks[i] += map(int, _counts(optimizer.state[leaf], len(_held(params, i, part)))["step"])
     return of_blocks
 
 
@@ -394,8 +373,7 @@ def reset_(optimizer: torch.optim.Optimizer, params: Stack, up: Sequence[bool]) 
     One that is not has forgotten it when it is back; until then nothing of it moves.
     """
     for stack in states(optimizer, params).values():
-        for i, x in enumerate(stack.blocks):
-            x[stack.rows(i, up)] = 0.0
+        stack.zero_(up)
     for leaf, (i, part) in zip(optimizer.param_groups[0]["params"], _leaves(params), strict=True):
         state = optimizer.state.get(leaf)
         if state and not leaf.is_meta:
@@ -447,9 +425,7 @@ def _dry_step(optimizer: torch.optim.Optimizer, names: Sequence[str]) -> None:
 
 def _state_names(spec: Optimizer) -> tuple[str, ...]:
     """Found by taking one step on two numbers, so that no list of names has to be kept."""
-    leaf = torch.nn.Parameter(
-        torch.ones(2, dtype=torch.float32, device="cpu")
-    )  # also where others are made on ``meta``
+    leaf = torch.nn.Parameter(torch.ones(2, dtype=torch.float32, device="cpu"))  # also where others are on ``meta``
     leaf.grad = torch.ones_like(leaf)
     optimizer = _make(spec, [leaf])
     optimizer.step()
@@ -466,44 +442,3 @@ def AdamW(
 def Nesterov(lr: float = 0.7, momentum: float = 0.9) -> Optimizer:
     """The outer step of DiLoCo: b = μ·b + Δ;  θ = θ − lr·(Δ + μ·b)."""
     return Optimizer("SGD", lr, {"momentum": momentum, "nesterov": True})
-
-
-@config
-class Schedule:
-    """What multiplies the inner learning rate at local step t = 1 … steps.
-
-    ``constant``; ``cosine`` from 1 down to ``final``; ``wsd`` (warm-up, stable, decay) with a 1 − √ decay to ``final``
-    over the last ``decay_fraction`` of the steps. All begin with a linear warm-up of ``warmup`` steps.
-
-    A decay of ``decay_fraction · steps`` that is no whole number begins between two steps: 38.4 of 384 steps after step 345.6, so
-    that step 347 has the factor 1 − √(0.4 / 38.4). Code that rounds the length instead (torchtitan's, and that of DES-LOC and
-    LoRDO, which is built on it) has the schedule of ``decay_fraction = round(decay_fraction · steps) / steps`` here.
-    """
-
-    kind: Literal["constant", "cosine", "wsd"] = "constant"
-    warmup: int = Field(default=0, ge=0)
-    decay_fraction: Fraction = 0.1
-    final: Fraction = 0.0
-
-    def check(self, recipe: RecipeView) -> None:
-        """Raises RecipeError where nothing is left beside the warm-up."""
-        if self.warmup >= recipe.steps > 1:
-            raise RecipeError(
-                f"schedule.warmup = {self.warmup} leaves nothing of the {recipe.steps} steps: "
-                "set schedule.warmup lower (0 for none) or steps higher"
-            )
-
-    def at(self, t: int, steps: int) -> float:
-        if t <= self.warmup:
-            return t / self.warmup
-        if self.kind == "cosine":
-            done = (t - 1 - self.warmup) / max(1, steps - self.warmup)
-            return self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
-        if self.kind == "wsd":
-            decay = self.decay_fraction * steps
-            if math.isclose(decay, round(decay), rel_tol=1e-12):
-                decay = round(decay)  # 0.07 · 100 is 7.000000000000001, and √ makes much of little
-            into = t - 1 - (steps - decay)
-            if into > 0:
-                return self.final + (1 - self.final) * (1 - math.sqrt(min(1.0, into / decay)))
-        return 1.0

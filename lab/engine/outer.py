@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import torch
 
 from lab.engine.comm import Communicator
-from lab.engine.fleet import Stack
 from lab.engine.optim import Optimizer, states
+from lab.engine.stack import Stack
 from lab.engine.state import State
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, ParamSpec, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from lab.engine.fleet import Fleet, Stack
+from lab.engine.fleet import Fleet
+from lab.engine.stack import Stack
 
 
 class Experts(Protocol):
@@ -19,6 +21,9 @@ class Experts(Protocol):
     def holders(self) -> Mapping[str, Sequence[int]]: ...
     def redraw_(self, t: int, round_steps: int) -> bool: ...
     def warmup(self, round_steps: int) -> int: ...
+
+
+P = ParamSpec("P")
 
 
 @dataclass
@@ -35,9 +40,8 @@ class State:
     shared: dict[str, Stack] = field(default_factory=dict)
     optimizers: dict[str, torch.optim.Optimizer] = field(default_factory=dict)
     experts: Experts | None = None  # which worker holds which expert, if the model has experts
-    adapters: object = (
-        None  # which worker holds which rank segments (`lab.methods.lora_factors.Adapters`), if the model has adapters
-    )
+    # Which worker holds which rank segments, if the model has adapters (`lab.methods.lora_factors.Adapters`).
+    adapters: object = None
     samples_W: Sequence[int] | None = None  # examples of every worker; None in a dry run
     # A server keeps the model: what it is, is shared["params"], and the method itself hands it out.
     served: bool = False
@@ -61,6 +65,46 @@ class State:
     @property
     def grads(self) -> Stack:
         return self.fleet.grads
+
+    @property
+    def dry(self) -> bool:
+        """Whether these are shapes without numbers, from which a dry run counts what would be sent."""
+        return self.fleet.dry
+
+
+def has_numbers(x: object) -> bool:
+    """Whether this is more than shapes: not in a dry run, nor what was handed in where it is not (`World.gather_to_server`)."""
+    match x:
+        case Tensor():
+            return not x.is_meta
+        case Stack() | Fleet() | State():
+            return not x.dry
+        case Mapping():
+            return all(map(has_numbers, x.values()))
+    return True
+
+
+def numeric(function: Callable[P, None]) -> Callable[P, None]:
+    """For the part of a method that only moves numbers: done without gradients, and not at all where there are none to move.
+
+    That is where any argument is without (`has_numbers`): in a dry run, and at processes that are not the server for what was
+    handed in to it. So that nobody counts on a result, only a function that returns None may have it.
+
+    Raises
+    ------
+    TypeError
+        for another.
+    """
+    if function.__annotations__.get("return", "") not in (None, "None"):
+        raise TypeError(f"{function.__name__}: a numeric function works in place and returns None")
+
+    @functools.wraps(function)
+    def call(*args: P.args, **options: P.kwargs) -> None:
+        if all(map(has_numbers, (*args, *options.values()))):
+            with torch.no_grad():
+                function(*args, **options)
+
+    return call
 
 
 Loss = Callable[[nn.Module, int, Tensor, Tensor], Tensor]  # of (module, worker, ids, targets)

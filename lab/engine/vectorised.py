@@ -11,7 +11,7 @@ Legend: W workers in this process, B sequences, T positions.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -20,11 +20,6 @@ from torch.func import functional_call, vmap
 
 from lab.engine.fleet import Fleet
 from lab.errors import RecipeError
-from lab.recipes.compute import Compute
-
-# Below this many multiplications of parameters with tokens, a worker's step takes less time on a GPU than its launches: about
-# 100 kernels of 5 µs a layer, at 10 TFLOP/s and 6 operations each. An estimate, not measured.
-SMALL = 5e9
 
 
 class _Loss(nn.Module):
@@ -36,11 +31,21 @@ class _Loss(nn.Module):
         return self.module.loss(ids, targets)  # type: ignore[operator, no-any-return]
 
 
-class Together:
-    """``required``: raise RecipeError where it does not work; else `backward` says so by None, once and for all."""
+class Vectorised:
+    """Forward and backward passes of all workers at once.
 
-    def __init__(self, fleet: Fleet, compute: Compute, required: bool):
-        self.fleet, self.compute, self.required = fleet, compute, required
+    Parameters
+    ----------
+    precision
+        entered around the forward pass on a device (`torch.autocast`, or nothing).
+    required
+        raise RecipeError where it does not work; else `backward` says so by None, once and for all.
+    """
+
+    def __init__(
+        self, fleet: Fleet, precision: Callable[[torch.device], AbstractContextManager[object]], required: bool
+    ):
+        self.fleet, self.precision, self.required = fleet, precision, required
         self.works = True
         self.loss = _Loss(fleet.modules[fleet.mine[0]])
 
@@ -69,7 +74,7 @@ class Together:
         leaves = {f"module.{n}": (x if of_all else x[rows]).detach().requires_grad_() for n, x in stacks.items()}
         ids, targets = (torch.stack(x).to(fleet.device) for x in zip(*map(batch_of, up), strict=True))
         try:
-            with self.compute.precision(fleet.device), _without_a_word():
+            with self.precision(fleet.device), _without_a_word():
                 losses = vmap(lambda p, *batch: functional_call(self.loss, p, batch))(leaves, ids, targets)
         except RuntimeError as error:
             self._refuse(str(error).strip().splitlines()[0].split(". ")[0])
@@ -102,15 +107,3 @@ def _without_a_word() -> Iterator[None]:
         yield
     finally:
         switch._set_vmap_fallback_warning_enabled(True)
-
-
-def together(fleet: Fleet, compute: Compute, tokens: int) -> Together | None:
-    """For steps of so many tokens a worker; None where each worker computes by itself. Raises RecipeError."""
-    alike = all(block.holders == tuple(fleet.mine) for block in fleet.layout.blocks)
-    if compute.vectorised:
-        if not alike:
-            raise RecipeError("compute.vectorised = true is for workers that all hold the same tensors: leave it out")
-        return Together(fleet, compute, required=True)
-    small = max(map(fleet.num_params, fleet.mine)) * tokens < SMALL
-    faster = alike and small and fleet.device.type != "cpu" and compute.accumulate == 1
-    return Together(fleet, compute, required=False) if compute.vectorised is None and faster else None

@@ -7,15 +7,13 @@ Process p of P holds the workers p·N/P … (p+1)·N/P − 1 of N. With one proc
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import chain
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
 
 from lab.engine.codecs import Codec
-from lab.engine.fleet import Block, Stack
-from lab.events import Drifted, Event, Stepped
+from lab.engine.stack import Block, Stack
 
 K = TypeVar("K")
 Named = Mapping[int, Mapping[str, Tensor]]  # tensors by worker and name
@@ -145,27 +143,3 @@ class OneProcess:
 
     def gather_copies(self, stack: Stack) -> Stack:
         return stack
-
-
-def with_all_workers(events: Sequence[Event], mine: Sequence[int], world: World) -> list[Event]:
-    """The same events with the losses and distances of all workers: each process knows those of its own, who are in a row."""
-    known = [[x[w] for w in mine] for event in events for x in _by_worker(event)]
-    whole = (list(chain(*parts)) for parts in zip(*world.all_gather_json(known), strict=True))
-    out: list[Event] = []
-    for event in events:
-        match event:
-            case Stepped():
-                event = replace(event, loss_W=next(whole))
-            case Drifted():
-                event = replace(event, to_mean_W=next(whole), to_shared_W=next(whole))
-        out.append(event)
-    return out
-
-
-def _by_worker(event: Event) -> tuple[list[float | None], ...]:
-    match event:
-        case Stepped():
-            return (event.loss_W,)
-        case Drifted():
-            return (event.to_mean_W, event.to_shared_W)
-    return ()

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from lab.config import Positive, config
 from lab.engine.comm import Communicator
-from lab.engine.fleet import clip_
 from lab.engine.optim import AdamW, Optimizer
+from lab.engine.stack import clip_
 from lab.engine.state import Grad, State
 from lab.errors import RecipeError
 from lab.methods.registry import method

@@ -12,10 +12,9 @@ from torch import Tensor
 
 from lab.config import Fraction, Period, Positive, config
 from lab.engine.comm import Communicator
-from lab.engine.fleet import Stack, at_least_float32, clip_
 from lab.engine.optim import Optimizer
-from lab.engine.parts import held, layout_like
-from lab.engine.state import Grad, State
+from lab.engine.stack import Stack, at_least_float32, clip_, frozen, layout_like
+from lab.engine.state import Grad, State, numeric
 from lab.methods.registry import method
 
 
@@ -58,16 +57,15 @@ class DeMo:
     def init(self, s: State) -> None:
         params = s.local["params"]
         s.optimizers["inner"] = self.inner.over(params, s.grads)
-        s.local["momentum"] = Stack(params.layout, [torch.zeros_like(b) for b in params.blocks])
+        s.local["momentum"] = params.zeros_like()
 
     def step(self, s: State, grad: Grad, comm: Communicator, t: int) -> Tensor:
         loss_W = grad(s)
         clip_(s.grads, self.max_norm)
         lr, m = self.inner.lr * s.schedule(t), s.local["momentum"]
-        with held([m], s.fleet.up):
-            for mine, g in zip(m.blocks, s.grads.blocks, strict=True):
-                mine.mul_(self.decay).add_(g, alpha=lr)
-            strongest = self._take_(m)
+        strongest = self._room(m)
+        with frozen([m], s.fleet.up):
+            self._take_(m, s.grads, lr, strongest)
         for stack in strongest:
             per_tile = next(iter(stack.layout.blocks)).shapes[0][-1]
             agreed = comm.mean(stack, "momentum", codec=Strongest(per_tile, min(self.topk, per_tile)))
@@ -75,28 +73,30 @@ class DeMo:
         self.inner.step_(s, t)
         return loss_W
 
-    @torch.no_grad()
-    def _take_(self, m: Stack) -> list[Stack]:
-        """Move the strongest coefficients out of every momentum; those with tiles of one size form one stack."""
-        found: dict[int, dict[str, Tensor]] = {}
+    def _room(self, m: Stack) -> list[Stack]:
+        """Where the coefficients of tensors go, ``[H, tiles, coefficients]``: one stack for all tiles of one size."""
+        shapes: dict[int, dict[str, tuple[int, int]]] = {}
         for name in m.names():
-            waves = to_tiles(m[name], self.chunk)  # [H, tiles, coefficients]
-            if not waves.is_meta:
-                index = waves.abs().topk(min(self.topk, waves.shape[-1]), sorted=False).indices
-                waves = torch.zeros_like(waves).scatter_(-1, index, waves.gather(-1, index))
-                m[name].sub_(from_tiles(waves, m[name].shape, self.chunk))
-            found.setdefault(waves.shape[-1], {})[name] = waves
-        out = []
-        for tiles in found.values():
-            layout = layout_like(m, tiles, lambda n, tiles=tiles: tiles[n].shape[1:])  # type: ignore[misc]
-            out.append(Stack(layout, [torch.cat([tiles[n].flatten(1) for n in b.names], 1) for b in layout.blocks]))
-        return out
+            rows, columns, a, b = _sides(m[name].shape, self.chunk)
+            shapes.setdefault(a * b, {})[name] = rows * columns // (a * b), a * b
+        like = m.blocks[0]
+        return [Stack.zeros(layout_like(m, of, of.__getitem__), like.device, like.dtype) for of in shapes.values()]
 
-    @torch.no_grad()
+    @numeric
+    def _take_(self, m: Stack, grads: Stack, lr: float, strongest: list[Stack]) -> None:
+        """Add the gradients to the momenta, and move the strongest coefficients out of every one."""
+        torch._foreach_mul_(m.blocks, self.decay)
+        torch._foreach_add_(m.blocks, grads.blocks, alpha=lr)
+        for stack in strongest:
+            for name in stack.names():
+                waves = to_tiles(m[name], self.chunk)
+                index = waves.abs().topk(min(self.topk, waves.shape[-1]), sorted=False).indices
+                stack[name].scatter_(-1, index, waves.gather(-1, index))
+                m[name].sub_(from_tiles(stack[name], m[name].shape, self.chunk))
+
+    @numeric
     def _write_(self, grads: Stack, agreed: Stack, lr: float) -> None:
         """The gradient that SGD is to follow: the sign of the agreed step."""
-        if grads.blocks[0].is_meta:
-            return
         for name in agreed.names():
             step = from_tiles(agreed[name], (len(agreed[name]), *grads[name].shape[1:]), self.chunk)
             grads[name].copy_(step.sign() if self.sign else step / lr if lr else torch.zeros_like(step))
@@ -146,8 +146,6 @@ def _sides(shape: torch.Size | tuple[int, ...], chunk: int) -> tuple[int, int, i
 def to_tiles(x: Tensor, chunk: int) -> Tensor:
     """Cosine coefficients of the tiles, ``[H, tiles, a·b]`` from ``[H, *shape]``."""
     rows, columns, a, b = _sides(x.shape, chunk)
-    if x.is_meta:
-        return x.reshape(len(x), -1, a * b)
     tiles = x.reshape(len(x), rows // a, a, columns // b, b).transpose(2, 3)  # [H, rows/a, columns/b, a, b]
     dtype = at_least_float32(x.dtype)
     waves = dct(a, dtype, x.device) @ tiles.to(dtype) @ dct(b, dtype, x.device).T

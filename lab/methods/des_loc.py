@@ -11,9 +11,9 @@ from torch import Tensor
 
 from lab.config import Period, Positive, RecipeView, config, unused
 from lab.engine.comm import Communicator
-from lab.engine.fleet import clip_
 from lab.engine.optim import AdamW, Optimizer
 from lab.engine.outer import init_outer, outer_step_
+from lab.engine.stack import clip_
 from lab.engine.state import Grad, State
 from lab.methods.registry import method, never_synced
 from lab.seeds import uniform

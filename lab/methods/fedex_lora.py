@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from lab.config import Period, Positive, config
 from lab.engine.comm import Communicator
-from lab.engine.fleet import at_least_float32, clip_
 from lab.engine.optim import AdamW, Optimizer
-from lab.engine.state import Grad, State
+from lab.engine.stack import at_least_float32, clip_
+from lab.engine.state import Grad, State, numeric
 from lab.methods.lora_factors import mean, samples, stacked
 from lab.methods.lora_rounds import (
     InnerStates,
     Weight,
     adapters_of,
     add_to_base_,
+    agreed_base,
     fetching,
-    frozen,
     hand_in,
     need_equal_ranks,
     open_,
@@ -54,7 +56,7 @@ class FedExLoRA:
     def init(self, s: State) -> None:
         adapters = open_(s, self.inner, self.inner_states)
         need_equal_ranks(self, adapters)
-        s.shared["base"] = frozen(s.fleet, [f"{t}.weight" for t in adapters.targets])
+        s.shared["base"] = agreed_base(s.fleet, [f"{t}.weight" for t in adapters.targets])
 
     def step(self, s: State, grad: Grad, comm: Communicator, t: int) -> Tensor:
         begins = (t - 1) % self.sync_every == 0
@@ -80,9 +82,14 @@ class FedExLoRA:
             pairs = pairs_of(s, handed, target)
             A, B = stacked([pairs[k] for k in pairs], [p[k] for k in pairs])
             stack |= {f"{target}.lora_A": A.to(s.fleet.dtype), f"{target}.lora_B": B.to(s.fleet.dtype)}
-        received = next(iter(comm.hand_out(dict.fromkeys(handed, stack), "params").values()), None)
-        if received is None or s.fleet.device.type == "meta":
-            return
+        received = next(iter(comm.hand_out(dict.fromkeys(handed, stack), "params").values()), {})
+        if received:
+            self._take_in_(s, received, p)
+
+    @numeric
+    def _take_in_(self, s: State, received: Mapping[str, Tensor], p: Mapping[int, float]) -> None:
+        """The means and the residual, from the factors of all clients."""
+        adapters = adapters_of(s)
         for target in adapters.targets:
             wide = at_least_float32(s.fleet.dtype)
             A, B = received[f"{target}.lora_A"].to(wide), received[f"{target}.lora_B"].to(wide)

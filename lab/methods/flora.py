@@ -5,22 +5,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from lab.config import Period, Positive, config
 from lab.engine.comm import Communicator
-from lab.engine.fleet import clip_
 from lab.engine.optim import AdamW, Optimizer
-from lab.engine.state import Grad, State
+from lab.engine.stack import clip_
+from lab.engine.state import Grad, State, numeric
 from lab.methods.lora_factors import samples, stacked
 from lab.methods.lora_rounds import (
     Weight,
     adapters_of,
     add_to_base_,
+    agreed_base,
     fetching,
-    frozen,
     hand_in,
     open_,
     pairs_of,
@@ -57,7 +59,7 @@ class FLoRA:
 
     def init(self, s: State) -> None:
         adapters = open_(s, self.inner, "reset")
-        s.shared["base"] = frozen(s.fleet, [f"{t}.weight" for t in adapters.targets])
+        s.shared["base"] = agreed_base(s.fleet, [f"{t}.weight" for t in adapters.targets])
 
     def step(self, s: State, grad: Grad, comm: Communicator, t: int) -> Tensor:
         begins = (t - 1) % self.sync_every == 0
@@ -82,9 +84,15 @@ class FLoRA:
             pairs = pairs_of(s, handed, target)
             A, B = stacked([pairs[k] for k in pairs], [p[k] for k in pairs])
             stack |= {f"{target}.lora_A": A.to(s.fleet.dtype), f"{target}.lora_B": B.to(s.fleet.dtype)}
-        received = next(iter(comm.hand_out(dict.fromkeys(handed, stack), "params").values()), None)
-        for target in adapters.targets if s.fleet.device.type != "meta" else ():
-            if received is not None:
+        received = next(iter(comm.hand_out(dict.fromkeys(handed, stack), "params").values()), {})
+        self._begin_anew_(s, received, t)
+
+    @numeric
+    def _begin_anew_(self, s: State, received: Mapping[str, Tensor], t: int) -> None:
+        """W₀ takes in what was handed out (to a process whose workers are all down: nothing), and the adapter is a new one."""
+        adapters = adapters_of(s)
+        for target in adapters.targets:
+            if received:
                 product = received[f"{target}.lora_B"] @ received[f"{target}.lora_A"]
                 add_to_base_(s, target, product, adapters.scale)
             A, B = adapters.agreed(s.shared["params"], target)

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from lab.config import Fraction, Period, Positive, config
 from lab.engine.comm import Communicator
-from lab.engine.fleet import clip_
 from lab.engine.optim import AdamW, Optimizer
-from lab.engine.state import Grad, Loss, State
+from lab.engine.stack import Stack, clip_
+from lab.engine.state import Grad, Loss, State, numeric
+from lab.engine.world import Named
 from lab.methods.lora_factors import Pair, cells, mean, padded, product_norm, shares
 from lab.methods.lora_rounds import InnerStates, adapters_of, fetching, open_, rescale_, start_
 from lab.methods.registry import method
@@ -75,15 +76,22 @@ class HetLoRA:
         server = [adapters.agreed(s.shared["params"], target) for target in adapters.targets]
         cut = {w: self.named(s, [(A[: ranks[w]], B[:, : ranks[w]]) for A, B in server]) for w in to}
         received = comm.hand_out(cut, "params")
-        for w in to if s.fleet.device.type != "meta" else ():
-            for name, x in received[w].items() if w in s.fleet.mine else ():
-                mine = params.cell(name, w)
-                mine[tuple(slice(n) for n in x.shape)] = x
+        self._take_(params, {w: received[w] for w in to if w in s.fleet.mine})
         start_(s, to, self.inner_states, at_round=(t - 1) % self.sync_every == 0)
-        if s.fleet.device.type != "meta":
-            here = {w: float(self.tail(s.fleet.modules[w], ranks[w]).detach()) for w in to if w in s.fleet.mine}
-            for w, tail in comm.world.all_gather_by_worker(here).items():
-                s.facts["tails"][w] = tail
+        self._measure_(s, comm, to)
+
+    @numeric
+    def _take_(self, params: Stack, received: Named) -> None:
+        for w in received:
+            for name, x in received[w].items():
+                params.cell(name, w)[tuple(slice(n) for n in x.shape)] = x
+
+    @numeric
+    def _measure_(self, s: State, comm: Communicator, clients: list[int]) -> None:
+        """All processes learn how large the tails of these clients are at the beginning of their round."""
+        here = {w: float(self.tail(s.fleet.modules[w], s.facts["ranks"][w])) for w in clients if w in s.fleet.mine}
+        for w, tail in comm.world.all_gather_by_worker(here).items():
+            s.facts["tails"][w] = tail
 
     def regularised(self, s: State) -> Loss:
         """The client's loss at its present rank, with the regulariser on the tail."""
@@ -106,21 +114,28 @@ class HetLoRA:
     def aggregate_(self, s: State, comm: Communicator) -> None:
         params, adapters, ranks = s.local["params"], adapters_of(s), s.facts["ranks"]
         up = [w for w, u in enumerate(s.fleet.up) if u]
-        dry = s.fleet.device.type == "meta"
-        pruned = dict[int, int]()
-        for w in up if not dry else ():
-            if w in s.fleet.mine and float(self.tail(s.fleet.modules[w], ranks[w])) < s.facts["tails"][w]:
-                pruned[w] = max(1, math.floor(self.gamma * ranks[w]))
-        for w, rank in comm.world.all_gather_by_worker(pruned).items():
-            ranks[w] = rank
+        self._prune_(s, comm, up)
         rescale_(s, up, up=True)
         cut: dict[int, dict[str, Tensor]] = {}
         for w in up:
             whole = [adapters.pair(cells(params, w), t, adapters.ranks_W[w]) for t in adapters.targets]
             cut[w] = self.named(s, [(A[: ranks[w]], B[:, : ranks[w]]) for A, B in whole])
-        handed = comm.collect(cut, "params", of=params)
-        if any(x.is_meta for x in handed[up[0]].values()):
-            return
+        self._average_(s, comm.collect(cut, "params", of=params))
+
+    @numeric
+    def _prune_(self, s: State, comm: Communicator, clients: list[int]) -> None:
+        """Clients whose tail has shrunk in this round cut it off; all processes learn of it."""
+        ranks, pruned = s.facts["ranks"], dict[int, int]()
+        for w in clients:
+            if w in s.fleet.mine and float(self.tail(s.fleet.modules[w], ranks[w])) < s.facts["tails"][w]:
+                pruned[w] = max(1, math.floor(self.gamma * ranks[w]))
+        for w, rank in comm.world.all_gather_by_worker(pruned).items():
+            ranks[w] = rank
+
+    @numeric
+    def _average_(self, s: State, handed: Named) -> None:
+        """At the server: the mean of what clients have handed in."""
+        adapters, up = adapters_of(s), list(handed)
         pairs = {w: [_pair(named, target) for target in adapters.targets] for w, named in handed.items()}
         p = shares({w: math.sqrt(sum(product_norm(pair) ** 2 for pair in pairs[w])) for w in up})
         for i, target in enumerate(adapters.targets):

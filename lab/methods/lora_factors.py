@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lab.engine.fleet import Stack, at_least_float32
+from lab.engine.stack import Stack, at_least_float32
 from lab.models.lora import LoRA
 
 Pair = tuple[Tensor, Tensor]

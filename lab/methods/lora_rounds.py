@@ -13,9 +13,10 @@ from typing import Literal
 import torch
 
 from lab.engine.comm import Communicator
-from lab.engine.fleet import Fleet, Layout, Stack
+from lab.engine.fleet import Fleet
 from lab.engine.optim import Optimizer, reset_
-from lab.engine.state import State
+from lab.engine.stack import Layout, Stack
+from lab.engine.state import State, numeric
 from lab.engine.world import Named
 from lab.errors import RecipeError
 from lab.methods.lora_factors import Adapters, Pair
@@ -59,27 +60,30 @@ def _beginning(fleet: Fleet) -> Stack:
     return stack
 
 
-def frozen(fleet: Fleet, names: Iterable[str]) -> Stack:
+def agreed_base(fleet: Fleet, names: Iterable[str]) -> Stack:
     """Frozen tensors as an agreed stack ``[1, P]`` of which every module has views: who changes it, changes all models here."""
     shapes = {n: fleet.constants[n].shape for n in names}
     everybody = tuple(range(fleet.num_workers))
     layout = Layout.of(dict.fromkeys(shapes, everybody), shapes, lambda name: "frozen")
     stack = Stack(layout, [torch.empty(1, b.numel, device=fleet.device, dtype=fleet.dtype) for b in layout.blocks])
-    if fleet.device.type == "meta":
-        return stack
-    for name in shapes:
+    _give_views_(fleet, stack)
+    return stack
+
+
+@numeric
+def _give_views_(fleet: Fleet, stack: Stack) -> None:
+    for name in stack.names():
         stack[name].copy_(fleet.constants[name])
         fleet.constants[name] = stack[name][0]
     for w in fleet.mine:
         module = fleet.modules[w]
         buffers = dict(module.named_buffers(remove_duplicate=False))
         fleet.attach(module, partial(fleet.params.cell, worker=w), partial(fleet.grads.cell, worker=w), buffers)
-    return stack
 
 
 @torch.no_grad()
 def add_to_base_(s: State, target: str, product: torch.Tensor, scale: float) -> None:
-    """W₀ ← W₀ + s·product, ``[d_out, d_in]``, in the agreed ``base`` that `frozen` made, whichever way round the map holds it."""
+    """W₀ ← W₀ + s·product, ``[d_out, d_in]``, in the `agreed_base`, whichever way round the map holds it."""
     adapter = s.fleet.modules[0].get_submodule(target)
     adapter.as_matrix(s.shared["base"][f"{target}.weight"][0]).add_(product, alpha=scale)  # type: ignore[operator]
 
@@ -116,11 +120,11 @@ def start_(s: State, clients: Sequence[int], inner_states: InnerStates, at_round
         reset_(s.optimizers["inner"], s.local["params"], [w in clients for w in range(s.fleet.num_workers)])
 
 
-@torch.no_grad()
+@numeric
 def rescale_(s: State, clients: Sequence[int], up: bool) -> None:
     """B of these clients from their own scale into the server's (``up``), or back. Nothing to do but with ``lora.alpha``."""
     adapters, params = adapters_of(s), s.local["params"]
-    if adapters.lora.alpha is None or params.blocks[0].is_meta:
+    if adapters.lora.alpha is None:
         return
     for name in params.names():
         if ".lora_B." in name:

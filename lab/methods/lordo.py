@@ -11,13 +11,12 @@ from torch import Tensor
 
 from lab.config import Period, Positive, config
 from lab.engine.comm import Communicator
-from lab.engine.fleet import Stack, clip_
-from lab.engine.optim import Optimizer, count_
-from lab.engine.parts import held, layout_like, part
-from lab.engine.state import Grad, State
+from lab.engine.optim import Optimizer, count_, steps_taken
+from lab.engine.stack import Stack, clip_, frozen, layout_like
+from lab.engine.state import Grad, State, numeric
 from lab.errors import RecipeError, one_of
 from lab.methods.registry import method
-from lab.optimizers.low_rank import first_basis, low_rank_adam_, rotate_, top_basis, wide
+from lab.optimizers.low_rank import first_basis, low_rank_adam_, rotate_, short_side_first, top_basis
 
 
 def QHAdam(lr: float, betas: tuple[float, float] = (0.9, 0.95), weight: float = 0.97, eps: float = 1e-8) -> Optimizer:
@@ -98,7 +97,7 @@ class LoRDO:
 
         def moment(name: str) -> torch.Size:
             x = params[name]
-            return (basis[name].mT @ wide(x)).shape[1:] if name in basis else x.shape[1:]  # [r, q]
+            return (basis[name].mT @ short_side_first(x)).shape[1:] if name in basis else x.shape[1:]  # [r, q]
 
         def zeros(names: Iterable[str], shape: Callable[[str], Sequence[int]]) -> Stack:
             return Stack.zeros(layout_like(params, names, shape), s.fleet.device, s.fleet.dtype)
@@ -111,38 +110,35 @@ class LoRDO:
         if self.error_feedback:
             s.local["residual"] = zeros(matrix, lambda n: params[n].shape[1:])
         if self.projector == "pseudo_gradient":
-            s.shared["params"] = part(params, matrix).first()
+            s.shared["params"] = params.select(matrix).first()
 
     def step(self, s: State, grad: Grad, comm: Communicator, t: int) -> Tensor:
         loss_W = grad(s)
         clip_(s.grads, self.max_norm)
-        k = self._local_step_(s, t)
+        self._local_step_(s, t)
         if t % self.sync_every == 0 and any(s.fleet.up):
             matrix = s.local["projector"].names()
             agreed = comm.mean(s.local["params"], "params")
             s.local["params"].copy_(agreed, s.fleet.up)
             if self.projector == "pseudo_gradient":
-                before, s.shared["params"] = s.shared["params"], part(agreed, matrix)
-                towards = _less(s.shared["params"], before)  # Δ = E[θ_t] − θ_{t−K}; its sign does not matter
+                before, s.shared["params"] = s.shared["params"], agreed.select(matrix)
+                towards = s.shared["params"] - before  # Δ = E[θ_t] − θ_{t−K}; its sign does not matter
             elif self.projector == "gradient":
-                towards = comm.mean(part(s.grads, matrix), "gradient")
+                towards = comm.mean(s.grads.select(matrix), "gradient")
             else:
-                towards = part(s.grads, matrix)
+                towards = s.grads.select(matrix)
             for name in self._moments:
                 comm.mean_(s.local[name], name)
-            self._turn_(s, towards, k)
+            self._turn_(s, towards)
         return loss_W
 
-    @torch.no_grad()
-    def _local_step_(self, s: State, t: int) -> dict[str, int | Tensor]:
-        """Returns how many steps every tensor has taken by now, ``[H]`` where its holders differ."""
+    @numeric
+    def _local_step_(self, s: State, t: int) -> None:
         params, Q, E = s.local["params"], s.local["projector"], s.local.get("residual")
-        if params.blocks[0].is_meta:
-            return {}
         options = s.optimizers["inner"].defaults
-        counts = [_one_if_equal(rows) for rows in count_(s.optimizers["inner"], params, s.fleet.up, t)]
-        k = {name: counts[i] for name, (i, _) in params.layout.place.items()}
-        with held(s.local.values(), s.fleet.up):
+        count_(s.optimizers["inner"], params, s.fleet.up, t)
+        k = _steps_of_tensors(s)
+        with frozen(s.local.values(), s.fleet.up):
             for name in params.names():
                 low = name in Q.layout.place
                 low_rank_adam_(
@@ -158,15 +154,13 @@ class LoRDO:
                     eps=options["eps"],
                     k=k[name],
                 )
-        return k
 
-    @torch.no_grad()
-    def _turn_(self, s: State, towards: Stack, k: dict[str, int | Tensor]) -> None:
+    @numeric
+    def _turn_(self, s: State, towards: Stack) -> None:
         """The new basis at every worker that is up, and its moments written in it."""
-        if towards.blocks[0].is_meta:
-            return
+        k = _steps_of_tensors(s)
         u, v, Q = s.local["exp_avg"], s.local["exp_avg_sq"], s.local["projector"]
-        with held((u, v, Q), s.fleet.up):
+        with frozen((u, v, Q), s.fleet.up):
             for name in Q.names():
                 new = top_basis(towards[name], Q[name].shape[-1])  # [1 or H, p, r]
                 if self.rotate:
@@ -174,10 +168,12 @@ class LoRDO:
                 Q[name].copy_(new)
 
 
+def _steps_of_tensors(s: State) -> dict[str, int | Tensor]:
+    """How many steps every tensor has taken by now, ``[H]`` where its holders differ."""
+    counts = [_one_if_equal(rows) for rows in steps_taken(s.optimizers["inner"], s.local["params"])]
+    return {name: counts[i] for name, (i, _) in s.local["params"].layout.place.items()}
+
+
 def _one_if_equal(counts: list[int]) -> int | Tensor:
     """At least 1: who has taken no step yet is put back after that of the others."""
     return max([1, *counts]) if len(set(counts)) < 2 else torch.tensor(counts, device="cpu").clamp_(min=1)
-
-
-def _less(a: Stack, b: Stack) -> Stack:
-    return Stack(a.layout, [x - y for x, y in zip(a.blocks, b.blocks, strict=True)])

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from lab.config import Period, Positive, RecipeView, config
 from lab.engine.comm import Communicator
-from lab.engine.fleet import clip_
 from lab.engine.optim import Optimizer
+from lab.engine.stack import clip_
 from lab.engine.state import Grad, State
 from lab.errors import RecipeError, one_of
 from lab.methods.registry import method, never_synced
@@ -115,9 +115,8 @@ class MTDAO:
 
     def _forget_(self, s: State, workers: Sequence[bool]) -> None:
         """The switch: every first momentum starts again from zero."""
-        for stack in (s.local[name] for name in self._momenta()):
-            for i, u in enumerate(stack.blocks):
-                u[stack.rows(i, workers)] = 0.0
+        for name in self._momenta():
+            s.local[name].zero_(workers)
 
     def _forget_late_(self, s: State) -> None:
         """Who was away at the switch does so when it is back, unless it was sent the momenta of the others."""

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from lab.config import Fraction, Period, Positive, RecipeView, config
 from lab.engine.comm import Communicator
-from lab.engine.fleet import Stack, clip_
 from lab.engine.optim import AdamW, Optimizer
-from lab.engine.state import Grad, State
+from lab.engine.stack import Stack, clip_
+from lab.engine.state import Grad, State, numeric
 from lab.methods.registry import method, never_synced
 from lab.seeds import generator
 
@@ -68,7 +68,7 @@ class NoLoCo:
         params = s.local["params"]
         s.optimizers["inner"] = self.inner.over(params, s.grads)
         s.local["slow"] = params.clone()
-        s.local["velocity"] = Stack(params.layout, [torch.zeros_like(b) for b in params.blocks])
+        s.local["velocity"] = params.zeros_like()
 
     def step(self, s: State, grad: Grad, comm: Communicator, t: int) -> Tensor:
         loss_W = grad(s)
@@ -87,10 +87,8 @@ class NoLoCo:
                 self._pull_(s, delta, slow, among)
         return loss_W
 
-    @torch.no_grad()
+    @numeric
     def _pull_(self, s: State, delta: Stack, slow: Stack, among: list[bool]) -> None:
-        if slow.blocks[0].is_meta:
-            return
         for i, (x, f, m) in enumerate(zip(*(s.local[k].blocks for k in ("params", "slow", "velocity")), strict=True)):
             rows = s.local["slow"].rows(i, among)
             d, mean = ((y if len(y) == 1 else y[rows]) for y in (delta.blocks[i], slow.blocks[i]))

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from lab.config import Period, Positive, RecipeView, config, unused
 from lab.engine.comm import Communicator
-from lab.engine.fleet import clip_
 from lab.engine.optim import AdamW, Optimizer
 from lab.engine.outer import descend_
+from lab.engine.stack import clip_
 from lab.engine.state import Grad, Loss, State
 from lab.methods.lora_rounds import InnerStates, Weight, adapters_of, fetch_, open_
 from lab.methods.lora_rounds import mean_of_holders as segment_mean
@@ -139,10 +139,8 @@ class PreLort:
         before = s.shared["params"]
         segment_mean(s, comm, self.weight)
         if self.outer is not None:
-            mean, s.shared["params"] = s.shared["params"], before
-            for new, old in zip(mean.blocks, before.blocks, strict=True):
-                new.sub_(old) if new is not old else None
-            descend_(s.optimizers["outer"], mean, s.fleet.up)
+            moved, s.shared["params"] = s.shared["params"] - before, before
+            descend_(s.optimizers["outer"], moved, s.fleet.up)
         if self.uncovered == "zero":
             agreed = s.shared["params"]
             for block in agreed.layout.blocks:

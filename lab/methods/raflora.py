@@ -5,15 +5,15 @@ Weights that ignore the rank let the energy of the global update gather in the s
 
 from __future__ import annotations
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
 from lab.config import Period, Positive, config
 from lab.engine.comm import Communicator
-from lab.engine.fleet import clip_
 from lab.engine.optim import AdamW, Optimizer
-from lab.engine.state import Grad, State
+from lab.engine.stack import clip_
+from lab.engine.state import Grad, State, numeric
+from lab.engine.world import Named
 from lab.methods.lora_factors import refactored, samples, stacked
 from lab.methods.lora_rounds import InnerStates, Weight, adapters_of, fetch_, hand_in, open_, pairs_of
 from lab.methods.registry import method
@@ -51,12 +51,13 @@ class RaFLoRA:
         clip_(s.grads, self.max_norm)
         self.inner.step_(s, t)
         if t % self.sync_every == 0 and any(s.fleet.up):
-            self.aggregate_(s, comm)
+            self.aggregate_(s, hand_in(s, comm))
         return loss_W
 
-    @torch.no_grad()
-    def aggregate_(self, s: State, comm: Communicator) -> None:
-        handed, adapters = hand_in(s, comm), adapters_of(s)
+    @numeric
+    def aggregate_(self, s: State, handed: Named) -> None:
+        """At the server, of what clients have handed in."""
+        adapters = adapters_of(s)
         for target in adapters.targets:
             pairs = pairs_of(s, handed, target)
             parts, weights = [], []
@@ -66,5 +67,5 @@ class RaFLoRA:
                 parts += [(pairs[k][0][low:high], pairs[k][1][:, low:high]) for k in reach]
                 weights += [p[k] for k in reach]
             product = stacked(parts, weights)
-            if not product[1].is_meta and product[1].any():
+            if product[1].any():
                 adapters.put_(s.shared["params"], target, *refactored(product, adapters.rank))

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from lab.config import Period, Positive, RecipeView, config, unused
 from lab.engine.comm import Communicator
-from lab.engine.fleet import Layout, Stack, clip_
 from lab.engine.optim import AdamW, Optimizer
 from lab.engine.outer import init_outer, outer_step_
-from lab.engine.state import Grad, State
+from lab.engine.stack import Layout, Stack, clip_
+from lab.engine.state import Grad, State, numeric
 from lab.methods.registry import method, never_synced
 from lab.seeds import generator
 
@@ -76,20 +76,27 @@ class SPARTA:
             outer_step_(s, comm)
         return loss_W
 
-    @torch.no_grad()
     def _average_some_(self, s: State, comm: Communicator, t: int) -> None:
         params, blocks = s.local["params"], s.local["params"].layout.blocks
         num = [max(1, round(self.fraction * b.numel)) for b in blocks]
         shapes = {str(i): torch.Size([k]) for i, k in enumerate(num)}  # the numbers drawn of block i are one tensor
         holders = {str(i): b.everywhere for i, b in enumerate(blocks)}
         layout = Layout.of(holders, shapes, lambda i: blocks[int(i)].group, mine=params.layout.mine)
-        if params.blocks[0].is_meta:  # a dry run: how many there are is enough
-            comm.mean_(Stack(layout, [x[:, :k] for x, k in zip(params.blocks, num, strict=True)]), "params")
-            return
-        drawn = [positions(b.numel, k, self.draw_seed, t, i) for i, (b, k) in enumerate(zip(blocks, num, strict=True))]
-        some = Stack(layout, [x[:, index] for x, index in zip(params.blocks, drawn, strict=True)])
+        some, drawn = Stack.zeros(layout, s.fleet.device, s.fleet.dtype), list[Tensor]()
+        self._take_(params, some, drawn, t)
         comm.mean_(some, "params")
-        for x, index, values in zip(params.blocks, drawn, some.blocks, strict=True):
+        self._put_back_(params, some, drawn)
+
+    @numeric
+    def _take_(self, params: Stack, some: Stack, drawn: list[Tensor], t: int) -> None:
+        """Draw ``positions`` in each block, and copy the numbers there."""
+        for i, (x, values) in enumerate(zip(params.blocks, some.blocks, strict=True)):
+            drawn.append(positions(x.shape[1], values.shape[1], self.draw_seed, t, i))
+            values.copy_(x[:, drawn[i]])
+
+    @numeric
+    def _put_back_(self, params: Stack, some: Stack, drawn: list[Tensor]) -> None:
+        for x, values, index in zip(params.blocks, some.blocks, drawn, strict=True):
             x[:, index] = values
 
 

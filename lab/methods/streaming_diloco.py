@@ -12,10 +12,9 @@ from torch import Tensor
 
 from lab.config import Fraction, Period, Positive, RecipeView, config
 from lab.engine.comm import Communicator
-from lab.engine.fleet import Stack, clip_
 from lab.engine.optim import AdamW, Nesterov, Optimizer, states
 from lab.engine.outer import descend_
-from lab.engine.parts import part, put_
+from lab.engine.stack import Stack, clip_
 from lab.engine.state import Grad, State
 from lab.errors import RecipeError
 from lab.methods.registry import method
@@ -82,10 +81,10 @@ class StreamingDiLoCo:
     def init(self, s: State) -> None:
         s.optimizers["inner"] = self.inner.over(s.local["params"], s.grads)
         for p, names in enumerate(fragments(s.local["params"].names(), self.num_fragments, self.pattern)):
-            s.shared[f"params.{p}"] = shared = part(s.local["params"], names).first()
+            s.shared[f"params.{p}"] = shared = s.local["params"].select(names).first()
             s.optimizers[f"outer.{p}"] = self.outer.over(shared)
             if self.overlap:
-                s.shared[f"pending.{p}"] = Stack(shared.layout, [torch.zeros_like(b) for b in shared.blocks])
+                s.shared[f"pending.{p}"] = shared.zeros_like()
 
     def step(self, s: State, grad: Grad, comm: Communicator, t: int) -> Tensor:
         loss_W = grad(s)
@@ -94,10 +93,9 @@ class StreamingDiLoCo:
         for p in range(self.num_fragments):
             if self._due(p, t):
                 shared = s.shared[f"params.{p}"]
-                moved = comm.mean(part(s.local["params"], shared.names()), "params", minus=shared)  # −Δ_p
+                moved = comm.mean(s.local["params"].select(shared.names()), "params", minus=shared)  # −Δ_p
                 if self.overlap and any(s.fleet.up):
-                    for pending, m in zip(s.shared[f"pending.{p}"].blocks, moved.blocks, strict=True):
-                        pending.copy_(m)
+                    torch._foreach_copy_(s.shared[f"pending.{p}"].blocks, moved.blocks)
             if self._due(p, t - self.overlap) and any(s.fleet.up):
                 self._arrive_(s, p, s.shared[f"pending.{p}"] if self.overlap else moved)
         return loss_W
@@ -107,12 +105,10 @@ class StreamingDiLoCo:
         """The outer step of one fragment; every worker that is up mixes the result into what it has by now."""
         shared, optimizer = s.shared[f"params.{p}"], s.optimizers[f"outer.{p}"]
         descend_(optimizer, moved, s.fleet.up)
-        for m in moved.blocks:
-            m.zero_()  # nothing is on its way any more
+        moved.zero_()  # nothing is on its way any more
         s.shared.update({f"{name}.{p}": stack for name, stack in states(optimizer, shared).items()})
-        mine = part(s.local["params"], shared.names())
-        mixed = [agreed + self.mix * (x - agreed) for x, agreed in zip(mine.blocks, shared.blocks, strict=True)]
-        put_(s.local["params"], Stack(mine.layout, mixed), s.fleet.up)
+        mine = s.local["params"].select(shared.names())
+        s.local["params"].put_(mine.map(lambda x, agreed: agreed + self.mix * (x - agreed), shared), s.fleet.up)
 
     def _due(self, p: int, t: int) -> bool:
         return t >= 1 and (t - p * self.sync_every // self.num_fragments) % self.sync_every == 0

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from lab.config import Period, Positive, config
 from lab.engine.comm import Communicator
-from lab.engine.fleet import clip_
 from lab.engine.optim import AdamW, Optimizer
+from lab.engine.stack import clip_
 from lab.engine.state import Grad, State
 from lab.methods.lora_rounds import InnerStates, Weight, coverage, fetch_, mean_of_holders, open_
 from lab.methods.registry import method

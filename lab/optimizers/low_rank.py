@@ -1,6 +1,6 @@
 """Adam whose moments live in a subspace of each matrix, with a full-rank quasi-hyperbolic term (LoRDO, arXiv 2602.04396).
 
-Legend: a matrix is turned so that p ≤ q (`wide`); leading axes (workers) are carried along. θ, G ``[…, p, q]``; basis
+Legend: a matrix is turned so that p ≤ q (`short_side_first`); leading axes (workers) are carried along. θ, G ``[…, p, q]``; basis
 Q ``[…, p, r]`` with orthonormal columns; moments u, v ``[…, r, q]``; residual E ``[…, p, q]``.
 """
 
@@ -12,21 +12,21 @@ import torch
 from torch import Tensor
 
 
-def wide(x: Tensor) -> Tensor:
+def short_side_first(x: Tensor) -> Tensor:
     """The matrix or its transpose (a view), so that its first side is not the longer one."""
     return x if x.shape[-2] <= x.shape[-1] else x.mT
 
 
 def first_basis(like: Tensor, rank: int) -> Tensor:
     """The first r columns of the identity, ``[…, p, r]``, for matrices like this one."""
-    p = wide(like).shape[-2]
+    p = short_side_first(like).shape[-2]
     return torch.eye(p, min(rank, p), dtype=like.dtype, device=like.device).expand(*like.shape[:-2], -1, -1).clone()
 
 
 def top_basis(x: Tensor, rank: int) -> Tensor:
     """The r directions in which a matrix is largest: its first left singular vectors, ``[…, p, r]``. O(p²·q)."""
     wider = torch.promote_types(x.dtype, torch.float32)  # there is no decomposition of narrower floats
-    U: Tensor = torch.linalg.svd(wide(x).to(wider), full_matrices=False).U
+    U: Tensor = torch.linalg.svd(short_side_first(x).to(wider), full_matrices=False).U
     return U[..., :rank].to(x.dtype)
 
 
@@ -60,11 +60,11 @@ def low_rank_adam_(
     if Q is None:
         fresh = low = g
     else:
-        x, g = wide(x), wide(g)
+        x, g = short_side_first(x), short_side_first(g)
         if E is not None:
-            owed = g + wide(E)
+            owed = g + short_side_first(E)
             low = Q.mT @ owed
-            wide(E).copy_(owed - Q @ low)
+            short_side_first(E).copy_(owed - Q @ low)
         else:
             low = Q.mT @ g
         fresh = g
@@ -129,7 +129,7 @@ class LowRankAdam(torch.optim.Optimizer):
                         state["projector"] = first_basis(x, group["rank"])
                         if group["error_feedback"]:
                             state["residual"] = torch.zeros_like(x)
-                    moment = state["projector"].mT @ wide(x) if x.dim() >= 2 else x
+                    moment = state["projector"].mT @ short_side_first(x) if x.dim() >= 2 else x
                     state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(moment), torch.zeros_like(moment)
                 state["step"] += 1
                 k = int(state["step"])

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from lab.engine.comm import Meeting
-from lab.engine.fleet import Fleet, Stack
+from lab.engine.fleet import Fleet
+from lab.engine.stack import Stack
 from lab.engine.world import Named, World
 from lab.events import Covered, Truncated
 from lab.methods.lora_factors import Adapters, Pair, mean, padded, product_norm, refactored, samples, stacked

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from lab.engine.comm import Communicator, Meeting
-from lab.engine.fleet import Stack
-from lab.engine.parts import part
+from lab.engine.stack import Stack
 from lab.engine.state import State
 from lab.events import Drifted
 
@@ -50,7 +49,7 @@ class DriftWatch:
         agreed = [s for name, s in shared.items() if name.split(".")[0] == "params"]  # whole, or by fragments
         if self.state.served:
             agreed = [self.comm.world.sync_server_state(s) for s in agreed]
-        pairs = [(part(params, s.names()) if s.layout is not params.layout else params, s) for s in agreed]
+        pairs = [(params.select(s.names()) if s.layout is not params.layout else params, s) for s in agreed]
         self.new.append(Drifted(t, root_W(*squares_W([(params, mean)], up)), root_W(*squares_W(pairs, up))))
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from lab.engine.fleet import Fleet, Stack
+from lab.engine.fleet import Fleet
+from lab.engine.stack import Stack
 from lab.events import Warned
 
 EVERYTHING = "everything"

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from lab.data.tasks.data import IGNORED
 from lab.engine.comm import Meeting
-from lab.engine.fleet import Stack
+from lab.engine.stack import Stack
 from lab.errors import Diverged
 from lab.events import Evaluated, Event, Warned
 from lab.probes.drift import squares_W

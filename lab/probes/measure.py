@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from lab.engine.fleet import Stack
+from lab.engine.stack import Stack
 from lab.events import Measured
 from lab.probes import metrics
 
@@ -96,7 +96,7 @@ class Measures:
         watch.after()  # pseudo-gradients count from here
         self.remembered["start"] = watch.start
         if "spectrum" in self.names:
-            moved = Stack(before.layout, [a - b for a, b in zip(watch.start.blocks, before.blocks, strict=True)])
+            moved = watch.start - before
             yield self._spectrum(t, moved)
             self.remembered["moved"] = moved
 

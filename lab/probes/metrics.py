@@ -12,11 +12,11 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from lab.engine.buffers import untouched
 from lab.engine.comm import Communicator, Meeting
-from lab.engine.fleet import Layout, Stack, wide, worker_norms
+from lab.engine.stack import Layout, Stack, for_sums, worker_norms
 from lab.engine.state import State
 from lab.events import Event
+from lab.probes.buffers import untouched
 from lab.recipes.recipe import Recipe
 from lab.runs.trainer import Trainer
 
@@ -121,7 +121,7 @@ def inner_products(a: Stack, b: Stack, num_workers: int) -> Tensor:
     """⟨a_w, b_w⟩ of every worker over all tensors that it holds, ``[N]``; ``b`` may be agreed (one row). O(N·P)."""
     out = torch.zeros(num_workers, dtype=torch.float64)
     for block, x, y in zip(a.layout.blocks, a.blocks, b.blocks, strict=True):
-        out.index_add_(0, block.index, wide(x * y).sum(1).cpu().double().expand(len(block.holders)))
+        out.index_add_(0, block.index, for_sums(x * y).sum(1).cpu().double().expand(len(block.holders)))
     return out
 
 
@@ -136,7 +136,7 @@ def pairwise_cosines(a: Stack, num_workers: int) -> Tensor:
     products, mine, theirs = (torch.zeros(num_workers, num_workers, dtype=torch.float64) for _ in range(3))
     for block, x in zip(a.layout.blocks, a.blocks, strict=True):
         at = torch.meshgrid(block.index, block.index, indexing="ij")
-        gram = (wide(x) @ wide(x).T).cpu().double()
+        gram = (for_sums(x) @ for_sums(x).T).cpu().double()
         products[at] += gram
         mine[at] += gram.diag()[:, None]
         theirs[at] += gram.diag()[None, :]
@@ -204,7 +204,7 @@ class Watch:
     def _look(self) -> None:
         s, n, world = self.s, self.s.fleet.num_workers, self.comm.world
         now, up, momentum = s.local["params"], torch.tensor(s.fleet.up), s.shared.get(self.momentum)
-        moved = Stack(now.layout, [a - b for a, b in zip(self.start.blocks, now.blocks, strict=True)])
+        moved = self.start - now
         local = s.local.get(self.momentum)
         if local is not None:
             momentum = (
@@ -261,7 +261,7 @@ def alignment(
 @torch.no_grad()
 def drift(params: Stack, agreed: Stack, num_workers: int) -> Tensor:
     """Root mean square distance of every worker's parameters from the agreed ones, ``[N]``. O(N·P)."""
-    apart = Stack(params.layout, [a - b for a, b in zip(params.blocks, agreed.blocks, strict=True)])
+    apart = params - agreed
     held = torch.zeros(num_workers, dtype=torch.float64)
     for block in params.layout.blocks:
         held.index_add_(0, block.index, torch.full((len(block.holders),), float(block.numel), dtype=torch.float64))
@@ -282,7 +282,7 @@ def noise_scale(grads: Stack, num_workers: int, samples: int) -> float:
 
 
 def _size(blocks: Sequence[Tensor]) -> float:
-    return sum(float(wide(b).square().sum()) for b in blocks)
+    return sum(float(for_sums(b).square().sum()) for b in blocks)
 
 
 def _noise_scale(size_big: float, size_small: float, n: int, samples: int) -> float:
@@ -325,7 +325,7 @@ def activation_norms(module: nn.Module, run: Callable[[nn.Module], object]) -> d
 
         def keep(_: nn.Module, __: Any, output: Any, name: str = name) -> None:
             if isinstance(output, Tensor) and output.is_floating_point():
-                found[name] = float(wide(output).square().mean().sqrt())
+                found[name] = float(for_sums(output).square().mean().sqrt())
 
         handles.append(part.register_forward_hook(keep))
     try:
@@ -342,5 +342,5 @@ def norms_by_group(stack: Stack, num_workers: int) -> dict[str, list[float]]:
     square: dict[str, Tensor] = {}
     for block, x in zip(stack.layout.blocks, stack.blocks, strict=True):
         of_group = square.setdefault(block.group, torch.zeros(num_workers, dtype=torch.float64))
-        of_group.index_add_(0, block.index, wide(x).square().sum(1).cpu().double())
+        of_group.index_add_(0, block.index, for_sums(x).square().sum(1).cpu().double())
     return {group: x.sqrt().tolist() for group, x in square.items()}

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lab.engine.fleet import Block, Fleet, Stack, wide
+from lab.engine.fleet import Fleet
+from lab.engine.stack import Block, Stack, for_sums
 from lab.engine.world import World
 from lab.events import Routed, Saturated
 from lab.recipes.placement import Experts
@@ -155,5 +156,5 @@ def _cells(block: Block) -> tuple[Tensor, list[tuple[int, int]]]:
 
 def _sums(x: Tensor, column: Tensor, num_cells: int) -> Tensor:
     """Squares of ``x [rows, P]`` summed within each cell, ``[rows, cells]``."""
-    squares = wide(x).square()
+    squares = for_sums(x).square()
     return squares.new_zeros(len(x), num_cells).index_add_(1, column.to(x.device), squares)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from lab.engine.comm import Communicator
-from lab.engine.fleet import Block
 from lab.engine.optim import states
+from lab.engine.stack import Block
 from lab.engine.state import State
 from lab.engine.world import World
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch._C._distributed_c10d import FileStore, Store, TCPStore
 
 from lab.engine.codecs import Codec
-from lab.engine.fleet import Block, Stack, at_least_float32
+from lab.engine.stack import Block, Stack, at_least_float32
 from lab.engine.world import Contribution, K, Named
 from lab.errors import LabError, RecipeError
 from lab.processes import mesh

@@ -15,7 +15,7 @@ from pydantic_core import to_jsonable_python
 from lab.config import Count, checked, config, parse_value, unique_keys
 from lab.data.splits import parse_split
 from lab.engine.codecs import codec
-from lab.engine.optim import Schedule
+from lab.engine.schedule import Schedule
 from lab.errors import RecipeError, one_of, shown
 from lab.methods.des_loc import DESLOC
 from lab.methods.registry import METHODS, Method, check_method, name_of, parse_method, source_of

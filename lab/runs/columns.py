@@ -13,7 +13,7 @@ import numpy as np
 
 from lab.costs.calendar import Kinds
 from lab.costs.network import Bill, Meter, Network
-from lab.engine.comm import Ledger
+from lab.engine.ledger import Ledger
 from lab.events import (
     Covered,
     Drifted,

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from lab.engine.checkpoint import take_places_
-from lab.engine.fleet import Block, Layout
 from lab.engine.optim import FRESH, joined_counts
+from lab.engine.stack import Block, Layout
 from lab.errors import LabError, RecipeError
 from lab.events import Checkpointed, Ended, Event
 from lab.processes.peers import ManyProcesses

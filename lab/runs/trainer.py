@@ -22,16 +22,16 @@ from torch import Tensor, nn
 
 from lab.costs.calendar import calendar
 from lab.data import Corpus
-from lab.engine import buffers
 from lab.engine.checkpoint import restore_, snapshot
 from lab.engine.codecs import codec
 from lab.engine.comm import Communicator
-from lab.engine.fleet import Fleet, Stack
+from lab.engine.fleet import Fleet
 from lab.engine.optim import take_over_
+from lab.engine.stack import Stack
 from lab.engine.state import Loss, State
 from lab.engine.surroundings import apart, one_core
-from lab.engine.vectorised import Together, together
-from lab.engine.world import OneProcess, World, with_all_workers
+from lab.engine.vectorised import Vectorised
+from lab.engine.world import OneProcess, World
 from lab.errors import Diverged, LabError
 from lab.events import (
     VERSION,
@@ -49,13 +49,15 @@ from lab.events import (
 from lab.files import located, working_folder, working_in
 from lab.methods import declared
 from lab.methods.lora_factors import Adapters
+from lab.probes import buffers
 from lab.probes.adapters import AdapterWatch
 from lab.probes.drift import DriftWatch
 from lab.probes.health import nobody_holds, not_finite
 from lab.probes.looks import Looks
 from lab.probes.routing import PROBE_WINDOWS, Watch
+from lab.processes.events import with_all_workers
 from lab.processes.moving import follow_rows
-from lab.recipes.compute import device_of
+from lab.recipes.compute import device_of, vectorised
 from lab.recipes.notes import notes as idle
 from lab.recipes.recipe import Recipe
 from lab.runs.build import build_fleet, check_memory, check_size
@@ -113,9 +115,9 @@ class Trainer:
         self.fleet = fleet or build_fleet(recipe, vocab_size, device, self.experts, self.world.mine)
         if self.text:
             self.inputs = of_run(recipe, self.text)
-        self.together: Together | None = None  # all workers at once, where that is faster
+        self.vectorised: Vectorised | None = None  # all workers at once, where that is faster
         if not dry and recipe.compute.vectorised is not False:
-            self.together = together(self.fleet, recipe.compute, recipe.batch_size * recipe.context)
+            self.vectorised = vectorised(self.fleet, recipe.compute, recipe.batch_size * recipe.context)
         codecs = {state: codec(spec) for state, spec in recipe.codecs.items()}
         if not dry and any(c.sparse for c in codecs.values()):
             dry_run(recipe)  # whether they fit is known when the method first sends: better now than in mid-run
@@ -313,8 +315,8 @@ class Trainer:
             of: Any = module.loss if loss is None else partial(loss, module, worker)
             return compute.losses(of, *self.batches.get(worker, t), s.fleet.device)
 
-        if self.together is not None:
-            loss_W = self.together.backward(lambda worker: self.batches.get(worker, t), own_loss=loss is not None)
+        if self.vectorised is not None:
+            loss_W = self.vectorised.backward(lambda worker: self.batches.get(worker, t), own_loss=loss is not None)
             if loss_W is not None:
                 return loss_W
         return s.fleet.backward(losses, lambda worker: derive(self.recipe.seed, "forward", worker, t))

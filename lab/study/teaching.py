@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from lab.costs.network import human
-from lab.engine.comm import Ledger
+from lab.engine.ledger import Ledger
 from lab.engine.optim import Nesterov
 from lab.errors import LabError, RecipeError
 from lab.recipes.recipe import Recipe

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lab.engine import buffers
 from lab.engine.world import OneProcess
 from lab.events import Evaluated, Stepped, Warned
 from lab.models import gpt
+from lab.probes import buffers
 from lab.recipes.recipe import Recipe
 from lab.runs.export import trained
 from lab.runs.folder import RunFolder

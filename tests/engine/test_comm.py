@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from lab.engine.codecs import Cast, Int8, TopK, codec
-from lab.engine.comm import Communicator, Ledger
-from lab.engine.fleet import Fleet, Stack, clip_
+from lab.engine.comm import Communicator
+from lab.engine.fleet import Fleet
+from lab.engine.ledger import Ledger
 from lab.engine.optim import AdamW, Optimizer
+from lab.engine.stack import Stack, clip_
 from lab.errors import RecipeError
 from lab.events import Sent
 from lab.methods.ddp import DDP

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from lab.engine.codecs import codec
 from lab.engine.comm import Communicator
-from lab.engine.fleet import Stack
 from lab.engine.optim import ELEMENTWISE, ZERO_AT_START, AdamW, Nesterov, Optimizer
+from lab.engine.stack import Stack
 from lab.errors import Diverged, RecipeError
 from lab.events import Ended, Evaluated, Event, Sent, Stepped, Warned, WorkersChanged, to_json
 from lab.methods import Method, noloco

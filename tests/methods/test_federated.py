@@ -13,8 +13,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lab.engine.comm import Communicator
-from lab.engine.fleet import Fleet, Stack
+from lab.engine.fleet import Fleet
 from lab.engine.optim import AdamW, Nesterov, Optimizer
+from lab.engine.stack import Stack
 from lab.engine.state import Loss, State
 from lab.errors import Diverged, RecipeError
 from lab.events import Covered, Evaluated, Sent, Stepped, Truncated, Warned

@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from lab.engine.comm import Communicator, Meeting
-from lab.engine.fleet import Fleet, Layout, Stack
+from lab.engine.fleet import Fleet
 from lab.engine.optim import AdamW, Nesterov, Optimizer
 from lab.engine.outer import descend_
+from lab.engine.stack import Layout, Stack
 from lab.engine.state import State
 from lab.errors import RecipeError
 from lab.events import Placed, Routed, Saturated, Sent, Warned

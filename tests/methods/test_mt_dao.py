@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from lab import optimizers
-from lab.engine.comm import Ledger
+from lab.engine.ledger import Ledger
 from lab.engine.optim import ELEMENTWISE, AdamW, Optimizer
 from lab.errors import RecipeError
 from lab.methods.ddp import DDP

@@ -16,8 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from lab.engine.fleet import Fleet, Stack, clip_, worker_norms
-from lab.engine.optim import ELEMENTWISE, AdamW, Nesterov, Optimizer, Schedule, states, step_
+from lab.engine.fleet import Fleet
+from lab.engine.optim import ELEMENTWISE, AdamW, Nesterov, Optimizer, states, step_
+from lab.engine.schedule import Schedule
+from lab.engine.stack import Stack, clip_, worker_norms
 from lab.methods.ddp import DDP
 from lab.methods.des_loc import DESLOC, half_life, suggest_periods
 from lab.methods.diloco import DiLoCo

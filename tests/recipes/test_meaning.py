@@ -17,7 +17,8 @@ from click.testing import CliRunner
 import lab
 from lab.cli import main
 from lab.config import parse_value
-from lab.engine.optim import ELEMENTWISE, Optimizer, Schedule
+from lab.engine.optim import ELEMENTWISE, Optimizer
+from lab.engine.schedule import Schedule
 from lab.errors import RecipeError, shown
 from lab.events import Routed, Warned
 from lab.methods import METHODS, method, name_of

@@ -22,13 +22,13 @@ from torch import Tensor, nn
 
 from lab.engine.fleet import Fleet
 from lab.engine.optim import Optimizer
-from lab.engine.vectorised import SMALL, Together, together
+from lab.engine.vectorised import Vectorised
 from lab.errors import RecipeError
 from lab.events import Event, Stepped, to_json
 from lab.methods.ddp import DDP
 from lab.models.lora import LoRA
 from lab.processes.peers import join
-from lab.recipes.compute import Compute
+from lab.recipes.compute import SMALL, Compute, vectorised
 from lab.recipes.recipe import Recipe
 from lab.runs.build import build_fleet, check_memory
 from lab.runs.folder import RunFolder
@@ -225,11 +225,11 @@ def test_a_model_that_cannot_be_followed() -> None:
 
     fleet = Fleet(lambda worker: Branches(), 2)
     for required in (False, True):
-        all_at_once = Together(fleet, Compute(), required)
+        all_at_once = Vectorised(fleet, Compute().precision, required)
         with pytest.raises(RecipeError, match="does not work here: leave it out") if required else nullcontext():
             assert all_at_once.backward(lambda w: (torch.ones(1, 2), torch.ones(1, 2))) is None
     with pytest.raises(RecipeError, match="a loss of its own"):
-        Together(fleet, Compute(), True).backward(lambda w: (torch.ones(1, 2),) * 2, own_loss=True)
+        Vectorised(fleet, Compute().precision, True).backward(lambda w: (torch.ones(1, 2),) * 2, own_loss=True)
 
 
 def test_when_the_lab_does_so_by_itself() -> None:
@@ -237,7 +237,7 @@ def test_when_the_lab_does_so_by_itself() -> None:
 
     def chosen(device: str = "meta", tokens: int = 512, **compute: Any) -> bool:
         fleet = build_fleet(recipe(), 256, device)
-        found = together(fleet, Compute(**compute), tokens)
+        found = vectorised(fleet, Compute(**compute), tokens)
         return found is not None and not found.required
 
     assert chosen()

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from lab.engine.comm import Meeting
-from lab.engine.fleet import Layout, Stack
 from lab.engine.optim import Optimizer
+from lab.engine.stack import Layout, Stack
 from lab.events import Evaluated, Event, Measured, Sent, Started
 from lab.methods.demo import DeMo
 from lab.methods.diloco import DiLoCo

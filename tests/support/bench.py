@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from lab.engine.comm import Communicator
-from lab.engine.fleet import Fleet, Stack
+from lab.engine.fleet import Fleet
+from lab.engine.stack import Stack
 from lab.engine.state import State
 from lab.events import Sent
 from lab.methods import Method

@@ -16,8 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lab.costs.network import NETWORKS, Meter, Network
-from lab.engine.comm import Ledger, Meeting
-from lab.engine.fleet import Stack
+from lab.engine.comm import Meeting
+from lab.engine.ledger import Ledger
+from lab.engine.stack import Stack
 from lab.events import Drifted, Ended, Evaluated, Event, Sent, Started, Stepped, from_json, to_json
 from lab.recipes.recipe import Recipe
 from lab.runs.columns import Columns
