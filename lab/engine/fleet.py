@@ -16,7 +16,7 @@ import contextlib
 import ctypes
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import replace
@@ -104,12 +104,27 @@ class Fleet:
         self.when_relabelled: list[Relabelled] = []
         self._pool: ThreadPoolExecutor | None = None
 
-        dry = self.device.type == "meta"
-        with torch.device("meta" if dry else "cpu"):  # values are drawn on the CPU: the same ones on every device
+        with torch.device("meta" if self.dry else "cpu"):  # values are drawn on the CPU: the same ones on every device
             whole = build(None)
-        values: dict[str, Tensor] = {name: p if dry else p.detach() for name, p in _named(whole)}
+        values: dict[str, Tensor] = {name: p if self.dry else p.detach() for name, p in _named(whole)}
         with torch.device("meta"):
             self.modules = [build(w) for w in range(num_workers)]
+        layout = self._laid_out(whole, values, mine, movable)
+        self.params = Stack.zeros(layout, self.device, dtype)
+        self.grads = Stack.zeros(layout, self.device, dtype)
+        # What no optimizer moves: buffers, frozen parameters, tensors that nobody holds. One copy for all.
+        constants = {n: _as(v, dtype) for n, v in values.items() if n not in layout.place}
+        constants |= dict(whole.named_buffers(remove_duplicate=False))
+        self.constants = {n: v.to(self.device) for n, v in constants.items()}
+        if not self.dry:
+            with torch.no_grad():
+                for name in layout.place:
+                    self.params[name].copy_(values[name])
+            for w in self.mine:
+                self.attach(self.modules[w], partial(self.params.cell, worker=w), partial(self.grads.cell, worker=w))
+
+    def _laid_out(self, whole: nn.Module, order: Iterable[str], mine: Sequence[int] | None, movable: bool) -> Layout:
+        """Where the trained tensors of all modules lie, in the ``order`` of the whole model."""
         shapes: dict[str, torch.Size] = {}
         holders: dict[str, list[int]] = {}
         alike: dict[int, list[int]] = {}  # in a dry fleet, workers that hold the same tensors have the same module
@@ -120,22 +135,10 @@ class Fleet:
                 if p.requires_grad:
                     shapes[name] = p.shape
                     holders.setdefault(name, []).extend(workers)
-        order = [n for n in values if n in holders] + [n for n in holders if n not in values]
+        sorted_holders = {n: tuple(sorted(holders[n])) for n in dict.fromkeys([*order, *holders]) if n in holders}
         group = getattr(whole, "tensor_group", lambda name: "all")
         unit = getattr(whole, "tensor_unit", lambda name: None) if movable else (lambda name: None)
-        layout = Layout.of({n: tuple(sorted(holders[n])) for n in order}, shapes, group, unit, mine)
-        self.params = Stack.zeros(layout, self.device, dtype)
-        self.grads = Stack.zeros(layout, self.device, dtype)
-        # What no optimizer moves: buffers, frozen parameters, tensors that nobody holds. One copy for all.
-        constants = {n: _as(v, dtype) for n, v in values.items() if n not in holders}
-        constants |= dict(whole.named_buffers(remove_duplicate=False))
-        self.constants = {n: v.to(self.device) for n, v in constants.items()}
-        if self.device.type != "meta":
-            with torch.no_grad():
-                for name in order:
-                    self.params[name].copy_(values[name])
-            for w in self.mine:
-                self.attach(self.modules[w], partial(self.params.cell, worker=w), partial(self.grads.cell, worker=w))
+        return Layout.of(sorted_holders, shapes, group, unit, mine)
 
     def hold_(self, holders: Mapping[str, Sequence[int]], t: int) -> list[tuple[int, int]]:
         """From local step ``t`` on, the units are held by these workers; ``build`` must give modules to match.
@@ -178,7 +181,7 @@ class Fleet:
             self.layout.blocks[i] = replace(block, everywhere=held_by, holders=here, since=since)
         for call in self.when_relabelled:
             call(before, rows)
-        if self.device.type == "meta":
+        if self.dry:
             return
         for w in sorted(concerned & set(self.mine)):
             buffers = dict(self.modules[w].named_buffers(remove_duplicate=False))
@@ -216,7 +219,7 @@ class Fleet:
             of a worker's module; or parts that sum to it, one after another.
         """
         loss_W = torch.full((self.num_workers,), float("nan"), dtype=torch.float64)
-        if self.device.type == "meta":
+        if self.dry:
             return loss_W
         workers = [w for w in self.mine if self.up[w]]
         found: dict[int, list[Tensor]] = {}
