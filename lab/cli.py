@@ -20,10 +20,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
+    from lab.costs.network import Network
     from lab.events import Event
     from lab.recipes.recipe import Recipe
     from lab.runs.columns import Columns
     from lab.runs.folder import RunFolder
+
+
+INTERRUPTED = 130  # exit code of what Ctrl-C has ended
 
 
 class _Lab(click.Group):
@@ -194,17 +198,17 @@ def resume(run: str, runs: str, accept_new_text: bool, processes: int, restarts:
     _train(folder.recipe(), folder, processes, restarts, timeout, accept_new_text)
 
 
-class _Progress:
+class _Terminal:
     """What a run says while it goes on: a bar in a terminal, a line now and then elsewhere."""
 
     def __init__(self, recipe: Recipe, folder: RunFolder):
         from tqdm.auto import tqdm
 
-        self.recipe, self.folder = recipe, folder
+        from lab.runs.progress import Progress
+
+        self.recipe, self.folder, self.progress = recipe, folder, Progress(recipe.steps)
         self.live = sys.stderr.isatty()
         self.bar = tqdm(total=recipe.steps, unit="step", disable=not self.live, dynamic_ncols=True)
-        self.bytes, self.tokens = 0, 0
-        self.validation = float("nan")
         self.said = time.monotonic()
 
     def note(self, line: str) -> None:
@@ -214,32 +218,27 @@ class _Progress:
 
     def __call__(self, event: Event) -> None:
         from lab.costs.network import human
-        from lab.events import Ended, Evaluated, Sent, Started, Stepped, Turned, Warned
+        from lab.events import Ended, Evaluated, Started, Stepped, Turned, Warned
 
+        self.progress(event)
         match event:
             case Started():
-                self.tokens = event.tokens_per_step
                 self.bar.set_description(self.folder.path.name)
                 self.note(
                     f"{self.folder.path}: {event.num_params:,} parameters, {self.recipe.num_workers} workers × "
                     f"{self.recipe.steps:,} steps, {event.tokens_per_step:,} tokens a step"
                 )
-            case Sent():
-                self.bytes += event.bytes_all
             case Stepped():
                 self.bar.update(event.step - self.bar.n)
-                tokens = self.tokens * event.num_up / len(event.loss_W)
-                rate = tokens / event.seconds if event.seconds else 0
-                word = f"{event.words}, {rate:,.0f} tokens/s, {human(self.bytes)} sent"
-                self.bar.set_postfix_str(word, False)
+                self.bar.set_postfix_str(self.progress.present(), False)
                 if not self.live and time.monotonic() - self.said > 10:
-                    click.echo(f"step {event.step:>6}  {word}")
+                    click.echo(f"step {event.step:>6}  {self.progress.present()}")
                     self.said = time.monotonic()
             case Evaluated():
-                self.validation = event.loss
                 self.said = time.monotonic()
                 if not self.live:
-                    click.echo(f"step {event.step:>6}  validation {event.loss:.4f}  sent {human(self.bytes)}")
+                    sent = human(self.progress.bytes_sent)
+                    click.echo(f"step {event.step:>6}  validation {event.loss:.4f}  sent {sent}")
             case Turned():
                 self.note(f"from step {event.step} on: {event.knob} = {json.dumps(event.value)}")
             case Warned():
@@ -252,9 +251,11 @@ class _Progress:
         from lab.errors import plain
 
         steps = columns.step[-1] if columns.step else 0
+        loss = float("nan") if self.progress.validation is None else self.progress.validation
         click.echo(
-            f"{plain(str(self.folder.path))}: {steps} steps, validation loss {self.validation:.4f} nats per token, "
-            f"{human(self.bytes)} of payload from {self.recipe.num_workers} workers, {columns.tokens_per_second:,.0f} tokens/s"
+            f"{plain(str(self.folder.path))}: {steps} steps, validation loss {loss:.4f} nats per token, "
+            f"{human(self.progress.bytes_sent)} of payload from {self.recipe.num_workers} workers, "
+            f"{columns.tokens_per_second:,.0f} tokens/s"
         )
         for line in _findings(columns):
             click.echo(f"  {plain(line)}")
@@ -277,53 +278,66 @@ def _findings(columns: Columns) -> Iterator[str]:
 def _train(
     recipe: Recipe, folder: RunFolder, processes: int, restarts: int, timeout: float, accept_new_text: bool
 ) -> None:
-    from lab.processes.environment import launched
-    from lab.runs.inputs import check_finished
+    """Train here; or over processes that are started here; or as one of those that a launcher has started."""
+    from lab.processes.environment import launched, restarted
     from lab.runs.trainer import train
 
-    here, done = launched(), folder.done
+    here = launched()
+    if here is None and processes > 1 and not folder.done:
+        return _launch(recipe, folder, processes, restarts, timeout, accept_new_text)
     if here is not None:
-        here.check_options(processes, restarts)
-    if here is not None or (processes > 1 and not done):
-        from lab.runs import launch as over
+        from lab.runs import launch
 
-        if here is None:
-            over.prepare(folder, recipe, processes, timeout)
-            try:
-                over.launch(folder, processes, restarts, timeout, accept_new_text)
-            except KeyboardInterrupt:
-                click.echo(f"stopped; go on with: lab resume {folder.path} --processes {processes}", err=True)
-                sys.exit(130)
-            return
-        train = partial(over.train, timeout_seconds=timeout)
+        here.check_options(processes, restarts)
+        train = partial(launch.train, timeout_seconds=timeout)
         if here.index:
-            try:
+            with _interruptible():  # the first one, or the launcher, says what there is to say
                 train(recipe, folder.path, accept_new_text=accept_new_text)
-            except KeyboardInterrupt:  # the first one, or the launcher, says so
-                os._exit(130)
-            return
-        again = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        if again != "0":
-            most = os.environ.get("TORCHELASTIC_MAX_RESTARTS")
-            click.echo(
-                f"note: a process was lost, so all start again from the last checkpoint ({again} of {most})", err=True
-            )
-    if done:
+            return None
+        if again := restarted():
+            click.echo(f"note: a process was lost, so all start again from the last checkpoint ({again})", err=True)
+    _train_and_show(train, recipe, folder, accept_new_text)
+
+
+def _launch(
+    recipe: Recipe, folder: RunFolder, processes: int, restarts: int, timeout: float, accept_new_text: bool
+) -> None:
+    """Start the processes of a run and wait for them; the first of them shows how far it is."""
+    from lab.runs import launch
+
+    launch.prepare(folder, recipe, processes, timeout)
+    try:
+        launch.launch(folder, processes, restarts, timeout, accept_new_text)
+    except KeyboardInterrupt:
+        click.echo(f"stopped; go on with: lab resume {folder.path} --processes {processes}", err=True)
+        sys.exit(INTERRUPTED)
+
+
+def _train_and_show(train: Callable[..., Columns], recipe: Recipe, folder: RunFolder, accept_new_text: bool) -> None:
+    """Train with a bar or lines, and sum up; of what is finished, show that it is."""
+    from lab.runs.inputs import check_finished
+
+    if folder.done:
         for note in check_finished(folder.path, recipe, accept_new_text):
             click.echo(f"note: {note}", err=True)
         click.echo(f"already finished: {folder.path} (`lab run … --again` runs it anew)")
-    show = _Progress(recipe, folder)
+    shown = _Terminal(recipe, folder)
+    hint = None if _launched() else f"stopped; go on with: lab resume {folder.path}"  # else the launcher says so
+    with _interruptible(hint), contextlib.closing(shown.bar):
+        columns = train(recipe, folder.path, each=shown, progress=True, accept_new_text=accept_new_text)
+    shown.sum_up(columns)
+
+
+@contextlib.contextmanager
+def _interruptible(hint: str | None = None) -> Iterator[None]:
+    """Ctrl-C ends this process at once, with a hint: a worker may be in the middle of a long step, and all is on disk."""
     try:
-        columns = train(recipe, folder.path, each=show, progress=True, accept_new_text=accept_new_text)
+        yield
     except KeyboardInterrupt:
-        show.bar.close()
-        if not _launched():  # else that says so
-            click.echo(f"stopped; go on with: lab resume {folder.path}", err=True)
+        if hint is not None:
+            click.echo(hint, err=True)
         sys.stdout.flush()
-        os._exit(130)  # a worker may be in the middle of a long step: all is on disk, nobody waits for it
-    finally:
-        show.bar.close()
-    show.sum_up(columns)
+        os._exit(INTERRUPTED)
 
 
 @main.command()
@@ -340,7 +354,7 @@ def replay(run: str, runs: str, speed: float) -> None:
     if not speed > 0:
         raise RecipeError(f"--speed {speed:g}: give a number greater than 0, for example 10 for ten times as fast")
     folder, columns = find_run(run, runs), Columns()
-    show = _Progress(folder.recipe(), folder)
+    show = _Terminal(folder.recipe(), folder)
     try:
         for event in paced(folder.events(), speed):
             columns.add(event)
@@ -393,50 +407,64 @@ def plan(
 @click.option("--json", "as_json", is_flag=True)
 def compare(names: tuple[str, ...], runs: str, network_name: str, as_json: bool) -> None:
     """Runs side by side: loss, bytes, and seconds on a network."""
-    from dataclasses import replace
-
-    from lab.costs.network import described, human, network
+    from lab.costs.network import described, network
     from lab.errors import RecipeError, plain
-    from lab.methods import declared
-    from lab.runs.columns import Columns
     from lab.runs.folder import find_run
 
     net = network(network_name)
     rows: list[dict[str, Any]] = []
-    damaged = False
+    exit_code = 0
     for folder in [find_run(name, runs) for name in names]:
         try:
-            folder.recipe()
-            columns = Columns.of(folder.events())
-            if columns.started is None:
-                click.echo(f"lab: {plain(str(folder.path))} has no events yet: left out", err=True)
-                continue
-            method = declared(columns.recipe.method)
+            row = _compared(folder, net)
         except RecipeError as error:
             click.echo(f"lab: {error}: left out", err=True)
-            damaged = True
+            exit_code = error.exit_code
             continue
-        bill = columns.price(replace(net, topology="server") if method.server else net)
-        rows.append(
-            {
-                "run": folder.path.name,
-                "method": method.name,
-                "workers": columns.num_workers,
-                "steps": columns.step[-1] if columns.step else 0,
-                "status": columns.ended.status if columns.ended else "unfinished",
-                "validation_loss": columns.eval_loss[-1] if columns.eval_loss else None,
-                "text": columns.recipe.corpus,
-                "model": columns.recipe.to_dict()["model"],
-                "payload_bytes": columns.ledger.total_bytes(),
-                "wire_bytes": float(bill.wire_bytes_W.sum()),
-                "seconds": bill.total_seconds,
-            }
-        )
-    if damaged and not rows:
-        sys.exit(RecipeError.exit_code)
-    if as_json:
+        if row is None:
+            click.echo(f"lab: {plain(str(folder.path))} has no events yet: left out", err=True)
+        else:
+            rows.append(row)
+    if as_json and (rows or not exit_code):
         click.echo(json.dumps(rows, indent=1))
-        sys.exit(RecipeError.exit_code if damaged else 0)
+    elif rows or not exit_code:
+        _show_compared(rows, network_name, described(net))
+    if exit_code:
+        sys.exit(exit_code)
+
+
+def _compared(folder: RunFolder, net: Network) -> dict[str, Any] | None:
+    """What a run has to show beside others; None where it has no events yet. Raises RecipeError where it is damaged."""
+    from dataclasses import replace
+
+    from lab.methods import declared
+    from lab.runs.columns import Columns
+
+    folder.recipe()
+    columns = Columns.of(folder.events())
+    if columns.started is None:
+        return None
+    method = declared(columns.recipe.method)
+    bill = columns.price(replace(net, topology="server") if method.server else net)
+    return {
+        "run": folder.path.name,
+        "method": method.name,
+        "workers": columns.num_workers,
+        "steps": columns.step[-1] if columns.step else 0,
+        "status": columns.ended.status if columns.ended else "unfinished",
+        "validation_loss": columns.eval_loss[-1] if columns.eval_loss else None,
+        "text": columns.recipe.corpus,
+        "model": columns.recipe.to_dict()["model"],
+        "payload_bytes": columns.ledger.total_bytes(),
+        "wire_bytes": float(bill.wire_bytes_W.sum()),
+        "seconds": bill.total_seconds,
+    }
+
+
+def _show_compared(rows: list[dict[str, Any]], network_name: str, links: str) -> None:
+    from lab.costs.network import human
+    from lab.errors import plain
+
     head = f"{'run':<28}{'steps':>7}{'status':>12}{'validation':>12}{'payload':>11}{'on wires':>11}"
     click.echo(head + f"{'on ' + network_name:>13}")
     for r in rows:
@@ -446,14 +474,11 @@ def compare(names: tuple[str, ...], runs: str, network_name: str, as_json: bool)
             f"{human(r['wire_bytes']):>11}{r['seconds']:>11.1f} s"
         )
     click.echo(
-        f"seconds: computing as it went here, and links of {described(net)} between workers, or to a server for methods "
-        "that have one"
+        f"seconds: computing as it went here, and links of {links} between workers, or to a server for methods that have one"
     )
     for what in ("text", "model"):
         if len({json.dumps(r[what], sort_keys=True) for r in rows}) > 1:
             click.echo(f"note: not all of these runs have the same {what}, so their losses are no comparison")
-    if damaged:
-        sys.exit(RecipeError.exit_code)
 
 
 @main.command()

@@ -73,6 +73,12 @@ def launched() -> Launched | None:
     return Launched(index, num, local, local_num, os.environ["MASTER_ADDR"].strip(), _number("MASTER_PORT", 0, 65535))
 
 
+def restarted() -> str | None:
+    """``1 of 3``, where a launcher (torchelastic) has started the processes again; None the first time."""
+    count = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return None if count == "0" else f"{count} of {os.environ.get('TORCHELASTIC_MAX_RESTARTS')}"
+
+
 def _number(name: str, least: int, most: int) -> int:
     text = os.environ[name].strip()
     if not (text.isascii() and text.isdigit() and least <= int(text) <= most):

@@ -167,7 +167,7 @@ def test_every_line_of_progress_says_that_nobody_trains(
         Stepped(2, [None] * 3, 1.0, 0.1),
     ]
     line = progress("storm", recipe())
-    told = cli._Progress(recipe(), RunFolder("storm"))
+    told = cli._Terminal(recipe(), RunFolder("storm"))
     for event in events:
         line.shown = told.said = -1e9  # type: ignore[attr-defined]
         line(event)
