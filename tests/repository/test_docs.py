@@ -32,7 +32,7 @@ every_card = pytest.mark.parametrize("name", METHODS)
 
 
 def load_cards() -> Any:
-    spec = importlib.util.spec_from_file_location("cards", ROOT / "docs/cards.py")
+    spec = importlib.util.spec_from_file_location("cards", ROOT / "tools/cards.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -64,9 +64,9 @@ def name_of_preset(name: str) -> str:
 
 @pytest.mark.parametrize("page", [*METHODS, "README"])
 def test_numbers_of_cards_are_those_of_the_dry_run(page: str) -> None:
-    """Tables and defaults stand in the pages as `docs/cards.py` writes them."""
+    """Tables and defaults stand in the pages as `tools/cards.py` writes them."""
     file = CARDS / f"{page}.md"
-    assert file.read_text() == cards.renewed(file), "run: python -m docs.cards"
+    assert file.read_text() == cards.renewed(file), "run: python -m tools.cards"
 
 
 @every_card

@@ -35,14 +35,14 @@ def test_the_tree_names_what_is_there() -> None:
     """Every folder of the repository, each with its reason, and none that is gone."""
     (tree,) = re.findall(r"```text\n(lab/.*?)```", ARCHITECTURE, flags=re.S)
     named = dict(line.split(maxsplit=1) for line in tree.splitlines())
-    tops = ("lab", "widgets", "notebooks", "tests", "bench", "docs", ".ci", ".github")
+    tops = ("lab", "widgets", "notebooks", "tests", "bench", "docs", "tools", ".ci", ".github")
     assert {name.rstrip("/") for name in named} == set().union(*map(folders, tops))
 
 
 def test_the_tables_of_files_are_computed() -> None:
     sys.path.insert(0, str(ROOT))
-    tree = importlib.import_module("docs.tree")
-    assert tree.renewed(ARCHITECTURE) == ARCHITECTURE, "run: python -m docs.tree"
+    tree = importlib.import_module("tools.tree")
+    assert tree.renewed(ARCHITECTURE) == ARCHITECTURE, "run: python -m tools.tree"
 
 
 def test_the_picture_of_the_rings_is_what_the_linter_holds() -> None:

@@ -1,4 +1,4 @@
-"""The files of every room in ``docs/architecture.md``, each with the first sentence of its docstring. Run: ``python -m docs.tree``."""
+"""The files of every room in ``docs/architecture.md``, each with the first sentence of its docstring. Run: ``python -m tools.tree``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs/architecture.md"
-BLOCK = re.compile(r"(<!-- computed: python -m docs\.tree -->\n).*?(<!-- end -->)", flags=re.S)
+BLOCK = re.compile(r"(<!-- computed: python -m tools\.tree -->\n).*?(<!-- end -->)", flags=re.S)
 
 
 def sentence(file: Path) -> str:

@@ -1,6 +1,6 @@
 """Screenshots of every view, live in a real JupyterLab, in its light and its dark theme.
 
-``python -m docs.screens`` rewrites ``docs/screens/``. It needs Chromium and what the tests need, and ``pip install pillow``.
+``python -m tools.screens`` rewrites ``docs/screens/``. It needs Chromium and what the tests need, and ``pip install pillow``.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import io
 import tempfile
 from pathlib import Path
 
-FOLDER = Path(__file__).parent / "screens"
+FOLDER = Path(__file__).parent.parent / "docs/screens"
 STORED = Path(__file__).parent.parent / "notebooks" / "stored" / "turned"
 THEMES = {"light": "JupyterLab Light", "dark": "JupyterLab Dark"}
 

@@ -1,6 +1,6 @@
 """The computed parts of the method cards: what a dry run says a method sends, and the defaults of its options.
 
-``python -m docs.cards`` rewrites, in every ``docs/methods/*.md``, what stands between ``<!-- computed -->`` and
+``python -m tools.cards`` rewrites, in every ``docs/methods/*.md``, what stands between ``<!-- computed -->`` and
 ``<!-- end -->``, and the default column of the options. A test runs the same code and compares.
 """
 
@@ -21,7 +21,7 @@ from lab.methods import METHODS, declared
 from lab.recipes.recipe import Recipe
 from lab.runs.plan import Plan, plan
 
-FOLDER = Path(__file__).parent / "methods"
+FOLDER = Path(__file__).parent.parent / "docs/methods"
 
 # The smallest recipe of each paper. Long ones are cut to some rounds: bytes per step and ratios stay the same.
 PAPERS = {
