@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Self
 
 from torch import Tensor
 
@@ -22,7 +22,7 @@ class Bench:
     grad
         fills the gradients of all workers; or
     batch
-        (inputs, targets) of worker w in local step t, for ``module.loss(inputs, targets)``, or the method's own loss.
+        of worker w in local step t: what ``module.loss`` takes, or the method's own loss after module and worker.
     comm
         who moves data and counts it; default: a communicator of the state's fleet.
     """
@@ -33,7 +33,7 @@ class Bench:
         state: State,
         grad: Grad | None = None,
         *,
-        batch: Callable[[int, int], tuple[Any, Any]] | None = None,
+        batch: Callable[[int, int], tuple[Any, ...]] | None = None,
         comm: Communicator | None = None,
     ):
         if (grad is None) == (batch is None):
@@ -42,12 +42,14 @@ class Bench:
         self.grad: Grad = grad if grad is not None else self._on_batches
         self.comm = Communicator(state.fleet) if comm is None else comm
         self.t = 0  # local steps that are done
+        self.loss_W: Tensor | None = None  # of the last of them
         method.init(state)
 
     def step(self) -> Tensor:
         """One local step; the losses of all workers ``[N]``."""
         self.t = self.comm.t = self.t + 1
-        return self.method.step(self.state, self.grad, self.comm, self.t)
+        self.loss_W = self.method.step(self.state, self.grad, self.comm, self.t)
+        return self.loss_W
 
     def steps(self, num: int) -> Iterator[tuple[int, Tensor]]:
         """So many local steps; after each of them its number and the losses of all workers ``[N]``."""
@@ -55,7 +57,7 @@ class Bench:
             loss_W = self.step()
             yield self.t, loss_W
 
-    def run(self, num: int) -> Bench:
+    def run(self, num: int) -> Self:
         """The same at once."""
         for _ in self.steps(num):
             pass
@@ -69,8 +71,8 @@ class Bench:
         of, t = self.batch, self.t
 
         def backward(module: Any, worker: int) -> Tensor:
-            inputs, targets = of(worker, t)
-            own: Tensor = module.loss(inputs, targets) if loss is None else loss(module, worker, inputs, targets)
+            batch = of(worker, t)
+            own: Tensor = module.loss(*batch) if loss is None else loss(module, worker, *batch)
             return own
 
         return s.fleet.backward(backward)

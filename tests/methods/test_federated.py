@@ -16,7 +16,7 @@ from lab.engine.comm import Communicator
 from lab.engine.fleet import Fleet
 from lab.engine.optim import AdamW, Nesterov, Optimizer
 from lab.engine.stack import Stack
-from lab.engine.state import Loss, State
+from lab.engine.state import State
 from lab.errors import Diverged, RecipeError
 from lab.events import Covered, Evaluated, Sent, Stepped, Truncated, Warned
 from lab.methods import METHODS, Method
@@ -38,6 +38,7 @@ from lab.recipes.scenario import Outage, Scenario
 from lab.runs.trainer import Trainer, dry_run, train
 from lab.seeds import generator
 from lab.study import toy_adapters as toy
+from lab.study.bench import Bench
 from tests.support.bench import F64, Silent, close, each_its_own
 from tests.support.cases import SERVED
 from tests.support.listed import SERVERS
@@ -56,7 +57,7 @@ def tokens(worker: int, t: int) -> tuple[Tensor, Tensor]:
     return torch.randint(11, (2, 6), generator=g), torch.randint(11, (2, 6), generator=g)
 
 
-class Federation:
+class Federation(Bench):
     """A federated method on tiny language models, driven step by step without text, recipes or events."""
 
     def __init__(
@@ -70,31 +71,16 @@ class Federation:
         **lora: Any,
     ):
         lora.setdefault("train", "B" if isinstance(method, FFALoRA) else "both")
-        self.method, self.batch, self.t = method, batch, 0
         self.lora = LoRA(ranks=ranks, targets=TARGETS, **lora)
         with torch.device(device):
             self.fleet = Fleet(self.build, len(ranks), device=device, dtype=F64, threads=1)
         self.adapters = Adapters.of(self.lora, len(ranks), list(self.fleet.layout.place))
-        self.comm = communicator(self.fleet)
-        self.state = State.of(self.fleet, adapters=self.adapters, samples_W=samples_W)
-        method.init(self.state)
+        state = State.of(self.fleet, adapters=self.adapters, samples_W=samples_W)
+        super().__init__(method, state, batch=batch, comm=communicator(self.fleet))
 
     def build(self, worker: int | None) -> nn.Module:
         rank = self.lora.bounds[-1] if worker is None else self.lora.ranks[worker]
         return adapt_(MODEL.build(11, 6, 0), self.lora, rank)
-
-    def grad(self, s: State, loss: Loss | None = None) -> Tensor:
-        def of(module: Any, w: int) -> Tensor:
-            batch = self.batch(w, self.t)
-            return module.loss(*batch) if loss is None else loss(module, w, *batch)
-
-        return s.fleet.backward(of)
-
-    def run(self, steps: int) -> Federation:
-        for _ in range(steps):
-            self.t = self.comm.t = self.t + 1
-            self.loss_W = self.method.step(self.state, self.grad, self.comm, self.t)
-        return self
 
     def of_client(self, worker: int, target: str) -> tuple[Tensor, Tensor]:
         params = self.state.local["params"]

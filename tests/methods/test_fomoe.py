@@ -31,6 +31,7 @@ from lab.recipes.scenario import Outage, Scenario
 from lab.runs.folder import RunFolder
 from lab.runs.trainer import Trainer, dry_run, train
 from lab.seeds import generator
+from lab.study.bench import Bench
 from tests.support.bench import F64, batch, close, fill_
 from tests.support.recipes import TEXT
 from tests.support.stories import story
@@ -175,11 +176,10 @@ class Sites(nn.Module):
 ALL = [list(range(4))] * 2
 
 
-class Federation:
+class Federation(Bench):
     """FoMoE on `Sites`, through the lab's fleet and communicator."""
 
     def __init__(self, method: FoMoE, placement: Placement, num_workers: int = 4, device: str = "cpu", **options: Any):
-        self.method, self.t = method, 0
         self.experts = Experts(placement, 2, 4, num_workers, 0)
 
         def build(worker: int | None) -> nn.Module:
@@ -189,18 +189,8 @@ class Federation:
 
         with torch.device(device):
             self.fleet = Fleet(build, num_workers, device=device, dtype=F64, threads=1, movable=self.experts.movable)
-        self.comm = Communicator(self.fleet, **options)
-        self.state = State.of(self.fleet, experts=self.experts)
-        method.init(self.state)
-
-    def run(self, steps: int) -> Federation:
-        for _ in range(steps):
-            self.t = self.comm.t = self.t + 1
-            self.method.step(self.state, self.grad, self.comm, self.t)
-        return self
-
-    def grad(self, s: State) -> Tensor:
-        return s.fleet.backward(lambda module, w: module.loss(*batch(w, self.t)))  # type: ignore[operator]
+        state = State.of(self.fleet, experts=self.experts)
+        super().__init__(method, state, batch=batch, comm=Communicator(self.fleet, **options))
 
     def of(self, worker: int, state: str = "params") -> dict[str, Tensor]:
         stack = self.state.local[state]

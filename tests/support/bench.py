@@ -15,6 +15,7 @@ from lab.engine.state import State
 from lab.events import Sent
 from lab.methods import Method
 from lab.seeds import generator
+from lab.study import bench as driver
 
 F64 = torch.float64
 
@@ -62,8 +63,8 @@ def build(worker: int | None) -> nn.Module:
     return Net() if worker is not None else fill_(Net())
 
 
-class Bench:
-    """A method on a tiny fleet, driven step by step without text, recipes or events."""
+class Bench(driver.Bench):
+    """A method on a tiny fleet of `Net`, driven step by step without text, recipes or events."""
 
     def __init__(
         self,
@@ -77,21 +78,10 @@ class Bench:
         schedule: Callable[[int], float] = lambda t: 1.0,
         device: str = "cpu",
     ):
-        self.method, self.batch, self.t = method, batch, 0
         with torch.device(device):
             self.fleet = Fleet(build, num_workers, device=device, dtype=F64, threads=1)
-        self.comm = communicator(self.fleet, codecs)
-        self.state = State.of(self.fleet, schedule)
-        method.init(self.state)
-
-    def grad(self, s: State) -> Tensor:
-        return s.fleet.backward(lambda module, w: module.loss(*self.batch(w, self.t)))
-
-    def run(self, steps: int) -> Bench:
-        for _ in range(steps):
-            self.t = self.comm.t = self.t + 1
-            self.loss_W = self.method.step(self.state, self.grad, self.comm, self.t)
-        return self
+        state = State.of(self.fleet, schedule)
+        super().__init__(method, state, batch=batch, comm=communicator(self.fleet, codecs))
 
     def of(self, worker: int, state: str = "params") -> Tensor:
         """Everything that ``worker`` holds of one local state, as one vector in the model's own order."""
