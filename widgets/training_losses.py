@@ -143,7 +143,8 @@ def _lines(
             lines = enumerate(curves.loss_W)
             series += [Series(f"worker {w}", at_rows, y, faint=True, colour=2 + w) for w, y in lines]
         if several and smooth:
-            series.append(Series(name, *_smoothed(at_rows, curves.loss), faint=True, colour=k))
+            if x != "bytes":  # there, steps that send nothing stand in one place: a mean would be a row of strokes
+                series.append(Series(name, *_smoothed(at_rows, curves.loss), faint=True, colour=k))
         else:
             mean = f"{name}: workers' mean" if several else "workers' mean"
             series.append(Series(mean, at_rows, curves.loss, faint=several, colour=k if several else 1))

@@ -417,10 +417,8 @@ def start(
         fed from the first event on. `Run.watch` and `Run.panel` add others.
     again, keep
         run anew, in a folder beside that of the earlier run; ``keep=False``: nothing is written.
-    paused
-        wait before the first step that is not there yet, until `Run.step` or `Run.resume`.
-    accept_new_text
-        go on also where the text is not what the run there was trained on until now.
+    paused, accept_new_text
+        wait before the first step until `Run.step` or `Run.resume`; go on also with another text than that of the run there.
     processes, restarts, timeout_seconds
         spread the workers over so many processes; go on so often when one is lost, which does not answer for so long.
 
@@ -438,10 +436,7 @@ def start(
     if processes != 1:
         _check_processes(recipe, run_folder, processes, timeout_seconds)
         events = partial(_spread, processes, restarts, timeout_seconds, accept_new_text)
-    run = Run(recipe, name or recipe.id, run_folder, events)
-    if paused:
-        run.pause()
-    return _begin(run, views)
+    return _begin(Run(recipe, name or recipe.id, run_folder, events), views, paused)
 
 
 def _check_processes(recipe: Recipe, folder: RunFolder | None, processes: int, timeout_seconds: float) -> None:
@@ -485,12 +480,12 @@ def replay(
     folder = RunFolder(located(find_run(str(run), runs).path))  # it is read little by little
     played = Run(folder.recipe(), name or f"replay of {folder.path.name}", folder, lambda run: _replayed(run, speed))
     played.is_replay = True
+    return _begin(played, views, paused)
+
+
+def _begin(run: Run, views: Sequence[EventSink], paused: bool) -> Run:
     if paused:
-        played.pause()
-    return _begin(played, views)
-
-
-def _begin(run: Run, views: Sequence[EventSink]) -> Run:
+        run.pause()
     with _STARTING:
         before = [r for r in _RUNS if not r.finished.is_set()]
         for other in before:

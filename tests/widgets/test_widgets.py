@@ -79,6 +79,7 @@ def test_losses_of_runs_that_are_over_are_those_of_the_view():
     (mean, *_) = losses({"a": long, "b": long}).series
     assert len(mean.x) == len(mean.y) == steps - 2
     assert set(np.round(mean.y, 6)) == {round(1 / 3, 6), round(2 / 3, 6)}
+    assert not any(s.faint for s in losses(RUNS, "bytes").series)  # where many steps stand at the same place
     with pytest.raises(ValueError, match="needs a network"):
         losses(RUNS, "seconds")
     with pytest.raises(ValueError, match="use one of steps, tokens"):
