@@ -21,7 +21,6 @@ from typing import Any
 
 import click
 
-from lab.engine.fleet import num_cores
 from lab.errors import RecipeError
 from lab.files import shown, write_atomically
 from lab.runs import child
@@ -225,6 +224,8 @@ def _progress(name: str) -> Iterator[None]:
 
 def execute_all(executions: list[Execution], pages: Pages, jobs: int | None = None) -> None:
     """Each in a process, as many at a time as ``jobs`` (default: the cores); who is done makes room for the next."""
+    from lab.engine.fleet import num_cores  # with torch, which the processes that execute one notebook need not import
+
     jobs = max(1, min(jobs or num_cores(), len(executions)))
     waiting, going = list(executions), dict[int, tuple[Execution, subprocess.Popen[bytes]]]()  # by the core they run on
     began = said = time.monotonic()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,21 @@ from lab.runs.trainer import Trainer, train
 from tests.support import recipes
 from tests.support.recipes import TEXT, corpus
 
-transformers = pytest.importorskip("transformers", reason="needs the extra hf: pip install 'isthmus[hf]'")
-peft = pytest.importorskip("peft", reason="needs the extra hf: pip install 'isthmus[hf]'")
+HERE = all(map(find_spec, ("transformers", "peft")))
+pytestmark = pytest.mark.skipif(not HERE, reason="needs the extra hf: pip install 'isthmus[hf]'")
+transformers: Any
+peft: Any
 
 IDS = torch.randint(200, (2, 6), generator=torch.Generator().manual_seed(0))
 LORA = LoRA(ranks=(1, 4), targets=("q_proj", "v_proj"), scale=0.5)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def imported() -> None:
+    """When the first test of this module runs, and not already where its tests are only counted: it takes seconds."""
+    global transformers, peft
+    import peft
+    import transformers
 
 
 @pytest.fixture(scope="module")

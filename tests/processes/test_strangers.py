@@ -139,7 +139,7 @@ def test_a_stranger_reaches_nothing_and_holds_up_nothing(way: str, tmp_path: Pat
     assert len(stranger.listening - theirs) == (way == "lab.start"), "but for the line of `lab.start` nothing listens"
     assert ("the launcher listens to every network" in said) == bool(own)
     steps = [e for e in story(RunFolder(path).events()) if isinstance(e, Stepped)]
-    assert close_events(steps, [e for e in unbroken(tmp_path) if isinstance(e, Stepped)])
+    assert close_events(steps, [e for e in unbroken() if isinstance(e, Stepped)])
 
 
 @pytest.mark.slow

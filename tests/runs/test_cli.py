@@ -207,8 +207,9 @@ def test_divergence_names_step_worker_and_checkpoint(runs):
 
 
 def test_help_imports_nothing_slow():
-    """`lab --help` must not wait for torch, and a run must not wait for torch's compiler, datasets or pandas."""
+    """`lab --help` must not wait for torch, nor the process that executes one notebook, whose kernel imports it."""
     code = "import sys, lab.cli; lab.cli.main(['--help'], standalone_mode=False); print(sorted(sys.modules))"
+    code += "; import lab.study.execution; assert 'torch' not in sys.modules"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert "'torch'" not in out
     assert "'pydantic'" not in out

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -49,6 +51,9 @@ def begun(tmp_path: Path, *options: str, steps: int = 40) -> tuple[RunFolder, su
     return folder, started
 
 
-def unbroken(tmp_path: Path) -> list[Event]:
-    train(Recipe.of("des_loc", SMALL), tmp_path / "unbroken")
-    return story(RunFolder(tmp_path / "unbroken").events())
+@functools.cache
+def unbroken() -> list[Event]:
+    """What the small run does when nobody ends it; trained once for all tests of a process."""
+    with tempfile.TemporaryDirectory() as folder:
+        train(Recipe.of("des_loc", SMALL), folder)
+        return story(RunFolder(Path(folder)).events())

@@ -1,7 +1,8 @@
-"""One of several processes that run `cases.OVER_PROCESSES`, one recipe after another.
+"""Several processes that run `cases.OVER_PROCESSES`, one recipe after another.
 
-python -m tests.support.over_processes FOLDER, with RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT set. Each recipe has a run folder of
-its name; what was begun there is resumed. The first process writes each story as JSON lines beside it.
+python -m tests.support.over_processes FOLDER MACHINES, with WORLD_SIZE, MASTER_ADDR and MASTER_PORT set: as many processes as the
+world has, as if on so many machines. They are forked, so that torch is imported once for all. Each recipe has a run folder of its
+name; what was begun there is resumed. The first process writes each story as JSON lines beside it, and each one its own log.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from tests.support.recipes import corpus
 from tests.support.stories import tell
 
 
-def main(out: Path) -> None:
+def run_all(out: Path) -> None:
+    """What each process does."""
     world = join(4, timeout_seconds=60.0)
     for name, recipe in OVER_PROCESSES.items():
         trainer = Trainer(recipe, corpus=corpus(), world=world)
@@ -36,11 +38,32 @@ def main(out: Path) -> None:
             tell(events, out, name)
 
 
-if __name__ == "__main__":
+def forked(rank: int, per_machine: int, out: Path) -> int:
+    """A process of this rank; its id."""
+    if pid := os.fork():
+        return pid
     try:
-        main(Path(sys.argv[1]))
+        log = os.open(out / f"process-{rank}.log", os.O_WRONLY | os.O_CREAT)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank % per_machine)}
+        run_all(out)
     except BaseException:
         traceback.print_exc()
         sys.stderr.flush()
         os._exit(1)  # the others are told by the connection that closes
     os._exit(0)  # gloo's threads may abort an interpreter that is taken down in order (pytorch/pytorch#179291)
+
+
+def main(out: Path, machines: int) -> None:
+    num = int(os.environ["WORLD_SIZE"])
+    if machines > 1:
+        os.environ |= {"LOCAL_WORLD_SIZE": str(num // machines), "GLOO_SOCKET_IFNAME": "lo"}
+    processes = [forked(rank, num // machines, out) for rank in range(num)]
+    codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in processes]
+    print(codes)
+    sys.exit(any(codes))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]))

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import papermill
 import pytest
 
 from lab.events import Stepped
@@ -264,6 +263,8 @@ def test_the_same_numbers_everywhere(lab: JupyterLab, tmp_path: Path, monkeypatc
     nb.close()
 
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    import papermill
+
     done = papermill.execute_notebook(nb.file, tmp_path / "out.ipynb", cwd=tmp_path, progress_bar=False)
     folders.append(Path(done.cells[3].outputs[0]["text"].strip()))
     assert [set(o["data"]) for o in done.cells[0].outputs].count(RESTING) == 5
