@@ -113,7 +113,7 @@ def test_runs_ends_with_claims_and_makes_a_page(path, tmp_path):
 
 @pytest.mark.slow
 def test_a_failing_notebook_is_named_and_the_rest_goes_on(tmp_path):
-    """Exit code 1 with notebook, cell and error; the next notebook is still executed."""
+    """Exit code 1 with notebook, cell and error; the next notebook is still executed. (Side by side: `test_sweep`.)"""
 
     def notebook(name: str, code: str) -> str:
         cell = {"cell_type": "code", "source": code, "metadata": {}, "outputs": [], "execution_count": None, "id": "a"}
@@ -122,7 +122,7 @@ def test_a_failing_notebook_is_named_and_the_rest_goes_on(tmp_path):
         return str(tmp_path / name)
 
     bad, good = notebook("bad.ipynb", "1 / 0"), notebook("good.ipynb", "1 + 1")
-    out = CliRunner().invoke(main, ["reproduce", bad, good, "--out", str(tmp_path / "out")])
+    out = CliRunner().invoke(main, ["reproduce", bad, good, "--jobs", "1", "--out", str(tmp_path / "out")])
     assert out.exit_code == 1
     assert "bad: cell 1 raised ZeroDivisionError" in out.stderr
     assert "good: done" in out.output

@@ -121,7 +121,7 @@ def test_a_wheel_away_from_the_checkout(packages: Path, tmp_path: Path) -> None:
     where = "import lab, widgets; print(lab.__file__, widgets.__file__)"
     found = subprocess.run([sys.executable, "-P", "-c", where], cwd=tmp_path, env=env, capture_output=True, text=True)
     assert found.stdout.count(str(site)) == 2, found.stdout + found.stderr
-    parameters = ("steps=8", "base=2", "long=4,8", "seeds=0", "toy_steps=64", "corpus=grammar?tokens=40000")
+    parameters = ("steps=4", "base=1", "long=2,4", "seeds=0", "toy_steps=64", "corpus=grammar?tokens=40000")
     done = lab("reproduce", "01_des_loc", *(x for p in parameters for x in ("-p", p)))
     assert done.returncode == 0, done.stderr
     assert "notebooks that come with the lab copied to notebooks/" in done.stdout
