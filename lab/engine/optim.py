@@ -6,11 +6,12 @@ Elementwise means that each coordinate is updated from its own history alone. On
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import itertools
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -91,7 +92,7 @@ class Optimizer:
         ``warmup``: local steps in which the learning rate of rows that came from elsewhere rises to that of the others.
         """
         params = s.local["params"]
-        if params.blocks[0].is_meta and s.optimizers["inner"].state:
+        if params.dry and s.optimizers["inner"].state:
             return  # a dry run has learnt which states there are
         warming = params.layout.warming(t, warmup) if warmup else []
         step_(s.optimizers["inner"], self.lr * s.schedule(t), params, s.fleet.up, warming)
@@ -124,20 +125,25 @@ def step_(
     Rows in ``warming`` (block, row, factor) move by that part of their step: the same as a smaller learning rate, to
     which the step of every optimizer here is proportional.
     """
-    if params.blocks[0].is_meta:
+    if params.dry:
         optimizer.step()
         return
     for group in optimizer.param_groups:
         group["lr"] = lr
-    leaves = optimizer.param_groups[0]["params"]
-    with torch.no_grad():
-        from_here = [(params.blocks[i][row], factor, params.blocks[i][row].clone()) for i, row, factor in warming]
+    with torch.no_grad(), _warming(params, warming):
         if all(up) and not any(_differ(state) for state in optimizer.state.values()):
-            _move_(optimizer, {leaf: optimizer.state[leaf] for leaf in leaves})
+            _move_(optimizer, {leaf: optimizer.state[leaf] for leaf in optimizer.param_groups[0]["params"]})
         else:
             _move_rows_(optimizer, params, up)
-        for now, factor, old in from_here:
-            now.copy_(old.lerp(now, factor))
+
+
+@contextlib.contextmanager
+def _warming(params: Stack, rows: Sequence[tuple[int, int, float]]) -> Iterator[None]:
+    """Of what these rows (block, row, factor) move inside, only that part is left."""
+    begun = [(params.blocks[i][row], factor, params.blocks[i][row].clone()) for i, row, factor in rows]
+    yield
+    for now, factor, old in begun:
+        now.copy_(old.lerp(now, factor))
 
 
 def _move_(optimizer: torch.optim.Optimizer, moving: Mapping[torch.nn.Parameter, dict[str, Any]]) -> None:
@@ -214,6 +220,7 @@ class _Run(NamedTuple):
 
 
 def _move_rows_(optimizer: torch.optim.Optimizer, params: Stack, up: Sequence[bool]) -> None:
+    """Every row that is up moves by its own count of steps."""
     moving: dict[torch.nn.Parameter, dict[str, Any]] = {}
     begun: list[tuple[Tensor, Tensor, list[int]]] = []  # leaf, what it was, rows that are yet to begin
     runs: list[_Run] = []
@@ -227,24 +234,36 @@ def _move_rows_(optimizer: torch.optim.Optimizer, params: Stack, up: Sequence[bo
                 moving[leaf] = state
                 begun.append((leaf, leaf.detach()[down], down))
             continue
-        counts = _counts(state, len(workers))
-        alike = [(up[w], *(of_rows[row] for of_rows in counts.values())) for row, w in enumerate(workers)]
-        for (is_up, fresh, *values), neighbours in itertools.groupby(range(len(workers)), alike.__getitem__):
-            if not is_up:
-                continue
-            places = list(neighbours)
-            rows = slice(places[0], places[-1] + 1)
-            piece = torch.nn.Parameter(leaf.detach()[rows])
-            piece.grad = leaf.grad[rows]
-            own = {k: x[rows] for k, x in state.items() if isinstance(x, Tensor) and x.dim() == 2}
-            own |= {k: state[k].new_tensor(x) for k, x in zip([*counts][1:], values, strict=True)}
-            moving[piece] = _at_start(optimizer, piece) if fresh else own
-            runs.append(_Run(leaf, counts, rows, moving[piece]))
+        for piece, run in _runs(optimizer, leaf, [up[w] for w in workers]):
+            moving[piece] = run.state
+            runs.append(run)
     _move_(optimizer, moving)
     for leaf, before, down in begun:
         leaf.detach()[down] = before
         if down and optimizer.state[leaf]:
             _forget_rows_(optimizer.state[leaf], len(leaf), down)
+    _put_back_(optimizer, runs)
+
+
+def _runs(optimizer: torch.optim.Optimizer, leaf: Any, up: Sequence[bool]) -> Iterator[tuple[torch.nn.Parameter, _Run]]:
+    """Neighbouring rows of a leaf that are up and have taken as many steps, each as a parameter of its own."""
+    state = optimizer.state[leaf]
+    counts = _counts(state, len(up))
+    alike = [(is_up, *(of_rows[row] for of_rows in counts.values())) for row, is_up in enumerate(up)]
+    for (is_up, fresh, *values), neighbours in itertools.groupby(range(len(up)), alike.__getitem__):
+        if not is_up:
+            continue
+        places = list(neighbours)
+        rows = slice(places[0], places[-1] + 1)
+        piece = torch.nn.Parameter(leaf.detach()[rows])
+        piece.grad = leaf.grad[rows]
+        own = {k: x[rows] for k, x in state.items() if isinstance(x, Tensor) and x.dim() == 2}
+        own |= {k: state[k].new_tensor(x) for k, x in zip([*counts][1:], values, strict=True)}
+        yield piece, _Run(leaf, counts, rows, _at_start(optimizer, piece) if fresh else own)
+
+
+def _put_back_(optimizer: torch.optim.Optimizer, runs: Iterable[_Run]) -> None:
+    """What the states of runs are now, into those of their leaves; each of their rows has begun."""
     for leaf, counts, rows, own in runs:
         state, num = optimizer.state[leaf], rows.stop - rows.start
         for name, x in own.items():
@@ -307,7 +326,7 @@ def take_over_(
     all_gather
         `lab.engine.world.World.all_gather_by_worker`.
     """
-    if params.blocks[0].is_meta:
+    if params.dry:
         return
     mine: dict[int, dict[int, dict[str, float]]] = {w: {} for w in params.layout.mine or range(len(known_by))}
     places = list(zip(optimizer.param_groups[0]["params"], _leaves(params), strict=True))
