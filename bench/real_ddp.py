@@ -35,16 +35,16 @@ def process() -> None:
     world = join(2)
     trainer = Trainer(recipe, world=world)
     folder = RunFolder(Path(tempfile.mkdtemp()) / "run") if world.first else None
-    events = trainer.events(SharedFolder(world, trainer, folder))
+    events = trainer.events(SharedFolder(world, folder))
     torch.manual_seed(0)
-    assert trainer.text is not None
-    bare = recipe.model.build(trainer.text.vocab_size, recipe.context)
+    assert trainer.setup.data is not None
+    bare = recipe.model.build(trainer.setup.data.vocab_size, recipe.context)
     model = torch.nn.parallel.DistributedDataParallel(bare)
     inner = recipe.method.inner
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=inner.lr, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0, fused=True
     )
-    batches = [trainer.batches.get(world.index, t) for t in range(1, STEPS * (ROUNDS + 1) + 1)]
+    batches = [trainer.setup.data.batches.get(world.index, t) for t in range(1, STEPS * (ROUNDS + 1) + 1)]
 
     def of_lab() -> None:
         done = 0

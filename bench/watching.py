@@ -17,7 +17,7 @@ from jupyter_client.session import Session
 
 from bench.common import SHAPES, child, ratio
 from lab.events import Drifted, Evaluated, Event, Sent, Started, Stepped
-from lab.probes.drift import DriftWatch
+from lab.probes.drift import DriftProbe
 from lab.recipes.recipe import Recipe
 from lab.runs.trainer import Trainer
 from widgets import CommunicationBudget, Drift, Losses, SyncCalendar, View, Workers
@@ -131,7 +131,7 @@ def look(shape: dict[str, Any]) -> tuple[float, float]:
     """Milliseconds of a step, and of a look at how far the workers are apart."""
     trainer = Trainer(Recipe.of("diloco", []).but(**shape, steps=40, eval_every=0, checkpoint_every=0))
     steps = [e.seconds for e in trainer.events() if isinstance(e, Stepped)]
-    watch, times = DriftWatch(trainer.state, trainer.comm), []
+    watch, times = DriftProbe(trainer.setup), []
     for t in range(1, 21):
         began = time.perf_counter()
         watch.look(t)

@@ -175,7 +175,7 @@ def run(
 def _is_of_other_files(folder: RunFolder, recipe: Recipe) -> bool:
     """Whether a run is finished and read other text than the recipe names now, so that a later one may be meant."""
     from lab.errors import RecipeError
-    from lab.runs.inputs import check_finished
+    from lab.runs.finished import check_finished
 
     try:
         if folder.done:
@@ -315,7 +315,7 @@ def _launch(
 
 def _train_and_show(train: Callable[..., Columns], recipe: Recipe, folder: RunFolder, accept_new_text: bool) -> None:
     """Train with a bar or lines, and sum up; of what is finished, show that it is."""
-    from lab.runs.inputs import check_finished
+    from lab.runs.finished import check_finished
 
     if folder.done:
         for note in check_finished(folder.path, recipe, accept_new_text):

@@ -121,7 +121,7 @@ class Drifted:
     """How far every worker's parameters are from others: root mean squares over parameters, None for who is down.
 
     Looked at before the average, if there is one in this step (`Evaluated.drift` is what is left after it). When:
-    `lab.probes.drift.DriftWatch`.
+    `lab.probes.drift.DriftProbe`.
     """
 
     kind: ClassVar[str] = "drifted"

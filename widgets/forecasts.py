@@ -41,4 +41,5 @@ def forecast(recipe: Recipe) -> PlannedEvents:
 @lru_cache(maxsize=8)
 def _forecast(recipe: str) -> PlannedEvents:
     trainer = Trainer(Recipe.of(json.loads(recipe)), dry=True)
-    return PlannedEvents(trainer.started(), tuple(calendar(trainer)), trainer.up_TW)
+    dry = trainer.built.dry_run()
+    return PlannedEvents(trainer.started(), tuple(calendar(dry)), dry.up_TW)

@@ -210,7 +210,7 @@ class Kinds:
 
 
 class DryRun(Protocol):
-    """A dry `lab.runs.trainer.Trainer`, as far as it is needed here."""
+    """A dry run (`lab.runs.dry.DryRun`), as far as it is needed here."""
 
     @property
     def up_TW(self) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What a checkpoint holds: a run's state as tensors by name, and back.
+"""What has memory saves itself: the parts of a run give a checkpoint their tensors and JSON values, and take them back.
 
 ::
 
@@ -7,134 +7,172 @@
     shared/<state>/<block>            ``[1, P]``, likewise
     residual/<state>/<block>          what error feedback still owes
     measured/<what>/<block>           what the next look compares with
-    watch/…                           what is looked at along the run
+    watch/…                           what a probe has seen
     buffer/<worker>/<name>            those that training has moved
 
-Several processes write the same file as one (`lab.runs.shared_folder`).
+Several processes write the same file as one: each part says which rows of which tensor of the file are here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from lab.engine import buffers
-from lab.engine.optim import count_as_before_, states
-from lab.engine.stack import Layout, Stack
-from lab.runs.folder import Checkpoint
-from lab.runs.inputs import of_digests
+from lab.engine.optim import joined_counts
+from lab.engine.stack import Block, Layout, Stack
+from lab.engine.world import World
 
-if TYPE_CHECKING:
-    from lab.runs.trainer import Trainer
+Json = dict[str, Any]
+Rows = Sequence[int] | None  # of a tensor in the file; None: all of it
 
 
-def snapshot(trainer: Trainer) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """All that decides the rest of the run, as tensors by name and small JSON values."""
-    tensors: dict[str, Tensor] = {}
-    for name, optimizer in trainer.state.optimizers.items():
-        for i, leaf in enumerate(optimizer.param_groups[0]["params"]):
-            for key, value in optimizer.state[leaf].items():
-                if isinstance(value, Tensor):
-                    tensors[f"optimizer/{name}/{i}/{key}"] = value
-    for place, stacks in _stacks(trainer).items():
-        for i, block in enumerate(stacks.blocks):
-            tensors[f"{place}/{i}"] = block
-    tensors |= {f"buffer/{w}/{n}": x for w, named in buffers.moved(trainer.fleet).items() for n, x in named.items()}
-    extra: dict[str, Any] = {"last_up": trainer.last_up, "up": trainer.fleet.up, "knobs": trainer.knobs}
-    extra["drift"] = trainer.drift.averaged
-    extra["inputs"] = of_digests(trainer.inputs)
-    if trainer.experts is not None and trainer.experts.movable:
-        units = [(i, b) for i, b in enumerate(trainer.fleet.layout.blocks) if b.unit is not None]
-        extra |= {"draw": trainer.experts.draw, "labels": [[i, b.everywhere, b.since] for i, b in units]}
-    if trainer.watch is not None:
-        watched, extra["watch"] = trainer.watch.snapshot()
-        tensors |= watched
-    if trainer.adapter_watch is not None:
-        extra["last_covered"] = trainer.adapter_watch.last_M
-    if trainer.state.facts:
-        extra["facts"] = trainer.state.facts
-    return {name: x.cpu() for name, x in tensors.items()}, extra
+@dataclass(frozen=True)
+class Checkpoint:
+    step: int
+    events_bytes: int  # length of events.jsonl when it was written
+    tensors: dict[str, Tensor]
+    extra: Json  # small JSON values
 
 
-def _stack(layout: Layout, tensors: Mapping[str, Tensor], name: str, device: torch.device) -> Stack:
-    return Stack(layout, [tensors[f"{name}/{i}"].to(device) for i in range(len(layout.blocks))])
+@dataclass(frozen=True)
+class Piece:
+    """What this process has of one tensor of a checkpoint: ``rows`` of the ``num`` that it has in the file, or all of it.
+
+    A tensor with less than two dimensions is a number of each row, and is written as a single one where all agree.
+    """
+
+    key: str
+    tensor: Tensor
+    rows: Rows = None
+    num: int = 0
 
 
-def _stacks(trainer: Trainer) -> dict[str, Stack]:
-    """Stacks that do not belong to an optimizer."""
-    inner, outer = _owned(trainer)
-    found = {f"local/{k}": v for k, v in trainer.state.local.items() if k not in inner}
-    found |= {f"shared/{k}": v for k, v in trainer.state.shared.items() if k not in outer}
-    found |= {f"measured/{k}": v for k, v in (trainer.measures.remembered if trainer.measures else {}).items()}
-    return found | {f"residual/{k}": v for k, v in trainer.comm.residuals.items()}
+class Part(Protocol):
+    """Something that remembers. What a part does not say for itself is as here: it remembers nothing of that kind."""
+
+    def json(self) -> Json:
+        """Small values, the same in all processes."""
+        return {}
+
+    def load_json(self, values: Json, step: int) -> None:
+        """Take back the values of all parts as they were after a local step, before any tensors come."""
+        return None
+
+    def tensors(self) -> Iterable[Piece]:
+        return ()
+
+    def wanted(self, keys: Sequence[str]) -> dict[str, Rows]:
+        """Which of the tensors of a file this process takes, and which of their rows."""
+        return {}
+
+    def load_tensors(self, tensors: Mapping[str, Tensor], step: int) -> None:
+        """Take back what was `wanted`, and may be among others."""
+        return None
 
 
-def _owned(trainer: Trainer) -> tuple[dict[str, Stack], dict[str, Stack]]:
-    """States of optimizers, local and shared. ``outer.3`` moves the shared ``params.3`` and owns ``momentum_buffer.3``."""
-    inner: dict[str, Stack] = {}
-    outer: dict[str, Stack] = {}
-    for name, optimizer in trainer.state.optimizers.items():
-        mine, place = (inner, trainer.state.local) if name == "inner" else (outer, trainer.state.shared)
-        part = name[len("outer") :]
-        mine.update({k + part: v for k, v in states(optimizer, place["params" + part]).items()})
-    return inner, outer
-
-
-def take_places_(trainer: Trainer, extra: Mapping[str, Any]) -> None:
-    """Experts go where they were."""
-    if "labels" in extra and trainer.experts is not None:
-        trainer.experts.take_(extra["draw"])
-        trainer.fleet.relabel_({i: (tuple(holders), tuple(since)) for i, holders, since in extra["labels"]})
+def snapshot(parts: Iterable[Part], world: World, device: torch.device) -> tuple[dict[str, Tensor], Json]:
+    """All that decides the rest of the run, as tensors by name (at the first process) and small JSON values."""
+    values: Json = {}
+    pieces: list[Piece] = []
+    for part in parts:
+        values |= part.json()
+        pieces += part.tensors()
+    return _gathered(pieces, world, device), values
 
 
 @torch.no_grad()
-def restore_(trainer: Trainer, checkpoint: Checkpoint) -> None:
-    """Put everything back as it was after the checkpoint's step."""
-    tensors, extra = checkpoint.tensors, checkpoint.extra
-    layout = trainer.fleet.layout
-    take_places_(trainer, extra)
-    for key, value in tensors.items():
-        kind, name, *rest = key.split("/")
-        if kind == "watch":
-            continue
-        if kind == "buffer":
-            buffers.put_back_(trainer.fleet, {int(name): {rest[0]: value}})
-            continue
-        if kind == "optimizer":
-            optimizer = trainer.state.optimizers[name]
-            group = optimizer.param_groups[0]
-            leaf = group["params"][int(rest[0])]
-            counts = value.dim() < 2 and not group.get("fused")  # step counts stay on the CPU, as torch has them
-            optimizer.state[leaf][rest[1]] = value if counts else value.to(leaf.device)
-        elif kind in ("residual", "measured"):
-            stack = _stack(layout, tensors, f"{kind}/{name}", trainer.fleet.device)
-            if kind == "residual":
-                trainer.comm.residuals[name] = stack
-            elif trainer.measures is not None:
-                trainer.measures.remembered[name] = stack
-        else:
-            place = trainer.state.local if kind == "local" else trainer.state.shared
-            if name not in place:  # made by a later step: there is nothing yet to copy into
-                place[name] = _stack(layout, tensors, f"{kind}/{name}", trainer.fleet.device)
-            place[name].blocks[int(rest[0])].copy_(value)
-    for optimizer in trainer.state.optimizers.values():
-        count_as_before_(optimizer, checkpoint.step)
-    inner, outer = _owned(trainer)
-    trainer.state.local.update(inner)
-    trainer.state.shared.update(outer)
-    if trainer.watch is not None:
-        trainer.watch.restore(tensors, extra["watch"])
-    if trainer.measures is not None:
-        trainer.measures.restored()
-    if trainer.adapter_watch is not None:
-        trainer.adapter_watch.last_M = extra["last_covered"]
-    trainer.state.facts = extra.get("facts", trainer.state.facts)
-    trainer.t, trainer.drift.averaged = checkpoint.step, extra.get("drift", checkpoint.step)
-    trainer.last_up, trainer.fleet.up = extra["last_up"], extra["up"]
-    for block in layout.blocks:
-        trainer.world.note_up(block, trainer.fleet.up)
-    for knob, value in extra.get("knobs", {}).items():
-        trainer.turn(knob, value)
+def restore_(parts: Sequence[Part], checkpoint: Checkpoint, world: World, device: torch.device) -> None:
+    """Give everything back as it was after the checkpoint's step; its tensors are at the first process."""
+    for part in parts:
+        part.load_json(checkpoint.extra, checkpoint.step)
+    keys: list[str] = world.all_gather_json(list(checkpoint.tensors))[0]
+    wanted: dict[str, Rows] = {}
+    for part in parts:
+        wanted |= part.wanted(keys)
+    tensors = _scattered(checkpoint.tensors, wanted, world, device)
+    for part in parts:
+        part.load_tensors(tensors, checkpoint.step)
+
+
+def _gathered(pieces: Sequence[Piece], world: World, device: torch.device) -> dict[str, Tensor]:
+    """The tensors of the file, at the first process. A process is called by its first worker."""
+    own = 0 if world.mine is None else world.mine[0]
+    told = world.all_gather_json([own, [[p.key, p.rows and list(p.rows), p.num, *_shape(p.tensor)] for p in pieces]])
+    heads = dict(told)
+    tensors = {w: {i: _empty(*head[3:]) for i, head in enumerate(of_w)} for w, of_w in heads.items()}
+    tensors[own] = {i: p.tensor if world.num == 1 else p.tensor.to(device) for i, p in enumerate(pieces)}
+    handed = world.gather_to_server(tensors)
+    whole: dict[str, list[Piece]] = {}
+    for w, of_w in handed.items() if world.first else ():
+        for (key, rows, num, *_), x in zip(heads[w], of_w.values(), strict=True):
+            whole.setdefault(key, []).append(Piece(key, x.cpu(), rows, num))
+    joined = {key: _joined(of_key) for key, of_key in whole.items()}
+    return {key: x for key, x in joined.items() if x is not None}
+
+
+def _joined(pieces: Sequence[Piece]) -> Tensor | None:
+    """The tensor of the file."""
+    one = pieces[0]
+    if one.rows is None or (len(pieces) == 1 and len(one.rows) == one.num):
+        return one.tensor
+    if max(p.tensor.dim() for p in pieces) < 2:
+        numbers = [one.tensor.new_zeros(())] * one.num
+        for p in pieces:
+            for row, x in zip(p.rows or (), p.tensor.expand(len(p.rows or ())), strict=True):
+                numbers[row] = x
+        return joined_counts(one.key.rpartition("/")[2], numbers)
+    out = one.tensor.new_empty(one.num, *one.tensor.shape[1:])
+    for p in pieces:
+        out[list(p.rows or ())] = p.tensor
+    return out
+
+
+def _scattered(
+    tensors: Mapping[str, Tensor], wanted: Mapping[str, Rows], world: World, device: torch.device
+) -> Mapping[str, Tensor]:
+    """What each process wants of the tensors of the first."""
+    own = 0 if world.mine is None else world.mine[0]
+    asked = dict(world.all_gather_json([own, {k: rows if rows is None else list(rows) for k, rows in wanted.items()}]))
+    cut = {w: {k: _cut(tensors[k], rows) for k, rows in of_w.items()} for w, of_w in asked.items()} if tensors else {}
+    if world.num == 1:
+        return cut.get(own, {})
+    shapes = world.all_gather_json([[w, [_shape(x) for x in of_w.values()]] for w, of_w in cut.items()])[0]
+    like = {w: {k: _empty(*x) for k, x in zip(asked[w], of_w, strict=True)} for w, of_w in shapes}
+    sent = {w: {k: x.to(device) for k, x in of_w.items()} for w, of_w in cut.items()} if world.first else like
+    got = world.scatter_from_server(sent).get(own, {})
+    return {k: x.cpu() for k, x in got.items()}
+
+
+def _cut(x: Tensor, rows: Rows) -> Tensor:
+    """A single number is that of all rows."""
+    return x if rows is None or not x.dim() or list(rows) == list(range(len(x))) else x[list(rows)]
+
+
+def _shape(x: Tensor) -> list[Any]:
+    return [str(x.dtype).removeprefix("torch."), *x.shape]
+
+
+def _empty(dtype: str, *shape: int) -> Tensor:
+    return torch.empty(shape, dtype=getattr(torch, dtype), device="meta")
+
+
+# --- stacks --------------------------------------------------------------------------------------------------------
+
+
+def places(block: Block) -> list[int]:
+    """Those of the rows here among the rows of all processes."""
+    return [k for k, w in enumerate(block.everywhere) if w in block.holders]
+
+
+def pieces_of(prefix: str, stack: Stack) -> Iterator[Piece]:
+    for i, (block, x) in enumerate(zip(stack.layout.blocks, stack.blocks, strict=True)):
+        if len(x):
+            yield Piece(f"{prefix}/{i}", x, places(block), len(block.everywhere))
+
+
+def stack_of(prefix: str, layout: Layout, tensors: Mapping[str, Tensor], device: torch.device) -> Stack:
+    return Stack(layout, [tensors[f"{prefix}/{i}"].to(device) for i in range(len(layout.blocks))])

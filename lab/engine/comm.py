@@ -74,7 +74,11 @@ class Communicator:
         self.ledger = Ledger()
         self.t = 0  # the local step that is being finished
         self.residuals: dict[str, Stack] = {}  # what error feedback still owes, by state
-        self.observer: Callable[[Meeting], None] | None = None
+        self._observers: list[Callable[[Meeting], None]] = []
+
+    def subscribe(self, observer: Callable[[Meeting], None]) -> None:
+        """It is called whenever copies come together; those that subscribed before it are called first."""
+        self._observers.append(observer)
 
     @torch.no_grad()
     def mean(
@@ -259,8 +263,10 @@ class Communicator:
         return Stack(stack.layout, blocks)
 
     def _notify(self, meeting: Callable[[], Meeting]) -> None:
-        if self.observer is not None:
-            self.observer(meeting())
+        if self._observers:
+            seen = meeting()
+            for observer in self._observers:
+                observer(seen)
 
     def _through(self, codec: Codec, x: Tensor, asked: _Asked, i: int, row: int) -> tuple[tuple[Tensor, ...], Tensor]:
         """Encode and decode one row of the ``i``-th block, with error feedback where the codec has it."""

@@ -94,6 +94,7 @@ class Fleet:
         self.build, self.num_workers = build, num_workers
         self.device, self.dtype = torch.device(device), dtype
         self.up = [True] * num_workers
+        self.last_up = [True] * num_workers  # who holds the present state: those that were up when anybody was
         # Whether the module of a worker draws random numbers, in its forward and in its backward pass, once that is known.
         self.draws: dict[int, tuple[bool, bool]] = {}
         self.agreed_buffers: dict[str, Tensor] = {}  # what the whole model has of those that training moves
@@ -190,6 +191,10 @@ class Fleet:
             self.attach(
                 self.modules[w], partial(self.params.cell, worker=w), partial(self.grads.cell, worker=w), buffers
             )
+
+    def set_up(self, up: list[bool]) -> None:
+        """Who is up from now on."""
+        self.up, self.last_up = up, up if any(up) else self.last_up
 
     @property
     def layout(self) -> Layout:

@@ -19,7 +19,7 @@ from pydantic import Field
 from torch import Tensor
 
 from lab.config import Positive, config
-from lab.engine.stack import Stack
+from lab.engine.stack import Block, Stack
 from lab.engine.state import State
 from lab.errors import RecipeError, one_of, shown
 from lab.optimizers import ADOPT, QHADOPT, QHM, SGDM, FedAdam, FedMom, FedYogi, PlainAdam, QHAdam
@@ -99,11 +99,16 @@ class Optimizer:
         s.local.update(states(s.optimizers["inner"], params))  # they appear with the first step
 
 
+def rows_apart(block: Block, workers: Sequence[int]) -> bool:
+    """Whether the rows of these workers are parameters of their own, where they are in one process: rows that may move."""
+    return block.unit is not None and len(workers) > 1
+
+
 def _leaves(params: Stack) -> list[tuple[int, slice]]:
     """What is one parameter of an optimizer: a whole block, or a row where rows may move; (block, rows)."""
     places: list[tuple[int, slice]] = []
     for i, (block, x) in enumerate(zip(params.layout.blocks, params.blocks, strict=True)):
-        if block.unit is None or x.is_meta or len(x) <= 1:
+        if x.is_meta or not rows_apart(block, block.holders):
             places.append((i, slice(None)))
         else:
             places += [(i, slice(row, row + 1)) for row in range(len(x))]

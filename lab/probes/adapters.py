@@ -5,44 +5,53 @@ Legend: M segments, K clients that take part.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from lab.engine.comm import Meeting
-from lab.engine.fleet import Fleet
-from lab.engine.stack import Stack
-from lab.engine.world import Named, World
-from lab.events import Covered, Truncated
+from lab.engine.world import Named
+from lab.events import Covered, Event, Truncated, Warned
 from lab.methods.lora_factors import Adapters, Pair, mean, padded, product_norm, refactored, samples, stacked
 from lab.models.lora import cut_to
+from lab.probes.evaluation import Evaluator
+from lab.probes.probe import Agreed, Probe, Setup
 
 
-class AdapterWatch:
-    """Follows the adapters of a run. Reads only.
+class AdapterProbe(Probe):
+    """Follows the adapters of a run.
 
     Costs, per aggregation, products of the stacked factors (Σ r_k)² · (d_in + d_out) per map; per evaluation, one pass over
     the validation examples for each prefix. Over several processes the factors travel to the first process for an aggregation
     in a step with an evaluation; at others the bias is only known where the method itself gathers them.
     """
 
-    def __init__(self, fleet: Fleet, adapters: Adapters, samples_W: Sequence[int] | None, world: World):
-        self.fleet, self.adapters, self.samples_W, self.world = fleet, adapters, samples_W, world
+    def __init__(self, setup: Setup, adapters: Adapters):
+        self.setup, self.fleet, self.world, self.adapters = setup, setup.fleet, setup.world, adapters
+        self.evaluator = Evaluator(setup)
         self.last_M = [0] * len(adapters.bounds)  # local step in which each segment was handed in last
         self.covered: tuple[list[list[int]], list[float], float | None] | None = None
 
-    def before_average(self, meeting: Meeting, evaluated: bool) -> None:
+    def json(self) -> dict[str, Any]:
+        return {"last_covered": self.last_M}
+
+    def load_json(self, values: dict[str, Any], step: int) -> None:
+        self.last_M = values["last_covered"]
+
+    def before_average(self, meeting: Meeting) -> None:
         """The clients' factors, just before they are aggregated."""
         adapters, params = self.adapters, self.fleet.params
         up = [w for w, u in enumerate(self.fleet.up) if u]
         if meeting.state != "params" or not up or self.covered is not None:
             return
-        p = samples(self.samples_W, up, "samples")
+        p = samples(self.setup.state.samples_W, up, "samples")
         reach = [[w for w in up if adapters.ranks_W[w] >= high] for high in adapters.bounds]
         handed = meeting.handed
-        if adapters.lora.train == "both" and handed is None and (evaluated or self.world.mine is None):
+        travels = self.setup.evaluates(self.setup.comm.t) or self.world.mine is None
+        if adapters.lora.train == "both" and handed is None and travels:
             place, blocks = params.layout.place, params.layout.blocks
             held = {w: [n for n in place if w in blocks[place[n][0]].everywhere] for w in up}
             handed = self.world.gather_to_server({w: {n: params.cell_or_shape(n, w) for n in held[w]} for w in up})
@@ -64,29 +73,30 @@ class AdapterWatch:
             difference += product_norm((torch.cat([A, mean_A]), torch.cat([B, -mean_B], 1))) ** 2
         return (difference / whole) ** 0.5 if whole else 0.0
 
-    def new(self, t: int) -> Covered:
-        """The aggregation of local step ``t`` as an event."""
-        assert self.covered is not None
+    def by_worker(self, t: int, agreed: Agreed) -> Iterator[Covered]:
+        """The aggregation of this step."""
+        if self.covered is None:
+            return
         (reach, mass, bias), self.covered = self.covered, None
         since = [t - last for last in self.last_M]
         self.last_M = [t if workers else last for workers, last in zip(reach, self.last_M, strict=True)]
-        return Covered(t, list(self.adapters.bounds), reach, mass, since, bias)
+        yield Covered(t, list(self.adapters.bounds), reach, mass, since, bias)
+
+    def after_step(self, t: int, agreed: Agreed) -> Iterator[Event]:
+        if self.setup.evaluates(t) and agreed.gather_():
+            yield self.truncated(t, agreed.model())
+        if t == self.setup.recipe.steps and not any(self.last_M):
+            yield Warned(t, "no round was finished, so nothing was aggregated: set method.sync_every below steps")
 
     @torch.no_grad()
-    def truncated(
-        self,
-        t: int,
-        agreed: Stack,
-        loss: Callable[[nn.Module], float],
-        scores: Callable[[nn.Module], dict[str, float]],
-    ) -> Truncated:
+    def truncated(self, t: int, model: nn.Module) -> Truncated:
         """The agreed adapters after local step ``t``, cut to every rank that occurs."""
-        adapters, model = self.adapters, self.fleet.whole_model(agreed)
+        adapters = self.adapters
         loss_M, scores_M = [], []
         for rank in adapters.bounds:
             with cut_to(model, rank):
-                loss_M.append(loss(model))
-                scores_M.append(scores(model))
+                loss_M.append(self.evaluator.loss(model))
+                scores_M.append(self.evaluator.scores(model))
         curves = {"loss": loss_M} | {name: [s[name] for s in scores_M] for name in scores_M[0]}
         energy_M, spectrum_M = self.energy(model)
         areas = {name: area(adapters.bounds, values) for name, values in curves.items()}

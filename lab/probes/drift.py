@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 
-from lab.engine.comm import Communicator, Meeting
+from lab.engine.comm import Meeting
 from lab.engine.stack import Stack
-from lab.engine.state import State
 from lab.events import Drifted
+from lab.probes.probe import Agreed, Probe, Setup
 
 GAP = 4  # local steps between two looks; one costs a small model about a hundredth of a step (`bench/watching.py`)
 
 
-class DriftWatch:
+class DriftProbe(Probe):
     """Looks at ``params`` at evaluations, and between them when a method averages all of them, unless it did so lately.
 
     Where a method makes another mean than the plain one of all workers (of a fragment, of a pair, weighted, through a codec, at
@@ -23,17 +24,31 @@ class DriftWatch:
     for that, and one process tells the same story as many.
     """
 
-    def __init__(self, state: State, comm: Communicator):
-        self.state, self.comm, self.new = state, comm, list[Drifted]()
+    def __init__(self, setup: Setup):
+        self.setup, self.state, self.comm = setup, setup.state, setup.comm
+        self.new: list[Drifted] = []
         self.looked = 0  # at which step
         self.averaged = 0  # the step of the last look before an average
 
-    def before_average(self, meeting: Meeting, t: int, evaluated: bool) -> None:
+    def before_average(self, meeting: Meeting) -> None:
+        t = self.comm.t
         whole = meeting.plain and meeting.stack is self.state.local["params"]
-        due = evaluated or (whole and (not self.averaged or t >= self.averaged + GAP))
+        due = self.setup.evaluates(t) or (whole and (not self.averaged or t >= self.averaged + GAP))
         if meeting.state == "params" and due:
             self.averaged = t
             self.look(t, meeting.mean if whole else None)
+
+    def by_worker(self, t: int, agreed: Agreed) -> Iterable[Drifted]:
+        if self.setup.evaluates(t):
+            self.look(t, None if self.state.served else agreed.here)
+        new, self.new = self.new, []
+        return new
+
+    def json(self) -> dict[str, Any]:
+        return {"drift": self.averaged}
+
+    def load_json(self, values: dict[str, Any], step: int) -> None:
+        self.averaged = values.get("drift", step)
 
     def look(self, t: int, mean: Stack | None = None) -> None:
         """Write down the distances of this moment, unless that was done in this step already.

@@ -26,79 +26,107 @@ is made; for the others a few numbers. It is looking and not the method: the led
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from lab.engine.checkpoint import Piece, Rows, pieces_of, places, stack_of
+from lab.engine.comm import Meeting
 from lab.engine.stack import Stack
 from lab.events import Measured
 from lab.probes import metrics
-
-if TYPE_CHECKING:
-    from lab.runs.trainer import Trainer
+from lab.probes.probe import Agreed, Probe, Setup
 
 DIRECTIONS = 8  # of a basis: the leading ones of each matrix
 
 
-class Measures:
-    """What a run's recipe asks for. ``remembered`` belongs into checkpoints: the copies that the next look compares with.
+def measures(setup: Setup) -> list[Probe]:
+    """The probes that a recipe asks for."""
+    names = set(setup.recipe.metrics)
+    kinds: dict[str, Callable[[Setup], Probe]] = {
+        "gradients": GradientsProbe,
+        "rates": RatesProbe,
+        "activations": ActivationsProbe,
+        "noise": NoiseProbe,
+    }
+    averaged: list[Probe] = [AlignmentProbe(setup)] if names & {"alignment", "spectrum"} else []
+    return averaged + [kind(setup) for name, kind in kinds.items() if name in names]
 
-    Over several processes all of them look at the same steps; ``alignment`` and ``activations`` are told by the first alone.
-    """
 
-    def __init__(self, trainer: Trainer):
-        self.trainer, self.names = trainer, trainer.recipe.metrics
-        self.remembered: dict[str, Stack] = {}
-        self.held = metrics.holders(trainer.fleet.layout)
-        self.watch: metrics.Watch | None = None
-        if {"alignment", "spectrum"} & set(self.names):
-            self.watch = metrics.Watch(trainer.state, trainer.comm, look="alignment" in self.names)
-            self.remembered["start"] = self.watch.start
+class Remembered:
+    """Copies of states that the next look compares with; in checkpoints under ``measured``."""
 
-    def restored(self) -> None:
-        """What is remembered was put back from a checkpoint."""
-        self.held = metrics.holders(self.trainer.fleet.layout)
-        if self.watch is not None:
-            self.watch.start, self.watch.held = self.remembered["start"], self.held
+    def __init__(self, setup: Setup, names: tuple[str, ...]):
+        self.setup, self.stacks = setup, dict[str, Stack]()
+        self.names = names  # what a checkpoint may have of it, or how that begins
 
-    def after(self, t: int) -> Iterator[Measured]:
-        """What there is to say after local step ``t``."""
+    def tensors(self) -> Iterator[Piece]:
+        for name, stack in self.stacks.items():
+            yield from pieces_of(f"measured/{name}", stack)
+
+    def wanted(self, keys: Sequence[str]) -> dict[str, Rows]:
+        blocks = self.setup.fleet.layout.blocks
+        parts = {key: key.split("/") for key in keys}
+        return {
+            key: places(blocks[int(block)])
+            for key, (kind, name, block) in ((k, p) for k, p in parts.items() if len(p) == 3)
+            if kind == "measured" and name.startswith(self.names)
+        }
+
+    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        layout, device = self.setup.fleet.layout, self.setup.fleet.device
+        for name in dict.fromkeys(key.split("/")[1] for key in self.wanted([*tensors])):
+            self.stacks[name] = stack_of(f"measured/{name}", layout, tensors, device)
+
+
+class AlignmentProbe(Probe):
+    """``alignment`` and ``spectrum``: at every average of all parameters. The first is told by the first process alone."""
+
+    def __init__(self, setup: Setup):
+        self.setup, self.names = setup, setup.recipe.metrics
+        self.averages = metrics.Averages(setup.state, setup.comm, look="alignment" in self.names)
+        self.remembered = Remembered(setup, ("start", "moved"))
+        self.held = metrics.holders(setup.fleet.layout)
+
+    def before_average(self, meeting: Meeting) -> None:
+        self.averages.before_average(meeting)
+
+    def tensors(self) -> Iterator[Piece]:
+        self.remembered.stacks["start"] = self.averages.start
+        return self.remembered.tensors()
+
+    def wanted(self, keys: Sequence[str]) -> dict[str, Rows]:
+        return self.remembered.wanted(keys)
+
+    def load_tensors(self, tensors: Mapping[str, Tensor], step: int) -> None:
+        self.remembered.load_tensors(tensors)
+        self.held = self.averages.held = metrics.holders(self.setup.fleet.layout)
+        self.averages.start = self.remembered.stacks["start"]
+
+    def after_step(self, t: int, agreed: Agreed) -> Iterator[Measured]:
         self._follow_()
-        if self.watch is not None and self.watch.due:
-            yield from self._averaged(t, self.watch)
-        if t % self.trainer.recipe.metrics_every == 0:
-            yield from self._every(t)
-
-    def _follow_(self) -> None:
-        """Experts may have moved: what is compared for a cell that came to its worker begins there."""
-        held, local = metrics.holders(self.trainer.fleet.layout), self.trainer.state.local
-        if self.watch is not None:
-            self.watch.follow_()
-            self.remembered["start"] = self.watch.start
-        if held == self.held:
+        if not self.averages.due:
             return
-        for name, old in list(self.remembered.items()):
-            if name == "moved":
-                nothing = Stack(old.layout, [x.new_zeros(1, x.shape[1]) for x in old.blocks])
-                self.remembered[name] = metrics.followed(old, self.held, nothing)
-            elif name != "start":
-                self.remembered[name] = metrics.followed(old, self.held, local[name.removeprefix("rates ")])
-        self.held = held
-
-    def _averaged(self, t: int, watch: metrics.Watch) -> Iterator[Measured]:
-        before = watch.start
-        for look in watch.seen:
+        before = self.averages.start
+        for look in self.averages.seen:
             values = {k: v for k, v in vars(look).items() if k != "step"}
             yield Measured(t, "alignment", {k: [_plain(v)] for k, v in values.items()})
-        watch.seen.clear()
-        watch.after()  # pseudo-gradients count from here
-        self.remembered["start"] = watch.start
+        self.averages.seen.clear()
+        self.averages.after()  # pseudo-gradients count from here
         if "spectrum" in self.names:
-            moved = watch.start - before
+            moved = self.averages.start - before
             yield self._spectrum(t, moved)
-            self.remembered["moved"] = moved
+            self.remembered.stacks["moved"] = moved
+
+    def _follow_(self) -> None:
+        """Experts may have moved: a cell that came to its worker has not moved yet."""
+        self.averages.follow_()
+        held, moved = metrics.holders(self.setup.fleet.layout), self.remembered.stacks.get("moved")
+        if held != self.held and moved is not None:
+            nothing = Stack(moved.layout, [x.new_zeros(1, x.shape[1]) for x in moved.blocks])
+            self.remembered.stacks["moved"] = metrics.followed(moved, self.held, nothing)
+        self.held = held
 
     @torch.no_grad()
     def _spectrum(self, t: int, moved: Stack) -> Measured:
@@ -106,7 +134,7 @@ class Measures:
         found: dict[str, dict[str, list[float | None]]] = {}
         for name in moved.names():
             block = moved.layout.blocks[moved.layout.place[name][0]]
-            worker = next((w for w in block.everywhere if self.trainer.fleet.up[w]), block.everywhere[0])
+            worker = next((w for w in block.everywhere if self.setup.fleet.up[w]), block.everywhere[0])
             if worker not in block.holders or moved[name].dim() != 3:
                 continue
             matrix = moved.cell(name, worker)
@@ -116,41 +144,107 @@ class Measures:
             values = found.setdefault(name, {})
             values[f"{name} rank"] = [float(metrics.numerical_rank(S, 1e-6))]
             values[f"{name} singular values"] = list(map(_plain, S[:DIRECTIONS].tolist()))
-            before = self.remembered["moved"].cell(name, worker) if "moved" in self.remembered else None
+            last = self.remembered.stacks.get("moved")
+            before = last.cell(name, worker) if last is not None else None
             if before is not None and before.any():
                 values[f"{name} basis similarity"] = [metrics.basis_similarity(_leading(before)[0], U)]
-        parts = self.trainer.world.all_gather_json(found)
+        parts = self.setup.world.all_gather_json(found)
         return Measured(t, "spectrum", {k: v for n in moved.names() for p in parts for k, v in p.get(n, {}).items()})
 
-    def _every(self, t: int) -> Iterator[Measured]:
-        trainer, world = self.trainer, self.trainer.world
-        if "gradients" in self.names:
-            norms = {"all": metrics.gradient_norms(trainer)}
-            norms |= metrics.norms_by_group(trainer.state.grads, trainer.recipe.num_workers)
-            told = world.all_gather_by_worker({w: [_plain(x[w]) for x in norms.values()] for w in trainer.fleet.mine})
-            yield Measured(t, "gradients", dict(zip(norms, map(list, zip(*told.values(), strict=True)), strict=True)))
-        if "rates" in self.names:
-            yield from self._rates(t)
-        if "activations" in self.names and world.first:
-            yield Measured(
-                t, "activations", {k or "model": [_plain(v)] for k, v in metrics.activations(trainer).items()}
-            )
-        if "noise" in self.names:
-            yield Measured(t, "noise", {"sequences": [_plain(metrics.noise(trainer))]})
 
-    def _rates(self, t: int) -> Iterator[Measured]:
-        local, layout = self.trainer.state.local, self.trainer.fleet.layout
+class RatesProbe(Probe):
+    """``rates``: how far every state has moved."""
+
+    def __init__(self, setup: Setup):
+        self.setup, self.remembered = setup, Remembered(setup, ("rates ",))
+        self.held = metrics.holders(setup.fleet.layout)
+
+    def due(self, t: int) -> bool:
+        return t % self.setup.recipe.metrics_every == 0
+
+    def tensors(self) -> Iterator[Piece]:
+        return self.remembered.tensors()
+
+    def wanted(self, keys: Sequence[str]) -> dict[str, Rows]:
+        return self.remembered.wanted(keys)
+
+    def load_tensors(self, tensors: Mapping[str, Tensor], step: int) -> None:
+        self.remembered.load_tensors(tensors)
+        self.held = metrics.holders(self.setup.fleet.layout)
+
+    def after_step(self, t: int, agreed: Agreed) -> Iterator[Measured]:
+        self._follow_()
+        if not self.due(t):
+            return
+        local, layout, before = self.setup.state.local, self.setup.fleet.layout, self.remembered.stacks
         here: dict[str, tuple[float, float]] = {}
         for name, stack in local.items():
-            if f"rates {name}" in self.remembered:
-                here[name] = metrics.changed(stack, self.remembered[f"rates {name}"])
+            if f"rates {name}" in before:
+                here[name] = metrics.changed(stack, before[f"rates {name}"])
             if stack.layout is layout:
-                self.remembered[f"rates {name}"] = stack.clone()
-        parts = self.trainer.world.all_gather_json(here)
+                before[f"rates {name}"] = stack.clone()
+        parts = self.setup.world.all_gather_json(here)
         names = dict.fromkeys(name for p in parts for name in p)
         sums = {n: [sum(x) for x in zip(*(p[n] for p in parts if n in p), strict=True)] for n in names}
         if sums:
             yield Measured(t, "rates", {k: [_plain((a / b) ** 0.5) if b else None] for k, (a, b) in sums.items()})
+
+    def _follow_(self) -> None:
+        """Experts may have moved: what is compared for a cell that came to its worker begins there."""
+        held, local = metrics.holders(self.setup.fleet.layout), self.setup.state.local
+        if held != self.held:
+            for name, old in list(self.remembered.stacks.items()):
+                fresh = local[name.removeprefix("rates ")]
+                self.remembered.stacks[name] = metrics.followed(old, self.held, fresh)
+        self.held = held
+
+
+class GradientsProbe(Probe):
+    """``gradients``: the norm of every worker's."""
+
+    def __init__(self, setup: Setup):
+        self.setup = setup
+
+    def due(self, t: int) -> bool:
+        return t % self.setup.recipe.metrics_every == 0
+
+    def after_step(self, t: int, agreed: Agreed) -> Iterator[Measured]:
+        if self.due(t):
+            setup = self.setup
+            norms = {"all": metrics.gradient_norms(setup)}
+            norms |= metrics.norms_by_group(setup.state.grads, setup.recipe.num_workers)
+            here = {w: [_plain(x[w]) for x in norms.values()] for w in setup.fleet.mine}
+            of_all = setup.world.all_gather_by_worker(here)
+            yield Measured(t, "gradients", dict(zip(norms, map(list, zip(*of_all.values(), strict=True)), strict=True)))
+
+
+class ActivationsProbe(Probe):
+    """``activations`` of the first worker's model, told by the first process alone."""
+
+    def __init__(self, setup: Setup):
+        self.setup = setup
+
+    def due(self, t: int) -> bool:
+        return t % self.setup.recipe.metrics_every == 0
+
+    def after_step(self, t: int, agreed: Agreed) -> Iterator[Measured]:
+        if self.due(t) and self.setup.world.first:
+            found = metrics.activations(self.setup)
+            yield Measured(t, "activations", {k or "model": [_plain(v)] for k, v in found.items()})
+
+
+class NoiseProbe(Probe):
+    """``noise``: the gradient noise scale in sequences."""
+
+    def __init__(self, setup: Setup):
+        self.setup = setup
+
+    def due(self, t: int) -> bool:
+        return t % self.setup.recipe.metrics_every == 0
+
+    def after_step(self, t: int, agreed: Agreed) -> Iterator[Measured]:
+        if self.due(t):
+            yield Measured(t, "noise", {"sequences": [_plain(metrics.noise(self.setup))]})
 
 
 def _leading(matrix: Tensor) -> tuple[Tensor, Tensor]:

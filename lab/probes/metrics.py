@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,12 +15,9 @@ from torch import Tensor, nn
 from lab.engine.comm import Communicator, Meeting
 from lab.engine.stack import Layout, Stack, for_sums, worker_norms
 from lab.engine.state import State
-from lab.events import Event
 from lab.probes.buffers import untouched
-from lab.recipes.recipe import Recipe
-from lab.runs.trainer import Trainer
-
-T = TypeVar("T")
+from lab.probes.evaluation import Evaluator
+from lab.probes.probe import Setup
 
 
 @torch.no_grad()
@@ -37,80 +34,41 @@ def changed(now: Stack, before: Stack) -> tuple[float, float]:
     return change, sum(float(b.square().sum()) for b in before.blocks)
 
 
-def along(
-    recipe: Recipe, look: Callable[[Trainer], T], every: int = 32, each: Callable[[Event], None] = lambda event: None
-) -> list[tuple[int, T]]:
-    """What ``look`` sees after every ``every``-th local step of a run of the recipe, as pairs (local step, what it saw).
-
-    ``each`` is called with every event, to show how far it is. Ready-made looks: `drifts`, `gradient_norms`, `noise`,
-    `activations`.
-    """
-    trainer = Trainer(recipe)
-    seen: list[tuple[int, T]] = []
-    for event in trainer.events():
-        each(event)
-        if event.kind == "stepped" and trainer.t % every == 0:
-            seen.append((trainer.t, look(trainer)))
-    return seen
-
-
-def rates_of_change(
-    recipe: Recipe, every: int = 64, each: Callable[[Event], None] = lambda event: None
-) -> dict[str, list[tuple[int, float]]]:
-    """How far each state moves in ``every`` local steps, relative to its size, along a run of the recipe.
-
-    Keeps a second copy of all local states. ``each`` is called with every event, to show how far it is.
-
-    Returns
-    -------
-    by state, pairs (local step, ‖s_t − s_{t−every}‖ / ‖s_{t−every}‖).
-    """
-    before: dict[str, Stack] = {}
-    out: dict[str, list[tuple[int, float]]] = {}
-
-    def look(trainer: Trainer) -> None:
-        for name, stack in trainer.state.local.items():
-            if name in before:
-                out.setdefault(name, []).append((trainer.t, relative_change(stack, before[name])))
-            before[name] = stack.clone()
-
-    along(recipe, look, every, each)
-    return out
-
-
-def drifts(trainer: Trainer) -> list[float]:
+def drifts(setup: Setup) -> list[float]:
     """`drift` of every worker from the mean of those that are up."""
-    params = trainer.state.local["params"]
-    return drift(params, trainer.comm.agreed(params), trainer.recipe.num_workers).tolist()
+    params = setup.state.local["params"]
+    return drift(params, setup.comm.agreed(params), setup.recipe.num_workers).tolist()
 
 
-def gradient_norms(trainer: Trainer) -> list[float]:
+def gradient_norms(setup: Setup) -> list[float]:
     """Norm of every worker's gradient as the method left it: clipped where it clips, the mean where it averages. O(N·P)."""
-    return worker_norms(trainer.state.grads).tolist()
+    return worker_norms(setup.state.grads).tolist()
 
 
-def noise(trainer: Trainer) -> float:
+def noise(setup: Setup) -> float:
     """`noise_scale` in sequences, from the gradients that the workers would take next: one more forward and backward pass.
 
     NaN where a worker is down. The workers' parameters should be equal, so look right after a sync. Over several processes
     all of them call it, and the mean gradient travels.
     """
-    fleet, n = trainer.fleet, trainer.recipe.num_workers
+    fleet, n = setup.fleet, setup.recipe.num_workers
     if not all(fleet.up):
         return float("nan")
     with untouched([fleet.modules[w] for w in fleet.mine]):
-        trainer._grad(trainer.state)  # overwritten by the next step
-    big = trainer.comm.agreed(fleet.grads)
+        setup.grad_at(setup.comm.t + 1)  # overwritten by the next step
+    big = setup.comm.agreed(fleet.grads)
     once = [x for b, x in zip(big.layout.blocks, big.blocks, strict=True) if b.everywhere[0] in fleet.mine]
     here = [_size(once), float(inner_products(fleet.grads, fleet.grads, n).sum())]
-    size_big, sizes = (sum(x) for x in zip(*trainer.world.all_gather_json(here), strict=True))
-    return _noise_scale(size_big, sizes / n, n, trainer.recipe.batch_size)
+    size_big, sizes = (sum(x) for x in zip(*setup.world.all_gather_json(here), strict=True))
+    return _noise_scale(size_big, sizes / n, n, setup.recipe.batch_size)
 
 
-def activations(trainer: Trainer) -> dict[str, float]:
+def activations(setup: Setup) -> dict[str, float]:
     """`activation_norms` of the first worker's model on a batch of the validation text."""
-    with trainer.looks.draws("activations"), untouched(trainer.fleet.modules[:1]):
-        return activation_norms(trainer.fleet.modules[0], lambda m: m.loss(*trainer.validation[0]))  # type: ignore[operator]
+    assert setup.data is not None
+    batch = setup.data.validation[0]
+    with Evaluator(setup).draws("activations"), untouched(setup.fleet.modules[:1]):
+        return activation_norms(setup.fleet.modules[0], lambda m: m.loss(*batch))  # type: ignore[operator]
 
 
 # --- do the workers agree? -------------------------------------------------------------------------------------------
@@ -155,7 +113,7 @@ class Alignment:
     norm: float  # of the mean pseudo-gradient
 
 
-class Watch:
+class Averages:
     """Looks at the workers whenever ``params`` are about to be averaged whole; call ``after`` when a step is done.
 
     A pseudo-gradient is where a worker was after the last average less where it is now. ``momentum`` is a local state or,
@@ -169,14 +127,12 @@ class Watch:
     """
 
     def __init__(self, s: State, comm: Communicator, momentum: str = "exp_avg", look: bool = True):
-        self.s, self.momentum, self.look, self.seen = s, momentum, look, list[Alignment]()
-        self.comm, self.before, self.due = comm, comm.observer, False
+        self.s, self.comm, self.momentum, self.look, self.seen = s, comm, momentum, look, list[Alignment]()
+        self.due = False
         self.start, self.held = s.local["params"].clone(), holders(s.fleet.layout)
-        comm.observer = self._observe
 
-    def _observe(self, meeting: Meeting) -> None:
-        if self.before is not None:
-            self.before(meeting)
+    def before_average(self, meeting: Meeting) -> None:
+        """To be subscribed to the communicator."""
         if meeting.stack is self.s.local["params"] and any(self.s.fleet.up):
             self.follow_()
             self.due = True
@@ -195,10 +151,6 @@ class Watch:
         if self.held != holders(self.s.fleet.layout):
             self.start = followed(self.start, self.held, self.s.shared["params"])
             self.held = holders(self.s.fleet.layout)
-
-    def close(self) -> None:
-        """Stop looking."""
-        self.comm.observer = self.before
 
     @torch.no_grad()
     def _look(self) -> None:
@@ -243,19 +195,6 @@ def followed(old: Stack, held: Sequence[tuple[int, ...]], fresh: Stack) -> Stack
                 if worker in was:
                     blocks[i][row] = old.blocks[i][was.index(worker)]
     return Stack(old.layout, blocks)
-
-
-def alignment(
-    recipe: Recipe, momentum: str = "exp_avg", each: Callable[[Event], None] = lambda event: None
-) -> list[Alignment]:
-    """How well the workers of a recipe agree at every average of their parameters, along a run (see `Watch`)."""
-    trainer = Trainer(recipe)
-    watch = Watch(trainer.state, trainer.comm, momentum)
-    for event in trainer.events():
-        each(event)
-        if event.kind == "stepped":
-            watch.after()
-    return watch.seen
 
 
 @torch.no_grad()

@@ -5,7 +5,7 @@ Legend: W workers, L layers, E experts of a layer, N tokens, k choices of each (
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -14,13 +14,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lab.engine.fleet import Fleet
-from lab.engine.stack import Block, Stack, for_sums
-from lab.engine.world import World
-from lab.events import Routed, Saturated
-from lab.recipes.placement import Experts
+from lab.engine.checkpoint import Piece, Rows
+from lab.engine.comm import Meeting
+from lab.engine.stack import Block, for_sums
+from lab.events import Event, Routed, Saturated
+from lab.probes.evaluation import Evaluator
+from lab.probes.probe import Agreed, Probe, Setup
 
 PROBE_WINDOWS = 8  # validation windows on which the agreed model's choices are followed
+CHOICES = "watch/choices"  # in checkpoints
 DEAD = 0.01  # an expert is dead below this share of a uniform load
 
 
@@ -42,24 +44,30 @@ def balance(load_E: Sequence[int | None]) -> Balance:
     return Balance(float(load.std() / mean), float(load.max() / mean), int((load < DEAD * mean).sum()))
 
 
-class Watch:
+class RoutingProbe(Probe):
     """Follows the routers of a run: the workers' in their last batch, the agreed model's on a fixed probe batch.
 
-    Reads only. What it remembers (the agreed model's choices at every look, two bytes each) goes into checkpoints.
+    What it remembers (the agreed model's choices at every look, two bytes each) goes into checkpoints.
     """
 
-    def __init__(self, fleet: Fleet, probe: Tensor, experts: Experts, world: World):
-        self.fleet, self.probe, self.world = fleet, probe, world  # probe: [windows, T] token ids
-        self.num_layers, self.num_experts = len(experts.table), len(experts.table[0])
+    def __init__(self, setup: Setup, table: Sequence[Sequence[Sequence[int]]]):
+        assert setup.data is not None
+        self.setup, self.fleet, self.world, self.evaluator = setup, setup.fleet, setup.world, Evaluator(setup)
+        self.probe = torch.cat([ids for ids, _ in setup.data.validation])[:PROBE_WINDOWS]  # [windows, T] token ids
+        self.num_layers, self.num_experts = len(table), len(table[0])
         self.steps: list[int] = []
         self.choices: list[Tensor] = []  # of each look, [L, N, k] int16
         self.divergence_LE: list[list[float | None]] = [[None] * self.num_experts for _ in range(self.num_layers)]
         # Of each process its own part: they add up.
 
+    def due(self, t: int) -> bool:
+        return t % self.setup.recipe.routing_every == 0
+
     @torch.no_grad()
-    def at_average(self, state: str, stack: Stack, mean: Stack) -> None:
+    def before_average(self, meeting: Meeting) -> None:
         """How far the copies of each expert have come apart: ‖copy − mean‖ / ‖mean‖, mean over the holders that are up."""
-        if state != "params" or not stack.layout.place.keys() <= self.fleet.layout.place.keys():
+        stack, mean = meeting.stack, meeting.mean
+        if meeting.state != "params" or mean is None or not stack.layout.place.keys() <= self.fleet.layout.place.keys():
             return  # of numbers that are drawn from all tensors nobody can say which expert's they are
         for i, (block, copies, average) in enumerate(zip(stack.layout.blocks, stack.blocks, mean.blocks, strict=True)):
             rows, num = stack.rows(i, self.fleet.up), sum(self.fleet.up[w] for w in block.everywhere)
@@ -70,6 +78,16 @@ class Watch:
             size = _sums(average, column, len(cells)).sqrt()  # [1, cells]
             for (layer, expert), value in zip(cells, ((apart / size).sum(0) / num).tolist(), strict=True):
                 self.divergence_LE[layer][expert] = value
+
+    def after_step(self, t: int, agreed: Agreed) -> Iterator[Event]:
+        if self.due(t):
+            with self.evaluator.precision():
+                routed = self.look(t, agreed.model() if agreed.gather_() else None)
+            yield routed
+
+    def ended(self, t: int) -> Iterator[Event]:
+        if self.steps:
+            yield self.saturated(t)
 
     @torch.no_grad()
     def look(self, t: int, agreed: nn.Module | None) -> Routed:
@@ -107,15 +125,22 @@ class Watch:
         overlap = [(self._common(c, last) / last.shape[-1]).mean(1).tolist() for c in self.choices]
         return Saturated(t, list(self.steps), overlap)
 
-    def snapshot(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        tensors = {"watch/choices": torch.stack(self.choices)} if self.choices else {}
-        return tensors, {"steps": self.steps, "divergence": self._divergence()}
+    def json(self) -> dict[str, Any]:
+        return {"watch": {"steps": self.steps, "divergence": self._divergence()}}
 
-    def restore(self, tensors: dict[str, Tensor], extra: dict[str, Any]) -> None:
-        self.steps = list(extra["steps"])
+    def load_json(self, values: dict[str, Any], step: int) -> None:
+        self.steps = list(values["watch"]["steps"])
         if self.world.first:
-            self.divergence_LE = extra["divergence"]
-        self.choices = list(tensors["watch/choices"]) if "watch/choices" in tensors else []
+            self.divergence_LE = values["watch"]["divergence"]
+
+    def tensors(self) -> Sequence[Piece]:
+        return [Piece(CHOICES, torch.stack(self.choices))] if self.choices else []
+
+    def wanted(self, keys: Sequence[str]) -> dict[str, Rows]:
+        return {CHOICES: None} if CHOICES in keys and self.world.first else {}
+
+    def load_tensors(self, tensors: Mapping[str, Tensor], step: int) -> None:
+        self.choices = list(tensors[CHOICES]) if CHOICES in tensors else []
 
     def forget(self) -> None:
         """Earlier looks, which were at other text."""

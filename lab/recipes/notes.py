@@ -9,17 +9,17 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from torch import Tensor
+import numpy as np
 
 from lab.config import unused
 from lab.methods.registry import method_notes, name_of, round_steps
 from lab.recipes.recipe import Recipe
 
 
-def notes(recipe: Recipe, up_tW: Tensor | None = None) -> list[str]:
-    """One line for everything that makes no difference; ``up_tW`` is who is up, where that is known (`Scenario.trace`)."""
+def notes(recipe: Recipe, up_TW: np.ndarray | None = None) -> list[str]:
+    """One line for everything that makes no difference; ``up_TW`` is who is up, where that is known (`Scenario.trace`)."""
     of_method = method_notes(recipe.method, recipe)
-    return [*of_method, *_never(recipe), *_away(recipe, up_tW), *_never_sent(recipe), *_unused(recipe), *_twice(recipe)]
+    return [*of_method, *_never(recipe), *_away(recipe, up_TW), *_never_sent(recipe), *_unused(recipe), *_twice(recipe)]
 
 
 def _never(recipe: Recipe) -> Iterator[str]:
@@ -35,7 +35,7 @@ def _never(recipe: Recipe) -> Iterator[str]:
             yield f"worker {outage.worker} is to be down from step {outage.first:,} on, after {end}"
 
 
-def _away(recipe: Recipe, up_tW: Tensor | None) -> Iterator[str]:
+def _away(recipe: Recipe, up_TW: np.ndarray | None) -> Iterator[str]:
     """Who takes no part, by fixed times or, where the trace is known, by chance; who is never sampled is none of these."""
     sample, N = recipe.scenario.sample, recipe.num_workers
     if sample is not None:
@@ -45,8 +45,8 @@ def _away(recipe: Recipe, up_tW: Tensor | None) -> Iterator[str]:
                 "keeps its params, gradients and states all the time"
             )
         return
-    if up_tW is not None:
-        gone = (~up_tW.any(0)).nonzero().flatten().tolist()
+    if up_TW is not None:
+        gone = np.flatnonzero(~up_TW.any(0)).tolist()
     else:
         gone = [w for w in sorted({o.worker for o in recipe.scenario.outages}) if _always_down(recipe, w)]
     if len(gone) == N:

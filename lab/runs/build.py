@@ -1,22 +1,161 @@
-"""The fleet of a recipe, and whether it fits into memory."""
+"""From a recipe to all that its run works with, checked before anything is written."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import nn
 
+from lab.costs.calendar import calendar
+from lab.data import Corpus
+from lab.data.training_data import TrainingData
+from lab.engine.checkpoint import Part
+from lab.engine.codecs import codec
+from lab.engine.comm import Communicator
 from lab.engine.fleet import Fleet, num_cores
+from lab.engine.state import State
+from lab.engine.surroundings import apart
+from lab.engine.world import OneProcess, World
 from lab.errors import RecipeError
+from lab.methods import declared
+from lab.methods.lora_factors import Adapters
 from lab.models.hf import HF
 from lab.models.lora import adapt_
 from lab.models.moe import MoE
 from lab.models.peft import load_adapter_
+from lab.probes.adapters import AdapterProbe
+from lab.probes.drift import DriftProbe
+from lab.probes.evaluation import EvaluationProbe
+from lab.probes.measure import measures
+from lab.probes.probe import Probe, Setup
+from lab.probes.routing import RoutingProbe
+from lab.processes.moving import follow_rows
+from lab.recipes.compute import device_of, vectorised
 from lab.recipes.placement import Experts, resident
 from lab.recipes.recipe import Recipe
+from lab.runs.data import training_data, vocab_size_without_text
+from lab.runs.dry import DryRun
+from lab.runs.gradients import Gradients
+from lab.runs.inputs import Inputs, of_run
+from lab.runs.knobs import Knobs
+from lab.runs.parts import Holders, States
+from lab.runs.pretrain import base_file
+from lab.runs.roll_call import RollCall
 from lab.runs.start import start_values_
+
+
+@dataclass(frozen=True)
+class Built:
+    """What a run works with.
+
+    ``parts`` is all that has memory, in the order in which they take it back: who holds what comes first. Whatever a run is to
+    remember beside it is added there, and nowhere else.
+    """
+
+    setup: Setup
+    grad: Gradients
+    knobs: Knobs
+    roll_call: RollCall
+    probes: list[Probe]
+    parts: list[Part]
+    inputs: Inputs
+
+    def dry_run(self) -> DryRun:
+        return DryRun(self.setup, self.knobs.method, self.grad, self.roll_call)
+
+
+def build(
+    recipe: Recipe,
+    *,
+    dry: bool = False,
+    corpus: Corpus | None = None,
+    progress: bool = False,
+    world: World | None = None,
+    fleet: Fleet | None = None,
+    base_model: Callable[[str], Path] = base_file,
+) -> Built:
+    """Read the data, make the fleet and all that works on it. Raises RecipeError for what this machine cannot do.
+
+    Parameters
+    ----------
+    dry
+        for a dry run: tensors have no storage, no text is read.
+    corpus
+        one that is there already, instead of the recipe's.
+    world
+        the processes, if the workers are spread over several.
+    fleet
+        of another dry run with the same table (the same model, placement and adapters), to be taken over.
+    base_model
+        the file of a base model that a recipe starts from, by its size.
+    """
+    world = world or OneProcess()
+    with apart():
+        device = torch.device("meta") if dry else device_of(recipe.compute, recipe.dtype)
+        workers = recipe.num_workers if world.mine is None else len(world.mine)
+        check_size(recipe, workers, device)
+        data = None if dry else _data(recipe, corpus, progress, device)
+        vocab_size = data.vocab_size if data else vocab_size_without_text(recipe)
+        if data:
+            check_memory(recipe, vocab_size, workers, device)
+        experts = recipe.experts
+        fleet = fleet or build_fleet(recipe, vocab_size, device, experts, world.mine, base_model)
+        inputs: Inputs = of_run(recipe, data) if data else {}
+        return _assembled(recipe, fleet, experts, data, world, inputs)
+
+
+def _data(recipe: Recipe, corpus: Corpus | None, progress: bool, device: torch.device) -> TrainingData:
+    data = training_data(recipe, corpus, progress)
+    return replace(data, validation=[(ids.to(device), targets.to(device)) for ids, targets in data.validation])
+
+
+def _assembled(
+    recipe: Recipe, fleet: Fleet, experts: Experts | None, data: TrainingData | None, world: World, inputs: Inputs
+) -> Built:
+    at_once = None  # all workers in one pass, where that is faster
+    if data and recipe.compute.vectorised is not False:
+        at_once = vectorised(fleet, recipe.compute, recipe.batch_size * recipe.context)
+    codecs = {state: codec(spec) for state, spec in recipe.codecs.items()}
+    if data and any(c.sparse for c in codecs.values()):
+        # Whether they fit is known when the method first sends: better now than in mid-run.
+        calendar(build(recipe, dry=True).dry_run())
+    comm, knobs = Communicator(fleet, codecs, world), Knobs(recipe)
+    schedule = recipe.schedule
+    adapters = Adapters.of(recipe.lora, recipe.num_workers, list(fleet.layout.place)) if recipe.lora.ranks else None
+    state = State.of(
+        fleet,
+        lambda t: schedule.at(t, recipe.steps) * knobs.values.get("lr", 1.0) if data else 1.0,
+        experts,
+        adapters,
+        data.samples_W if data else None,
+        declared(recipe.method).server,
+    )
+    recipe.method.init(state)
+    world.begin_(state.served)
+    if world.num > 1:
+        follow_rows(state, comm, world)
+    grad = Gradients(recipe, data, comm, at_once)
+    setup = Setup(recipe, fleet, state, comm, world, data, experts, adapters, lambda t: grad.at(t, state))
+    roll_call = RollCall(setup, lambda: knobs.values.get("down", ()))
+    probes = [] if setup.dry else probes_of(setup)
+    for probe in probes:
+        comm.subscribe(probe.before_average)
+    parts: list[Part] = [Holders(fleet, experts), States(state, comm), roll_call, knobs, *probes]
+    return Built(setup, grad, knobs, roll_call, probes, parts, inputs)
+
+
+def probes_of(setup: Setup) -> list[Probe]:
+    """What looks along a run, in the order in which it is told."""
+    probes = [*measures(setup), EvaluationProbe(setup)]
+    if setup.adapters is not None:
+        probes.append(AdapterProbe(setup, setup.adapters))
+    elif setup.experts is not None and setup.recipe.routing_every:
+        probes.append(RoutingProbe(setup, setup.experts.table))
+    return [*probes, DriftProbe(setup)]
 
 
 def build_fleet(
@@ -25,6 +164,7 @@ def build_fleet(
     device: str | torch.device = "cpu",
     experts: Experts | None = None,
     mine: Sequence[int] | None = None,
+    base_model: Callable[[str], Path] = base_file,
 ) -> Fleet:
     """The fleet of a recipe: every worker starts from the same values, with the experts and rank segments that it holds."""
     model, lora, dtype = recipe.model, recipe.lora, getattr(torch, recipe.dtype)
@@ -44,7 +184,7 @@ def build_fleet(
             module = model.build(*options, held, repeats) if isinstance(model, MoE) else model.build(*options)
             values = worker is None and not next(module.parameters()).is_meta  # else the fleet gives it views of them
             if values and recipe.start:
-                start_values_(module, recipe.start)
+                start_values_(module, recipe.start, base_model)
             made[kind] = adapt_(module, lora, rank, recipe.seed) if ranks_W else module
             if values and lora.values:
                 load_adapter_(module, lora.values)

@@ -24,7 +24,7 @@ from typing import Any
 
 from lab.events import Event, Started, Turned, from_json, to_json
 from lab.processes.peers import ManyProcesses
-from lab.runs.trainer import Trainer
+from lab.runs.knobs import STOP
 
 LINE = "ISTHMUS_LINE"  # in the environment of the processes: "port word answer asks", the last "1" or "0"
 PAUSE_SECONDS = 0.1
@@ -96,6 +96,8 @@ class Reports:
         if world.first and port != "0":
             self._connect(int(port))
         self.asks = bool(world.all_gather_json(asks == "1")[0])
+        if self.asks:
+            world.meets_every_step = True
 
     def _connect(self, port: int, tries: int = 10) -> None:
         """Where strangers throng, the other end may drop this one too: then once more. It may answer later, but not otherwise."""
@@ -130,29 +132,22 @@ class Reports:
             except EOFError:  # nobody listens any more: the run goes on, or stops where it would ask
                 self.line = None
 
-    def follow_(self, trainer: Trainer) -> None:
-        """Let the other end turn this trainer's knobs and stop it: in all processes, before the same step.
+    def knobs(self, t: int) -> Iterator[tuple[str, Any]]:
+        """What the other end turns before local step ``t``, or that it stops the run: in all processes, before the same step.
 
         Costs two exchanges of `lab.processes.peers.SLOT_BYTES` a step, one of them of the step's losses, and one for each knob.
         """
-        if not self.asks:
-            return
-        self.world.meets_every_step = True
-
-        def between(t: int) -> Iterator[tuple[str, Any]]:
-            asked = False
-            while True:
-                word = self.world.all_gather_json(self._word(t, asked) if self.world.first else None)[0]
-                asked = True
-                if word is None:  # a pause; the others see that this process is alive
-                    continue
-                knob, value = word
-                if knob == "go":
-                    trainer.stopping = value
-                    return
-                yield knob, value
-
-        trainer.between = between
+        asked = False
+        while self.asks:
+            word = self.world.all_gather_json(self._word(t, asked) if self.world.first else None)[0]
+            asked = True
+            if word is None:  # a pause; the others see that this process is alive
+                continue
+            knob, value = word
+            if knob == "go":
+                yield STOP, value
+                return
+            yield knob, value
 
     def _word(self, t: int, asked: bool) -> list[Any] | None:
         try:

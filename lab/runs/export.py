@@ -26,7 +26,7 @@ def trained(folder: RunFolder) -> nn.Module:
         raise RecipeError(f"{folder.path.name} has no whole checkpoint: run it with checkpoint_every above 0")
     trainer = Trainer(recipe)
     folder.check_inputs(
-        trainer.inputs, checkpoint.extra.get("inputs"), accept_new_text=True
+        trainer.built.inputs, checkpoint.extra.get("inputs"), accept_new_text=True
     )  # it reads no text any more
     trainer.restore(checkpoint)
     trainer.fleet.close()

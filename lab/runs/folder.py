@@ -28,12 +28,12 @@ import os
 import re
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
 from torch import Tensor
 
+from lab.engine.checkpoint import Checkpoint
 from lab.errors import Damaged, LabError, RecipeError, plain
 from lab.events import VERSION, Checkpointed, Ended, Evaluated, Event, Started, Turned, check, from_json, read, to_bytes
 from lab.files import (
@@ -64,14 +64,6 @@ class Busy(LabError):
 
 class _Unusable(Exception):
     """A checkpoint that is not what was written, and why."""
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    step: int
-    events_bytes: int  # length of events.jsonl when it was written
-    tensors: dict[str, Tensor]
-    extra: dict[str, Any]  # small JSON values
 
 
 class RunFolder:

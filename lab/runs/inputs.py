@@ -14,16 +14,14 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from lab.data.cache import cache_folder, read_corpus, text_files
-from lab.data.corpora import open_source
+from lab.data.cache import cache_folder, text_files
 from lab.data.files import digests, expanded
+from lab.data.training_data import TrainingData
 from lab.errors import LabError, RecipeError
-
-if TYPE_CHECKING:
-    from lab.recipes.recipe import Recipe
-    from lab.runs.data import Text
+from lab.models.hf import HF
+from lab.recipes.recipe import Recipe
+from lab.runs.pretrain import base_file, base_size
 
 NAMED = 3  # files in a message
 TEXT = "text"
@@ -53,7 +51,7 @@ class Input:
 Inputs = Mapping[str, Input]
 
 
-def of_run(recipe: Recipe, text: Text) -> dict[str, Input]:
+def of_run(recipe: Recipe, text: TrainingData) -> dict[str, Input]:
     """What a run that has just read its text, and is about to begin or go on, reads."""
     key: str | None = None
     files: dict[str, str] = {}
@@ -65,18 +63,15 @@ def of_run(recipe: Recipe, text: Text) -> dict[str, Input]:
 
 def of_files(recipe: Recipe) -> dict[str, Input]:
     """The files of a model, of starting values and of an adapter, as far as they lie on this machine."""
-    from lab.models.hf import HF
-
     places: dict[str, list[Path]] = {}
     if isinstance(recipe.model, HF):
         folder = expanded(recipe.model.path, "model")
         if os.path.isdir(folder):
             names = ["config.json", *sorted(p.name for p in folder.glob("*.safetensors*"))]
             places["model"] = [folder / name for name in names]
-    if recipe.start.partition(":")[0] == "pretrained":
-        from lab.runs.pretrain import base_file
-
-        places["start"] = [base_file(recipe.start.partition(":")[2] or "nano")]
+    size = base_size(recipe.start)
+    if size is not None:
+        places["start"] = [base_file(size)]
     elif recipe.start:
         places["start"] = [expanded(recipe.start, "start")]
     if recipe.lora.values:
@@ -146,7 +141,7 @@ def check(folder: Path, now: Inputs, was: Mapping[str, str] | None, accept_new_t
         if part not in now or now[part].digest == digest:
             continue
         old = before.get(part, Input(digest))
-        what = _changes(old, now[part])
+        what = changes(old, now[part])
         if part != TEXT:
             raise RecipeError(
                 f"{folder} was begun with another {CALLED[part]} ({what}): put that back, or begin anew (lab run … --again)"
@@ -167,67 +162,7 @@ def check(folder: Path, now: Inputs, was: Mapping[str, str] | None, accept_new_t
     return notes
 
 
-def check_finished(folder: Path, recipe: Recipe, accept_new_text: bool = False) -> list[str]:
-    """Before a finished run is shown as what a recipe gives: whether it read what the recipe names now.
-
-    Tokenises nothing, unless files changed in ways that may make no difference, and fetches nothing. Returns notes.
-
-    Raises
-    ------
-    RecipeError
-        if it was something else, or a ``.safetensors`` file and the like was: one line that says which files.
-    """
-    from lab.runs.folder import RunFolder
-
-    rows, started = recorded(folder), RunFolder(folder).started()
-    if not rows and started is not None:  # it is damaged or was removed: the first event knows the digests
-        rows = [{part: Input(digest) for part, digest in started.inputs.items()}]
-    was = rows[-1] if rows else {}
-    notes, changed = [], []
-    if TEXT in was:
-        try:
-            what = _text_changed(recipe, was[TEXT])
-        except LabError as error:
-            notes.append(f"its text cannot be looked at now ({error}): shown as of the text of that time")
-            what = ""
-        if what and accept_new_text:
-            notes.append(f"shown as of the text of that time, which was another ({what})")
-        elif what:
-            changed.append(f"other text ({what})")
-    files = of_files(recipe)
-    changed += [
-        f"another {CALLED[part]} ({_changes(was[part], one)})"
-        for part, one in files.items()
-        if part in was and was[part].digest != one.digest
-    ]
-    if changed:
-        raise RecipeError(
-            f"{folder} is finished, with {' and '.join(changed)}: train anew with --again (again=True in lab.start, another "
-            f"folder in lab.train), or look at what was by: lab replay {folder}"
-        )
-    return notes
-
-
-def _text_changed(recipe: Recipe, was: Input) -> str:
-    """How the text that a recipe names differs from what was read; empty where it does not, or that cannot be known."""
-    from lab.runs.data import corpus_digest, task_digest
-
-    if recipe.corpus.startswith("task:"):
-        now = task_digest(recipe)
-        return "" if now in (None, was.digest) else _changes(was, Input(now))
-    key, files = text_files(recipe.corpus, tokenizer=recipe.tokenizer)
-    if key is not None and key == was.key:
-        return ""
-    present = Input("", files, key)
-    if was.files and sorted(files.values()) != sorted(was.files.values()):
-        return _changes(was, present)
-    if key is None and open_source(recipe.corpus).remote:
-        return ""
-    digest = corpus_digest(read_corpus(recipe.corpus, tokenizer=recipe.tokenizer))
-    return "" if digest == was.digest else _changes(was, present)
-
-
-def _changes(was: Input, now: Input) -> str:
+def changes(was: Input, now: Input) -> str:
     """Which files changed, in words."""
     said = [
         *(f"{name!r} has changed" for name, digest in now.files.items() if was.files.get(name, digest) != digest),

@@ -17,20 +17,20 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 from pydantic_core import to_jsonable_python
 
 from lab.config import checked
 from lab.costs.network import Network, network
+from lab.engine.checkpoint import Part
 from lab.errors import RecipeError, one_of
 from lab.methods.registry import Method, fixed_periods, name_of
 from lab.recipes.recipe import Recipe
 
-if TYPE_CHECKING:
-    from lab.runs.trainer import Trainer
-
+Source = Callable[[int], Iterable[tuple[str, Any]]]  # knobs to turn before local step t, and their values; may wait
+STOP = "stop"  # what a source gives instead of a knob: no further step
 KNOBS = ("lr", "sync_every", "down", "network", "paused")
 
 
@@ -65,16 +65,28 @@ def settled(recipe: Recipe, knob: str, value: Any, present: Mapping[str, Any]) -
     raise RecipeError(one_of("knob", knob, KNOBS))
 
 
-def turn(trainer: Trainer, knob: str, value: Any) -> bool:
-    """Turn a knob of a trainer before its next local step; False where it stands there already."""
-    recipe = trainer.recipe
-    value = settled(recipe, knob, value, trainer.knobs)
-    if value == trainer.knobs.get(knob, at_start(recipe, knob)):
-        return False
-    if knob == "sync_every":
-        trainer.method = with_periods(recipe.method, value)
-    trainer.knobs[knob] = value
-    return True
+class Knobs(Part):
+    """The knobs of one run: the values of those that were turned, and the method as they have it."""
+
+    def __init__(self, recipe: Recipe):
+        self.recipe, self.method, self.values = recipe, recipe.method, dict[str, Any]()
+
+    def turn(self, knob: str, value: Any) -> bool:
+        """Turn a knob before the next local step; False where it stands there already."""
+        value = settled(self.recipe, knob, value, self.values)
+        if value == self.values.get(knob, at_start(self.recipe, knob)):
+            return False
+        if knob == "sync_every":
+            self.method = with_periods(self.recipe.method, value)
+        self.values[knob] = value
+        return True
+
+    def json(self) -> dict[str, Any]:
+        return {"knobs": self.values}
+
+    def load_json(self, values: dict[str, Any], step: int) -> None:
+        for knob, value in values.get("knobs", {}).items():
+            self.turn(knob, value)
 
 
 def periods(method: Method) -> int | dict[str, int] | None:

@@ -27,8 +27,8 @@ from lab.recipes.recipe import Recipe
 from lab.runs import child
 from lab.runs.columns import Columns
 from lab.runs.control import Listener, Reports
+from lab.runs.finished import check_finished
 from lab.runs.folder import RunFolder
-from lab.runs.inputs import check_finished
 from lab.runs.shared_folder import SharedFolder
 from lab.runs.trainer import Trainer
 
@@ -74,10 +74,16 @@ def train(
                 say = progress and world.first
                 plain = not task_name(recipe.corpus)
                 corpus = read_corpus(recipe.corpus, tokenizer=recipe.tokenizer, progress=say) if plain else None
-                trainer = Trainer(recipe, corpus=corpus, progress=say, world=world, accept_new_text=accept_new_text)
+                trainer = Trainer(
+                    recipe,
+                    corpus=corpus,
+                    progress=say,
+                    world=world,
+                    accept_new_text=accept_new_text,
+                    knob_source=reports.knobs,
+                )
             world.all_gather_json(None)
-        reports.follow_(trainer)
-        stream = trainer.events(SharedFolder(world, trainer, run_folder) if folder is not None else None)
+        stream = trainer.events(SharedFolder(world, run_folder) if folder is not None else None)
     for event in stream:
         columns.add(event)
         each(event)

@@ -39,9 +39,9 @@ from lab.methods.registry import name_of, source_of
 from lab.processes.peers import check_timeout, share_out
 from lab.recipes.recipe import Recipe
 from lab.runs.columns import Columns
+from lab.runs.finished import check_finished
 from lab.runs.folder import RunFolder, find_run
-from lab.runs.inputs import check_finished
-from lab.runs.knobs import settled
+from lab.runs.knobs import STOP, settled
 from lab.runs.launch import events_over
 from lab.runs.trainer import Trainer
 
@@ -547,14 +547,12 @@ def _trained(accept_new_text: bool, run: Run) -> Iterator[Event]:
         check_finished(run.folder.path, run.recipe, accept_new_text)
         yield from run.folder.events()
         return
-    trainer = Trainer(run.recipe, accept_new_text=accept_new_text)
 
-    def between(t: int) -> Iterator[tuple[str, Any]]:
+    def knobs(t: int) -> Iterator[tuple[str, Any]]:
         yield from run.knob_source(t)
-        trainer.stopping = run.stopping
+        yield STOP, run.stopping
 
-    trainer.between = between
-    yield from trainer.events(run.folder)
+    yield from Trainer(run.recipe, accept_new_text=accept_new_text, knob_source=knobs).events(run.folder)
 
 
 def _spread(

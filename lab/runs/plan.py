@@ -19,7 +19,7 @@ from lab.methods.registry import name_of, round_steps
 from lab.models.moe import MoE
 from lab.recipes.notes import notes
 from lab.recipes.recipe import Recipe
-from lab.runs.trainer import Trainer
+from lab.runs.build import build
 
 UNITS = {"hours": 1, "minutes": 60, "seconds": 3600}  # in an hour
 
@@ -210,13 +210,13 @@ def _nothing_to_collect() -> Iterator[None]:
 
 
 def _plan(recipe: Recipe, networks: Mapping[str, Network], device: str, devices_per_worker: int) -> Plan:
-    trainer = Trainer(recipe, dry=True)
-    sent = calendar(trainer)
-    fleet = trainer.fleet
+    built = build(recipe, dry=True)
+    sent = calendar(built.dry_run())
+    fleet, state = built.setup.fleet, built.setup.state
     params_W = [fleet.num_params(w) for w in range(recipe.num_workers)]
-    stacks = [fleet.grads, *trainer.state.local.values()]
-    if not trainer.state.served:  # else a server keeps what is agreed
-        stacks += trainer.state.shared.values()
+    stacks = [fleet.grads, *state.local.values()]
+    if not state.served:  # else a server keeps what is agreed
+        stacks += state.shared.values()
     held_W = [0] * recipe.num_workers
     for block, x in ((block, x) for s in stacks for block, x in zip(s.layout.blocks, s.blocks, strict=True)):
         for w in block.everywhere:
@@ -236,7 +236,7 @@ def _plan(recipe: Recipe, networks: Mapping[str, Network], device: str, devices_
     active = max(_active_params(recipe, p) for p in params_W)
     active += sum(x.numel() for x in frozen) * 2 / 3  # forward, and backward to what is before them
     seconds = step_seconds(active, recipe.batch_size * recipe.context, device) / devices_per_worker
-    topology: Literal["ring", "server"] = "server" if trainer.state.served else "ring"
+    topology: Literal["ring", "server"] = "server" if state.served else "ring"
     return Plan(
         recipe=recipe,
         calendar=sent,
@@ -246,7 +246,7 @@ def _plan(recipe: Recipe, networks: Mapping[str, Network], device: str, devices_
         frozen_bytes=sum(x.nbytes for x in frozen),
         states=_states(sent, busiest),
         payload_bytes_W=payload_W,
-        served=trainer.state.served,
+        served=state.served,
         wire_bytes=_on_wires(sent, recipe, topology),
         ddp_bytes=ddp.total_bytes(busiest),
         ddp_wire_bytes=_on_wires(ddp, recipe),
@@ -257,7 +257,7 @@ def _plan(recipe: Recipe, networks: Mapping[str, Network], device: str, devices_
         forecasts=[
             _forecast(
                 name,
-                (replace(net, topology=topology) if trainer.state.served else net, net),
+                (replace(net, topology=topology) if state.served else net, net),
                 recipe,
                 sent,
                 ddp,
@@ -281,8 +281,8 @@ def _active_params(recipe: Recipe, held: int) -> float:
 
 def _beside(recipe: Recipe, method: dict[str, Any], fleet: Fleet | None) -> tuple[Calendar, Fleet]:
     """What another method would send with the same recipe, and the fleet, which the next one can take over."""
-    trainer = Trainer(recipe.but(method=method), dry=True, fleet=fleet)
-    return calendar(trainer), trainer.fleet
+    built = build(recipe.but(method=method), dry=True, fleet=fleet)
+    return calendar(built.dry_run()), built.setup.fleet
 
 
 def _on_wires(sent: Calendar, recipe: Recipe, topology: Literal["ring", "server"] = "ring") -> float:

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from lab.errors import RecipeError
+from lab.errors import LabError, RecipeError
+from lab.files import damage
 from lab.models.files import Tensors, Unreadable, located, open_tensors
+from lab.runs.pretrain import base_file, base_size
 
 
 @torch.no_grad()
-def start_values_(module: nn.Module, start: str) -> None:
+def start_values_(module: nn.Module, start: str, base_model: Callable[[str], Path] = base_file) -> None:
     """Fill a module with named values: ``pretrained`` (nano), ``pretrained:<size>``, or the path of a ``.safetensors`` file.
+
+    ``base_model``: the file of a base model of a size, which it may make first.
 
     Raises RecipeError where the file cannot be read, a tensor is missing or has another shape, and for one too many.
     """
-    if start.partition(":")[0] == "pretrained":
-        from lab.runs.pretrain import load_values, pretrained
-
-        path = pretrained(start.partition(":")[2] or "nano")
+    size = base_size(start)
+    if size is not None:
+        path = base_model(size)
         values = load_values(path)
         _fill_(module, values, {n: tuple(v.shape) for n, v in values.items()}, path.name)
         return
@@ -51,3 +56,21 @@ def _fill_(
         raise RecipeError(f"{name} also has {key[:80]!r}, which this model lacks: it is of another model; {advice}")
     for key, p in wanted.items():
         p.copy_(values[key])
+
+
+def load_values(path: str | Path) -> dict[str, Tensor]:
+    """The parameters of a base model by name.
+
+    Raises
+    ------
+    LabError
+        if the file is missing, or is not what was written.
+    """
+    file = Path(path)
+    problem = damage(file) if file.exists() else "it does not exist"
+    if problem:
+        raise LabError(
+            f"base model {str(file)!r} cannot be used ({problem}): remove it and call lab.runs.trainer.pretrained, "
+            "which trains it again"
+        )
+    return load_file(file)

@@ -6,80 +6,90 @@ Whoever takes the events drives the run: a progress bar, a notebook cell, a test
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import os
 import platform
+import sys
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from functools import partial
+from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from safetensors.torch import save
+from torch import Tensor
 
 from lab.costs.calendar import calendar
 from lab.data import Corpus
-from lab.engine.checkpoint import restore_, snapshot
-from lab.engine.codecs import codec
-from lab.engine.comm import Communicator
+from lab.data.cache import cache_folder
+from lab.engine.checkpoint import Checkpoint, restore_, snapshot
 from lab.engine.fleet import Fleet
-from lab.engine.optim import take_over_
 from lab.engine.stack import Stack
-from lab.engine.state import Loss, State
 from lab.engine.surroundings import apart, one_core
-from lab.engine.vectorised import Vectorised
-from lab.engine.world import OneProcess, World
-from lab.errors import Diverged, LabError
-from lab.events import (
-    VERSION,
-    Checkpointed,
-    Ended,
-    Event,
-    Placed,
-    Sent,
-    Started,
-    Stepped,
-    Turned,
-    Warned,
-    WorkersChanged,
-)
-from lab.files import located, working_folder, working_in
-from lab.methods import declared
-from lab.methods.lora_factors import Adapters
-from lab.probes import buffers
-from lab.probes.adapters import AdapterWatch
-from lab.probes.drift import DriftWatch
-from lab.probes.health import nobody_holds, not_finite
-from lab.probes.looks import Looks
-from lab.probes.routing import PROBE_WINDOWS, Watch
+from lab.engine.world import World
+from lab.errors import Diverged, LabError, RecipeError
+from lab.events import VERSION, Checkpointed, Ended, Evaluated, Event, Placed, Sent, Started, Stepped, Turned, Warned
+from lab.files import damage, located, working_folder, working_in, write_with_digest
+from lab.probes.health import not_finite
+from lab.probes.probe import Agreed
 from lab.processes.events import with_all_workers
-from lab.processes.moving import follow_rows
-from lab.recipes.compute import device_of, vectorised
 from lab.recipes.notes import notes as idle
 from lab.recipes.recipe import Recipe
-from lab.runs.build import build_fleet, check_memory, check_size
+from lab.runs.build import build
 from lab.runs.columns import Columns
-from lab.runs.data import Text, vocab_size_without_text
-from lab.runs.folder import Checkpoint, RunFolder
-from lab.runs.inputs import Inputs, check_finished, of_digests, of_run, same_everywhere
-from lab.seeds import derive
+from lab.runs.finished import check_finished
+from lab.runs.folder import RunFolder
+from lab.runs.inputs import Inputs, of_digests, same_everywhere
+from lab.runs.knobs import STOP, Source
+from lab.runs.pretrain import base_recipe
 
-if TYPE_CHECKING:
-    from lab.probes.measure import Measures
-    from lab.runs.shared_folder import SharedFolder
+
+class Folder(Protocol):
+    """Where a run is written: a `RunFolder`, or what several processes have instead (`lab.runs.shared_folder`)."""
+
+    def lock(self) -> None:
+        """Nobody else writes there until `close`."""
+
+    def load(self, recipe: Recipe | None = None) -> tuple[Checkpoint | None, list[str]]:
+        """The checkpoint to go on from, with its tensors at the first process, and notes for the reader."""
+
+    def check_inputs(self, now: Inputs, was: Mapping[str, str] | None, accept_new_text: bool = False) -> list[str]:
+        """Refuse to go on with other data; notes on what is accepted."""
+
+    def record_inputs(self, now: Inputs) -> None:
+        """What is read from now on."""
+
+    def turned(self, after: int) -> dict[int, dict[str, Any]]:
+        """Knobs that were turned after a step, by the step they were turned for."""
+
+    def open(self, recipe: Recipe, keep_bytes: int = 0, step: int = 0) -> None:
+        """Begin to write, after so many bytes of events."""
+
+    def events(self) -> Iterator[Event]:
+        """What is written there."""
+
+    def append(self, event: Event) -> None: ...
+
+    def flush(self) -> None: ...
+
+    def append_end(self, ended: Ended) -> None: ...
+
+    def save(self, step: int, tensors: dict[str, Tensor], extra: dict[str, Any]) -> Checkpointed:
+        """Write a checkpoint, and the event that there is one."""
+
+    def last_step_saved(self) -> int | None: ...
+
+    def close(self) -> None: ...
 
 
 class Trainer:
-    """Everything that one run works with, built and checked before anything is written.
+    """One run: all that it works with (`lab.runs.build`), and the loop over its local steps.
 
     ``dry=True`` is the dry run: the same loop and the same ``step`` on tensors without storage. No text is read, no loss
     computed; what comes out is the communication calendar. ``world`` are the processes, if the workers are spread over
     several: all of them build a trainer and take its events. A dry run can take over the ``fleet`` of another with the same
     table (the same model, placement and adapters). ``accept_new_text``: go on from a checkpoint also where the text is not what it
-    was trained on until then.
+    was trained on until then. ``knob_source``: asked before every local step which knobs to turn, and may wait.
     """
 
     def __init__(
@@ -92,83 +102,27 @@ class Trainer:
         world: World | None = None,
         fleet: Fleet | None = None,
         accept_new_text: bool = False,
+        knob_source: Source = lambda t: (),
     ):
-        self.recipe, self.dry, self.world = recipe, dry, world or OneProcess()
-        self.inputs: Inputs = {}
-        self.accept_new_text = accept_new_text
         self.place = working_folder()  # what names of files in the recipe are relative to
-        with apart():
-            self._build(corpus, progress, fleet)
-
-    def _build(self, corpus: Corpus | None, progress: bool, fleet: Fleet | None) -> None:
-        recipe, dry = self.recipe, self.dry
-        device = torch.device("meta") if dry else device_of(recipe.compute, recipe.dtype)
-        workers = recipe.num_workers if self.world.mine is None else len(self.world.mine)
-        check_size(recipe, workers, device)
-        self.text = None if dry else Text.of(recipe, corpus, progress)
-        vocab_size = self.text.vocab_size if self.text else vocab_size_without_text(recipe)
-        if self.text:
-            self.batches = self.text.batches
-            self.validation = [(ids.to(device), targets.to(device)) for ids, targets in self.text.validation]
-            check_memory(recipe, vocab_size, workers, device)
-        self.experts = recipe.experts
-        self.fleet = fleet or build_fleet(recipe, vocab_size, device, self.experts, self.world.mine)
-        if self.text:
-            self.inputs = of_run(recipe, self.text)
-        self.vectorised: Vectorised | None = None  # all workers at once, where that is faster
-        if not dry and recipe.compute.vectorised is not False:
-            self.vectorised = vectorised(self.fleet, recipe.compute, recipe.batch_size * recipe.context)
-        codecs = {state: codec(spec) for state, spec in recipe.codecs.items()}
-        if not dry and any(c.sparse for c in codecs.values()):
-            dry_run(recipe)  # whether they fit is known when the method first sends: better now than in mid-run
-        self.comm = Communicator(self.fleet, codecs, self.world)
-        self.watch: Watch | None = None
-        self.adapters: Adapters | None = None
-        self.adapter_watch: AdapterWatch | None = None
-        samples_W = self.text.samples_W if self.text else None
-        if recipe.lora.ranks:
-            self.adapters = Adapters.of(recipe.lora, recipe.num_workers, list(self.fleet.layout.place))
-            if not dry:
-                self.adapter_watch = AdapterWatch(self.fleet, self.adapters, samples_W, self.world)
-        elif not dry and self.experts is not None and recipe.routing_every:
-            ids = torch.cat([ids for ids, _ in self.validation])[:PROBE_WINDOWS]
-            self.watch = Watch(self.fleet, ids, self.experts, self.world)
-        self.method = recipe.method
-        self.knobs: dict[str, Any] = {}  # where those stand that were turned
-        self.between: Callable[[int], Iterable[tuple[str, Any]]] = lambda t: ()  # knobs to turn before step t; may wait
-        self.stopping = False  # no further step
+        self.recipe, self.accept_new_text, self.knob_source = recipe, accept_new_text, knob_source
+        self.built = build(
+            recipe, dry=dry, corpus=corpus, progress=progress, world=world, fleet=fleet, base_model=pretrained
+        )
+        self.setup, self.probes, self.knobs = self.built.setup, self.built.probes, self.built.knobs
+        self.fleet, self.state, self.comm, self.world = (
+            self.setup.fleet,
+            self.setup.state,
+            self.setup.comm,
+            self.setup.world,
+        )
+        self.folder: Folder | None = None
+        self.t = 0  # finished local steps
         self._saved: int | None = None  # the step of the last checkpoint
         self._again: dict[int, dict[str, Any]] = {}  # knobs of a run that was cut off, by the step they were turned for
-        schedule = recipe.schedule
-        self.state = State.of(
-            self.fleet,
-            lambda t: 1.0 if dry else schedule.at(t, recipe.steps) * self.knobs.get("lr", 1.0),
-            self.experts,
-            self.adapters,
-            samples_W,
-            declared(recipe.method).server,
-        )
-        recipe.method.init(self.state)
-        self.world.begin_(self.state.served)
-        if self.world.num > 1:
-            follow_rows(self.state, self.comm, self.world)
-        self.drift, self.looks = DriftWatch(self.state, self.comm), Looks(self)
-        if not dry:
-            self.comm.observer = self.looks.at_average
-        self.up_tW = recipe.scenario.trace(recipe.num_workers, recipe.steps, recipe.seed)
-        self.measures: Measures | None = None
-        if recipe.metrics and not dry:
-            from lab.probes.measure import Measures
+        self._pending: list[Event] = []  # what happened since the processes last told each other their losses
 
-            self.measures = Measures(self)
-        self.last_up = [True] * recipe.num_workers  # who holds the present state: all of them at the start
-        self.t = 0  # finished local steps
-        self._lost: set[str] = set()  # tensors that no worker which is up holds, as last reported
-        self._untold: list[Event] = []  # what happened since the processes last told each other their losses
-
-    # the loop
-
-    def events(self, folder: RunFolder | SharedFolder | None = None) -> Iterator[Event]:
+    def events(self, folder: Folder | None = None) -> Iterator[Event]:
         """All events of the run, from the first on.
 
         With a folder they are also written there, with checkpoints. What the folder already holds of this run is replayed
@@ -187,16 +141,17 @@ class Trainer:
             with apart(), working_in(self.place):
                 events.close()
 
-    def _events(self, folder: RunFolder | SharedFolder | None) -> Generator[Event, None, None]:
+    def _events(self, folder: Folder | None) -> Generator[Event, None, None]:
+        self.folder = folder
         notes: list[str] = []
         try:
-            same_everywhere(self.world.all_gather_json(of_digests(self.inputs)))
+            same_everywhere(self.world.all_gather_json(of_digests(self.built.inputs)))
             if folder is not None:
                 folder.lock()
                 notes = self._take_up(folder)
                 yield from folder.events()
             try:
-                for event in self._steps(notes, folder):
+                for event in self._run(notes):
                     if folder is not None and not isinstance(event, Checkpointed):  # save() writes that one itself
                         folder.append(event)
                     yield event
@@ -213,213 +168,165 @@ class Trainer:
             if folder is not None:
                 folder.close()
 
-    def _take_up(self, folder: RunFolder | SharedFolder) -> list[str]:
+    def _take_up(self, folder: Folder) -> list[str]:
         """Go on from what a folder holds; what is to be said about that."""
         checkpoint, notes = folder.load(self.recipe)
+        inputs = self.built.inputs
         if checkpoint is not None:
-            accepted = folder.check_inputs(self.inputs, checkpoint.extra.get("inputs"), self.accept_new_text)
+            accepted = folder.check_inputs(inputs, checkpoint.extra.get("inputs"), self.accept_new_text)
             self.restore(checkpoint)
-            if accepted and self.watch is not None:
-                self.watch.forget()
+            for probe in self.probes if accepted else ():
+                probe.forget()
             self._saved = checkpoint.step
             notes += [*accepted, f"resumed after step {self.t}"]
         elif notes:
             notes.append("no whole checkpoint is left: starting again from the beginning")
         self._again = folder.turned(self.t)
         folder.open(self.recipe, checkpoint.events_bytes if checkpoint is not None else 0, self.t)
-        folder.record_inputs(self.inputs)
+        folder.record_inputs(inputs)
         return notes
 
-    def _steps(self, notes: list[str], folder: RunFolder | SharedFolder | None) -> Iterator[Event]:
-        recipe = self.recipe
+    # the loop
+
+    def _run(self, notes: list[str]) -> Iterator[Event]:
+        yield from self._begin(notes)
+        stopping = False
+        while self.t < self.recipe.steps and not stopping:
+            t = self.comm.t = self.t + 1
+            stopping = yield from self._turn_knobs(t)
+            if stopping:
+                break
+            began = time.perf_counter()
+            yield from self._roll_call(t)
+            loss_W = self._step(t)
+            yield from self._report(t, loss_W, time.perf_counter() - began)
+            if self._saves(t) and t < self.recipe.steps:
+                yield self._save()
+        yield from self._end()
+
+    def _begin(self, notes: list[str]) -> Iterator[Event]:
+        data, experts = self.setup.data, self.setup.experts
         if self.t == 0:
             yield self.started()
-            if self.text is not None and self.text.note:
-                yield Warned(0, self.text.note)
-            if self.experts is not None:
-                yield Placed(1, self.experts.table, 0)
-        for note in [*(idle(recipe, self.up_tW) if self.t == 0 and not self.dry else ()), *notes]:
+            if data is not None and data.note:
+                yield Warned(0, data.note)
+            if experts is not None:
+                yield Placed(1, experts.table, 0)
+            if data is not None:
+                notes = [*idle(self.recipe, self.built.roll_call.up_TW), *notes]
+        for note in notes:
             yield Warned(self.t, note)
-        while self.t < recipe.steps:
-            t = self.comm.t = self.t + 1
-            yield from self._turned(t)
-            if self.stopping:
-                break
-            before = time.perf_counter()
-            changed = self._workers(t)
-            if changed is not None:
-                self._untold += [changed, *self._nobody_holds(t)]
-                if self.world.meets_every_step:
-                    yield from self._tell(folder)
-            draw = self.experts.draw if self.experts is not None else 0
-            try:
-                loss_W = self.method.step(self.state, self._grad, self.comm, t)
-            except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # a decomposition of what is no number
-                raise Diverged(
-                    f"what is to be decomposed in step {t} is no longer finite: {_last_good(folder)}"
-                ) from None
-            self.t = t
-            seconds = time.perf_counter() - before
-            if self.experts is not None and self.experts.draw != draw:
-                self._untold += [Placed(t, self.experts.table, self.experts.moved), *self._nobody_holds(t)]
-            losses = [x if up else None for x, up in zip(loss_W.tolist(), self.fleet.up, strict=True)]
-            if not self.dry:
-                self._untold.append(Stepped(t, losses, self.state.schedule(t), seconds))
-            sent = self.comm.ledger.new()
-            self._untold += sent
-            if not self.dry:
-                self._untold += self.looks.by_worker(t)
-            saves = folder is not None and recipe.checkpoint_every > 0 and t % recipe.checkpoint_every == 0
-            if self.world.meets_every_step or sent or saves or self.looks.due(t):
-                yield from self._tell(folder)
-            if not self.dry:
-                yield from self.looks.together(t)
-                if folder is not None and saves and t < recipe.steps:
-                    yield self._save(folder)
-        done = self.t == recipe.steps
-        if self.adapter_watch is not None and done and not any(self.adapter_watch.last_M):
-            yield Warned(self.t, "no round was finished, so nothing was aggregated: set method.sync_every below steps")
-        if folder is not None and (recipe.checkpoint_every if done else self.t) and self._saved != self.t:
-            yield self._save(folder)
-        if done and self.watch is not None and self.watch.steps:
-            yield self.watch.saturated(self.t)
-        yield Ended(self.t, "done" if done else "stopped", "")
 
-    def _tell(self, folder: RunFolder | SharedFolder | None) -> Iterator[Event]:
+    def _turn_knobs(self, t: int) -> Generator[Event, None, bool]:
+        """Before local step ``t``; returns whether the run is to stop."""
+        stopping = False
+        for knob, value in itertools.chain(self._again.pop(t, {}).items(), self.knob_source(t)):
+            if knob == STOP:
+                stopping = value
+            elif self.knobs.turn(knob, value):
+                yield Turned(t, knob, self.knobs.values[knob])
+        return stopping
+
+    def _roll_call(self, t: int) -> Iterator[Event]:
+        called = list(self.built.roll_call.call(t))
+        self._pending += called
+        if called and self.world.meets_every_step:
+            yield from self._flush()
+
+    def _step(self, t: int) -> Tensor:
+        try:
+            loss_W: Tensor = self.knobs.method.step(self.state, self.built.grad, self.comm, t)
+        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # a decomposition of what is no number
+            raise Diverged(f"what is to be decomposed in step {t} is no longer finite: {self._last_good()}") from None
+        self.t = t
+        return loss_W
+
+    def _report(self, t: int, loss_W: Tensor, seconds: float) -> Iterator[Event]:
+        """What happened in local step ``t``, and what the probes see then."""
+        agreed = Agreed(self.setup)
+        self._pending += self.built.roll_call.placed(t)
+        if not self.setup.dry:
+            losses = [x if up else None for x, up in zip(loss_W.tolist(), self.fleet.up, strict=True)]
+            self._pending.append(Stepped(t, losses, self.state.schedule(t), seconds))
+        sent = self.comm.ledger.new()
+        self._pending += sent
+        for probe in self.probes:
+            self._pending += probe.by_worker(t, agreed)
+        due = any(probe.due(t) for probe in self.probes)
+        if self.world.meets_every_step or sent or due or self._saves(t):
+            yield from self._flush()
+        for probe in self.probes:
+            yield from probe.after_step(t, agreed)
+
+    def _flush(self) -> Iterator[Event]:
         """What happened lately, with the losses of all processes: they exchange them only where they meet anyway."""
-        told, self._untold = self._untold, []
-        told = with_all_workers(told, self.fleet.mine, self.world)
-        yield from told
-        for event in (e for e in told if isinstance(e, Stepped)):
+        pending, self._pending = self._pending, []
+        pending = with_all_workers(pending, self.fleet.mine, self.world)
+        yield from pending
+        for event in (e for e in pending if isinstance(e, Stepped)):
             for w, loss in enumerate(event.loss_W):
                 if loss is not None and not math.isfinite(loss):
-                    raise Diverged(f"loss of worker {w} is {loss} in step {event.step}: {_last_good(folder)}")
+                    raise Diverged(f"loss of worker {w} is {loss} in step {event.step}: {self._last_good()}")
 
-    # knobs
+    def _end(self) -> Iterator[Event]:
+        done = self.t == self.recipe.steps
+        if self.folder is not None and (self.recipe.checkpoint_every if done else self.t) and self._saved != self.t:
+            yield self._save()
+        for probe in self.probes if done else ():
+            yield from probe.ended(self.t)
+        yield Ended(self.t, "done" if done else "stopped", "")
 
-    def turn(self, knob: str, value: Any) -> bool:
-        """Turn a knob (`lab.runs.knobs`) before the next local step; False where it stands there already."""
-        from lab.runs.knobs import turn  # a run that nobody touches does without
+    # checkpoints
 
-        return turn(self, knob, value)
+    def _saves(self, t: int) -> bool:
+        every = self.recipe.checkpoint_every
+        return self.folder is not None and not self.setup.dry and every > 0 and t % every == 0
 
-    def _turned(self, t: int) -> Iterator[Turned]:
-        for knob, value in itertools.chain(self._again.pop(t, {}).items(), self.between(t)):
-            if self.turn(knob, value):
-                yield Turned(t, knob, self.knobs[knob])
+    def _save(self) -> Checkpointed:
+        assert self.folder is not None
+        for found in self.world.all_gather_json(not_finite(self.fleet.params, self.t)[:1]):
+            if found:
+                raise Diverged(found[0] + self._last_good())
+        event = self.folder.save(self.t, *self.snapshot())
+        self._saved = self.t
+        return event
 
-    def _grad(self, s: State, loss: Loss | None = None) -> Tensor:
-        t, compute = self.t + 1, self.recipe.compute
-
-        def losses(module: nn.Module, worker: int) -> Iterator[Tensor]:
-            of: Any = module.loss if loss is None else partial(loss, module, worker)
-            return compute.losses(of, *self.batches.get(worker, t), s.fleet.device)
-
-        if self.vectorised is not None:
-            loss_W = self.vectorised.backward(lambda worker: self.batches.get(worker, t), own_loss=loss is not None)
-            if loss_W is not None:
-                return loss_W
-        return s.fleet.backward(losses, lambda worker: derive(self.recipe.seed, "forward", worker, t))
-
-    def _workers(self, t: int) -> WorkersChanged | None:
-        """Who is up in step ``t``; those who come back first receive what they missed."""
-        self.state.returned = self.state.received = ()
-        killed = self.knobs.get("down", ())
-        now = [up and w not in killed for w, up in enumerate(self.up_tW[t - 1].tolist())]
-        if now == self.fleet.up and t > 1:
-            return None
-        returned = [w for w, up in enumerate(now) if up and not self.last_up[w]]
-        left = [w for w, up in enumerate(self.fleet.up) if up and not now[w]]
-        self.state.returned = returned
-        if returned and not self.state.served:  # else the method does so
-            names = ["params"] if self.recipe.scenario.catch_up == "params" else list(self.state.local)
-            self.state.received = names
-            for name in names:
-                known = self._agreed(name)
-                self.comm.broadcast_(known, self.state.local[name], name, returned, self.last_up)
-            if self.recipe.scenario.catch_up == "all":
-                inner = self.state.optimizers["inner"]
-                take_over_(inner, self.state.local["params"], returned, self.last_up, self.world.all_gather_by_worker)
-            for name, stack in self.state.shared.items():  # kept once in this process; they receive it all the same
-                self.comm.broadcast_(stack, stack, name, returned, self.last_up)
-        self.fleet.up = now
-        for block in self.fleet.layout.blocks:
-            self.world.note_up(block, now)
-        if any(now):
-            self.last_up = now
-        if t == 1 and all(now):
-            return None
-        return WorkersChanged(t, [w for w, up in enumerate(now) if up], returned, left)
-
-    # a dry run, where steps that are alike are left out (`lab.costs.calendar`)
-
-    @property
-    def up_TW(self) -> np.ndarray:
-        """Who is up in each local step, bool ``[steps, workers]``."""
-        return self.up_tW.numpy()
-
-    def dry_step(self, number: int, t: Any) -> list[Sent]:
-        """Local step ``number``, which the method gets as ``t``: what was sent."""
-        self.comm.t = number
-        with apart():
-            self._workers(number)
-            self.method.step(self.state, self._grad, self.comm, t)
-        return self.comm.ledger.new()
-
-    def skip_to(self, up: list[bool]) -> None:
-        """Go on as if steps had passed in which nothing changed but who is up."""
-        self.fleet.up = up
-        if any(up):
-            self.last_up = up
-
-    def who(self) -> tuple[tuple[bool, ...], tuple[bool, ...]]:
-        """Who was up in the step before, and who holds the present state."""
-        return tuple(self.fleet.up), tuple(self.last_up)
-
-    def structure(self) -> tuple[Any, ...]:
-        """Which states there are, of which shape, and which expert is where."""
-        s = self.state
-        stacks = [*s.local.items(), *s.shared.items(), *self.comm.residuals.items()]
-        own = [(name, x.layout is not self.fleet.layout and tuple(b.shape for b in x.blocks)) for name, x in stacks]
-        return (
-            tuple(own),
-            tuple((name, len(optimizer.state)) for name, optimizer in s.optimizers.items()),
-            json.dumps(s.facts),
-            self.experts.draw if self.experts is not None else 0,
+    def _last_good(self) -> str:
+        step = self.folder.last_step_saved() if self.folder is not None else None
+        there = (
+            f"the last good checkpoint is that of step {step}"
+            if step is not None
+            else "there is no checkpoint before it"
         )
+        return f"{there}; try a smaller learning rate (method.inner.lr) or more warm-up"
 
-    def _nobody_holds(self, t: int) -> Iterator[Warned]:
-        missing, self._lost = nobody_holds(self.fleet, t, self._lost)
-        yield from missing
+    def snapshot(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """All that decides the rest of the run, as tensors by name (at the first process) and small JSON values."""
+        tensors, extra = snapshot(self.built.parts, self.world, self.fleet.device)
+        return tensors, extra | {"inputs": of_digests(self.built.inputs)}
 
-    # looking
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Put everything back as it was after the checkpoint's step."""
+        restore_(self.built.parts, checkpoint, self.world, self.fleet.device)
+        self.t = self.comm.t = checkpoint.step
+
+    # what it is
 
     def agreed(self) -> Stack:
-        """What the model is at this moment: the server's, or else the mean over those who hold its present state.
-
-        The whole model that is made of it has the means of the workers' buffers.
-        """
-        self.fleet.agreed_buffers = buffers.means(self.fleet, self.last_up, self.world)
-        if self.state.served:
-            return self.world.sync_server_state(self.state.shared["params"])
-        return self._agreed("params")
-
-    def _agreed(self, name: str) -> Stack:
-        """A local state as those have it who hold the present one; where nobody does, what a method keeps as agreed."""
-        mine, shared = self.state.local[name], self.state.shared.get(name) if name == "params" else None
-        return self.comm.agreed(mine, self.last_up, shared if shared and shared.layout is mine.layout else None)
+        """What the model is at this moment (`lab.probes.probe.Setup.agreed`)."""
+        return self.setup.agreed()
 
     def started(self) -> Started:
         """What the run is, before its first step."""
-        recipe, fleet, text = self.recipe, self.fleet, self.text
+        recipe, fleet, data = self.recipe, self.fleet, self.setup.data
         return Started(
             version=VERSION,
             recipe=recipe.to_dict(),
             num_params=sum(b.numel for b in fleet.layout.blocks),
             params_per_worker=[fleet.num_params(w) for w in range(recipe.num_workers)],
             tokens_per_step=recipe.num_workers * recipe.batch_size * recipe.context,
-            floor_nats=text.floor_nats if text else None,
-            bytes_per_token=text.bytes_per_token if text else 1.0,
+            floor_nats=data.floor_nats if data else None,
+            bytes_per_token=data.bytes_per_token if data else 1.0,
             environment={
                 "python": platform.python_version(),
                 "torch": torch.__version__,
@@ -430,28 +337,8 @@ class Trainer:
                 "threads": fleet.threads,
                 "threads_per_worker": 1,
             },
-            inputs=of_digests(self.inputs),
+            inputs=of_digests(self.built.inputs),
         )
-
-    def _save(self, folder: RunFolder | SharedFolder) -> Checkpointed:
-        self._check_params(self.t, folder)
-        event = folder.save(self.t, *self.snapshot())
-        self._saved = self.t
-        return event
-
-    def _check_params(self, t: int, folder: RunFolder | SharedFolder) -> None:
-        bad = not_finite(self.fleet.params, t)
-        for found in self.world.all_gather_json(bad[:1]):
-            if found:
-                raise Diverged(found[0] + _last_good(folder))
-
-    def snapshot(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """All that decides the rest of the run, as tensors by name and small JSON values."""
-        return snapshot(self)
-
-    def restore(self, checkpoint: Checkpoint) -> None:
-        """Put everything back as it was after the checkpoint's step."""
-        restore_(self, checkpoint)
 
 
 def train(
@@ -486,11 +373,68 @@ def train(
 
 def dry_run(recipe: Recipe) -> list[Sent]:
     """The ledger that this recipe will write, from the same ``step`` on tensors without storage."""
-    return list(calendar(Trainer(recipe, dry=True)))
+    return list(calendar(build(recipe, dry=True).dry_run()))
 
 
-def _last_good(folder: RunFolder | SharedFolder | None) -> str:
-    step = folder.last_step_saved() if folder is not None else None
-    if step is None:
-        return "there is no checkpoint before it; try a smaller learning rate (method.inner.lr) or more warm-up"
-    return f"the last good checkpoint is that of step {step}; try a smaller learning rate (method.inner.lr) or more warm-up"
+def pretrained(
+    size: str = "nano",
+    *,
+    steps: int | None = None,
+    context: int = 256,
+    batch_size: int | None = None,
+    corpus: str = "stdlib",
+    tokenizer: str = "bytes",
+    seed: int = 0,
+    cache: Path | None = None,
+    progress: bool = True,
+) -> Path:
+    """The file of a base model, trained now where the cache does not have it (with a line of progress on stderr).
+
+    Two workers train by `ddp`. ``size`` is a named size of `lab.recipes.recipe.SIZES`; ``steps`` and ``batch_size`` (of a worker) are
+    those of `lab.runs.pretrain.PLANS` where they are not given; ``context`` is the longest that a task may have; ``cache`` is a folder instead
+    of the user's own.
+
+    Raises
+    ------
+    RecipeError
+        for an argument that is not allowed, and for a cache that cannot be written.
+    """
+    recipe = base_recipe(size, steps, context, batch_size, corpus, tokenizer, seed)
+    steps, root = recipe.steps, Path(cache) if cache is not None else cache_folder("models")
+    file = root / f"{size}-{recipe.id}.safetensors"
+    if file.exists() and not damage(file):
+        return file
+    started = time.perf_counter()
+    from tqdm import tqdm
+
+    trainer = Trainer(recipe, progress=progress)
+    loss = float("nan")
+    wait = 0.5 if sys.stderr.isatty() else 20.0  # seconds between two words on how far it is
+    name = f"pre-training {size}, once"
+    with tqdm(desc=name, total=steps, unit=" steps", disable=not progress, mininterval=wait, maxinterval=wait) as bar:
+        for event in trainer.events():
+            if isinstance(event, Stepped):
+                loss_W = [x for x in event.loss_W if x is not None]
+                bar.set_postfix_str(f"{sum(loss_W) / len(loss_W):.2f} nats per token", refresh=False)
+                bar.update()
+            elif isinstance(event, Evaluated):
+                loss = event.loss
+    agreed = trainer.comm.agreed(trainer.state.local["params"])
+    model = trainer.fleet.whole_model(agreed)
+    assert trainer.setup.data is not None
+    about = {
+        "recipe": recipe.to_dict(),
+        "validation_loss": loss,  # nats per token
+        "bytes_per_token": trainer.setup.data.bytes_per_token,
+        "python": platform.python_version(),
+        "seconds": time.perf_counter() - started,
+    }
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        write_with_digest(file, save({name: p.contiguous() for name, p in model.named_parameters()}), about)
+    except OSError as error:
+        raise RecipeError(
+            f"cannot write the base model to {str(error.filename or root)!r} ({error.strerror or error}): "
+            "ISTHMUS_CACHE names another folder"
+        ) from error
+    return file

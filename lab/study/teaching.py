@@ -371,7 +371,7 @@ TURNED: dict[int, dict[str, Any]] = {  # by the first local step in which they a
 
 def turning(trainer: Trainer, turned: Mapping[int, Mapping[str, Any]]) -> Trainer:
     """A trainer whose knobs are turned at these steps."""
-    trainer.between = lambda t: turned.get(t, {}).items()
+    trainer.knob_source = lambda t: turned.get(t, {}).items()
     return trainer
 
 

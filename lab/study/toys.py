@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lab.engine.fleet import Fleet
 from lab.engine.state import Loss, State
 from lab.methods.registry import parse_method, round_steps
-from lab.probes.metrics import Alignment, Watch, basis_similarity, numerical_rank, spectrum
+from lab.probes.metrics import Alignment, Averages, basis_similarity, numerical_rank, spectrum
 from lab.seeds import generator
 from lab.study.bench import Bench
 
@@ -107,7 +107,8 @@ def quadratic(
         return 0.5 * (curvature * x * x).sum(1)
 
     bench = Bench(parse_method(spec), s, grad)
-    losses, watch = [], Watch(s, bench.comm, momentum)
+    losses, watch = [], Averages(s, bench.comm, momentum)
+    bench.comm.subscribe(watch.before_average)
     for _, loss_W in bench.steps(steps):
         if watch.after():
             losses.append(float(loss_W.mean()))

@@ -29,7 +29,8 @@ from lab.data.tokenizer import load_tokenizer
 from lab.errors import LabError, RecipeError
 from lab.models.gpt import GPT
 from lab.models.lora import cut_to
-from lab.runs.pretrain import load_values, pretrained
+from lab.runs.start import load_values
+from lab.runs.trainer import pretrained
 from lab.seeds import generator
 from tests.support import ROOT
 
@@ -608,7 +609,7 @@ def test_pretrained_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
     assert other != path
     whole = path.read_bytes()
     path.write_bytes(whole[:-1] + b"!")
-    with fails("SHA-256.*remove it and call lab.runs.pretrain.pretrained", LabError):
+    with fails("SHA-256.*remove it and call lab.runs.trainer.pretrained", LabError):
         load_values(path)
     assert pretrained("nano", **TINY, cache=tmp_path, progress=False) == path
     assert path.read_bytes() == whole  # the same values, bit for bit

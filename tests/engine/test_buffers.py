@@ -62,7 +62,7 @@ def test_the_model_is_evaluated_with_the_means_of_the_buffers(normed: Recipe) ->
     assert torch.equal(found["cos"], trainer.fleet.constants["cos"])
     last = [e for e in events if isinstance(e, Evaluated)][-1]
     with torch.no_grad():
-        ids, targets = (torch.cat(part) for part in zip(*trainer.validation, strict=True))
+        ids, targets = (torch.cat(part) for part in zip(*trainer.setup.data.validation, strict=True))
         assert last.loss == pytest.approx(float(model.loss(ids, targets)), rel=1e-6)
     (note,) = [e for e in events if isinstance(e, Warned) and "buffers" in e.message]
     assert note.step == 3

@@ -75,18 +75,18 @@ def test_who_is_away_takes_no_step(name: str, options: dict[str, Any]) -> None:
 def photon_by_plain_torch(trainer: Trainer) -> tuple[nn.Module, list[torch.optim.AdamW]]:
     """The server and its clients, written out: each client has a module and a ``torch.optim.AdamW`` of its own, for ever."""
     r, method = trainer.recipe, trainer.recipe.method
-    server = r.model.build(trainer.text.vocab_size, r.context, r.seed).double()
-    clients = [r.model.build(trainer.text.vocab_size, r.context, r.seed).double() for _ in range(r.num_workers)]
+    server = r.model.build(trainer.setup.data.vocab_size, r.context, r.seed).double()
+    clients = [r.model.build(trainer.setup.data.vocab_size, r.context, r.seed).double() for _ in range(r.num_workers)]
     optimizers = [torch.optim.AdamW(c.parameters(), lr=method.inner.lr, **method.inner.options) for c in clients]
     for t in range(1, r.steps + 1):
-        up = trainer.up_tW[t - 1].tolist()
+        up = trainer.built.roll_call.up_TW[t - 1].tolist()
         for w in range(r.num_workers) if (t - 1) % method.sync_every == 0 else ():
             clients[w].load_state_dict(server.state_dict())
         for w, client in enumerate(clients):
             if up[w]:
                 optimizers[w].param_groups[0]["lr"] = method.inner.lr * r.schedule.at(t, r.steps)
                 optimizers[w].zero_grad()
-                client.loss(*trainer.batches.get(w, t)).backward()
+                client.loss(*trainer.setup.data.batches.get(w, t)).backward()
                 torch.nn.utils.clip_grad_norm_(client.parameters(), method.max_norm)
                 optimizers[w].step()
         if t % method.sync_every == 0:
@@ -119,7 +119,7 @@ def test_photon_is_one_adamw_for_each_client(changes: list[str]) -> None:
             theirs = optimizer.state.get(optimizer.param_groups[0]["params"][k], {})
             for state in moments if theirs else ():
                 assert close(trainer.state.local[state].cell(name, w), theirs[state]), (w, name, state)
-    turns = (trainer.up_tW[::4].sum(0)).tolist()
+    turns = (trainer.built.roll_call.up_TW[::4].sum(0)).tolist()
     assert len(set(turns)) > 1  # some were drawn more often than others
 
 

@@ -19,6 +19,8 @@ from lab.recipes.notes import notes
 from lab.recipes.presets import PRESETS
 from lab.recipes.recipe import Recipe
 from lab.recipes.scenario import Outage, Scenario
+from lab.runs.build import build
+from lab.runs.dry import DryRun
 from lab.runs.plan import plan
 from lab.runs.trainer import Trainer
 from tests.support.cases import OVER_PROCESSES
@@ -49,7 +51,7 @@ def same_prices(sent: Calendar, records: list[Sent], r: Recipe) -> None:
 
 
 def check(r: Recipe) -> Calendar:
-    sent, records = calendar(Trainer(r, dry=True)), step_by_step(r)
+    sent, records = calendar(build(r, dry=True).dry_run()), step_by_step(r)
     assert list(sent) == records
     assert [sent.total_bytes(w) for w in range(r.num_workers)] == [
         sum(x.bytes_each for x in records if w in x.workers) for w in range(r.num_workers)
@@ -82,11 +84,11 @@ def test_experts_that_move_clients_of_different_rank_codecs(name: str) -> None:
 def test_steps_that_are_alike_are_executed_once() -> None:
     """Three periods without a common factor: eight kinds of steps, of which a cycle would be 32 · 97 · 193 steps."""
     r = recipe(DESLOC(sync_every={"params": 32, "exp_avg": 97, "exp_avg_sq": 193}), steps=1_300_000)
-    trainer = Trainer(r, dry=True)
+    dry = build(r, dry=True).dry_run()
     executed: list[int] = []
-    real = trainer.dry_step
-    trainer.dry_step = lambda number, t: executed.append(number) or real(number, t)  # type: ignore[method-assign, func-returns-value]
-    sent = calendar(trainer)
+    real = dry.dry_step
+    dry.dry_step = lambda number, t: executed.append(number) or real(number, t)  # type: ignore[method-assign, func-returns-value]
+    sent = calendar(dry)
     assert len(executed) < 20
     assert len(sent.kinds) == 8
     for state, period in r.method.sync_every.items():
@@ -133,11 +135,11 @@ class Odd:
 def test_whatever_a_method_does_with_the_number_of_its_step(monkeypatch: pytest.MonkeyPatch) -> None:
     def trainer() -> Trainer:
         made = Trainer(recipe("des_loc", steps=60), dry=True)
-        made.method = Odd()
+        made.knobs.method = Odd()
         return made
 
     records = [e for e in trainer().events() if isinstance(e, Sent)]
-    sent = calendar(trainer())
+    sent = calendar(trainer().built.dry_run())
     assert list(sent) == records
     assert {r.state for r in records} == set("abcdefghijklmn")
 
@@ -184,8 +186,8 @@ def test_a_plan_is_that_of_the_ledger(name: str) -> None:
 
 def test_a_plan_of_a_million_steps_and_of_the_largest_model_executes_few(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
-    real = Trainer.dry_step
-    monkeypatch.setattr(Trainer, "dry_step", lambda self, n, t: calls.append(n) or real(self, n, t))
+    real = DryRun.dry_step
+    monkeypatch.setattr(DryRun, "dry_step", lambda self, n, t: calls.append(n) or real(self, n, t))
     p = plan(Recipe.of("des_loc").but(steps=1_000_000))
     assert p.states[0].times == 1_000_000 // Recipe.of("des_loc").method.sync_every["params"]
     assert len(calls) < 30

@@ -31,6 +31,7 @@ from lab.methods.diloco import DiLoCo
 from lab.methods.local_adam import LocalAdam
 from lab.methods.local_sgd import LocalSGD
 from lab.methods.noloco import NoLoCo
+from lab.probes.probe import Setup
 from lab.recipes.scenario import Outage, Scenario
 from lab.runs.folder import RunFolder
 from lab.runs.trainer import Trainer, dry_run, train
@@ -543,15 +544,15 @@ def test_parameters_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:
 def test_a_validation_loss_that_is_not_a_number_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """The averaged model is looked at too: workers may have finite losses and a mean that is not."""
     trainer = Trainer(recipe("local_sgd", eval_every=1), corpus=corpus())
-    agreed = trainer.agreed
+    agreed = Setup.agreed
 
-    def broken() -> Stack:
-        mean = agreed()
+    def broken(setup: Setup) -> Stack:
+        mean = agreed(setup)
         if trainer.t == 3:
             mean.blocks[0].fill_(math.nan)
         return mean
 
-    monkeypatch.setattr(trainer, "agreed", broken)
+    monkeypatch.setattr(Setup, "agreed", broken)
     with pytest.raises(Diverged, match="validation loss is nan after step 3"):
         list(trainer.events())
 
@@ -636,7 +637,7 @@ def test_what_is_evaluated_is_the_mean_of_the_workers() -> None:
     model: Any = trainer.recipe.model.build(256, 8, 0).double()
     model.load_state_dict({name: c.mean(0) for name, c in copies.items()})
     with torch.no_grad():
-        ids, targets = (torch.cat(part) for part in zip(*trainer.validation, strict=True))
+        ids, targets = (torch.cat(part) for part in zip(*trainer.setup.data.validation, strict=True))
         assert shown.loss == pytest.approx(float(model.loss(ids, targets)), rel=1e-10)
 
 

@@ -33,6 +33,7 @@ from lab.methods.zero_padding import ZeroPadding
 from lab.models.gpt import GPT
 from lab.models.lora import LoRA, adapt_, adapters, cut_to, prefix_losses
 from lab.probes.adapters import area
+from lab.probes.evaluation import Evaluator
 from lab.recipes.recipe import Recipe
 from lab.recipes.scenario import Outage, Scenario
 from lab.runs.trainer import Trainer, dry_run, train
@@ -626,7 +627,7 @@ def test_what_is_evaluated_is_the_servers_model_at_every_prefix() -> None:
     assert cut.loss_M[-1] == shown.loss
     model: Any = trainer.fleet.whole_model(trainer.state.shared["params"])
     with cut_to(model, 2):
-        assert cut.loss_M[1] == trainer.looks.validation_loss(model)
+        assert cut.loss_M[1] == Evaluator(trainer.setup).loss(model)
     assert cut.aurac["loss"] == pytest.approx(area([1, 2, 4], cut.loss_M))
     assert sum(cut.energy_M) == pytest.approx(1)
     assert sum(cut.spectrum_M) == pytest.approx(1)
@@ -763,7 +764,7 @@ def test_federations_in_bfloat16_keep_what_nobody_moves(name: str) -> None:
     for _ in trainer.events():
         pass
     after = {key: trainer.state.shared["params"][key][0].float() for key in before}
-    for target in trainer.adapters.targets:
+    for target in trainer.state.adapters.targets:
         names = f"{target}.lora_B.0", f"{target}.lora_A.0"
         W = trainer.fleet.constants[f"{target}.weight"].float() - base[f"{target}.weight"]
         if name == "ffa_lora":
@@ -771,7 +772,7 @@ def test_federations_in_bfloat16_keep_what_nobody_moves(name: str) -> None:
             continue
         want, got = (x[names[0]] @ x[names[1]] for x in (before, after))
         if name == "flora":  # a client trains what is new; all that was handed in lies in the maps themselves
-            assert float((W / trainer.adapters.scale - want).norm() / want.norm()) < 0.05
+            assert float((W / trainer.state.adapters.scale - want).norm() / want.norm()) < 0.05
         else:
             assert float((got - want).norm() / want.norm()) < 0.02, float((got - want).norm() / want.norm())
             assert float(W.norm()) <= 1e-2 * float(want.norm())

@@ -179,7 +179,7 @@ def test_clients_are_sampled_for_every_round() -> None:
         if isinstance(event, Sent) and event.op == "all_reduce":
             assert list(event.workers) == up
             assert event.step % 3 == 0
-    assert trainer.up_tW.any(0).sum() > 2
+    assert trainer.built.roll_call.up_TW.any(0).sum() > 2
 
 
 def test_clients_start_a_round_at_the_server() -> None:

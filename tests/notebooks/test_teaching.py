@@ -215,7 +215,7 @@ def test_the_oracle_is_the_outer_step_of_the_lab() -> None:
         method={"name": "diloco", "sync_every": 2},
     )
     trainer, seen = Trainer(recipe), []
-    trainer.comm.observer = lambda meeting: seen.append([block.clone() for block in meeting.stack.blocks])
+    trainer.comm.subscribe(lambda meeting: seen.append([block.clone() for block in meeting.stack.blocks]))
     agreed = [trainer.state.shared["params"].blocks[0][0].clone()]
     for event in trainer.events():
         if isinstance(event, Sent):

@@ -478,7 +478,7 @@ SIZES += ["context=1000000000000", "steps=1000000000000000", "model.mlp_dim=1000
 @pytest.mark.parametrize("size", SIZES)
 def test_sizes_beyond_the_machine_are_refused_on_numbers_alone(size: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before text is read or anything is made: at once, and without memory."""
-    monkeypatch.setattr("lab.runs.trainer.Text.of", lambda *_: pytest.fail("the text was read"))
+    monkeypatch.setattr("lab.runs.build.training_data", lambda *_: pytest.fail("the text was read"))
     before = psutil.Process().memory_info().rss
     r = Recipe.of("ddp", [size, "corpus=grammar"])
     if "lora" in size:

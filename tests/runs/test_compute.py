@@ -143,7 +143,7 @@ def test_bf16_is_that_of_accelerate(vectorised: bool, accelerator: Accelerator) 
     model, optimizer = accelerator.prepare(module, torch.optim.SGD(module.parameters(), lr=0.5))
     theirs = []
     for t in range(1, mine.steps + 1):
-        ids, targets = trainer.batches.get(0, t)
+        ids, targets = trainer.setup.data.batches.get(0, t)
         loss = module.criterion(model(ids), targets)  # type: ignore[operator]
         optimizer.zero_grad()
         accelerator.backward(loss)

@@ -53,7 +53,7 @@ KNOBS: dict[int, dict[str, Any]] = {2: {"lr": 0.5}, 4: {"sync_every": {"params":
 
 def trainer(r: Any, knobs: dict[int, dict[str, Any]] | None = None) -> Trainer:
     made = Trainer(r, corpus=corpus())
-    made.between = lambda t: (knobs or {}).get(t, {}).items()
+    made.knob_source = lambda t: (knobs or {}).get(t, {}).items()
     return made
 
 
@@ -799,7 +799,7 @@ def test_what_the_first_process_refuses_is_an_error_at_all_of_them(cases: list[C
     line = change(folder.path / "events.jsonl", b'"lr":1.0', b'"lr":1.5')
     r = folder.recipe()
     for world, says in ((One(), f"line {line} is damaged"), (Other(), "it was refused")):
-        shared = SharedFolder(world, trainer(r), folder)  # type: ignore[arg-type]
+        shared = SharedFolder(world, folder)  # type: ignore[arg-type]
         for do in (lambda s=shared: s.load(r), *([lambda s=shared: s.lock()] if not world.first else [])):
             with pytest.raises(RecipeError, match=says):
                 do()

@@ -187,7 +187,7 @@ def test_runs_of_earlier_versions_go_on_and_are_shown() -> None:
     for cut in (True, False):
         folder = f"old{cut}"
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("lab.runs.trainer.of_run", lambda *a: {})
+            patch.setattr("lab.runs.build.of_run", lambda *a: {})
             patch.setattr(RunFolder, "record_inputs", lambda *a: None)
             cut_at(4, r, folder) if cut else train(r, folder)
         lines = [json.loads(line) for line in Path(folder, "events.jsonl").read_text(encoding="utf-8").splitlines()]

@@ -24,7 +24,7 @@ from lab.engine.optim import AdamW
 from lab.errors import Diverged, LabError, RecipeError
 from lab.events import Checkpointed, Ended, Event, Sent, Started, Stepped, Turned, WorkersChanged
 from lab.methods import METHODS, declared
-from lab.probes.looks import Looks
+from lab.probes.evaluation import Evaluator
 from lab.recipes.scenario import Outage, Scenario
 from lab.runs.columns import Columns
 from lab.runs.folder import RunFolder
@@ -252,10 +252,10 @@ def test_what_the_run_raised_is_raised(tmp_path: Path) -> None:
 def test_an_error_of_our_own_is_not_swallowed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Views still learn that it is over."""
 
-    def broken(self: Looks, agreed: object) -> None:
+    def broken(self: Evaluator, model: object) -> None:
         raise ZeroDivisionError("in the loop")
 
-    monkeypatch.setattr(Looks, "validation_loss", broken)
+    monkeypatch.setattr(Evaluator, "loss", broken)
     seen = Seen()
     run = start(recipe(), keep=False, views=[seen])
     with pytest.raises(ZeroDivisionError, match="in the loop"):
@@ -431,7 +431,7 @@ def test_a_run_that_nobody_waits_for_does_not_keep_the_program(tmp_path: Path) -
 def turned_at(r: Any, script: dict[int, dict[str, Any]]) -> Trainer:
     """A trainer whose knobs are turned before given steps."""
     trainer = Trainer(r, corpus=corpus())
-    trainer.between = lambda t: script.get(t, {}).items()
+    trainer.knob_source = lambda t: script.get(t, {}).items()
     return trainer
 
 

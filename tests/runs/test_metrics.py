@@ -25,8 +25,9 @@ from lab.methods.photon import Photon
 from lab.methods.sparta import SPARTA
 from lab.methods.streaming_diloco import StreamingDiLoCo
 from lab.probes import metrics
-from lab.probes.metrics import alignment, rates_of_change
+from lab.probes.measure import AlignmentProbe
 from lab.runs.trainer import Trainer
+from lab.study.experiments import alignment, along, rates_of_change
 from tests.support.bench import F64, Bench, drawn
 from tests.support.cases import METRICS, OVER_PROCESSES
 from tests.support.listed import LISTED
@@ -131,12 +132,12 @@ def test_norms_by_group() -> None:
 def test_alignment_of_a_run() -> None:
     """One look per average of the parameters; drift is that of the run's own evaluation in the same step, before it."""
     r = recipe("local_sgd").but(method={"name": "local_sgd", "sync_every": 2})
-    seen = metrics.alignment(r)
+    seen = alignment(r)
     assert [a.step for a in seen] == [2, 4, 6]
     assert all(-1 <= a.pairwise <= a.with_mean <= 1 for a in seen)
     assert all(a.drift > 0 and a.norm > 0 for a in seen)
-    assert not metrics.alignment(recipe("ddp"))
-    alone = metrics.alignment(recipe(DiLoCo(2), num_workers=1), "momentum_buffer")
+    assert not alignment(recipe("ddp"))
+    alone = alignment(recipe(DiLoCo(2), num_workers=1), "momentum_buffer")
     assert all(math.isnan(a.pairwise) and a.with_mean == pytest.approx(1) for a in alone)
     assert math.isnan(alone[0].with_momentum)  # there is none before the first outer step
     assert 0 < abs(alone[1].with_momentum) <= 1
@@ -145,7 +146,8 @@ def test_alignment_of_a_run() -> None:
 def test_alignment_by_hand() -> None:
     """One step of SGD from a common start: pseudo-gradients are lr · gradients, and so are their cosines."""
     bench = Bench(LocalSGD(1, SGD, max_norm=None), 3)
-    watch = metrics.Watch(bench.state, bench.comm)
+    watch = metrics.Averages(bench.state, bench.comm)
+    bench.comm.subscribe(watch.before_average)
     bench.run(1)
     assert watch.after()
     (look,) = watch.seen
@@ -155,19 +157,16 @@ def test_alignment_by_hand() -> None:
     assert look.with_mean == pytest.approx(float(metrics.cosines(grads, bench.comm.agreed(grads), 3).mean()))
     mean = torch.cat([b.mean(0) for b in grads.blocks])
     assert look.norm == pytest.approx(1e-2 * float(mean.norm()))
-    watch.close()
-    bench.run(1)
-    assert len(watch.seen) == 1
 
 
 def test_looking_changes_nothing() -> None:
     """A run that is looked at in every way is the run that is not."""
     r = recipe("mt_dao", steps=4)
     told: list[list[Event]] = [[], [], []]
-    metrics.alignment(r, each=told[0].append)
+    alignment(r, each=told[0].append)
     looks = (metrics.drifts, metrics.gradient_norms, metrics.noise, metrics.activations)
-    metrics.along(r, lambda trainer: [look(trainer) for look in looks], 1, told[1].append)
-    metrics.rates_of_change(r, 2, told[2].append)
+    along(r, lambda setup: [look(setup) for look in looks], 1, told[1].append)
+    rates_of_change(r, 2, told[2].append)
     results = [[e for e in events if isinstance(e, Evaluated | Sent)] for events in told]
     assert results[0] == results[1] == results[2]
     assert results[0]
@@ -182,17 +181,14 @@ def test_ready_made_looks() -> None:
         if isinstance(event, Evaluated):
             shown.append(event.drift)
 
-    seen = metrics.along(r, metrics.drifts, 1, keep)
+    seen = along(r, metrics.drifts, 1, keep)
     assert [math.sqrt(sum(d * d for d in drifts) / 3) for _, drifts in seen] == pytest.approx(shown)
-    assert all(n <= 1 + 1e-9 for _, norms in metrics.along(r, metrics.gradient_norms, 1) for n in norms)
-    ((_, parts),) = metrics.along(r, metrics.activations, 3)
+    assert all(n <= 1 + 1e-9 for _, norms in along(r, metrics.gradient_norms, 1) for n in norms)
+    ((_, parts),) = along(r, metrics.activations, 3)
     assert {"blocks.0.attention", "norm"} <= set(parts)
     assert all(v > 0 for v in parts.values())
     scales = [
-        x
-        for _, x in metrics.along(
-            recipe("local_adam").but(method={"name": "local_adam", "sync_every": 1}), metrics.noise, 1
-        )
+        x for _, x in along(recipe("local_adam").but(method={"name": "local_adam", "sync_every": 1}), metrics.noise, 1)
     ]
     assert len(scales) == 6
 
@@ -274,19 +270,16 @@ def test_what_is_remembered_follows_experts_that_move() -> None:
         assert now["a"].tolist() == [[2.0], [7.0], [7.0]]
         assert now["b"].tolist() == [[3.0], [4.0], [5.0]]
     trainer = Trainer(OVER_PROCESSES["experts that move, measured"], corpus=corpus())
-    assert trainer.measures is not None
-    watch, params, inner, came = trainer.measures.watch, trainer.state.local["params"], trainer.comm.observer, 0
+    (watch,) = (probe.averages for probe in trainer.probes if isinstance(probe, AlignmentProbe))
+    params, came = trainer.state.local["params"], 0
 
     def also(meeting: Meeting) -> None:
         nonlocal came
-        assert watch is not None
-        assert inner is not None
-        inner(meeting)
         for i, block in enumerate(params.layout.blocks if meeting.stack is params else ()):
             for row in [r for r in range(len(block.holders)) if block.came(r) > max(0, trainer.comm.t - 2)]:
                 assert torch.equal(watch.start.blocks[i][row], trainer.state.shared["params"].blocks[i][0])
                 came += 1
 
-    trainer.comm.observer = also
+    trainer.comm.subscribe(also)
     list(trainer.events())
     assert came

@@ -29,7 +29,7 @@ def run_all(out: Path) -> None:
         trainer = Trainer(recipe, corpus=corpus(), world=world)
         held = {w for block in trainer.fleet.layout.blocks for w in block.holders}
         assert held == set(world.mine), "a process has rows of its own workers and no others"
-        events = list(trainer.events(SharedFolder(world, trainer, RunFolder(out / name))))
+        events = list(trainer.events(SharedFolder(world, RunFolder(out / name))))
         ledger = [to_json(r) for r in trainer.comm.ledger]
         assert all(theirs == ledger for theirs in world.all_gather_json(ledger)), (
             f"{name}: processes wrote different ledgers"

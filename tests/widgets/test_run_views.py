@@ -462,14 +462,11 @@ def test_drift_is_measured_before_the_average(method: str) -> None:
             [root(rows[w] - agreed) if w in rows and agreed is not None else None for w in range(4)],
         )
 
-    inner = trainer.comm.observer
-
     def observer(meeting: Meeting) -> None:
         if meeting.state == "params" and trainer.comm.t not in seen:
             look(trainer.comm.t)
-        inner(meeting)
 
-    trainer.comm.observer = observer
+    trainer.comm.subscribe(observer)
     drifted = []
     for event in trainer.events():
         if isinstance(event, Drifted):

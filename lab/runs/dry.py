@@ -1,0 +1,51 @@
+"""A run on tensors without storage: what it will send, from the same ``step``, where steps that are alike are left out."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+
+from lab.engine.state import Grad
+from lab.engine.surroundings import apart
+from lab.events import Sent
+from lab.methods import Method
+from lab.probes.probe import Setup
+from lab.runs.roll_call import RollCall
+
+
+class DryRun:
+    """`lab.costs.calendar.DryRun` of a dry set-up that has not begun."""
+
+    def __init__(self, setup: Setup, method: Method, grad: Grad, roll_call: RollCall):
+        self.setup, self.method, self.grad, self.roll_call = setup, method, grad, roll_call
+
+    @property
+    def up_TW(self) -> np.ndarray:
+        return self.roll_call.up_TW
+
+    def dry_step(self, number: int, t: Any) -> list[Sent]:
+        setup = self.setup
+        setup.comm.t = number
+        with apart():
+            self.roll_call.follow_(number)
+            self.method.step(setup.state, self.grad, setup.comm, t)
+        return setup.comm.ledger.new()
+
+    def skip_to(self, up: list[bool]) -> None:
+        self.setup.fleet.set_up(up)
+
+    def who(self) -> tuple[tuple[bool, ...], tuple[bool, ...]]:
+        return tuple(self.setup.fleet.up), tuple(self.setup.fleet.last_up)
+
+    def structure(self) -> tuple[Any, ...]:
+        s, layout, experts = self.setup.state, self.setup.fleet.layout, self.setup.experts
+        stacks = [*s.local.items(), *s.shared.items(), *self.setup.comm.residuals.items()]
+        own = [(name, x.layout is not layout and tuple(b.shape for b in x.blocks)) for name, x in stacks]
+        return (
+            tuple(own),
+            tuple((name, len(optimizer.state)) for name, optimizer in s.optimizers.items()),
+            json.dumps(s.facts),
+            experts.draw if experts is not None else 0,
+        )

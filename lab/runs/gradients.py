@@ -1,0 +1,44 @@
+"""How a method gets its gradients: every worker's, of its own batch of the present local step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+
+from lab.data.training_data import TrainingData
+from lab.engine.comm import Communicator
+from lab.engine.state import Loss, State
+from lab.engine.vectorised import Vectorised
+from lab.recipes.recipe import Recipe
+from lab.seeds import derive
+
+
+class Gradients:
+    """`lab.engine.state.Grad` of a run. ``vectorised``: all workers at once, where that is faster."""
+
+    def __init__(self, recipe: Recipe, data: TrainingData | None, comm: Communicator, vectorised: Vectorised | None):
+        self.recipe, self.data, self.comm, self.vectorised = recipe, data, comm, vectorised
+
+    def __call__(self, s: State, loss: Loss | None = None) -> Tensor:
+        return self.at(self.comm.t, s, loss)
+
+    def at(self, t: int, s: State, loss: Loss | None = None) -> Tensor:
+        """Those of local step ``t``."""
+        compute, data = self.recipe.compute, self.data
+
+        def batch(worker: int) -> tuple[Tensor, Tensor]:
+            assert data is not None
+            return data.batches.get(worker, t)
+
+        def losses(module: nn.Module, worker: int) -> Iterator[Tensor]:
+            of: Any = module.loss if loss is None else partial(loss, module, worker)
+            return compute.losses(of, *batch(worker), s.fleet.device)
+
+        if self.vectorised is not None:
+            loss_W = self.vectorised.backward(batch, own_loss=loss is not None)
+            if loss_W is not None:
+                return loss_W
+        return s.fleet.backward(losses, lambda worker: derive(self.recipe.seed, "forward", worker, t))

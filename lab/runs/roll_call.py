@@ -1,0 +1,89 @@
+"""Who is up in each local step, and which worker holds what: who comes back first receives what it missed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+from typing import Any
+
+import numpy as np
+
+from lab.engine.checkpoint import Json, Part
+from lab.engine.optim import take_over_
+from lab.events import Event, Placed, WorkersChanged
+from lab.probes.health import nobody_holds
+from lab.probes.probe import Setup
+
+
+class RollCall(Part):
+    """``killed``: the workers that are down at the moment whatever the scenario says."""
+
+    def __init__(self, setup: Setup, killed: Callable[[], Collection[int]] = tuple):
+        recipe = setup.recipe
+        self.setup, self.killed = setup, killed
+        # Who is up in each local step, bool ``[steps, workers]``.
+        self.up_TW: np.ndarray = recipe.scenario.trace(recipe.num_workers, recipe.steps, recipe.seed).numpy()
+        self.experts = setup.experts
+        self.draw = self.experts.draw if self.experts is not None else 0  # the table that was told last
+        self.lost: set[str] = set()  # tensors that no worker which is up holds, as last reported
+
+    def call(self, t: int) -> Iterator[Event]:
+        """Before local step ``t``."""
+        changed = self.follow_(t)
+        if changed is not None:
+            yield changed
+            yield from self.nobody_holds(t)
+
+    def placed(self, t: int) -> Iterator[Event]:
+        """After local step ``t``: experts have moved."""
+        if self.experts is not None and self.experts.draw != self.draw:
+            self.draw = self.experts.draw
+            yield Placed(t, self.experts.table, self.experts.moved)
+            yield from self.nobody_holds(t)
+
+    def nobody_holds(self, t: int) -> Iterator[Event]:
+        missing, self.lost = nobody_holds(self.setup.fleet, t, self.lost)
+        yield from missing
+
+    def follow_(self, t: int) -> WorkersChanged | None:
+        """From now on those are up who are in local step ``t``; those who come back first receive what they missed."""
+        setup, fleet, state = self.setup, self.setup.fleet, self.setup.state
+        state.returned = state.received = ()
+        killed = self.killed()
+        now = [up and w not in killed for w, up in enumerate(self.up_TW[t - 1].tolist())]
+        if now == fleet.up and t > 1:
+            return None
+        returned = [w for w, up in enumerate(now) if up and not fleet.last_up[w]]
+        left = [w for w, up in enumerate(fleet.up) if up and not now[w]]
+        state.returned = returned
+        if returned and not state.served:  # else the method does so
+            self._catch_up_(returned)
+        fleet.set_up(now)
+        for block in fleet.layout.blocks:
+            setup.world.note_up(block, now)
+        if t == 1 and all(now):
+            return None
+        return WorkersChanged(t, [w for w, up in enumerate(now) if up], returned, left)
+
+    def _catch_up_(self, returned: list[int]) -> None:
+        setup, state, last_up = self.setup, self.setup.state, self.setup.fleet.last_up
+        catch_up = setup.recipe.scenario.catch_up
+        names = ["params"] if catch_up == "params" else list(state.local)
+        state.received = names
+        for name in names:
+            setup.comm.broadcast_(setup.latest(name), state.local[name], name, returned, last_up)
+        if catch_up == "all":
+            inner, all_gather = state.optimizers["inner"], setup.world.all_gather_by_worker
+            take_over_(inner, state.local["params"], returned, last_up, all_gather)
+        for name, stack in state.shared.items():  # kept once in this process; they receive it all the same
+            setup.comm.broadcast_(stack, stack, name, returned, last_up)
+
+    def json(self) -> Json:
+        return {"last_up": self.setup.fleet.last_up, "up": self.setup.fleet.up}
+
+    def load_json(self, values: dict[str, Any], step: int) -> None:
+        """Experts are where they were by now."""
+        fleet = self.setup.fleet
+        fleet.last_up, fleet.up = values["last_up"], values["up"]
+        for block in fleet.layout.blocks:
+            self.setup.world.note_up(block, fleet.up)
+        self.draw = self.experts.draw if self.experts is not None else 0
