@@ -20,8 +20,9 @@ from lab.errors import LabError
 from lab.events import Checkpointed, Event, Started, Warned
 from lab.recipes.recipe import Recipe
 from lab.runs.export import trained
+from lab.runs.finished import check_finished
 from lab.runs.folder import RunFolder
-from lab.runs.inputs import Input, check_finished, recorded, same_everywhere
+from lab.runs.inputs import Input, recorded, same_everywhere
 from lab.runs.trainer import Trainer, train
 from tests.support.recipes import TINY, recipe
 from tests.support.stories import story
