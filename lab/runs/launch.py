@@ -12,6 +12,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -69,19 +70,13 @@ def train(
             check_finished(run_folder.path, recipe, accept_new_text)
         stream = run_folder.events() if run_folder is not None else iter(())
     else:
+        made = partial(Trainer, recipe, world=world, accept_new_text=accept_new_text, knob_source=reports.knobs)
         for turn in range(2):  # the first process prepares text and starting values, the others find them ready
             if world.first == (turn == 0):
                 say = progress and world.first
                 plain = not task_name(recipe.corpus)
                 corpus = read_corpus(recipe.corpus, tokenizer=recipe.tokenizer, progress=say) if plain else None
-                trainer = Trainer(
-                    recipe,
-                    corpus=corpus,
-                    progress=say,
-                    world=world,
-                    accept_new_text=accept_new_text,
-                    knob_source=reports.knobs,
-                )
+                trainer = made(corpus=corpus, progress=say)
             world.all_gather_json(None)
         stream = trainer.events(SharedFolder(world, run_folder) if folder is not None else None)
     for event in stream:

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import torch
 from safetensors.torch import save
 from torch import Tensor
+from tqdm import tqdm
 
 from lab.costs.calendar import calendar
 from lab.data import Corpus
@@ -405,8 +406,6 @@ def pretrained(
     if file.exists() and not damage(file):
         return file
     started = time.perf_counter()
-    from tqdm import tqdm
-
     trainer = Trainer(recipe, progress=progress)
     loss = float("nan")
     wait = 0.5 if sys.stderr.isatty() else 20.0  # seconds between two words on how far it is
@@ -419,22 +418,26 @@ def pretrained(
                 bar.update()
             elif isinstance(event, Evaluated):
                 loss = event.loss
-    agreed = trainer.comm.agreed(trainer.state.local["params"])
-    model = trainer.fleet.whole_model(agreed)
-    assert trainer.setup.data is not None
-    about = {
-        "recipe": recipe.to_dict(),
-        "validation_loss": loss,  # nats per token
-        "bytes_per_token": trainer.setup.data.bytes_per_token,
-        "python": platform.python_version(),
-        "seconds": time.perf_counter() - started,
-    }
     try:
         root.mkdir(parents=True, exist_ok=True)
-        write_with_digest(file, save({name: p.contiguous() for name, p in model.named_parameters()}), about)
+        _write_base(file, trainer, loss, time.perf_counter() - started)
     except OSError as error:
         raise RecipeError(
             f"cannot write the base model to {str(error.filename or root)!r} ({error.strerror or error}): "
             "ISTHMUS_CACHE names another folder"
         ) from error
     return file
+
+
+def _write_base(file: Path, trainer: Trainer, loss: float, seconds: float) -> None:
+    """What a run agreed on, and a JSON beside it; ``loss`` in nats per token."""
+    model = trainer.fleet.whole_model(trainer.comm.agreed(trainer.state.local["params"]))
+    assert trainer.setup.data is not None
+    about = {
+        "recipe": trainer.recipe.to_dict(),
+        "validation_loss": loss,
+        "bytes_per_token": trainer.setup.data.bytes_per_token,
+        "python": platform.python_version(),
+        "seconds": seconds,
+    }
+    write_with_digest(file, save({name: p.contiguous() for name, p in model.named_parameters()}), about)
