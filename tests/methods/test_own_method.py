@@ -245,7 +245,7 @@ def test_knobs_ask_whether_its_periods_can_change(own: ModuleType) -> None:
     whispers = recipe({"name": "quiet", "penalty": 0.5})
     assert "while it whispers" in refused(lambda: settled(whispers, "sync_every", 3, {}))
     trainer = Trainer(tiny("quiet"), corpus=corpus())
-    trainer.between = lambda t: [("sync_every", 3)] if t == 3 else []
+    trainer.knob_source = lambda t: [("sync_every", 3)] if t == 3 else []
     assert [e.step for e in trainer.events() if isinstance(e, Sent) and e.op == "all_reduce"] == [2, 3, 6]
 
 
