@@ -157,10 +157,8 @@ class Communicator:
             some = copies if len(rows) == len(copies) else copies[[row for row, _ in rows]]
             weights_H = some.new_tensor([weights[w] for _, w in rows], dtype=dtype)
             all_here = len(rows) == len(workers)
-            if all_here and asked.weights_W is None:
-                part = some.mean(0, keepdim=True, dtype=dtype)
-            else:
-                part = weights_H[None] @ some.to(dtype)
+            plain = all_here and asked.weights_W is None
+            part = some.mean(0, keepdim=True, dtype=dtype) if plain else weights_H[None] @ some.to(dtype)
             if base is not None:
                 part = part - (base if all_here else base * weights_H.sum())
         return Contribution(weights, encoded, part.to(copies.dtype))

@@ -34,8 +34,7 @@ def _share_one_heap() -> None:
     """glibc gives every thread a heap of its own, each with its own holes: one for all saves memory at the same speed."""
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):  # another C library
-            M_ARENA_MAX = -8  # malloc.h
-            ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
+            ctypes.CDLL(None).mallopt(-8, 1)  # M_ARENA_MAX of malloc.h
 
 
 def num_cores() -> int:
@@ -44,10 +43,6 @@ def num_cores() -> int:
         return len(os.sched_getaffinity(0))
     except AttributeError:  # macOS, Windows
         return os.cpu_count() or 1
-
-
-def _as(x: Tensor, dtype: torch.dtype) -> Tensor:
-    return x.to(dtype) if x.is_floating_point() else x
 
 
 def _named(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
@@ -114,7 +109,7 @@ class Fleet:
         self.params = Stack.zeros(layout, self.device, dtype)
         self.grads = Stack.zeros(layout, self.device, dtype)
         # What no optimizer moves: buffers, frozen parameters, tensors that nobody holds. One copy for all.
-        constants = {n: _as(v, dtype) for n, v in values.items() if n not in layout.place}
+        constants = {n: v.to(dtype) if v.is_floating_point() else v for n, v in values.items() if n not in layout.place}
         constants |= dict(whole.named_buffers(remove_duplicate=False))
         self.constants = {n: v.to(self.device) for n, v in constants.items()}
         if not self.dry:
