@@ -46,11 +46,13 @@ def test_printed_python_runs(page, elsewhere):
 
 @pytest.mark.slow
 def test_printed_commands_run(elsewhere):
-    """Every ``lab …`` line of the page on usage works as printed, in order."""
+    """Every ``lab …`` line of the page on usage works as printed, in order; runs with fewer steps and less in each."""
     commands = [line for block in blocks(USAGE, "sh") for line in block.splitlines() if line.startswith("lab ")]
     assert len(commands) >= 8
+    small = ["-o", "batch_size=1", "-o", "eval_windows=4"]
     for command in commands:
-        out = CliRunner().invoke(main, shlex.split(command)[1:])
+        more = ["-o", "steps=48", "-o", "context=16"] if "steps=96" in command else ["-o", "context=64"]
+        out = CliRunner().invoke(main, shlex.split(command)[1:] + (small + more) * command.startswith("lab run"))
         assert out.exit_code == 0, f"{command}: {out.output}"
 
 
