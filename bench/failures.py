@@ -13,7 +13,7 @@ from lab.events import Evaluated, Sent, Stepped, Warned
 from lab.recipes.recipe import Recipe
 from lab.runs import child
 from lab.runs.folder import RunFolder
-from lab.runs.launch import over, prepare
+from lab.runs.launch import prepare, train_over_processes
 
 RECIPE = ["corpus=grammar?tokens=8000", "batch_size=4", "context=32", "checkpoint_every=10", "dtype=float64"]
 
@@ -54,7 +54,7 @@ def killed(num: int, steps: int, seed: int = 0) -> tuple[int, bool, float]:
         seconds = time.perf_counter() - began
         resumed = sum(isinstance(e, Warned) and "resumed" in e.message for e in folder.events())
         print(f"exit code {launcher.returncode}; {kills} killed; the last generation's notes: {resumed}", flush=True)
-        over(2, recipe, Path(path) / "unbroken")
+        train_over_processes(2, recipe, Path(path) / "unbroken")
         return kills, outcome(folder) == outcome(RunFolder(Path(path) / "unbroken")), seconds
 
 

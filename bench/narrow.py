@@ -47,7 +47,7 @@ def bytes_table(rate: float = 200e6, steps: tuple[int, int] = (4, 12)) -> None:
     print("MB that left all processes      counted  payload by the ledger  counted ÷   framed by the ledger  counted ÷")
     for num in (2, 4):
         for name, r in on_the_wire(num).items():
-            m = difference(r, rate, steps, look_between=name == "fomoe" and num > 2)
+            m = difference(r, rate, steps, count_pairs=name == "fomoe" and num > 2)
             counted = sum(m.bytes_W)
             plain, framed = (float(m.bill(Network(framing=f)).wire_bytes_W.sum()) for f in ("none", "ethernet"))
             print(
@@ -55,8 +55,8 @@ def bytes_table(rate: float = 200e6, steps: tuple[int, int] = (4, 12)) -> None:
                 f"{framed / 1e6:22.3f} {counted / framed:10.3f}",
                 flush=True,
             )
-            if m.between:
-                print(f"  between processes: { {k: round(v / 1e6, 3) for k, v in sorted(m.between.items())} } MB")
+            if m.bytes_by_pair:
+                print(f"  between processes: { {k: round(v / 1e6, 3) for k, v in sorted(m.bytes_by_pair.items())} } MB")
                 held = sorted({r.workers for r in m.ledger if "experts" in r.payload_bytes})
                 print(f"  experts are held by {held}", flush=True)
 

@@ -218,7 +218,7 @@ class _Terminal:
 
     def __call__(self, event: Event) -> None:
         from lab.costs.network import human
-        from lab.events import Ended, Evaluated, Started, Stepped, Turned, Warned
+        from lab.events import Ended, Evaluated, KnobChanged, Started, Stepped, Warned
 
         self.progress(event)
         match event:
@@ -239,7 +239,7 @@ class _Terminal:
                 if not self.live:
                     sent = human(self.progress.bytes_sent)
                     click.echo(f"step {event.step:>6}  validation {event.loss:.4f}  sent {sent}")
-            case Turned():
+            case KnobChanged():
                 self.note(f"from step {event.step} on: {event.knob} = {json.dumps(event.value)}")
             case Warned():
                 self.note(f"note: {event.message}")

@@ -4,7 +4,7 @@ The loop that makes them, in pseudo-code::
 
     Started
     for step in 1 … steps:
-        Turned                  when somebody turned a knob by hand (`lab.runs.knobs`)
+        KnobChanged             when somebody turned a knob by hand (`lab.runs.knobs`)
         WorkersChanged          when somebody went down, came back or joined
         Placed                  which worker holds which expert, at the start and whenever that changes
         Stepped                 one local step at every worker that is up
@@ -140,7 +140,7 @@ class WorkersChanged:
 
 
 @dataclass(frozen=True)
-class Turned:
+class KnobChanged:
     """A knob (`lab.runs.knobs`) was turned by hand; ``step`` is the first local step in which it is effective."""
 
     kind: ClassVar[str] = "turned"
@@ -253,7 +253,7 @@ Event = (
     | Stepped
     | Sent
     | Evaluated
-    | Turned
+    | KnobChanged
     | Drifted
     | WorkersChanged
     | Placed

@@ -30,8 +30,8 @@ from lab.runs.live import LIVE, Run, start
 from lab.runs.plan import Plan, plan
 from lab.study.tables import Entry, html_table
 from widgets.communication_budget import CommunicationBudget
-from widgets.keeper import Keeper
-from widgets.panel import STYLE, Controls, Refusals, Relink, Status, Whole, bar, on_screen
+from widgets.panel import STYLE, Controls, NetworkFollower, Refusals, Status, Whole, bar, on_screen
+from widgets.static_fallback import StaticFallback
 from widgets.training_losses import Losses
 from widgets.view import View, surroundings
 
@@ -44,7 +44,7 @@ DEVICE = "laptop"  # what a worker is taken to compute with
 COUNTING = '<span role="status">counting what it sends …</span>'
 
 
-class Later:
+class Debounce:
     """Calls ``do`` in a thread of its own when nobody has asked again for ``delay`` seconds."""
 
     def __init__(self, do: Callable[[], None], delay: float = DELAY):
@@ -63,7 +63,7 @@ _ONE_AT_A_TIME = threading.Lock()  # of forecasts, which would only slow each ot
 PATIENCE = 2.0  # but none waits longer for one that nobody waits for any more
 
 
-class Seat:
+class RunSetup:
     """What is chosen for one run, what it will send, and the run itself once it is started."""
 
     def __init__(self, letter: str, recipe: Recipe, cockpit: Cockpit):
@@ -95,7 +95,7 @@ class Seat:
         )
         self.go.on_click(lambda _: self.refusals.attempt(self.start))
         self.controls = ipywidgets.VBox()
-        self.later = Later(self.foresee)
+        self.forecast_soon = Debounce(self.foresee)
         for field in (self.workers, self.steps, self.corpus, self.network):
             field.observe(lambda _: self._changed(), "value")
         self.method.observe(lambda _: self._other_method(), "value")
@@ -140,7 +140,7 @@ class Seat:
         """Something else is chosen: what was said of the choice before goes at once."""
         self._asked += 1
         self.forecast.value, self.problem.value = COUNTING, ""
-        self.later.ask()
+        self.forecast_soon.ask()
 
     def _show_periods(self) -> None:
         """A field for each period of the method that is chosen."""
@@ -198,7 +198,7 @@ class Seat:
         controls = Controls(self.run, self.network.value)
         self.controls.children = [controls.widget]
         self.cockpit.show_pictures()
-        self.run.watch(*self.views, controls, Relink(self.views), _Ending(self.cockpit))
+        self.run.watch(*self.views, controls, NetworkFollower(self.views), _Ending(self.cockpit))
 
 
 class _Ending:
@@ -213,7 +213,7 @@ class _Ending:
 
 
 class Cockpit:
-    """One or two seats, the pictures of their runs on shared axes, and a switch for large type. Made by `cockpit`."""
+    """One or two setups, the pictures of their runs on shared axes, and a switch for large type. Made by `cockpit`."""
 
     counter = itertools.count(1)
 
@@ -222,8 +222,8 @@ class Cockpit:
         self.losses = Losses()
         self.pictures = ipywidgets.Output()
         self.display_ids: list[str] = []  # of the pictures that stay, once the cockpit is shown
-        self.seats = [Seat(letter, recipe, self) for letter, recipe in zip("AB", recipes, strict=False)]
-        self.row = bar([seat.widget for seat in self.seats], align="flex-start")
+        self.setups = [RunSetup(letter, recipe, self) for letter, recipe in zip("AB", recipes, strict=False)]
+        self.row = bar([setup.widget for setup in self.setups], align="flex-start")
         self.large = ipywidgets.ToggleButton(
             False, description="Large type", icon="text-height", tooltip="For a projector", layout={"width": "auto"}
         )
@@ -231,50 +231,50 @@ class Cockpit:
         self.compare = ipywidgets.Button(
             description="Compare with another run", icon="columns", layout={"width": "auto"}
         )
-        self.compare.on_click(lambda _: self.add_seat())
-        self.compare.layout.display = "none" if len(self.seats) > 1 else ""
+        self.compare.on_click(lambda _: self.add_setup())
+        self.compare.layout.display = "none" if len(self.setups) > 1 else ""
         top = bar([self.large, self.compare])
-        self.keeper = Keeper(words=SAVED)
-        self.widget = ipywidgets.VBox([ipywidgets.HTML(STYLE), top, self.row, self.pictures, self.keeper])
+        self.fallback = StaticFallback(words=SAVED)
+        self.widget = ipywidgets.VBox([ipywidgets.HTML(STYLE), top, self.row, self.pictures, self.fallback])
         self.widget.add_class("isthmus-panel")
-        self.keeper.controls = self.widget.model_id
+        self.fallback.controls = self.widget.model_id
 
-    def add_seat(self) -> None:
+    def add_setup(self) -> None:
         """A second run beside the first, at first with the same choices."""
-        first = self.seats[0]
+        first = self.setups[0]
 
         def add() -> None:
-            self.seats.append(Seat("B", first.recipe, self))
-            self.row.children = [seat.widget for seat in self.seats]
+            self.setups.append(RunSetup("B", first.recipe, self))
+            self.row.children = [setup.widget for setup in self.setups]
             self.compare.layout.display = "none"
 
-        if len(self.seats) == 1:
+        if len(self.setups) == 1:
             first.refusals.attempt(add)
 
     def _resize(self, change: Any) -> None:
         (self.widget.add_class if change["new"] else self.widget.remove_class)("isthmus-large")
 
-    def prepare(self, seat: Seat, label: str) -> None:
+    def prepare(self, setup: RunSetup, label: str) -> None:
         """Before a run starts: pictures for it, and beside them those of the other, which goes on in them or stays in sight."""
-        beside = [other for other in self.seats if other is not seat and other.run is not None]
-        self.losses.leave(seat.label)
-        seat.label, seat.views = label, [CommunicationBudget(network=seat.network.value)]
+        beside = [other for other in self.setups if other is not setup and other.run is not None]
+        self.losses.leave(setup.label)
+        setup.label, setup.views = label, [CommunicationBudget(network=setup.network.value)]
         if not any(other.is_running for other in beside):
             self.losses = Losses()
             self.losses.lane(label)
             for other in beside:
                 assert other.run is not None
                 self.losses.lane(other.label).add(*other.run.events)
-        for one in self.seats if len(self.seats) > 1 else ():
+        for one in self.setups if len(self.setups) > 1 else ():
             for view in one.views:
                 view.heading = one.label
 
     def shown(self) -> list[View]:
         """The pictures of all runs that were started, first what they share."""
-        return [self.losses, *(view for seat in self.seats for view in seat.views)]
+        return [self.losses, *(view for setup in self.setups for view in setup.views)]
 
     def show_pictures(self) -> None:
-        self.keeper.words = ""  # whoever loads the page again while it runs finds the controls
+        self.fallback.words = ""  # whoever loads the page again while it runs finds the controls
         self.pictures.clear_output()
         with self.pictures:
             for view in self.shown():
@@ -289,16 +289,16 @@ class Cockpit:
 
     def settle(self) -> None:
         """When the last run is over, its pictures move to where a saved notebook keeps them."""
-        if not any(seat.is_running for seat in self.seats):
-            lines = [Status.of(seat.run).text() for seat in self.seats if seat.run is not None]
-            self.keeper.words = "\n".join([*lines, SAVED])
+        if not any(setup.is_running for setup in self.setups):
+            lines = [Status.of(setup.run).text() for setup in self.setups if setup.run is not None]
+            self.fallback.words = "\n".join([*lines, SAVED])
             self.pictures.outputs = ()
             self._keep(self.shown())
 
     def _ipython_display_(self) -> None:
         if surroundings() != "live":
-            for seat in self.seats:
-                print(plan(seat.recipe, {seat.network.value: NETWORKS[seat.network.value]}, device=DEVICE).to_text())
+            for setup in self.setups:
+                print(plan(setup.recipe, {setup.network.value: NETWORKS[setup.network.value]}, device=DEVICE).to_text())
             return
         display(self.widget)
         self.display_ids = [uuid.uuid4().hex for _ in range(3)]  # what is shared, and what one or two runs have alone

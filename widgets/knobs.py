@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lab.costs.network import NETWORKS
-from lab.events import Ended, Event, Started, Stepped, Turned
+from lab.events import Ended, Event, KnobChanged, Started, Stepped
 from lab.recipes.recipe import Recipe
-from lab.runs.knobs import KNOBS, at_start, settled_network
+from lab.runs.knobs import KNOBS, at_start, network_fields
 from widgets.pictures import Note, Picture
 from widgets.timelines import Calendar, Marks
 from widgets.view import View
@@ -21,7 +21,7 @@ class Knobs(View):
     """A row for every knob that was turned, with a bar for as long as it stood elsewhere than in the recipe."""
 
     title = "What was turned by hand?"
-    reads = (Started, Stepped, Turned, Ended)
+    reads = (Started, Stepped, KnobChanged, Ended)
 
     recipe: Recipe | None = field(default=None, init=False)
     last: int = field(default=0, init=False)
@@ -33,7 +33,7 @@ class Knobs(View):
                 self.recipe, self.last, self.turned = Recipe.of(event.recipe), 0, {}
             case Stepped():
                 self.last = event.step
-            case Turned():
+            case KnobChanged():
                 turns = self.turned.setdefault(event.knob, [])
                 if turns and turns[-1][0] == event.step and event.knob != "paused":
                     turns.pop()  # no step was taken with it
@@ -68,5 +68,5 @@ class Knobs(View):
             case "down":
                 return f"worker{'s' * (len(value) > 1)} {', '.join(map(str, value))} down"
             case "network":
-                return next((name for name, net in NETWORKS.items() if settled_network(net) == value), "another link")
+                return next((name for name, net in NETWORKS.items() if network_fields(net) == value), "another link")
         return "waits"

@@ -18,8 +18,8 @@ from IPython.display import display, update_display
 
 from lab.costs.network import NETWORKS
 from lab.errors import LabError, RecipeError
-from lab.events import Ended, Event, Turned, WorkersChanged
-from lab.runs.knobs import periods, settled, settled_network
+from lab.events import Ended, Event, KnobChanged, WorkersChanged
+from lab.runs.knobs import network_fields, periods, validate_knob
 from lab.runs.live import EventSink, Run
 from lab.runs.progress import Progress, report
 from widgets.communication_budget import CommunicationBudget
@@ -275,11 +275,11 @@ def panel(run: Run, views: Sequence[EventSink] = ()) -> None:
     if where == "live":
         run.watch(_Panel(run))
     elif where == "batch":
-        run.watch(_Line(run))
+        run.watch(_StatusLine(run))
     for view in views:
         if isinstance(view, View):
             view.show()
-    run.watch(*views, Relink(views))
+    run.watch(*views, NetworkFollower(views))
 
 
 def standard(run: Run) -> list[EventSink]:
@@ -288,7 +288,7 @@ def standard(run: Run) -> list[EventSink]:
     return [*views, RoutingStability()] if run.recipe.experts is not None else views
 
 
-class _Line:
+class _StatusLine:
     """The line alone, for a notebook that a program executes: changed twice a second, and kept."""
 
     def __init__(self, run: Run):
@@ -304,15 +304,15 @@ class _Line:
             BATCH.update(self.display_id, {"text/plain": self.status.text()})
 
 
-class Relink:
+class NetworkFollower:
     """Lets views that price on a network go over to the one that a knob was turned to."""
 
     def __init__(self, views: Sequence[EventSink]):
         self.views = [view for view in views if isinstance(view, View)]
 
     def add(self, *events: Event) -> None:
-        turned = [e.value for e in events if isinstance(e, Turned) and e.knob == "network"]
-        name = next((n for n, net in NETWORKS.items() if turned and settled_network(net) == turned[-1]), None)
+        turned = [e.value for e in events if isinstance(e, KnobChanged) and e.knob == "network"]
+        name = next((n for n, net in NETWORKS.items() if turned and network_fields(net) == turned[-1]), None)
         for view in self.views:
             for control in view.controls():
                 if control.name == "network" and name is not None and name in control.options:
@@ -323,7 +323,7 @@ def _refusal(run: Run) -> str:
     """Why the periods of this run cannot be changed; nothing if they can."""
     now = periods(run.recipe.method)
     try:
-        settled(run.recipe, "sync_every", now, {})
+        validate_knob(run.recipe, "sync_every", now, {})
     except RecipeError as error:
         return str(error)
     return ""

@@ -13,10 +13,10 @@ import ipywidgets
 from IPython.display import display, update_display
 
 from widgets.boards import Board
-from widgets.keeper import Keeper
 from widgets.menus import with_slider
 from widgets.panel import STYLE, bar
 from widgets.pictures import Bars, Note, Picture, bundle, stored
+from widgets.static_fallback import StaticFallback
 from widgets.view import surroundings
 
 EQUAL, NEAR = 0.02, 0.25  # relative: a prediction so close is called right, or close
@@ -152,11 +152,11 @@ class _Asking:
         self.problem = ipywidgets.HTML()
         self.problem.add_class("isthmus-problem")
         words = f"{question.title}\nNo prediction yet: run this cell to predict."
-        self.keeper = Keeper(words=words)
-        rows = [ipywidgets.HTML(STYLE), self.title, bar([self.field, self.go]), self.problem, self.keeper]
+        self.fallback = StaticFallback(words=words)
+        rows = [ipywidgets.HTML(STYLE), self.title, bar([self.field, self.go]), self.problem, self.fallback]
         self.widget = ipywidgets.VBox(rows)
         self.widget.add_class("isthmus-panel")
-        self.keeper.controls = self.widget.model_id
+        self.fallback.controls = self.widget.model_id
         forms = self.widget._repr_mimebundle_()
         data = dict(forms[0] if isinstance(forms, tuple) else forms)
         display(data | {"text/plain": words}, raw=True, display_id=self.display_id)
@@ -171,7 +171,7 @@ class _Asking:
         update_display(self.question.bundle(), raw=True, display_id=self.display_id)
         words = f"{self.question.title} {self.question.verdict()}. Run this cell again to see the picture."
         self.title.value = html.escape(words)  # for a page that was loaded again and knows only the widget
-        self.keeper.words = words
-        self.widget.children = [self.title, self.keeper]
+        self.fallback.words = words
+        self.widget.children = [self.title, self.fallback]
         for widget in (self.field, self.go, self.problem):
             widget.close()

@@ -29,7 +29,7 @@ from typing import Any
 
 import numpy as np
 
-from lab.data.corpora import Piece, Source, Texts, open_source
+from lab.data.corpora import CorpusSource, Piece, Texts, open_source
 from lab.data.files import CHUNK, replace_whole, settled
 from lab.data.tokenizer import BYTES, Stretch, Tokenizer, cut_up, load_tokenizer, stretched, tokenizer_identity
 from lab.errors import RecipeError
@@ -171,7 +171,7 @@ class _Place:
 
     spec: str
     tokenizer: str
-    source: Source
+    source: CorpusSource
     root: Path
     memo: Path
     settled: bool  # whether the stamps that it is remembered by can be trusted
@@ -303,7 +303,7 @@ def _build(place: _Place, folder: Path, progress: bool) -> tuple[str, Texts]:
     return key, texts
 
 
-def _whole(source: Source, content: Any, read: Callable[[int], object]) -> Iterator[Piece]:
+def _whole(source: CorpusSource, content: Any, read: Callable[[int], object]) -> Iterator[Piece]:
     """The documents of a source that has them whole, which go into the hash ``content``."""
     for doc in source.documents():
         text = doc.text.encode("utf-8", errors="replace").decode("utf-8")  # lone surrogates of JSON data

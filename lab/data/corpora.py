@@ -57,7 +57,7 @@ class Piece(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Source:
+class CorpusSource:
     """A parsed corpus string."""
 
     identity: list[Any]  # JSON-able; changes when the documents may have changed
@@ -172,7 +172,7 @@ def check(spec: str) -> None:
         open_source(spec)
 
 
-def open_source(spec: str) -> Source:
+def open_source(spec: str) -> CorpusSource:
     """The source that ``spec`` names. Lists files but reads none.
 
     Raises RecipeError for an unknown source or option, a bad value, or a path that does not exist.
@@ -189,7 +189,9 @@ def open_source(spec: str) -> Source:
         return _stdlib(_options(Stdlib, kind, query))
     if kind == "grammar":
         grammar = _options(Grammar, kind, query)
-        return Source(["grammar", repr(grammar)], lambda: (Document(*d) for d in grammar.documents()), grammar.floors)
+        return CorpusSource(
+            ["grammar", repr(grammar)], lambda: (Document(*d) for d in grammar.documents()), grammar.floors
+        )
     if kind == "text":
         return _text(spec.removeprefix("text:"))  # no options: a question mark is part of a glob
     return _hub(target, _options(Hub, kind, query))
@@ -249,7 +251,7 @@ def hold_out(documents: Iterable[Document], by: str = "text") -> Iterator[Docume
         yield last if found else last._replace(held_out=True)
 
 
-def _stdlib(options: Stdlib) -> Source:
+def _stdlib(options: Stdlib) -> CorpusSource:
     root = Path(sysconfig.get_path("stdlib"))
     skipped = {"site-packages", "dist-packages", "test", "tests", "idle_test"}
     files: list[tuple[str, str, Stamp]] = []  # domain, name
@@ -269,11 +271,11 @@ def _stdlib(options: Stdlib) -> Source:
 
 def _of_files(
     kind: str, files: list[tuple[str, str, Stamp]], required: Set[Path] = frozenset(), by: str = "text"
-) -> Source:
+) -> CorpusSource:
     files.sort()
     texts = TextFiles([(domain, name, Path(at[0])) for domain, name, at in files], required, by)
     stamps = [at for _, _, at in files]
-    return Source([kind, files], lambda: texts.scan().documents(), stamps=stamps, files=texts)
+    return CorpusSource([kind, files], lambda: texts.scan().documents(), stamps=stamps, files=texts)
 
 
 def _paths(text: str) -> list[str]:
@@ -284,7 +286,7 @@ def _paths(text: str) -> list[str]:
     return [p for item in re.split(r"(?<!\\),", text) if (p := item.strip().replace("\\,", ","))]
 
 
-def _text(paths: str) -> Source:
+def _text(paths: str) -> CorpusSource:
     found: dict[Path, tuple[str, str]] = {}  # file -> (domain, name)
     required = set()
     real: dict[Path, Path] = {}  # folder -> the same without links
@@ -311,7 +313,7 @@ def _text(paths: str) -> Source:
     return _of_files("text", [(domain, name, stamp(path)) for path, (domain, name) in found.items()], required)
 
 
-def _hub(target: str, options: Hub) -> Source:
+def _hub(target: str, options: Hub) -> CorpusSource:
     local = hub.folder(target)
     stamps = [] if local is None else [stamp(p.resolve()) for p in Finder(f"hub: {target!r}").below(local)]
 
@@ -322,7 +324,7 @@ def _hub(target: str, options: Hub) -> Source:
         held_out = _hub_rows(target, options, options.validation)
         return chain(train, (doc._replace(held_out=True) for doc in held_out))
 
-    return Source(["hub", target, repr(options), stamps], documents, stamps=stamps, remote=local is None)
+    return CorpusSource(["hub", target, repr(options), stamps], documents, stamps=stamps, remote=local is None)
 
 
 def _hub_rows(target: str, options: Hub, split: str) -> Iterator[Document]:

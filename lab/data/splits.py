@@ -48,11 +48,11 @@ def window_domains(tokens: Tokens, context: int) -> np.ndarray:
 
 
 def split_windows(tokens: Tokens, num_workers: int, context: int, how: str = "iid", seed: int = 0) -> list[np.ndarray]:
-    """Deal all windows to ``num_workers`` workers, see `deal`: sorted int64 arrays of window indices.
+    """Deal all windows to ``num_workers`` workers, see `partition`: sorted int64 arrays of window indices.
 
-    Raises RecipeError as `deal` does, and where the context is too long.
+    Raises RecipeError as `partition` does, and where the context is too long.
     """
-    return deal(
+    return partition(
         window_domains(tokens, context),
         num_workers,
         how,
@@ -63,7 +63,7 @@ def split_windows(tokens: Tokens, num_workers: int, context: int, how: str = "ii
     )
 
 
-def deal(
+def partition(
     domains: np.ndarray,
     num_workers: int,
     how: str = "iid",
@@ -142,7 +142,7 @@ def _parts_of_domains(
 
 
 def parse_split(how: str) -> tuple[str, float]:
-    """Which way of `deal`, and its number. Raises RecipeError for anything else."""
+    """Which way of `partition`, and its number. Raises RecipeError for anything else."""
     kind, colon, number = how.partition(":")
     if kind in ("iid", "domain") and not colon:
         return kind, 0.0

@@ -101,8 +101,10 @@ def restore_(parts: Sequence[Part], checkpoint: Checkpoint, world: World, device
 def _gathered(pieces: Sequence[Piece], world: World, device: torch.device) -> dict[str, Tensor]:
     """The tensors of the file, at the first process. A process is called by its first worker."""
     own = 0 if world.mine is None else world.mine[0]
-    told = world.all_gather_json([own, [[p.key, p.rows and list(p.rows), p.num, *_shape(p.tensor)] for p in pieces]])
-    heads = dict(told)
+    gathered = world.all_gather_json(
+        [own, [[p.key, p.rows and list(p.rows), p.num, *_shape(p.tensor)] for p in pieces]]
+    )
+    heads = dict(gathered)
     tensors = {w: {i: _empty(*head[3:]) for i, head in enumerate(of_w)} for w, of_w in heads.items()}
     tensors[own] = {i: p.tensor if world.num == 1 else p.tensor.to(device) for i, p in enumerate(pieces)}
     handed = world.gather_to_server(tensors)

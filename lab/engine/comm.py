@@ -42,7 +42,7 @@ class _Asked:
     stack: Stack
     state: str
     minus: Stack | None
-    otherwise: Stack | None
+    fallback: Stack | None
     weights_W: Sequence[float] | None
     codec: Codec | None
     to_server: bool
@@ -87,22 +87,22 @@ class Communicator:
         state: str,
         *,
         minus: Stack | None = None,
-        otherwise: Stack | None = None,
+        fallback: Stack | None = None,
         weights_W: Sequence[float] | None = None,
-        among: Sequence[bool] | None = None,
+        participants: Sequence[bool] | None = None,
         codec: Codec | None = None,
         to_server: bool = False,
     ) -> Stack:
         """Every up holder hands over its copy of ``stack`` (less the agreed ``minus``); all learn the mean, ``[1, P]``.
 
-        With ``weights_W`` (one per worker) the mean is weighted; with ``among`` only marked workers take part;
+        With ``weights_W`` (one per worker) the mean is weighted; with ``participants`` only marked workers take part;
         ``codec`` is one that belongs to the method itself. A block with no holder up keeps what is known: difference zero,
-        its values in ``otherwise``, or else the mean of the last copies; nothing is counted for it. With ``to_server`` only
+        its values in ``fallback``, or else the mean of the last copies; nothing is counted for it. With ``to_server`` only
         a server learns the mean; what it then hands out is sent, and counted, by itself.
         """
-        asked = _Asked(stack, state, minus, otherwise, weights_W, codec or self.codecs.get(state), to_server)
+        asked = _Asked(stack, state, minus, fallback, weights_W, codec or self.codecs.get(state), to_server)
         self._refuse(asked)
-        up, sent = self.fleet.up if among is None else among, Sizes()
+        up, sent = self.fleet.up if participants is None else participants, Sizes()
         agreed, partial = list[Tensor](), list[Contribution]()
         for i, (block, copies) in enumerate(zip(stack.layout.blocks, stack.blocks, strict=True)):
             workers = tuple(w for w in block.everywhere if up[w])
@@ -111,14 +111,14 @@ class Communicator:
                 continue
             own = None if stack.dry else self._contribution(asked, i, workers)
             _count(sent, workers, block.group, _payload(asked.codec, block, copies, own))
-            agreed.append(copies[:1] if own is None else own.part)  # in a dry run the shape of one row is enough
+            agreed.append(copies[:1] if own is None else own.partial_sum)  # in a dry run the shape of one row is enough
             if own is not None and (to_server or not set(workers) <= set(block.holders)):
                 partial.append(own)
         self.world.reduce_(partial, asked.codec, to_server)
         mean = Stack(stack.layout, agreed)
         self._write(asked.operation, state, sent)
         if not stack.dry:
-            plain = asked.codec is None and weights_W is None and among is None and not to_server
+            plain = asked.codec is None and weights_W is None and participants is None and not to_server
             self._notify(lambda: Meeting(state, stack, mean if minus is None else mean + minus, plain))
         return mean
 
@@ -181,10 +181,10 @@ class Communicator:
         moves: list[tuple[Sequence[int], Sequence[int], Tensor]] = []
         for block, x in zip(stack.layout.blocks, agreed.blocks, strict=True):
             workers = tuple(w for w in block.everywhere if receives[w])
-            knows = [w for w in block.everywhere if (not receives[w] if known_by is None else known_by[w])]
+            owners = [w for w in block.everywhere if (not receives[w] if known_by is None else known_by[w])]
             if workers:
                 _count(sent, workers, block.group, block.numel * x.itemsize)
-                moves.append((knows or self.world.owners(block), workers, x))
+                moves.append((owners or self.world.owners(block), workers, x))
         self.world.broadcast_newest_(moves)
         if stack is not agreed:
             stack.copy_(agreed, receives)
@@ -242,17 +242,17 @@ class Communicator:
         self._write_each("broadcast", tensors, state)
         return self.world.scatter_from_server(tensors)
 
-    def agreed(self, stack: Stack, among: Sequence[bool] | None = None, otherwise: Stack | None = None) -> Stack:
-        """The mean over the holders that are up (or marked in ``among``): for looking at it. Nothing is sent or counted.
+    def agreed(self, stack: Stack, participants: Sequence[bool] | None = None, fallback: Stack | None = None) -> Stack:
+        """The mean over the holders that are up (or marked in ``participants``): for looking at it. Nothing is sent or counted.
 
-        Where there are none: the values in ``otherwise``, or the mean of the last copies.
+        Where there are none: the values in ``fallback``, or the mean of the last copies.
         """
         blocks: list[Tensor] = []
         partial: list[Contribution] = []
         for i, (block, copies) in enumerate(zip(stack.layout.blocks, stack.blocks, strict=True)):
-            workers = [w for w in block.everywhere if (self.fleet.up if among is None else among)[w]]
-            if not workers and otherwise is not None:
-                blocks.append(otherwise.blocks[i])
+            workers = [w for w in block.everywhere if (self.fleet.up if participants is None else participants)[w]]
+            if not workers and fallback is not None:
+                blocks.append(fallback.blocks[i])
                 continue
             held_by = workers or block.everywhere
             rows = [row for row, w in enumerate(block.holders) if w in held_by]
@@ -317,8 +317,8 @@ def _known(asked: _Asked, i: int, partial: list[Contribution]) -> Tensor:
     """What is known of a block that nobody who takes part holds."""
     if asked.minus is not None:
         return torch.zeros_like(asked.minus.blocks[i])
-    if asked.otherwise is not None:
-        return asked.otherwise.blocks[i]
+    if asked.fallback is not None:
+        return asked.fallback.blocks[i]
     copies = asked.stack.blocks[i]
     return _mean(copies, range(len(copies)), asked.stack.layout.blocks[i].everywhere, partial)
 

@@ -88,7 +88,7 @@ def one_core() -> Iterator[None]:
         set_threads_here(before)
 
 
-class apart(AbstractContextManager[None]):
+class isolated(AbstractContextManager[None]):
     """Inside, this thread computes as if nobody had set anything: on one core, with gradients, in full precision, on the CPU.
 
     It is entered for every event of a run, so it does nothing where there is nothing to set aside.

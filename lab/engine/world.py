@@ -25,7 +25,7 @@ class Contribution:
 
     weights: Mapping[int, float]  # what each worker of the mean counts, in all processes; the sum is 1
     encoded: Mapping[int, tuple[Tensor, ...]]  # what a codec made of the rows here, by worker; empty without a codec
-    part: Tensor  # [1, P], the weighted sum over the rows here; [0, P] where no row of the block is
+    partial_sum: Tensor  # [1, P], the weighted sum over the rows here; [0, P] where no row of the block is
 
 
 class World(Protocol):
@@ -60,7 +60,7 @@ class World(Protocol):
         """Workers whose processes have the newest agreed values of a block. Nothing is sent."""
 
     def reduce_(self, means: Sequence[Contribution], codec: Codec | None, to_server: bool = False) -> None:
-        """Complete the ``part`` ``[1, P]`` of each mean, in place: the sum over the processes that have a worker in it.
+        """Complete the ``partial_sum`` ``[1, P]`` of each mean, in place: the sum over the processes that have a worker in it.
 
         Only those exchange anything, and what goes to the same of them travels as one buffer. ``to_server``: all send to the
         first process, which alone has the sum then.

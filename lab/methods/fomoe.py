@@ -78,6 +78,6 @@ class FoMoE:
             elif self.outer is not None:
                 outer_step_(s, comm)
             else:
-                s.shared["params"] = comm.mean(s.local["params"], "params", otherwise=s.shared["params"])
+                s.shared["params"] = comm.mean(s.local["params"], "params", fallback=s.shared["params"])
                 s.local["params"].copy_(s.shared["params"], s.fleet.up)
         return loss_W

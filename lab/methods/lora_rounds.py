@@ -154,7 +154,7 @@ def mean_of_holders(s: State, comm: Communicator, weight: Weight) -> None:
     rescale_(s, [w for w, u in enumerate(s.fleet.up) if u], up=True)
     n_W = [float(n) for n in s.samples_W] if weight == "samples" and s.samples_W else None
     s.shared["params"] = comm.mean(
-        s.local["params"], "params", weights_W=n_W, otherwise=s.shared["params"], to_server=True
+        s.local["params"], "params", weights_W=n_W, fallback=s.shared["params"], to_server=True
     )
 
 

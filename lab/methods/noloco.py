@@ -79,18 +79,19 @@ class NoLoCo:
             moved = theta - phi
             up = [w for w, is_up in enumerate(s.fleet.up) if is_up]
             for members in groups(up, self.group_size, self.pair_seed, t):
-                among = [w in members for w in range(s.fleet.num_workers)]
+                participants = [w in members for w in range(s.fleet.num_workers)]
                 if len(members) > 1:
-                    delta, slow = comm.mean(moved, "params", among=among), comm.mean(phi, "slow", among=among)
+                    delta = comm.mean(moved, "params", participants=participants)
+                    slow = comm.mean(phi, "slow", participants=participants)
                 else:
-                    delta, slow = comm.agreed(moved, among), comm.agreed(phi, among)
-                self._pull_(s, delta, slow, among)
+                    delta, slow = comm.agreed(moved, participants), comm.agreed(phi, participants)
+                self._pull_(s, delta, slow, participants)
         return loss_W
 
     @numeric
-    def _pull_(self, s: State, delta: Stack, slow: Stack, among: list[bool]) -> None:
+    def _pull_(self, s: State, delta: Stack, slow: Stack, participants: list[bool]) -> None:
         for i, (x, f, m) in enumerate(zip(*(s.local[k].blocks for k in ("params", "slow", "velocity")), strict=True)):
-            rows = s.local["slow"].rows(i, among)
+            rows = s.local["slow"].rows(i, participants)
             d, mean = ((y if len(y) == 1 else y[rows]) for y in (delta.blocks[i], slow.blocks[i]))
             m[rows] = self.momentum * m[rows] + self.lr * d + self.pull * (mean - f[rows])
             f[rows] += m[rows]

@@ -107,17 +107,17 @@ class Mesh(dist.ProcessGroup):
             raise RuntimeError("processes of one machine add; other reductions are not made")
         flat, num = tensors[0].view(-1), len(self.links)
         if num == 2:  # as many bytes in one turn; a sum of two has the same bits from either side
-            heard, other = torch.empty_like(flat[:PIECE]), 1 - self.index
+            received, other = torch.empty_like(flat[:PIECE]), 1 - self.index
             for part in flat.split(PIECE):
-                self._move({other: part}, {other: heard[: len(part)]})
-                part.add_(heard[: len(part)])
+                self._move({other: part}, {other: received[: len(part)]})
+                part.add_(received[: len(part)])
             return Done()
         parts, before, after = flat.tensor_split(num), (self.index - 1) % num, (self.index + 1) % num
-        heard = torch.empty_like(parts[0])
+        received = torch.empty_like(parts[0])
         for k in range(num - 1):  # what comes in has the sum of one more process
             part = parts[(self.index - k - 1) % num]
-            self._move({after: parts[(self.index - k) % num]}, {before: heard[: len(part)]})
-            part.add_(heard[: len(part)])
+            self._move({after: parts[(self.index - k) % num]}, {before: received[: len(part)]})
+            part.add_(received[: len(part)])
         for k in range(num - 1):
             self._move({after: parts[(self.index - k + 1) % num]}, {before: parts[(self.index - k) % num]})
         return Done()

@@ -101,43 +101,45 @@ class ManyProcesses:
 
     def _rows_to_all_(self, means: Sequence[Contribution], codec: Codec) -> None:
         """Every row travels by itself, to all processes of its mean."""
-        for mean, heard in zip(means, self._all_gather_rows(means), strict=True):
-            total = torch.zeros_like(mean.part, dtype=at_least_float32(mean.part.dtype))
-            for worker, row in heard.items():  # in the same order everywhere, so that all have the same sum
-                total[0].add_(codec.decode(row, mean.part[0]), alpha=mean.weights[worker])
-            mean.part.copy_(total)
+        for mean, received in zip(means, self._all_gather_rows(means), strict=True):
+            total = torch.zeros_like(mean.partial_sum, dtype=at_least_float32(mean.partial_sum.dtype))
+            for worker, row in received.items():  # in the same order everywhere, so that all have the same sum
+                total[0].add_(codec.decode(row, mean.partial_sum[0]), alpha=mean.weights[worker])
+            mean.partial_sum.copy_(total)
 
     def _rows_to_server_(self, means: Sequence[Contribution], codec: Codec) -> None:
         """Every row travels by itself, to the first process."""
         rows: dict[int, dict[tuple[int, int], Tensor]] = {}  # by worker, mean, and place in what the codec makes
         for k, mean in enumerate(means):
-            like = [x.to("meta") for x in codec.encode(mean.part.new_zeros(mean.part.shape[1]))]
+            like = [x.to("meta") for x in codec.encode(mean.partial_sum.new_zeros(mean.partial_sum.shape[1]))]
             for w in mean.weights:
                 rows.setdefault(w, {}).update({(k, j): x for j, x in enumerate(mean.encoded.get(w, like))})
-        heard = self.gather_to_server(rows)
+        received = self.gather_to_server(rows)
         for k, mean in enumerate(means) if self.first else ():
-            total = torch.zeros_like(mean.part[0], dtype=at_least_float32(mean.part.dtype))
-            for w in heard:
+            total = torch.zeros_like(mean.partial_sum[0], dtype=at_least_float32(mean.partial_sum.dtype))
+            for w in received:
                 if w in mean.weights:
-                    row = tuple(x for (of, _), x in heard[w].items() if of == k)
-                    total.add_(codec.decode(row, mean.part[0]), alpha=mean.weights[w])
-            mean.part[0] = total
+                    row = tuple(x for (of, _), x in received[w].items() if of == k)
+                    total.add_(codec.decode(row, mean.partial_sum[0]), alpha=mean.weights[w])
+            mean.partial_sum[0] = total
 
     def _sums_to_server_(self, means: Sequence[Contribution], codec: Codec | None) -> None:
         """The sum over the rows of each process travels to the first one."""
         sums: dict[int, dict[int, Tensor]] = {}  # by the first worker of a process, and by mean
         for k, mean in enumerate(means):
-            row = mean.part[0] if len(mean.part) else mean.part.new_empty(mean.part.shape[1])
+            row = (
+                mean.partial_sum[0] if len(mean.partial_sum) else mean.partial_sum.new_empty(mean.partial_sum.shape[1])
+            )
             sent = row if codec is None else codec.encode(row)[0]
             for p in self.processes_of(mean.weights):
                 sums.setdefault(p * self.each, {})[k] = sent if p == self.index else sent.to("meta")
-        heard = self.gather_to_server(sums)
+        received = self.gather_to_server(sums)
         for k, mean in enumerate(means) if self.first else ():
-            total = torch.zeros_like(mean.part[0], dtype=at_least_float32(mean.part.dtype))
-            for of_p in heard.values():
+            total = torch.zeros_like(mean.partial_sum[0], dtype=at_least_float32(mean.partial_sum.dtype))
+            for of_p in received.values():
                 if k in of_p:
-                    total.add_(of_p[k] if codec is None else codec.decode((of_p[k],), mean.part[0]))
-            mean.part[0] = total
+                    total.add_(of_p[k] if codec is None else codec.decode((of_p[k],), mean.partial_sum[0]))
+            mean.partial_sum[0] = total
 
     def gather_to_server(self, tensors: Mapping[int, Mapping[K, Tensor]]) -> Mapping[int, Mapping[K, Tensor]]:
         out = {w: dict(named) for w, named in tensors.items()}
@@ -186,7 +188,7 @@ class ManyProcesses:
         for mean in means:
             processes = self.processes_of(mean.weights)
             if len(processes) > 1:
-                together.setdefault((processes, mean.part.dtype), []).append(mean.part)
+                together.setdefault((processes, mean.partial_sum.dtype), []).append(mean.partial_sum)
         with listening(self.timeout_seconds):
             under_way = []
             for (processes, _), tensors in together.items():
@@ -204,7 +206,7 @@ class ManyProcesses:
 
     def _all_gather_rows(self, means: Sequence[Contribution]) -> list[dict[int, tuple[Tensor, ...]]]:
         """For each mean in which this process takes part the encoded rows of all its workers, in order; else nothing."""
-        heard: list[dict[int, tuple[Tensor, ...]]] = [{} for _ in means]
+        received: list[dict[int, tuple[Tensor, ...]]] = [{} for _ in means]
         together: dict[tuple[int, ...], list[int]] = {}
         for k, mean in enumerate(means):
             together.setdefault(self.processes_of(mean.weights), []).append(k)
@@ -226,8 +228,8 @@ class ManyProcesses:
                         for like in shapes[k]:
                             row.append(data[: like.nbytes].clone().view(like.dtype).view(like.shape))
                             data = data[like.nbytes :]
-                        heard[k][w] = tuple(row)
-        return [{w: h[w] for w in mean.weights if w in h} for mean, h in zip(means, heard, strict=True)]
+                        received[k][w] = tuple(row)
+        return [{w: h[w] for w in mean.weights if w in h} for mean, h in zip(means, received, strict=True)]
 
     def broadcast_newest_(self, moves: Sequence[tuple[Sequence[int], Sequence[int], Tensor]]) -> None:
         self.copy_between_(
@@ -245,9 +247,9 @@ class ManyProcesses:
             return agreed
         moves, blocks = [], []
         for block, x in zip(agreed.layout.blocks, agreed.blocks, strict=True):
-            knows = self.processes_of([w for w in block.everywhere if known_by[w]] or self.owners(block))
-            blocks.append(x if self.index or 0 in knows else x.new_empty(1, block.numel))
-            moves.append((knows, (0,), blocks[-1]))
+            owners = self.processes_of([w for w in block.everywhere if known_by[w]] or self.owners(block))
+            blocks.append(x if self.index or 0 in owners else x.new_empty(1, block.numel))
+            moves.append((owners, (0,), blocks[-1]))
         self.copy_between_(moves)
         return Stack(agreed.layout, blocks)
 
@@ -275,12 +277,12 @@ class ManyProcesses:
         slot = torch.zeros(SLOT_BYTES, dtype=torch.uint8)
         slot[:8] = _bytes(torch.tensor([len(data)]))
         slot[8 : 8 + len(data)] = data[: SLOT_BYTES - 8]
-        everyone = tuple(range(self.num))
+        all_processes = tuple(range(self.num))
         with listening(self.timeout_seconds):
-            slots = self._all_gather(slot, [SLOT_BYTES] * self.num, everyone, None)
+            slots = self._all_gather(slot, [SLOT_BYTES] * self.num, all_processes, None)
             sizes = [int(s[:8].view(torch.int64)) for s in slots]
             if max(sizes) > SLOT_BYTES - 8:
-                slots = self._all_gather(data, sizes, everyone, None)
+                slots = self._all_gather(data, sizes, all_processes, None)
             else:
                 slots = [s[8 : 8 + size] for s, size in zip(slots, sizes, strict=True)]
         return [json.loads(s.numpy().tobytes()) for s in slots]
@@ -300,10 +302,10 @@ class ManyProcesses:
     def copy_between_(self, moves: Sequence[tuple[Sequence[int], Sequence[int], Tensor]]) -> None:
         """Copy tensors from the first of the processes that know each to those that do not, one buffer for each pair."""
         together: dict[tuple[int, int, torch.dtype], list[Tensor]] = {}
-        for knows, to, x in moves:
+        for owners, to, x in moves:
             for p in to:
-                if p not in knows:
-                    together.setdefault((knows[0], p, x.dtype), []).append(x)
+                if p not in owners:
+                    together.setdefault((owners[0], p, x.dtype), []).append(x)
         for (origin, to_process, _), tensors in together.items():
             if self.index == origin:
                 self.send_([torch.cat([x.flatten() for x in tensors])], to_process)
@@ -411,12 +413,12 @@ def _by_mpi() -> Launched | None:
     """As `launched`, for ``mpirun`` and its like, which have names of their own for all this; Accelerate knows them."""
     from accelerate.utils import get_cpu_distributed_information
 
-    told = get_cpu_distributed_information()
-    if told.world_size > 1:
-        os.environ |= {"WORLD_SIZE": str(told.world_size), "RANK": str(told.rank)}
-        os.environ |= {"LOCAL_WORLD_SIZE": str(told.local_world_size), "LOCAL_RANK": str(told.local_rank)}
+    cluster = get_cpu_distributed_information()
+    if cluster.world_size > 1:
+        os.environ |= {"WORLD_SIZE": str(cluster.world_size), "RANK": str(cluster.rank)}
+        os.environ |= {"LOCAL_WORLD_SIZE": str(cluster.local_world_size), "LOCAL_RANK": str(cluster.local_rank)}
         os.environ.setdefault("MASTER_PORT", "29500")
-        if told.local_world_size == told.world_size:
+        if cluster.local_world_size == cluster.world_size:
             os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
     return launched()
 

@@ -97,13 +97,13 @@ class Placement:
         maps: list[list[list[int]]] = []
         for layer in range(num_layers if apart else 1):
             if self.kind == "fixed" and layer == 0:
-                maps.append(deal(num_experts, overlap, num_workers))
+                maps.append(fixed_map(num_experts, overlap, num_workers))
             else:
-                maps.append(shuffled(num_experts, overlap, num_workers, generator(seed, "placement", draw, layer)))
+                maps.append(random_map(num_experts, overlap, num_workers, generator(seed, "placement", draw, layer)))
         return maps if apart else maps * num_layers
 
 
-def deal(num_experts: int, overlap: int, num_workers: int) -> list[list[int]]:
+def fixed_map(num_experts: int, overlap: int, num_workers: int) -> list[list[int]]:
     """One layer's map without chance: the experts, O_e times over, are dealt to the workers in runs of N_le.
 
     Two copies of an expert are N_e ≥ N_le cards apart, so no worker gets both. Where O_e divides M this makes M/O_e
@@ -116,7 +116,7 @@ def deal(num_experts: int, overlap: int, num_workers: int) -> list[list[int]]:
     return workers_E
 
 
-def shuffled(num_experts: int, overlap: int, num_workers: int, g: torch.Generator) -> list[list[int]]:
+def random_map(num_experts: int, overlap: int, num_workers: int, g: torch.Generator) -> list[list[int]]:
     """One layer's map by chance: a dealt one with experts and workers renamed, then mixed by exchanging pairs.
 
     Renaming alone makes every (expert, worker) pair equally likely; the exchanges, which keep the map biregular, break
@@ -125,7 +125,7 @@ def shuffled(num_experts: int, overlap: int, num_workers: int, g: torch.Generato
     expert = torch.randperm(num_experts, generator=g).tolist()
     worker = torch.randperm(num_workers, generator=g).tolist()
     held = [set[int]() for _ in range(num_experts)]
-    for e, workers in enumerate(deal(num_experts, overlap, num_workers)):
+    for e, workers in enumerate(fixed_map(num_experts, overlap, num_workers)):
         held[expert[e]] = {worker[w] for w in workers}
     if overlap < num_workers:
         pairs = torch.randint(num_experts, (2 * num_experts * overlap, 2), generator=g).tolist()

@@ -18,7 +18,7 @@ from lab.engine.codecs import codec
 from lab.engine.comm import Communicator
 from lab.engine.fleet import Fleet, num_cores
 from lab.engine.state import State
-from lab.engine.surroundings import apart
+from lab.engine.surroundings import isolated
 from lab.engine.world import OneProcess, World
 from lab.errors import RecipeError
 from lab.methods import declared
@@ -94,7 +94,7 @@ def build(
         the file of a base model that a recipe starts from, by its size.
     """
     world = world or OneProcess()
-    with apart():
+    with isolated():
         device = torch.device("meta") if dry else device_of(recipe.compute, recipe.dtype)
         workers = recipe.num_workers if world.mine is None else len(world.mine)
         check_size(recipe, workers, device)

@@ -20,6 +20,7 @@ from lab.events import (
     Ended,
     Evaluated,
     Event,
+    KnobChanged,
     Measured,
     Placed,
     Routed,
@@ -28,14 +29,13 @@ from lab.events import (
     Started,
     Stepped,
     Truncated,
-    Turned,
     Warned,
     WorkersChanged,
 )
 from lab.recipes.recipe import Recipe
 from lab.runs.growing import Growing
 
-_LISTS = {Drifted: "drifted", WorkersChanged: "changes", Turned: "turned", Warned: "warnings", Placed: "placed"}
+_LISTS = {Drifted: "drifted", WorkersChanged: "changes", KnobChanged: "turned", Warned: "warnings", Placed: "placed"}
 _LISTS |= {Routed: "routed", Covered: "covered", Truncated: "truncated", Measured: "measured"}
 
 
@@ -59,7 +59,7 @@ class Columns:
     drifted: list[Drifted] = field(default_factory=list)
     ledger: Ledger = field(default_factory=Ledger)
     changes: list[WorkersChanged] = field(default_factory=list)
-    turned: list[Turned] = field(default_factory=list)
+    turned: list[KnobChanged] = field(default_factory=list)
     warnings: list[Warned] = field(default_factory=list)
     placed: list[Placed] = field(default_factory=list)
     routed: list[Routed] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""A line from whoever started a run to its first process: events one way, knobs and stops the other.
+"""A channel from whoever started a run to its first process: events one way, knobs and stops the other.
 
 The first process says ``["event", …]`` for each event and, where a hand may turn knobs, ``["ask", t]`` before local step t. The
 answer is any number of ``[knob, value]`` and at last ``["go", stopping]``; a pause is an answer that takes its time. It passes
@@ -22,37 +22,37 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
 
-from lab.events import Event, Started, Turned, from_json, to_json
+from lab.events import Event, KnobChanged, Started, from_json, to_json
 from lab.processes.peers import ManyProcesses
 from lab.runs.knobs import STOP
 
-LINE = "ISTHMUS_LINE"  # in the environment of the processes: "port word answer asks", the last "1" or "0"
+CHANNEL = "ISTHMUS_LINE"  # in the environment of the processes: "port word answer asks", the last "1" or "0"
 PAUSE_SECONDS = 0.1
 STRANGER_SECONDS = 5.0  # in which who connects must have said the word
 LONGEST = 1 << 26  # bytes of one word; a stranger's may have no end
 STRANGERS = 64  # who may be trying at a time; of more, those who came first are dropped
 
 
-class Line:
+class Channel:
     """One end. EOFError when the other has gone."""
 
     def __init__(self, connection: socket.socket):
         self.connection = connection
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # what is asked is asked now
-        self._heard: deque[bytes] = deque()
+        self._received: deque[bytes] = deque()
         self._rest = b""
 
-    def say(self, *words: Any) -> None:
+    def send(self, *words: Any) -> None:
         try:
             self.connection.settimeout(None)
             self.connection.sendall(json.dumps(words).encode() + b"\n")
         except OSError:
             raise EOFError from None
 
-    def hear(self, seconds: float) -> Any:
+    def receive(self, seconds: float) -> Any:
         """What the other end says next; None if it says nothing for so long. What is no JSON is said by a stranger: EOFError."""
         self.connection.settimeout(seconds)
-        while not self._heard:
+        while not self._received:
             try:
                 data = self.connection.recv(1 << 16)
             except TimeoutError:
@@ -62,11 +62,11 @@ class Line:
             if not data:
                 raise EOFError
             *lines, self._rest = (self._rest + data).split(b"\n")
-            self._heard.extend(lines)
+            self._received.extend(lines)
             if len(self._rest) > LONGEST:
                 raise EOFError
         try:
-            return json.loads(self._heard.popleft())
+            return json.loads(self._received.popleft())
         except (ValueError, RecursionError):
             raise EOFError from None
 
@@ -86,13 +86,13 @@ class Line:
 
 
 class Reports:
-    """What the first process says to whoever started the run, and asks. Without a line it does neither."""
+    """What the first process says to whoever started the run, and asks. Without a channel it does neither."""
 
     def __init__(self, world: ManyProcesses):
         self.world = world
-        self.line: Line | None = None
+        self.channel: Channel | None = None
         self.answered = False  # whether the other end has shown that it is who started the run
-        port, self.word, self.answer, asks = os.environ.get(LINE, "0 - - 0").split()
+        port, self.word, self.answer, asks = os.environ.get(CHANNEL, "0 - - 0").split()
         if world.first and port != "0":
             self._connect(int(port))
         self.asks = bool(world.all_gather_json(asks == "1")[0])
@@ -103,34 +103,34 @@ class Reports:
         """Where strangers throng, the other end may drop this one too: then once more. It may answer later, but not otherwise."""
         for _ in range(tries):
             try:
-                self.line = Line(socket.create_connection(("127.0.0.1", port), 10))
-                self.line.say(self.word)
-                self._hear(1.0)
+                self.channel = Channel(socket.create_connection(("127.0.0.1", port), 10))
+                self.channel.send(self.word)
+                self._receive(1.0)
                 return
             except TimeoutError:
                 continue
             except OSError:  # nobody is there
                 return
             except EOFError:
-                self.line = None
+                self.channel = None
 
-    def _hear(self, seconds: float) -> Any:
+    def _receive(self, seconds: float) -> Any:
         """What the other end says next, after the answer; None if it says nothing for so long."""
-        assert self.line is not None
+        assert self.channel is not None
         if not self.answered:
-            said = self.line.hear(seconds)
+            said = self.channel.receive(seconds)
             if said is not None and not _is(said, self.answer):
                 raise EOFError
             self.answered = said is not None
             return None
-        return self.line.hear(seconds)
+        return self.channel.receive(seconds)
 
-    def say(self, event: Event) -> None:
-        if self.line is not None:
+    def send(self, event: Event) -> None:
+        if self.channel is not None:
             try:
-                self.line.say("event", to_json(event))
+                self.channel.send("event", to_json(event))
             except EOFError:  # nobody listens any more: the run goes on, or stops where it would ask
-                self.line = None
+                self.channel = None
 
     def knobs(self, t: int) -> Iterator[tuple[str, Any]]:
         """What the other end turns before local step ``t``, or that it stops the run: in all processes, before the same step.
@@ -151,14 +151,14 @@ class Reports:
 
     def _word(self, t: int, asked: bool) -> list[Any] | None:
         try:
-            if self.line is None:
+            if self.channel is None:
                 raise EOFError
             if not asked:
-                self.line.say("ask", t)
-            word: list[Any] | None = self._hear(self.world.timeout_seconds / 4)
+                self.channel.send("ask", t)
+            word: list[Any] | None = self._receive(self.world.timeout_seconds / 4)
             return word
         except EOFError:
-            self.line = None
+            self.channel = None
             return ["go", True]  # nobody is there to ask: stop, with a checkpoint
 
 
@@ -181,45 +181,45 @@ class Listener:
         self._strangers: dict[socket.socket, tuple[float, bytes]] = {}  # until when, and what each has said so far
 
     def environment(self) -> dict[str, str]:
-        return {LINE: f"{self.server.getsockname()[1]} {self.word} {self.answer} {int(self.asks)}"}
+        return {CHANNEL: f"{self.server.getsockname()[1]} {self.word} {self.answer} {int(self.asks)}"}
 
     def events(
         self,
         going_on: Callable[[], bool],
-        between: Callable[[int, Callable[[], bool]], Iterable[tuple[str, Any]]] = lambda t, still: (),
+        knob_source: Callable[[int, Callable[[], bool]], Iterable[tuple[str, Any]]] = lambda t, still: (),
         stopping: Callable[[], bool] = lambda: False,
     ) -> Iterator[Event]:
         """What the run says until it is over, every event once, also if some steps are done again.
 
         Parameters
         ----------
-        between
+        knob_source
             knobs to turn before step t; may wait as long as ``still()``.
         """
         once = Once()
-        line: Line | None = None
+        channel: Channel | None = None
         with self.server, contextlib.closing(self):
             while True:
                 over = not going_on()
-                new = self._welcome(0.0 if line is not None else PAUSE_SECONDS)
+                new = self._welcome(0.0 if channel is not None else PAUSE_SECONDS)
                 if new is not None:  # the run has begun anew
-                    line = new
+                    channel = new
                     once.again()
                 try:
-                    words = line.hear(PAUSE_SECONDS) if line is not None else None
+                    words = channel.receive(PAUSE_SECONDS) if channel is not None else None
                     match words:
                         case ["event", text]:
                             yield from once.new(from_json(text))
-                        case ["ask", t] if line is not None:
-                            for knob, value in between(t, partial(_there, line, going_on)):
-                                line.say(knob, value)
-                            line.say("go", stopping())
+                        case ["ask", t] if channel is not None:
+                            for knob, value in knob_source(t, partial(_there, channel, going_on)):
+                                channel.send(knob, value)
+                            channel.send("go", stopping())
                         case _ if over:
                             return
                 except EOFError:
-                    line = None
+                    channel = None
 
-    def _welcome(self, seconds: float) -> Line | None:
+    def _welcome(self, seconds: float) -> Channel | None:
         """Look at who connects, for so long at most: the first process, if it is among them. Others are dropped in time."""
         with selectors.DefaultSelector() as ready:
             ready.register(self.server, selectors.EVENT_READ)
@@ -243,7 +243,7 @@ class Listener:
             self._strangers[stranger] = until, said
             if hmac.compare_digest(said, expected):
                 del self._strangers[stranger]
-                found = Line(stranger)
+                found = Channel(stranger)
             elif (
                 len(said) == len(expected) or time.monotonic() > until
             ):  # not sooner, or it could be guessed bit by bit
@@ -252,7 +252,7 @@ class Listener:
             self._drop(next(iter(self._strangers)))
         if found is not None:
             with contextlib.suppress(EOFError):  # that is noticed when it is heard
-                found.say(self.answer)
+                found.send(self.answer)
         return found
 
     def close(self) -> None:
@@ -269,8 +269,8 @@ def _is(said: Any, word: str) -> bool:
     return isinstance(said, list) and len(said) == 1 and hmac.compare_digest(str(said[0]).encode(), word.encode())
 
 
-def _there(line: Line, going_on: Callable[[], bool]) -> bool:
-    return line.open and going_on()
+def _there(channel: Channel, going_on: Callable[[], bool]) -> bool:
+    return channel.open and going_on()
 
 
 class Once:
@@ -286,7 +286,7 @@ class Once:
 
     def new(self, event: Event) -> Iterator[Event]:
         step = (
-            0 if isinstance(event, Started) else event.step - isinstance(event, Turned)
+            0 if isinstance(event, Started) else event.step - isinstance(event, KnobChanged)
         )  # it is turned before its step
         self.seen += step == self.step
         if step > self.step:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from lab.engine.state import Grad
-from lab.engine.surroundings import apart
+from lab.engine.surroundings import isolated
 from lab.events import Sent
 from lab.methods import Method
 from lab.probes.probe import Setup
@@ -28,7 +28,7 @@ class DryRun:
     def dry_step(self, number: int, t: Any) -> list[Sent]:
         setup = self.setup
         setup.comm.t = number
-        with apart():
+        with isolated():
             self.roll_call.follow_(number)
             self.method.step(setup.state, self.grad, setup.comm, t)
         return setup.comm.ledger.new()

@@ -35,7 +35,19 @@ from torch import Tensor
 
 from lab.engine.checkpoint import Checkpoint
 from lab.errors import Damaged, LabError, RecipeError, plain
-from lab.events import VERSION, Checkpointed, Ended, Evaluated, Event, Started, Turned, check, from_json, read, to_bytes
+from lab.events import (
+    VERSION,
+    Checkpointed,
+    Ended,
+    Evaluated,
+    Event,
+    KnobChanged,
+    Started,
+    check,
+    from_json,
+    read,
+    to_bytes,
+)
 from lab.files import (
     claimed,
     damage,
@@ -194,7 +206,7 @@ class RunFolder:
                 found.append(Vouched(f"checkpoint {file.name}", about["events"]["bytes"], about["events"]["crc"]))
         return max(found, key=lambda vouched: vouched.num_bytes, default=None)
 
-    def turned(self, after: int) -> dict[int, dict[str, Any]]:
+    def knobs_after(self, after: int) -> dict[int, dict[str, Any]]:
         """Knobs that were turned for steps later than ``after``, by step and name.
 
         Raises
@@ -203,12 +215,12 @@ class RunFolder:
             where ``knobs.jsonl`` is. Where it is missing, they are taken from the events.
         """
         out: dict[int, dict[str, Any]] = {}
-        for event in (*self._turned_events(), *self._turned_knobs()):  # the latter hold all that there are
+        for event in (*self._knobs_in_events(), *self._knobs_in_file()):  # the latter hold all that there are
             if event.step > after:
                 out.setdefault(event.step, {})[event.knob] = event.value
         return out
 
-    def _turned_knobs(self) -> list[Turned]:
+    def _knobs_in_file(self) -> list[KnobChanged]:
         file = self.path / "knobs.jsonl"
         try:
             events = [e for piece in pieces(file) for e in _parsed(file, piece)]
@@ -216,16 +228,16 @@ class RunFolder:
             return []
         except Damaged as error:
             raise Damaged(f"{error}; put it back, or remove it to take the knobs from events.jsonl") from None
-        return [e for e in events if isinstance(e, Turned)]
+        return [e for e in events if isinstance(e, KnobChanged)]
 
-    def _turned_events(self) -> list[Turned]:
+    def _knobs_in_events(self) -> list[KnobChanged]:
         """Those in the events, up to the first that is damaged."""
-        found: list[Turned] = []
+        found: list[KnobChanged] = []
         file = self.path / "events.jsonl"
         with contextlib.suppress(OSError, LabError):
             for piece in pieces(file):
                 if b'"turned"' in piece.lines:
-                    found += [e for e in _parsed(file, piece) if isinstance(e, Turned) and e.knob != "paused"]
+                    found += [e for e in _parsed(file, piece) if isinstance(e, KnobChanged) and e.knob != "paused"]
         return found
 
     def ended(self) -> Ended | None:
@@ -346,9 +358,9 @@ class RunFolder:
         self.lock()
         self._recipe, self._kept = recipe.to_dict(), keep_bytes
         with _writing(self.path, RecipeError):
-            missing = [e for e in self._turned_events() if e.step > step]
+            missing = [e for e in self._knobs_in_events() if e.step > step]
             if (self.path / "knobs.jsonl").exists() or missing:
-                known = self._turned_knobs()
+                known = self._knobs_in_file()
                 self._knobs = Log(self.path / "knobs.jsonl")
                 for event in missing:  # lost with that file, and about to be cut from this one
                     if event not in known:
@@ -368,7 +380,7 @@ class RunFolder:
         assert self._file is not None
         line = to_bytes(event)
         try:
-            if isinstance(event, Turned) and event.knob != "paused":
+            if isinstance(event, KnobChanged) and event.knob != "paused":
                 self._knobs = self._knobs or Log(self.path / "knobs.jsonl")
                 self._knobs.append(line)
                 self._knobs.flush(sync=True)  # it cannot be worked out again

@@ -173,11 +173,11 @@ def changes(was: Input, now: Input) -> str:
     return ", ".join(said[:NAMED]) + more if said else "its content has changed"
 
 
-def same_everywhere(told: Sequence[Mapping[str, str]]) -> None:
-    """Raises LabError where processes of one run read different things: ``told`` are their digests."""
-    for index, digests_there in enumerate(told):
+def same_everywhere(digests: Sequence[Mapping[str, str]]) -> None:
+    """Raises LabError where processes of one run read different things: ``digests`` by process and input (`Inputs`)."""
+    for index, digests_there in enumerate(digests):
         for part, digest in digests_there.items():
-            if told[0].get(part) != digest:
+            if digests[0].get(part) != digest:
                 raise LabError(
                     f"process {index} reads another {CALLED[part]} than process 0: give all processes the same files"
                 )

@@ -29,7 +29,7 @@ from lab.errors import RecipeError, one_of
 from lab.methods.registry import Method, fixed_periods, name_of
 from lab.recipes.recipe import Recipe
 
-Source = Callable[[int], Iterable[tuple[str, Any]]]  # knobs to turn before local step t, and their values; may wait
+KnobSource = Callable[[int], Iterable[tuple[str, Any]]]  # knobs to turn before local step t, and their values; may wait
 STOP = "stop"  # what a source gives instead of a knob: no further step
 KNOBS = ("lr", "sync_every", "down", "network", "paused")
 
@@ -39,7 +39,7 @@ def at_start(recipe: Recipe, knob: str) -> Any:
     return {"lr": 1.0, "sync_every": periods(recipe.method), "down": [], "network": None, "paused": False}[knob]
 
 
-def settled(recipe: Recipe, knob: str, value: Any, present: Mapping[str, Any]) -> Any:
+def validate_knob(recipe: Recipe, knob: str, value: Any, present: Mapping[str, Any]) -> Any:
     """The value of a knob in full, as plain JSON; ``present``: the knobs that are not where they were at the start.
 
     Raises
@@ -55,11 +55,11 @@ def settled(recipe: Recipe, knob: str, value: Any, present: Mapping[str, Any]) -
                 )
             return float(value)
         case "sync_every":
-            return _settled_periods(recipe, value, present.get(knob, periods(recipe.method)))
+            return _validate_periods(recipe, value, present.get(knob, periods(recipe.method)))
         case "down":
-            return _settled_workers(recipe, value)
+            return _validate_workers(recipe, value)
         case "network":
-            return settled_network(value)
+            return network_fields(value)
         case "paused":
             return bool(value)
     raise RecipeError(one_of("knob", knob, KNOBS))
@@ -71,9 +71,9 @@ class Knobs(Part):
     def __init__(self, recipe: Recipe):
         self.recipe, self.method, self.values = recipe, recipe.method, dict[str, Any]()
 
-    def turn(self, knob: str, value: Any) -> bool:
+    def set_knob(self, knob: str, value: Any) -> bool:
         """Turn a knob before the next local step; False where it stands there already."""
-        value = settled(self.recipe, knob, value, self.values)
+        value = validate_knob(self.recipe, knob, value, self.values)
         if value == self.values.get(knob, at_start(self.recipe, knob)):
             return False
         if knob == "sync_every":
@@ -86,7 +86,7 @@ class Knobs(Part):
 
     def load_json(self, values: dict[str, Any], step: int) -> None:
         for knob, value in values.get("knobs", {}).items():
-            self.turn(knob, value)
+            self.set_knob(knob, value)
 
 
 def periods(method: Method) -> int | dict[str, int] | None:
@@ -99,7 +99,7 @@ def with_periods(method: Method, sync_every: int | Mapping[str, int]) -> Method:
     return checked(type(method), vars(method) | {"sync_every": sync_every}, "method")
 
 
-def _settled_periods(recipe: Recipe, value: Any, now: Any) -> int | dict[str, int]:
+def _validate_periods(recipe: Recipe, value: Any, now: Any) -> int | dict[str, int]:
     method, name = recipe.method, name_of(recipe.method)
     fixed = fixed_periods(method, recipe)
     if fixed is not None:
@@ -114,7 +114,7 @@ def _settled_periods(recipe: Recipe, value: Any, now: Any) -> int | dict[str, in
     return changed  # type: ignore[no-any-return]
 
 
-def _settled_workers(recipe: Recipe, value: Iterable[int]) -> list[int]:
+def _validate_workers(recipe: Recipe, value: Iterable[int]) -> list[int]:
     workers = sorted(set(value))
     for w in workers:
         if not isinstance(w, int) or isinstance(w, bool) or not 0 <= w < recipe.num_workers:
@@ -122,7 +122,7 @@ def _settled_workers(recipe: Recipe, value: Iterable[int]) -> list[int]:
     return workers
 
 
-def settled_network(value: str | Network | Mapping[str, Any] | None) -> dict[str, Any] | None:
+def network_fields(value: str | Network | Mapping[str, Any] | None) -> dict[str, Any] | None:
     """A network by name, as it is or by its fields, as its fields in plain JSON."""
     if value is None:
         return None

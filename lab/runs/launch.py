@@ -82,7 +82,7 @@ def train(
     for event in stream:
         columns.add(event)
         each(event)
-        reports.say(event)
+        reports.send(event)
     return columns
 
 
@@ -208,7 +208,7 @@ def _lost(failures: Mapping[int, tuple[int, float]], num: int, timeout_seconds: 
     return f"a process of {num} ended, or did not answer within {timeout_seconds:g} s"
 
 
-def over(
+def train_over_processes(
     num: int,
     recipe: Recipe,
     folder: str | Path,
@@ -228,19 +228,19 @@ def over(
         with the message that the run ended with.
     """
     columns = Columns()
-    for event in events_over(num, recipe, RunFolder(located(folder)), restarts, timeout_seconds):
+    for event in events_over_processes(num, recipe, RunFolder(located(folder)), restarts, timeout_seconds):
         columns.add(event)
         each(event)
     return columns
 
 
-def events_over(
+def events_over_processes(
     num: int,
     recipe: Recipe,
     folder: RunFolder,
     restarts: int = 0,
     timeout_seconds: float = TIMEOUT_SECONDS,
-    between: Callable[[int, Callable[[], bool]], Iterable[tuple[str, Any]]] | None = None,
+    knob_source: Callable[[int, Callable[[], bool]], Iterable[tuple[str, Any]]] | None = None,
     stopping: Callable[[], bool] = lambda: False,
     accept_new_text: bool = False,
 ) -> Iterator[Event]:
@@ -248,7 +248,7 @@ def events_over(
 
     Parameters
     ----------
-    between
+    knob_source
         knobs to turn before step t, in all processes; may wait as long as its second argument says so. With it, the
         processes exchange a few hundred bytes in every step.
     stopping
@@ -267,7 +267,7 @@ def events_over(
     command = child.command("lab", "resume", str(folder.path), "--processes", str(num))
     command += ["--restarts", str(restarts), "--timeout", str(timeout_seconds)]
     command += ["--accept-new-text"] * accept_new_text
-    listener = Listener(asks=between is not None)
+    listener = Listener(asks=knob_source is not None)
     env = child.environment() | listener.environment()
     with (
         tempfile.TemporaryFile("w+", encoding="utf-8") as said,
@@ -277,7 +277,7 @@ def events_over(
         ) as started,
     ):
         try:
-            yield from listener.events(lambda: started.poll() is None, between or (lambda t, still: ()), stopping)
+            yield from listener.events(lambda: started.poll() is None, knob_source or (lambda t, still: ()), stopping)
         finally:
             started.terminate()
         if started.wait():

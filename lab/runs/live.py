@@ -33,7 +33,7 @@ from lab.costs.network import Network
 from lab.data import corpora
 from lab.engine.surroundings import one_core_
 from lab.errors import LabError, RecipeError
-from lab.events import Ended, Event, Sent, Started, Stepped, Turned
+from lab.events import Ended, Event, KnobChanged, Sent, Started, Stepped
 from lab.files import located, numbered, shown, working_folder, working_in
 from lab.methods.registry import name_of, source_of
 from lab.processes.peers import check_timeout, share_out
@@ -41,8 +41,8 @@ from lab.recipes.recipe import Recipe
 from lab.runs.columns import Columns
 from lab.runs.finished import check_finished
 from lab.runs.folder import RunFolder, find_run
-from lab.runs.knobs import STOP, settled
-from lab.runs.launch import events_over
+from lab.runs.knobs import STOP, validate_knob
+from lab.runs.launch import events_over_processes
 from lab.runs.trainer import Trainer
 
 RATE = 8.0  # batches a second that a view is given, at most
@@ -241,7 +241,7 @@ class Run:
             raise LabError("a replay shows what happened: its knobs cannot be turned")
         if self.finished.is_set() or self._stopping:
             raise LabError(f"{self.name} is over ({self.status}): start a run to turn its knobs")
-        full = {knob: settled(self.recipe, knob, value, self.knobs) for knob, value in knobs.items()}
+        full = {knob: validate_knob(self.recipe, knob, value, self.knobs) for knob, value in knobs.items()}
         self._wanted |= full
         self.knobs |= full
         self._word.notify_all()
@@ -338,7 +338,7 @@ class Run:
                 self.t = event.step
             case Sent() if event.op != "broadcast":
                 self._synced = True
-            case Turned():
+            case KnobChanged():
                 with self._word:
                     if event.knob not in self._wanted:
                         self.knobs[event.knob] = event.value
@@ -559,7 +559,7 @@ def _spread(
     num_processes: int, restarts: int, timeout_seconds: float, accept_new_text: bool, run: Run
 ) -> Iterator[Event]:
     assert run.folder is not None
-    yield from events_over(
+    yield from events_over_processes(
         num_processes,
         run.recipe,
         run.folder,

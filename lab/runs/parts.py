@@ -61,16 +61,16 @@ class States(Part):
     def tensors(self) -> Iterator[Piece]:
         s = self.state
         for name, optimizer in s.optimizers.items():
-            told = None if name == "inner" else self._told(self._moved_by(name).layout)
+            saved_here = None if name == "inner" else self._blocks_saved_here(self._moved_by(name).layout)
             for number, rows, num, leaf in self._leaves(name):
                 for key, value in optimizer.state.get(leaf, {}).items():
-                    if isinstance(value, Tensor) and (rows if told is None else number in told):
+                    if isinstance(value, Tensor) and (rows if saved_here is None else number in saved_here):
                         yield Piece(f"optimizer/{name}/{number}/{key}", value, rows, num)
         inner, outer = self._owned()
         for name, stack in s.local.items():
             yield from pieces_of(f"local/{name}", stack) if name not in inner else ()
         for name, stack in s.shared.items():
-            for i in [] if name in outer else self._told(stack.layout):
+            for i in [] if name in outer else self._blocks_saved_here(stack.layout):
                 yield Piece(f"shared/{name}/{i}", stack.blocks[i])
         for name, stack in self.comm.residuals.items():
             yield from pieces_of(f"residual/{name}", stack)
@@ -142,7 +142,7 @@ class States(Part):
             return [(*at, leaf) for at, leaf in zip(leaves_here(params.layout), leaves, strict=True)]
         return [(i, None, 0, leaves[i]) for i in range(len(leaves))]
 
-    def _told(self, layout: Layout) -> list[int]:
+    def _blocks_saved_here(self, layout: Layout) -> list[int]:
         """Blocks of which this process tells what all agree on."""
         return [i for i, b in enumerate(layout.blocks) if self.comm.world.owners(b)[0] in self.state.fleet.mine]
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lab.costs.network import duration, human
-from lab.events import Ended, Evaluated, Event, Sent, Started, Stepped, Turned
+from lab.events import Ended, Evaluated, Event, KnobChanged, Sent, Started, Stepped
 
 FILE = "ISTHMUS_PROGRESS_FILE"  # environment variable: where a notebook that trains reports how far it is
 RECENT = 64  # steps from whose pace the time that is left follows
@@ -49,7 +49,7 @@ class Progress:
                 self.bytes_sent += event.bytes_all
             case Evaluated():
                 self.validation = event.loss
-            case Turned() if event.knob == "paused":
+            case KnobChanged() if event.knob == "paused":
                 self._recent.clear()  # how long somebody thinks says nothing of what is left
             case Ended():
                 self.ended = event

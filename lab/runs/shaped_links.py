@@ -27,7 +27,7 @@ from lab.events import Evaluated, Event, Sent, Stepped
 from lab.recipes.recipe import Recipe
 from lab.runs import child
 from lab.runs.folder import RunFolder
-from lab.runs.launch import events_over, prepare
+from lab.runs.launch import events_over_processes, prepare
 
 PREFIX = "isthmus-"
 
@@ -117,22 +117,22 @@ def pairs() -> None:
 
 
 @dataclass(frozen=True)
-class Measured:
+class LinkMeasurement:
     """W: the processes, one worker each. Without links to count on, bytes and packets are empty."""
 
     bytes_W: list[int]  # that left each process, with all headers
     packets_W: list[int]
-    between: dict[str, int]  # "sender-receiver", as seen on the bridge
+    bytes_by_pair: dict[str, int]  # "sender-receiver", as seen on the bridge
     step_seconds: dict[int, float]  # of each step, by the first process
     ledger: list[Sent]
     loss: float  # at the end
 
     @classmethod
-    def of(cls, events: list[Event], counters: list[tuple[int, int]], between: dict[str, int]) -> Measured:
+    def of(cls, events: list[Event], counters: list[tuple[int, int]], bytes_by_pair: dict[str, int]) -> LinkMeasurement:
         return cls(
             [b for b, _ in counters],
             [n for _, n in counters],
-            between,
+            bytes_by_pair,
             {e.step: e.seconds for e in events if isinstance(e, Stepped)},
             [e for e in events if isinstance(e, Sent)],
             [e.loss for e in events if isinstance(e, Evaluated)][-1],
@@ -149,7 +149,7 @@ class Measured:
         alone = sorted(x for t, x in self.step_seconds.items() if t > 2 and t not in sends)
         return alone[len(alone) // 2] if alone else 0.0
 
-    def after(self, step: int) -> Measured:
+    def after(self, step: int) -> LinkMeasurement:
         """The later steps alone, with the bytes of all."""
         later = {t: x for t, x in self.step_seconds.items() if t > step}
         return replace(self, step_seconds=later, ledger=[r for r in self.ledger if r.step > step])
@@ -162,22 +162,22 @@ class Measured:
         ledger = [replace(r, step=r.step - begin) for r in self.ledger]
         return network.price(ledger, num_workers=num, steps=len(self.step_seconds), compute_seconds=alone)
 
-    def less(self, other: Measured) -> Measured:
+    def less(self, other: LinkMeasurement) -> LinkMeasurement:
         """What this run had more than a shorter one."""
         return replace(
             self,
             bytes_W=[a - b for a, b in zip(self.bytes_W, other.bytes_W, strict=True)],
             packets_W=[a - b for a, b in zip(self.packets_W, other.packets_W, strict=True)],
-            between={pair: n - other.between.get(pair, 0) for pair, n in self.between.items()},
+            bytes_by_pair={pair: n - other.bytes_by_pair.get(pair, 0) for pair, n in self.bytes_by_pair.items()},
         ).after(max(other.step_seconds))
 
 
-def measure(recipe: Recipe, bits_per_second: float, look_between: bool = False) -> Measured:
+def measure(recipe: Recipe, bits_per_second: float, count_pairs: bool = False) -> LinkMeasurement:
     """One run over as many processes as there are workers, each behind a link of this rate in both directions.
 
     Parameters
     ----------
-    look_between
+    count_pairs
         also count what travels between each two of them.
 
     Raises
@@ -199,7 +199,7 @@ def measure(recipe: Recipe, bits_per_second: float, look_between: bool = False) 
         }
         inside = ("ip", "netns", "exec")
         sniffer = None
-        if look_between:
+        if count_pairs:
             sniffer = subprocess.Popen(
                 [*inside, f"{PREFIX}hub", *child.command("lab.runs.shaped_links")],
                 env=env,
@@ -218,21 +218,25 @@ def measure(recipe: Recipe, bits_per_second: float, look_between: bool = False) 
         codes = [p.wait() for p in started]
         if any(codes):
             raise LabError("\n".join((Path(path) / f"{p}.log").read_text() for p in range(num)))
-        between = json.loads(sniffer.communicate("")[0]) if sniffer is not None else {}
+        bytes_by_pair = json.loads(sniffer.communicate("")[0]) if sniffer is not None else {}
         counters = [sent(name) for name in names]
         events = list(folder.events())
-    return Measured.of(events, counters, between)
+    return LinkMeasurement.of(events, counters, bytes_by_pair)
 
 
-def loopback(recipe: Recipe) -> Measured:
+def loopback(recipe: Recipe) -> LinkMeasurement:
     """The same without links of its own, where none can be made: nothing is slowed down, no bytes are counted."""
     with tempfile.TemporaryDirectory() as path:
-        return Measured.of(list(events_over(recipe.num_workers, recipe, RunFolder(Path(path) / "run"))), [], {})
+        return LinkMeasurement.of(
+            list(events_over_processes(recipe.num_workers, recipe, RunFolder(Path(path) / "run"))), [], {}
+        )
 
 
-def difference(recipe: Recipe, bits_per_second: float, steps: tuple[int, int], look_between: bool = False) -> Measured:
+def difference(
+    recipe: Recipe, bits_per_second: float, steps: tuple[int, int], count_pairs: bool = False
+) -> LinkMeasurement:
     """What the steps after the first ``steps[0]`` took, up to ``steps[1]``."""
-    short, long = (measure(recipe.but(steps=n), bits_per_second, look_between) for n in steps)
+    short, long = (measure(recipe.but(steps=n), bits_per_second, count_pairs) for n in steps)
     return long.less(short)
 
 

@@ -65,8 +65,8 @@ class SharedFolder:
         if self.folder is not None:
             self.folder.append_end(ended)
 
-    def turned(self, after: int) -> dict[int, dict[str, Any]]:
-        found = self._first(lambda folder: folder.turned(after)) or {}
+    def knobs_after(self, after: int) -> dict[int, dict[str, Any]]:
+        found = self._first(lambda folder: folder.knobs_after(after)) or {}
         return dict(self.world.all_gather_json(list(found.items()))[0])
 
     def last_step_saved(self) -> int | None:

@@ -26,10 +26,22 @@ from lab.data.cache import cache_folder
 from lab.engine.checkpoint import Checkpoint, restore_, snapshot
 from lab.engine.fleet import Fleet
 from lab.engine.stack import Stack
-from lab.engine.surroundings import apart, one_core
+from lab.engine.surroundings import isolated, one_core
 from lab.engine.world import World
 from lab.errors import Diverged, LabError, RecipeError
-from lab.events import VERSION, Checkpointed, Ended, Evaluated, Event, Placed, Sent, Started, Stepped, Turned, Warned
+from lab.events import (
+    VERSION,
+    Checkpointed,
+    Ended,
+    Evaluated,
+    Event,
+    KnobChanged,
+    Placed,
+    Sent,
+    Started,
+    Stepped,
+    Warned,
+)
 from lab.files import damage, located, working_folder, working_in, write_with_digest
 from lab.probes.health import not_finite
 from lab.probes.probe import Agreed
@@ -41,7 +53,7 @@ from lab.runs.columns import Columns
 from lab.runs.finished import check_finished
 from lab.runs.folder import RunFolder
 from lab.runs.inputs import Inputs, of_digests, same_everywhere
-from lab.runs.knobs import STOP, Source
+from lab.runs.knobs import STOP, KnobSource
 from lab.runs.pretrain import base_recipe
 
 
@@ -60,7 +72,7 @@ class Folder(Protocol):
     def record_inputs(self, now: Inputs) -> None:
         """What is read from now on."""
 
-    def turned(self, after: int) -> dict[int, dict[str, Any]]:
+    def knobs_after(self, after: int) -> dict[int, dict[str, Any]]:
         """Knobs that were turned after a step, by the step they were turned for."""
 
     def open(self, recipe: Recipe, keep_bytes: int = 0, step: int = 0) -> None:
@@ -103,7 +115,7 @@ class Trainer:
         world: World | None = None,
         fleet: Fleet | None = None,
         accept_new_text: bool = False,
-        knob_source: Source = lambda t: (),
+        knob_source: KnobSource = lambda t: (),
     ):
         self.place = working_folder()  # what names of files in the recipe are relative to
         self.recipe, self.accept_new_text, self.knob_source = recipe, accept_new_text, knob_source
@@ -133,13 +145,13 @@ class Trainer:
         events = self._events(folder)
         try:
             while True:
-                with apart(), working_in(self.place):
+                with isolated(), working_in(self.place):
                     event = next(events, None)
                 if event is None:
                     return
                 yield event
         finally:
-            with apart(), working_in(self.place):
+            with isolated(), working_in(self.place):
                 events.close()
 
     def _events(self, folder: Folder | None) -> Generator[Event, None, None]:
@@ -182,7 +194,7 @@ class Trainer:
             notes += [*accepted, f"resumed after step {self.t}"]
         elif notes:
             notes.append("no whole checkpoint is left: starting again from the beginning")
-        self._again = folder.turned(self.t)
+        self._again = folder.knobs_after(self.t)
         folder.open(self.recipe, checkpoint.events_bytes if checkpoint is not None else 0, self.t)
         folder.record_inputs(inputs)
         return notes
@@ -224,8 +236,8 @@ class Trainer:
         for knob, value in itertools.chain(self._again.pop(t, {}).items(), self.knob_source(t)):
             if knob == STOP:
                 stopping = value
-            elif self.knobs.turn(knob, value):
-                yield Turned(t, knob, self.knobs.values[knob])
+            elif self.knobs.set_knob(knob, value):
+                yield KnobChanged(t, knob, self.knobs.values[knob])
         return stopping
 
     def _roll_call(self, t: int) -> Iterator[Event]:

@@ -360,7 +360,7 @@ STORED: dict[str, Any] = {
     "schedule": {"kind": "constant", "warmup": 16},
     "method": {"name": "des_loc", "sync_every": {"params": 8, "exp_avg": 24, "exp_avg_sq": 48}},
 }
-TURNED: dict[int, dict[str, Any]] = {  # by the first local step in which they are effective
+KNOB_CHANGES: dict[int, dict[str, Any]] = {  # by the first local step in which they are effective
     65: {"lr": 8.0},
     97: {"lr": 1.0},
     129: {"sync_every": {"params": 32}},
@@ -369,7 +369,7 @@ TURNED: dict[int, dict[str, Any]] = {  # by the first local step in which they a
 }
 
 
-def turning(trainer: Trainer, turned: Mapping[int, Mapping[str, Any]]) -> Trainer:
+def with_knobs(trainer: Trainer, turned: Mapping[int, Mapping[str, Any]]) -> Trainer:
     """A trainer whose knobs are turned at these steps."""
     trainer.knob_source = lambda t: turned.get(t, {}).items()
     return trainer
@@ -378,7 +378,7 @@ def turning(trainer: Trainer, turned: Mapping[int, Mapping[str, Any]]) -> Traine
 def record(folder: str | Path) -> RunFolder:
     """Make the stored run anew: ``python -m lab.study.teaching notebooks/stored/turned``. Needs some seconds, and no network."""
     run = RunFolder(folder)
-    for _ in turning(Trainer(Recipe.of(STORED)), TURNED).events(run):
+    for _ in with_knobs(Trainer(Recipe.of(STORED)), KNOB_CHANGES).events(run):
         pass
     return run
 

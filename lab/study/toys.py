@@ -198,14 +198,14 @@ def gossip(
         s.grads["x"].copy_(x).add_(torch.randn(num_workers, dim, generator=g, dtype=torch.float64), alpha=noise)
         return 0.5 * x.square().sum(1)
 
-    def apart() -> float:
+    def distance() -> float:
         x = s.local["slow"]["x"]
         return float((x - x.mean(0)).square().mean())
 
     bench = Bench(parse_method(spec), s, grad)
-    seen = [apart()]
+    seen = [distance()]
     for _ in range(rounds):
         bench.run(sync_every)
-        seen.append(apart())
+        seen.append(distance())
     bench.close()
     return seen

@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lab.data.corpora import Document, Source
-from lab.data.splits import deal
+from lab.data.corpora import CorpusSource, Document
+from lab.data.splits import partition
 from lab.data.tasks import TASKS, Example, generate, load_task, stdlib, task_name
 from lab.data.tasks.data import Encoder, TaskData
 from lab.data.tasks.examples import Examples, Task, load_examples
@@ -168,7 +168,7 @@ def test_docstrings_hold_out_what_the_corpus_holds_out(monkeypatch: pytest.Monke
     function = 'def name(argument):\n    """Says what it does."""\n    return argument + {}\n'
     docs = [Document(f"f{i}.py", "modules", function.format(i), held_out=i > 1) for i in range(3)]
     docs.append(Document("bad.py", "modules", "def broken(:\n"))
-    monkeypatch.setattr(stdlib, "open_source", lambda spec: Source([spec], lambda: iter(docs)))
+    monkeypatch.setattr(stdlib, "open_source", lambda spec: CorpusSource([spec], lambda: iter(docs)))
     prompt = "def name(argument):\n    return argument + {}"
     assert list(stdlib.docstrings()) == [(prompt.format(i), "Says what it does.", "modules", i > 1) for i in range(3)]
 
@@ -314,7 +314,7 @@ def test_split_errors(tmp_path: Path) -> None:
         load("toy-labels", tmp_path, num_workers=41)
     with fails("worker 4 would get no data.*another split"):
         load("toy-labels", tmp_path, num_workers=5, split="domain")
-    assert [x.tolist() for x in deal(np.array([1, 0, 1, 1]), 2, "domain")] == [[0, 2, 3], [1]]
+    assert [x.tolist() for x in partition(np.array([1, 0, 1, 1]), 2, "domain")] == [[0, 2, 3], [1]]
 
 
 def test_batches_have_no_cursor(tmp_path: Path) -> None:

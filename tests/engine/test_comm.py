@@ -177,7 +177,7 @@ def test_looking_is_free() -> None:
     seen = comm.agreed(fleet.params)
     assert len(comm.ledger) == 0
     assert all(close(a, b) for a, b in zip(seen.blocks, comm.mean(fleet.params, "params").blocks, strict=True))
-    some = comm.agreed(fleet.params, among=[False, True, True])
+    some = comm.agreed(fleet.params, participants=[False, True, True])
     assert close(some["experts.b"][0], fleet.params.cell("experts.b", 1))
 
 

@@ -25,7 +25,7 @@ from lab.events import Placed, Routed, Saturated, Sent, Warned
 from lab.methods.fomoe import FoMoE
 from lab.models.moe import MoE
 from lab.probes.routing import balance
-from lab.recipes.placement import Experts, Placement, deal, moved, resident, shuffled
+from lab.recipes.placement import Experts, Placement, fixed_map, moved, random_map, resident
 from lab.recipes.recipe import Recipe
 from lab.recipes.scenario import Outage, Scenario
 from lab.runs.folder import RunFolder
@@ -54,8 +54,8 @@ def is_biregular(workers_E: list[list[int]], overlap: int, num_workers: int) -> 
 def test_every_expert_has_its_copies_and_every_worker_its_share(shape: tuple[int, int, int], seed: int) -> None:
     num_workers, num_experts, overlap = shape
     Placement(overlap=overlap).check_table(num_experts, num_workers)
-    assert is_biregular(deal(num_experts, overlap, num_workers), overlap, num_workers)
-    assert is_biregular(shuffled(num_experts, overlap, num_workers, generator(seed)), overlap, num_workers)
+    assert is_biregular(fixed_map(num_experts, overlap, num_workers), overlap, num_workers)
+    assert is_biregular(random_map(num_experts, overlap, num_workers, generator(seed)), overlap, num_workers)
 
 
 @given(biregular)
@@ -63,7 +63,7 @@ def test_fixed_groups_are_as_few_as_can_be(shape: tuple[int, int, int]) -> None:
     """Where O_e divides M, the workers fall into M/O_e groups that hold the same experts."""
     num_workers, num_experts, overlap = shape
     if num_workers % overlap == 0:
-        groups = {tuple(workers) for workers in deal(num_experts, overlap, num_workers)}
+        groups = {tuple(workers) for workers in fixed_map(num_experts, overlap, num_workers)}
         assert len(groups) == num_workers // overlap
 
 

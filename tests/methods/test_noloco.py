@@ -121,12 +121,13 @@ def test_pairs_talk_at_the_same_time() -> None:
 
 
 def test_among_takes_part_in_a_mean() -> None:
-    """``among`` limits a mean to marked workers, in numbers and in the ledger."""
+    """``participants`` limits a mean to marked workers, in numbers and in the ledger."""
     bench = Bench(NoLoCo(), 3)
     for block in bench.fleet.params.blocks:
         block.copy_(torch.tensor([1.0, 2.0, 6.0])[:, None].expand_as(block))
     comm = Communicator(bench.fleet)
-    assert all((b == 3.5).all() for b in comm.mean(bench.fleet.params, "params", among=[True, False, True]).blocks)
+    mean = comm.mean(bench.fleet.params, "params", participants=[True, False, True])
+    assert all((b == 3.5).all() for b in mean.blocks)
     assert {r.workers for r in comm.ledger} == {(0, 2)}
 
 

@@ -26,7 +26,7 @@ from lab.recipes.notes import notes
 from lab.recipes.recipe import Recipe
 from lab.recipes.scenario import Outage, Scenario
 from lab.runs.columns import Columns
-from lab.runs.knobs import settled
+from lab.runs.knobs import validate_knob
 from lab.runs.plan import plan
 from lab.runs.trainer import Trainer, train
 from tests.support.recipes import corpus, recipe
@@ -83,7 +83,7 @@ class Relay:
         self.inner.step_(s, t)
         if t % self.sync_every == 0:
             agreed = s.shared["params"]
-            s.shared["params"] = comm.mean(s.local["params"], "params", otherwise=agreed, to_server=True)
+            s.shared["params"] = comm.mean(s.local["params"], "params", fallback=agreed, to_server=True)
         return loss_W
 '''
 
@@ -113,7 +113,7 @@ class Nomads:
         loss_W = grad(s)
         self.inner.step_(s, t, s.experts.warmup(self.sync_every) if s.experts is not None else 0)
         if t % self.sync_every == 0:
-            s.shared["params"] = comm.mean(s.local["params"], "params", otherwise=s.shared["params"])
+            s.shared["params"] = comm.mean(s.local["params"], "params", fallback=s.shared["params"])
             s.local["params"].copy_(s.shared["params"], s.fleet.up)
         return loss_W
 '''
@@ -239,11 +239,13 @@ def test_recipes_ask_what_it_declares(own: ModuleType) -> None:
 
 
 def test_knobs_ask_whether_its_periods_can_change(own: ModuleType) -> None:
-    assert "its rounds begin with what clients fetch" in refused(lambda: settled(tiny("relay"), "sync_every", 3, {}))
-    assert "where experts move" in refused(lambda: settled(tiny("nomads"), "sync_every", 3, {}))
-    assert settled(tiny("quiet"), "sync_every", 3, {}) == 3
+    assert "its rounds begin with what clients fetch" in refused(
+        lambda: validate_knob(tiny("relay"), "sync_every", 3, {})
+    )
+    assert "where experts move" in refused(lambda: validate_knob(tiny("nomads"), "sync_every", 3, {}))
+    assert validate_knob(tiny("quiet"), "sync_every", 3, {}) == 3
     whispers = recipe({"name": "quiet", "penalty": 0.5})
-    assert "while it whispers" in refused(lambda: settled(whispers, "sync_every", 3, {}))
+    assert "while it whispers" in refused(lambda: validate_knob(whispers, "sync_every", 3, {}))
     trainer = Trainer(tiny("quiet"), corpus=corpus())
     trainer.knob_source = lambda t: [("sync_every", 3)] if t == 3 else []
     assert [e.step for e in trainer.events() if isinstance(e, Sent) and e.op == "all_reduce"] == [2, 3, 6]

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from lab.errors import RecipeError
-from lab.events import Sent, Turned
+from lab.events import KnobChanged, Sent
 from lab.recipes.recipe import Recipe
 from lab.runs.columns import Columns
 from lab.runs.folder import RunFolder
@@ -20,10 +20,10 @@ from lab.runs.live import replay
 from lab.runs.plan import plan
 from lab.runs.trainer import Trainer
 from lab.study.teaching import (
+    KNOB_CHANGES,
     NOT_YET,
     OPEN,
     STORED,
-    TURNED,
     Checked,
     _byte_slips,
     _oracle,
@@ -32,7 +32,7 @@ from lab.study.teaching import (
     check_periods,
     check_sent_bytes,
     record,
-    turning,
+    with_knobs,
 )
 from tests.support import ROOT
 
@@ -260,9 +260,9 @@ def test_the_stored_run_sends_what_its_recipe_and_knobs_say() -> None:
     stored = RunFolder(FOLDER)
     recipe, columns = stored.recipe(), Columns.of(stored.events())
     assert recipe == Recipe.of(STORED)
-    assert {t.step: t.knob for t in columns.turned} == {t: knob for t, knobs in TURNED.items() for knob in knobs}
-    assert stored.turned(0).keys() == TURNED.keys()
-    dry = turning(Trainer(recipe, dry=True), TURNED).events()
+    assert {t.step: t.knob for t in columns.turned} == {t: knob for t, knobs in KNOB_CHANGES.items() for knob in knobs}
+    assert stored.knobs_after(0).keys() == KNOB_CHANGES.keys()
+    dry = with_knobs(Trainer(recipe, dry=True), KNOB_CHANGES).events()
     assert [e for e in dry if isinstance(e, Sent)] == columns.ledger.records
     assert columns.ended is not None
     assert columns.ended.status == "done"
@@ -285,9 +285,9 @@ def test_recording_turns_the_knobs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(
         "lab.study.teaching.STORED", STORED | small | {"batch_size": 2, "context": 8, "eval_windows": 2, "schedule": {}}
     )
-    monkeypatch.setattr("lab.study.teaching.TURNED", {3: {"lr": 2.0}, 5: {"lr": 1.0, "down": [1]}})
+    monkeypatch.setattr("lab.study.teaching.KNOB_CHANGES", {3: {"lr": 2.0}, 5: {"lr": 1.0, "down": [1]}})
     run = record(tmp_path / "run")
-    turned = [(e.step, e.knob, e.value) for e in run.events() if isinstance(e, Turned)]
+    turned = [(e.step, e.knob, e.value) for e in run.events() if isinstance(e, KnobChanged)]
     assert turned == [(3, "lr", 2.0), (5, "lr", 1.0), (5, "down", [1])]
 
 

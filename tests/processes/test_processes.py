@@ -17,12 +17,12 @@ import torch
 
 import lab
 from lab.errors import RecipeError
-from lab.events import Checkpointed, Event, Started, Turned, Warned
+from lab.events import Checkpointed, Event, KnobChanged, Started, Warned
 from lab.processes.peers import PeerLost, network_to
 from lab.recipes.recipe import Recipe
 from lab.runs.control import Once
 from lab.runs.folder import RunFolder
-from lab.runs.launch import _lost, over, prepare
+from lab.runs.launch import _lost, prepare, train_over_processes
 from lab.runs.trainer import Trainer, train
 from tests.support import ROOT
 from tests.support.cases import OVER_PROCESSES
@@ -214,15 +214,15 @@ def test_what_became_of_a_process(failures: dict[int, tuple[int, float]], said: 
 def test_a_script_reads_along(tmp_path: Path) -> None:
     """`over` hands out the events of processes that it has started, folds them, and says why a run ended."""
     seen: list[Event] = []
-    columns = over(2, Recipe.of("des_loc", SMALL), tmp_path / "run", each=seen.append)
+    columns = train_over_processes(2, Recipe.of("des_loc", SMALL), tmp_path / "run", each=seen.append)
     assert seen == list(RunFolder(tmp_path / "run").events())
     assert close_events(story(seen), unbroken())
     assert columns.ended is not None
     assert columns.eval_loss
-    again = over(2, Recipe.of("des_loc", SMALL), tmp_path / "run")
+    again = train_over_processes(2, Recipe.of("des_loc", SMALL), tmp_path / "run")
     assert again.eval_loss == columns.eval_loss
     with pytest.raises(RecipeError, match=r"holds a run of another recipe"):
-        over(2, Recipe.of("ddp", SMALL), tmp_path / "run")
+        train_over_processes(2, Recipe.of("ddp", SMALL), tmp_path / "run")
 
 
 def test_the_launcher_of_notebooks_runs_it(tmp_path: Path) -> None:
@@ -268,12 +268,12 @@ def by_hand(folder: Path, processes: int) -> list[Event]:
     run.wait(60)
     assert run.status == "stopped"
     train(run.recipe, folder)
-    return [e for e in story(RunFolder(folder).events()) if not (isinstance(e, Turned) and e.knob == "paused")]
+    return [e for e in story(RunFolder(folder).events()) if not (isinstance(e, KnobChanged) and e.knob == "paused")]
 
 
 def test_knobs_are_turned_at_the_same_step_in_all_processes(tmp_path: Path) -> None:
     several, one = by_hand(tmp_path / "several", 2), by_hand(tmp_path / "one", 1)
-    assert [e.knob for e in several if isinstance(e, Turned)] == ["down", "lr", "down", "sync_every"]
+    assert [e.knob for e in several if isinstance(e, KnobChanged)] == ["down", "lr", "down", "sync_every"]
     assert close_events(one, several)
 
 
@@ -308,7 +308,7 @@ def test_when_whoever_started_it_is_gone_the_run_stops_with_a_checkpoint(tmp_pat
     assert ended.status == "stopped"
     train(folder.recipe(), folder.path)
     theirs, ours = (
-        [e for e in events if not isinstance(e, Turned | Checkpointed)]
+        [e for e in events if not isinstance(e, KnobChanged | Checkpointed)]
         for events in (story(folder.events()), unbroken())
     )
     assert close_events(theirs, ours)

@@ -22,7 +22,7 @@ from lab.processes import peers, rendezvous
 from lab.processes.environment import STORE, Launched, launched
 from lab.processes.peers import resolve
 from lab.recipes.recipe import Recipe
-from lab.runs.control import STRANGERS, Line, Listener
+from lab.runs.control import STRANGERS, Channel, Listener
 from lab.runs.folder import RunFolder
 from lab.runs.launch import prepare
 from tests.support import ROOT
@@ -228,13 +228,13 @@ def test_strangers_at_the_line_neither_end_nor_hold_up_a_run(monkeypatch: pytest
     wait = heard(listener, 4)
     for generation in range(2):
         with throng(int(port)):
-            line = Line(socket.create_connection(("127.0.0.1", int(port))))
-            line.say(word)
-            assert line.hear(PATIENCE) == [answer]
+            channel = Channel(socket.create_connection(("127.0.0.1", int(port))))
+            channel.send(word)
+            assert channel.receive(PATIENCE) == [answer]
             for t in range(1, 3 + 2 * generation):  # the second generation does the same steps again
-                line.say("event", to_json(step(t)))
+                channel.send("event", to_json(step(t)))
             if generation == 0:
-                line.connection.close()
+                channel.connection.close()
     assert [e.step for e in wait()] == [1, 2, 3, 4]
     assert len(listener._strangers) <= STRANGERS
 
@@ -253,9 +253,9 @@ def test_who_says_half_of_the_word_learns_nothing(monkeypatch: pytest.MonkeyPatc
                 s.recv(1)
             s.settimeout(PATIENCE)
             assert s.recv(1) == b""
-    line = Line(socket.create_connection(("127.0.0.1", int(port))))
-    line.say(word)
-    line.say("event", to_json(step(1)))
+    channel = Channel(socket.create_connection(("127.0.0.1", int(port))))
+    channel.send(word)
+    channel.send("event", to_json(step(1)))
     assert len(wait()) == 1
 
 

@@ -22,13 +22,13 @@ import lab.runs.live
 from lab.costs.network import NETWORKS
 from lab.engine.optim import AdamW
 from lab.errors import Diverged, LabError, RecipeError
-from lab.events import Checkpointed, Ended, Event, Sent, Started, Stepped, Turned, WorkersChanged
+from lab.events import Checkpointed, Ended, Event, KnobChanged, Sent, Started, Stepped, WorkersChanged
 from lab.methods import METHODS, declared
 from lab.probes.evaluation import Evaluator
 from lab.recipes.scenario import Outage, Scenario
 from lab.runs.columns import Columns
 from lab.runs.folder import RunFolder
-from lab.runs.knobs import settled
+from lab.runs.knobs import validate_knob
 from lab.runs.live import DISPLAYS, Pump, Run, register_display, replay, start
 from lab.runs.trainer import Trainer, train
 from tests.support.recipes import corpus, recipe
@@ -48,7 +48,7 @@ def told(events: Iterable[Event]) -> list[Event]:
     return [
         e
         for e in story(events)
-        if not isinstance(e, Checkpointed) and not (isinstance(e, Turned) and e.knob == "paused")
+        if not isinstance(e, Checkpointed) and not (isinstance(e, KnobChanged) and e.knob == "paused")
     ]
 
 
@@ -82,7 +82,7 @@ def test_pause_step_and_resume(tmp_path: Path) -> None:
     run.step_sync()
     until(lambda: run.t >= 8)
     held(run, 8)
-    pauses = [(e.step, e.value) for e in run.events if isinstance(e, Turned)]
+    pauses = [(e.step, e.value) for e in run.events if isinstance(e, KnobChanged)]
     assert pauses[:3] == [(1, True), (1, False), (2, True)]
     assert pauses[-2:] == [(5, False), (9, True)]
     run.resume()
@@ -457,7 +457,7 @@ def test_knobs_outlive_a_crash(crash: int, tmp_path: Path) -> None:
     stream.close()  # type: ignore[attr-defined]  # and once more
     assert story(Trainer(r, corpus=corpus()).events(RunFolder(tmp_path / "cut"))) == whole
     assert story(RunFolder(tmp_path / "cut").events()) == whole
-    assert [e.step for e in whole if isinstance(e, Turned)] == [s for s, knobs in script.items() for _ in knobs]
+    assert [e.step for e in whole if isinstance(e, KnobChanged)] == [s for s, knobs in script.items() for _ in knobs]
 
 
 def test_knobs_are_turned_and_written(tmp_path: Path) -> None:
@@ -469,7 +469,7 @@ def test_knobs_are_turned_and_written(tmp_path: Path) -> None:
     held(run, 2)
     run.set(lr=0.5, sync_every={"params": 3}, network="10Mbit")
     run.kill(1)
-    until(lambda: run.knobs == {e.knob: e.value for e in run.events if isinstance(e, Turned)})
+    until(lambda: run.knobs == {e.knob: e.value for e in run.events if isinstance(e, KnobChanged)})
     run.resume()
     columns = run.wait(PATIENCE)
     by_hand = [(e.step, e.knob, e.value) for e in columns.turned if e.knob != "paused"]
@@ -508,7 +508,7 @@ def test_killing_and_reviving_is_an_outage() -> None:
     planned = list(Trainer(by_plan, corpus=corpus()).events())
 
     def essence(events: list[Event]) -> list[Event]:
-        return [e for e in story(events) if not isinstance(e, Started | Turned)]
+        return [e for e in story(events) if not isinstance(e, Started | KnobChanged)]
 
     assert essence(by_hand) == essence(planned)
     assert any(isinstance(e, WorkersChanged) and e.returned for e in by_hand)
@@ -523,7 +523,7 @@ def test_periods_change_when_syncs_fall() -> None:
     assert sorted(s for state, s in steps if state == "params") == [2, 4, 8, 12]
     assert sorted(s for state, s in steps if state == "exp_avg") == [3, 6, 9, 12]
     (turned,) = columns.turned
-    assert turned == Turned(5, "sync_every", {"params": 4, "exp_avg": 3})
+    assert turned == KnobChanged(5, "sync_every", {"params": 4, "exp_avg": 3})
 
 
 def test_a_knob_turned_to_where_it_stands_changes_nothing() -> None:
@@ -569,17 +569,17 @@ def test_revive_undoes_kill_alone() -> None:
 def test_a_knob_that_makes_no_sense_is_refused_in_one_line(method: str, knob: str, value: Any, says: str) -> None:
     r = recipe(method, lora={"ranks": [2], "targets": ["attention.qkv"]} if declared(METHODS[method]).server else {})
     with pytest.raises(RecipeError) as caught:
-        settled(r, knob, value, {})
+        validate_knob(r, knob, value, {})
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_a_network_is_written_as_its_fields() -> None:
     known = NETWORKS["10Mbit"]
-    assert settled(recipe(), "network", "10Mbit", {}) == settled(recipe(), "network", known, {})
+    assert validate_knob(recipe(), "network", "10Mbit", {}) == validate_knob(recipe(), "network", known, {})
     with_links = dataclasses.replace(known, links={1: 1e6})
-    again = settled(recipe(), "network", with_links, {})
-    assert settled(recipe(), "network", again, {}) == again
+    again = validate_knob(recipe(), "network", with_links, {})
+    assert validate_knob(recipe(), "network", again, {}) == again
 
 
 def test_adopt_can_be_joined_late_by_hand() -> None:
@@ -612,7 +612,7 @@ def test_a_replay_is_the_run(stored: Path) -> None:
     shown = replay(stored, math.inf, views=[seen])
     columns = shown.wait(PATIENCE)
     assert seen.events == shown.events == list(RunFolder(stored).events())
-    assert columns.turned[0] == Turned(3, "lr", 0.5)
+    assert columns.turned[0] == KnobChanged(3, "lr", 0.5)
     assert shown.status == "done"
 
 

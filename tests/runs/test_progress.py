@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lab.events import Ended, Evaluated, Sent, Started, Stepped, Turned
+from lab.events import Ended, Evaluated, KnobChanged, Sent, Started, Stepped
 from lab.runs.progress import FILE, Progress, report
 
 STARTED = Started(1, {}, 1, [1], 30, None, 1.0, {})
@@ -35,7 +35,7 @@ def test_pauses_do_not_count_and_a_run_begins_anew() -> None:
     """How long somebody thinks says nothing of what is left; `Started` begins the fold again."""
     now = [0.0]
     progress = Progress(10, clock=lambda: now[0])
-    for event in (STARTED, stepped(1, 2.0), Turned(2, "paused", True)):
+    for event in (STARTED, stepped(1, 2.0), KnobChanged(2, "paused", True)):
         progress(event)
     now[0] = 1000.0
     progress(stepped(2, 2.0))

@@ -15,18 +15,18 @@ import pytest
 from lab import cli
 from lab.costs.network import NETWORKS, duration
 from lab.errors import LabError
-from lab.events import Ended, Event, Sent, Started, Stepped, Turned, WorkersChanged
+from lab.events import Ended, Event, KnobChanged, Sent, Started, Stepped, WorkersChanged
 from lab.recipes.recipe import Recipe
 from lab.runs.folder import RunFolder
-from lab.runs.knobs import settled_network
+from lab.runs.knobs import network_fields
 from lab.runs.live import replay, start
 from lab.runs.plan import Plan, plan
 from lab.runs.trainer import Trainer
 from tests.support.recipes import corpus, recipe
 from tests.support.stories import PATIENCE, until
-from widgets.cockpits import COUNTING, Cockpit, Later, Seat, to_html
+from widgets.cockpits import COUNTING, Cockpit, Debounce, RunSetup, to_html
 from widgets.communication_budget import CommunicationBudget
-from widgets.panel import MOST_TOGGLES, Controls, Relink, Status, Whole
+from widgets.panel import MOST_TOGGLES, Controls, NetworkFollower, Status, Whole
 from widgets.training import progress
 from widgets.training_losses import Losses
 
@@ -36,7 +36,7 @@ pytestmark = pytest.mark.usefixtures("nothing_left_behind")
 @pytest.fixture(autouse=True)
 def forecasts_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("widgets.cockpits.DELAY", 3600.0)
-    monkeypatch.setattr(Later, "ask", lambda self: None)
+    monkeypatch.setattr(Debounce, "ask", lambda self: None)
 
 
 def inside(widget: Any) -> list[Any]:
@@ -85,7 +85,7 @@ def test_knobs_turn_the_run(paused: tuple[Any, Controls]) -> None:
     turned = [(e.knob, e.value) for e in columns.turned if e.knob != "paused"]
     assert ("lr", 2.0) in turned
     assert ("sync_every", {"params": 5, "exp_avg": 3}) in turned
-    assert ("network", settled_network("10Mbit")) in turned
+    assert ("network", network_fields("10Mbit")) in turned
     assert [v for k, v in turned if k == "down"] == [[1], []]
     until(lambda: controls.workers[1].description == "worker 1 up")
 
@@ -184,23 +184,23 @@ def test_every_line_of_progress_says_that_nobody_trains(
 def test_views_go_over_to_another_link() -> None:
     budget = CommunicationBudget(network="1Gbit")
     budget.add(*Trainer(recipe(), corpus=corpus()).events())
-    Relink([budget]).add(Turned(3, "network", settled_network(NETWORKS["10Mbit"])))
+    NetworkFollower([budget]).add(KnobChanged(3, "network", network_fields(NETWORKS["10Mbit"])))
     assert budget.network == "10Mbit"
-    Relink([budget]).add(Turned(4, "network", {"bits_per_second": 5.0}), WorkersChanged(1, [], [], []))
+    NetworkFollower([budget]).add(KnobChanged(4, "network", {"bits_per_second": 5.0}), WorkersChanged(1, [], [], []))
     assert budget.network == "10Mbit"
 
 
 # --- the cockpit -----------------------------------------------------------------------------------------------------
 
 
-def seat(given: Recipe) -> Seat:
-    return Cockpit([given], Path("live")).seats[0]
+def setup(given: Recipe) -> RunSetup:
+    return Cockpit([given], Path("live")).setups[0]
 
 
 def test_choosing_makes_the_recipe() -> None:
     """What is given, unless it is changed; another method brings its own preset, and the rest stays."""
     given = recipe("des_loc", steps=8)
-    chosen = seat(given)
+    chosen = setup(given)
     assert chosen.recipe == given
     assert set(chosen.periods) == {"params", "exp_avg", "exp_avg_sq"}
     chosen.periods["exp_avg"].value = "5"
@@ -222,7 +222,7 @@ def test_choosing_makes_the_recipe() -> None:
 
 
 def test_every_preset_can_be_chosen() -> None:
-    chosen = seat(Recipe.of("des_loc"))
+    chosen = setup(Recipe.of("des_loc"))
     for name in chosen.method.options:
         chosen.method.value = name
         assert chosen.refusals.attempt(lambda: Recipe.of(chosen.recipe.to_dict())), chosen.problem.value
@@ -230,7 +230,7 @@ def test_every_preset_can_be_chosen() -> None:
 
 def test_the_forecast_follows_what_is_chosen() -> None:
     """Bytes by state as the dry run counts them, how many times fewer than DDP, and seconds on the link."""
-    chosen = seat(recipe({"name": "diloco", "sync_every": 2}, steps=8))
+    chosen = setup(recipe({"name": "diloco", "sync_every": 2}, steps=8))
     chosen.foresee()
     expected = plan(chosen.recipe, {"100Mbit": NETWORKS["100Mbit"]}, device="laptop")
     assert chosen.forecast.value == to_html(expected)
@@ -251,7 +251,7 @@ def test_the_forecast_follows_what_is_chosen() -> None:
 
 def test_the_forecast_of_another_choice_is_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     """From the moment something else is chosen there is no number until its own is there; what fails says so."""
-    chosen = seat(recipe({"name": "diloco", "sync_every": 2}, steps=8))
+    chosen = setup(recipe({"name": "diloco", "sync_every": 2}, steps=8))
     assert chosen.forecast.value == COUNTING
     for change in (
         lambda: setattr(chosen.method, "value", "local_adam"),
@@ -289,7 +289,7 @@ def test_the_forecast_of_another_choice_is_never_shown(monkeypatch: pytest.Monke
 
 def test_only_the_last_forecast_that_was_asked_for_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
     """A long count holds up those behind it; of them all but the last are then of no use."""
-    chosen = seat(recipe({"name": "diloco", "sync_every": 2}, steps=8))
+    chosen = setup(recipe({"name": "diloco", "sync_every": 2}, steps=8))
     counted: list[int] = []
     go_on = threading.Event()
 
@@ -351,7 +351,7 @@ def test_a_whole_number_is_what_was_typed(typed: str, number: int) -> None:
 @pytest.mark.parametrize("typed", ["3.7", "", "two", "1e-3", "1,00", "NaN", "inf", "1e400", "0x10", "3 7"])
 def test_what_is_no_whole_number_is_refused_as_it_was_typed(typed: str) -> None:
     """Never another number: no sign of it is dropped. The line names the field as the screen does."""
-    chosen = seat(recipe("diloco", steps=8))
+    chosen = setup(recipe("diloco", steps=8))
     for field in (chosen.workers, chosen.steps, chosen.periods["params"]):
         before, field.value = field.value, typed
         chosen.foresee()
@@ -360,14 +360,14 @@ def test_what_is_no_whole_number_is_refused_as_it_was_typed(typed: str) -> None:
         assert f"{field.description} = {typed or 'nothing'} is no whole number" in said
         chosen.go.click()
         assert chosen.run is None
-        chosen.cockpit.add_seat()  # a second run cannot begin with the same choices, and says so
-        assert len(chosen.cockpit.seats) == 1
+        chosen.cockpit.add_setup()  # a second run cannot begin with the same choices, and says so
+        assert len(chosen.cockpit.setups) == 1
         field.value = before
 
 
 def test_errors_use_the_labels_on_the_screen() -> None:
     """Not the names in recipes, which the person at the screen may never have seen."""
-    chosen = seat(recipe("des_loc", steps=8))
+    chosen = setup(recipe("des_loc", steps=8))
     for field, label in (
         (chosen.workers, "workers"),
         (chosen.steps, "local steps"),
@@ -402,25 +402,25 @@ def test_a_forecast_waits_until_nothing_changes(monkeypatch: pytest.MonkeyPatch)
     """However often it is asked for, it is made once."""
     monkeypatch.undo()
     made: list[int] = []
-    later = Later(lambda: made.append(1), delay=0.05)
+    debounce = Debounce(lambda: made.append(1), delay=0.05)
     for _ in range(20):
-        later.ask()
-    assert later.timer is not None
-    later.timer.join(PATIENCE)
+        debounce.ask()
+    assert debounce.timer is not None
+    debounce.timer.join(PATIENCE)
     assert made == [1]
 
 
 def test_two_runs_on_shared_axes() -> None:
     """Start, stop, go on, compare: both runs are in one picture, and starting again keeps the other in sight."""
     flight = Cockpit([recipe({"name": "diloco", "sync_every": 2})], Path("live"))
-    first = flight.seats[0]
+    first = flight.setups[0]
     first.go.click()
     assert first.run is not None
     first.run.wait(PATIENCE)
     assert first.views
     flight.compare.click()
     assert flight.compare.layout.display == "none"
-    second = flight.seats[1]
+    second = flight.setups[1]
     assert second.recipe == first.recipe
     second.method.value = "local_adam"
     second.go.click()
@@ -449,12 +449,12 @@ def test_two_runs_at_once() -> None:
     is started anew with another method meanwhile.
     """
     flight = Cockpit([recipe(steps=100_000), recipe("ddp", steps=100_000)], Path("live"))
-    first, second = flight.seats
+    first, second = flight.setups
 
-    def under_way(*seats: Seat) -> None:
-        for seat in seats:
-            assert seat.run is not None
-            run, begun = seat.run, seat.run.t
+    def under_way(*setups: RunSetup) -> None:
+        for setup in setups:
+            assert setup.run is not None
+            run, begun = setup.run, setup.run.t
             until(lambda run=run, begun=begun: run.t > begun + 20)
 
     def ended(run: Any) -> None:
@@ -472,18 +472,18 @@ def test_two_runs_at_once() -> None:
     first.go.click()
     ended(before)
     under_way(first, second)
-    for seat in flight.seats:
-        ended(seat.run)
+    for setup in flight.setups:
+        ended(setup.run)
     assert list(flight.losses.runs) == ["B: ddp", "A: local_adam"]
-    for seat in flight.seats:
-        assert seat.run is not None
-        (budget,) = seat.views
+    for setup in flight.setups:
+        assert setup.run is not None
+        (budget,) = setup.views
         assert isinstance(budget, CommunicationBudget)
         assert budget.run.curves.bytes_by_state == {
-            state: b for (state,), b in seat.run.columns.ledger.by("state").items()
+            state: b for (state,), b in setup.run.columns.ledger.by("state").items()
         }
-        assert budget.board().title == f"{seat.label} · What does it send?"
-        assert flight.losses.runs[seat.label].loss.tolist() == seat.run.columns.loss.tolist()
+        assert budget.board().title == f"{setup.label} · What does it send?"
+        assert flight.losses.runs[setup.label].loss.tolist() == setup.run.columns.loss.tolist()
     assert flight.shown() == [flight.losses, *first.views, *second.views]
 
 

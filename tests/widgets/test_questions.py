@@ -12,10 +12,10 @@ import nbformat
 import pytest
 
 import widgets.questions
-from lab.events import Ended, Started, Stepped, Turned
+from lab.events import Ended, KnobChanged, Started, Stepped
 from lab.recipes.recipe import Recipe
 from lab.runs.folder import RunFolder
-from lab.runs.knobs import settled_network
+from lab.runs.knobs import network_fields
 from tests.support import ROOT
 from widgets.knobs import Knobs
 from widgets.menus import SLIDER, with_slider
@@ -148,9 +148,9 @@ def test_a_person_predicts_first(monkeypatch: pytest.MonkeyPatch, by: str) -> No
     commit()
     assert updated == [question.bundle()]
     assert question.prediction == 64
-    left, keeper = asking[0].widget.children
+    left, fallback = asking[0].widget.children
     assert isinstance(left, ipywidgets.HTML)
-    assert keeper.controls == asking[0].widget.model_id
+    assert fallback.controls == asking[0].widget.model_id
     assert "4 times too high" in left.value
 
 
@@ -183,17 +183,17 @@ def test_every_knob_has_words() -> None:
     """Links by name where they have one; pauses; one period or several; a bar lasts to the step that is there."""
     recipe = Recipe.of("diloco")
     started = Started(1, recipe.to_dict(), 1, [1], 1, None, 1.0, {})
-    odd = dict(settled_network("1Gbit") or {}) | {"latency_seconds": 9.0}
+    odd = dict(network_fields("1Gbit") or {}) | {"latency_seconds": 9.0}
     turned = [
-        Turned(2, "lr", 2.0),
-        Turned(2, "lr", 2**0.5),
-        Turned(2, "sync_every", 8),
-        Turned(3, "network", settled_network("1Gbit")),
-        Turned(4, "network", odd),
-        Turned(5, "paused", True),
-        Turned(5, "paused", False),
-        Turned(6, "down", [0, 2]),
-        Turned(7, "sync_every", 16),
+        KnobChanged(2, "lr", 2.0),
+        KnobChanged(2, "lr", 2**0.5),
+        KnobChanged(2, "sync_every", 8),
+        KnobChanged(3, "network", network_fields("1Gbit")),
+        KnobChanged(4, "network", odd),
+        KnobChanged(5, "paused", True),
+        KnobChanged(5, "paused", False),
+        KnobChanged(6, "down", [0, 2]),
+        KnobChanged(7, "sync_every", 16),
     ]
     view = Knobs()
     assert isinstance(view.pictures()[0], Note)

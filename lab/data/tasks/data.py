@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lab.data.splits import Order, deal
+from lab.data.splits import Order, partition
 from lab.data.tasks import scores
 from lab.data.tasks.examples import TASKS, Example, load_examples, task_name
 from lab.data.tokenizer import Tokenizer, bare, load_tokenizer
@@ -226,7 +226,7 @@ def load_task(
 ) -> TaskData:
     """A task of `TASKS` by name (``packages`` or ``task:packages``), as rows of ``context`` tokens, dealt to ``num_workers`` workers by ``split``.
 
-    ``split`` is ``iid``, ``domain``, ``dirichlet:<alpha>`` or ``size:<exponent>`` (`lab.data.splits.deal`); ``tokenizer`` as
+    ``split`` is ``iid``, ``domain``, ``dirichlet:<alpha>`` or ``size:<exponent>`` (`lab.data.splits.partition`); ``tokenizer`` as
     in `lab.data.load_corpus`; ``cache`` a folder for the examples instead of the user's own.
 
     Completions (with their end) get at most half of the context; longer ones are cut and then have no end.
@@ -247,7 +247,7 @@ def load_task(
         raise RecipeError(f"a context of {context} tokens leaves no room for a prompt: set context higher")
     encoder = Encoder(loaded, context, min(needed, context // 2))
     index = {domain: i for i, domain in enumerate(domains)}
-    shards = deal(np.array([index[e.domain] for e in examples.train]), num_workers, split, seed)
+    shards = partition(np.array([index[e.domain] for e in examples.train]), num_workers, split, seed)
     return TaskData(
         name=name,
         context=context,

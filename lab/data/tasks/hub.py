@@ -12,7 +12,7 @@ from lab.data.corpora import HELD_OUT, fraction
 
 
 @dataclass(frozen=True)
-class Source:
+class HubDataset:
     """One data set: its name on the hub, the columns it must have, and how a row becomes prompt, completion and domain.
 
     Without a ``validation`` split 5 % of the rows are held out, by a hash of the prompt.
@@ -58,19 +58,19 @@ def _joined(*parts: str | None) -> str:
 
 
 SOURCES = {
-    "dolly": Source(
+    "dolly": HubDataset(
         "instructions and answers written by people, in eight categories (hub)",
         "databricks/databricks-dolly-15k",
         ("instruction", "context", "response", "category"),
         lambda row: (_joined(row["instruction"], row["context"]), _joined(row["response"]), row["category"]),
     ),
-    "alpaca": Source(
+    "alpaca": HubDataset(
         "instructions and answers written by a model, without categories (hub)",
         "tatsu-lab/alpaca",
         ("instruction", "input", "output"),
         lambda row: (_joined(row["instruction"], row["input"]), _joined(row["output"]), "all"),
     ),
-    "20newsgroups": Source(
+    "20newsgroups": HubDataset(
         "which of twenty newsgroups a post is from (hub)",
         "SetFit/20_newsgroups",
         ("text", "label_text"),

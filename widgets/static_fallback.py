@@ -8,9 +8,9 @@ import anywidget
 import traitlets
 
 
-class Keeper(anywidget.AnyWidget):
+class StaticFallback(anywidget.AnyWidget):
     """Has a notebook saved with ``words`` in place of ``controls`` (the id of a widget's model), where there are words."""
 
-    _esm = Path(__file__).with_name("keeper.js")
+    _esm = Path(__file__).with_name("static_fallback.js")
     controls = traitlets.Unicode().tag(sync=True)
     words = traitlets.Unicode().tag(sync=True)
