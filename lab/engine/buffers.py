@@ -14,7 +14,7 @@ from lab.engine.fleet import Fleet
 
 
 def moved(fleet: Fleet) -> dict[int, dict[str, Tensor]]:
-    """By worker here and name, the buffers that are no longer what the model began with."""
+    """Return, by worker of this process and by name, the buffers that differ from the model's initial ones."""
     found: dict[int, dict[str, Tensor]] = {}
     for w in fleet.mine if not fleet.dry else ():
         for name, x in fleet.modules[w].named_buffers(remove_duplicate=False):
@@ -25,7 +25,7 @@ def moved(fleet: Fleet) -> dict[int, dict[str, Tensor]]:
 
 @torch.no_grad()
 def put_back_(fleet: Fleet, buffers: Mapping[int, Mapping[str, Tensor]]) -> None:
-    """Buffers of workers here, from a checkpoint."""
+    """Restore the buffers of this process's workers from a checkpoint."""
     for w in [w for w in buffers if w in fleet.mine]:
         own = dict(fleet.modules[w].named_buffers(remove_duplicate=False))
         for name, value in buffers[w].items():

@@ -1,4 +1,4 @@
-"""What has memory saves itself: the parts of a run give a checkpoint their tensors and JSON values, and take them back.
+"""Checkpoints: each part of a run saves its tensors and JSON values, and restores them.
 
 ::
 
@@ -52,30 +52,30 @@ class Piece:
 
 
 class Part(Protocol):
-    """Something that remembers. What a part does not say for itself is as here: it remembers nothing of that kind."""
+    """An object with state that goes into checkpoints. A part overrides the methods that it needs; the defaults save nothing."""
 
     def json(self) -> Json:
-        """Small values, the same in all processes."""
+        """Return small JSON values to save; they are the same in all processes."""
         return {}
 
     def load_json(self, values: Json, step: int) -> None:
-        """Take back the values of all parts as they were after a local step, before any tensors come."""
+        """Restore the JSON values, of all parts together, as of local step ``step``; called before `load_tensors`."""
         return None
 
     def tensors(self) -> Iterable[Piece]:
         return ()
 
     def wanted(self, keys: Sequence[str]) -> dict[str, Rows]:
-        """Which of the tensors of a file this process takes, and which of their rows."""
+        """Return which tensors of a file this process needs, and which of their rows (None: all)."""
         return {}
 
     def load_tensors(self, tensors: Mapping[str, Tensor], step: int) -> None:
-        """Take back what was `wanted`, and may be among others."""
+        """Restore from ``tensors``: those that this part `wanted`, and possibly those of other parts."""
         return None
 
 
 def snapshot(parts: Iterable[Part], world: World, device: torch.device) -> tuple[dict[str, Tensor], Json]:
-    """All that decides the rest of the run, as tensors by name (at the first process) and small JSON values."""
+    """Return the whole state of a run: tensors by name (at the first process only) and small JSON values."""
     values: Json = {}
     pieces: list[Piece] = []
     for part in parts:
@@ -86,7 +86,7 @@ def snapshot(parts: Iterable[Part], world: World, device: torch.device) -> tuple
 
 @torch.no_grad()
 def restore_(parts: Sequence[Part], checkpoint: Checkpoint, world: World, device: torch.device) -> None:
-    """Give everything back as it was after the checkpoint's step; its tensors are at the first process."""
+    """Restore all parts to their state after the checkpoint's step; the first process has the tensors and scatters them."""
     for part in parts:
         part.load_json(checkpoint.extra, checkpoint.step)
     keys: list[str] = world.all_gather_json(list(checkpoint.tensors))[0]
@@ -99,7 +99,7 @@ def restore_(parts: Sequence[Part], checkpoint: Checkpoint, world: World, device
 
 
 def _gathered(pieces: Sequence[Piece], world: World, device: torch.device) -> dict[str, Tensor]:
-    """The tensors of the file, at the first process. A process is called by its first worker."""
+    """Gather the tensors of the file at the first process. Processes are identified by their first worker."""
     own = 0 if world.mine is None else world.mine[0]
     gathered = world.all_gather_json(
         [own, [[p.key, p.rows and list(p.rows), p.num, *_shape(p.tensor)] for p in pieces]]
@@ -117,7 +117,7 @@ def _gathered(pieces: Sequence[Piece], world: World, device: torch.device) -> di
 
 
 def _joined(pieces: Sequence[Piece]) -> Tensor | None:
-    """The tensor of the file."""
+    """Join the pieces of all processes into the tensor that the file has."""
     one = pieces[0]
     if one.rows is None or (len(pieces) == 1 and len(one.rows) == one.num):
         return one.tensor
@@ -136,7 +136,7 @@ def _joined(pieces: Sequence[Piece]) -> Tensor | None:
 def _scattered(
     tensors: Mapping[str, Tensor], wanted: Mapping[str, Rows], world: World, device: torch.device
 ) -> Mapping[str, Tensor]:
-    """What each process wants of the tensors of the first."""
+    """Send each process the tensors, or the rows of them, that it asked for; the first process has them all."""
     own = 0 if world.mine is None else world.mine[0]
     asked = dict(world.all_gather_json([own, {k: rows if rows is None else list(rows) for k, rows in wanted.items()}]))
     cut = {w: {k: _cut(tensors[k], rows) for k, rows in of_w.items()} for w, of_w in asked.items()} if tensors else {}
@@ -150,7 +150,7 @@ def _scattered(
 
 
 def _cut(x: Tensor, rows: Rows) -> Tensor:
-    """A single number is that of all rows."""
+    """Take ``rows`` of a tensor of the file; a single number holds for every row."""
     return x if rows is None or not x.dim() or list(rows) == list(range(len(x))) else x[list(rows)]
 
 
@@ -166,7 +166,7 @@ def _empty(dtype: str, *shape: int) -> Tensor:
 
 
 def places(block: Block) -> list[int]:
-    """Those of the rows here among the rows of all processes."""
+    """Return the positions of this process's rows of a block among the rows of all processes."""
     return [k for k, w in enumerate(block.everywhere) if w in block.holders]
 
 

@@ -26,7 +26,7 @@ Sizes = dict[tuple[int, ...], dict[str, int]]  # payload bytes of each of some w
 
 @dataclass(frozen=True)
 class Meeting:
-    """What an observer sees when copies come together, before anything is done with the result."""
+    """What an observer is given at an average or gather, before the method uses the result."""
 
     state: str
     stack: Stack  # the copies
@@ -77,7 +77,7 @@ class Communicator:
         self._observers: list[Callable[[Meeting], None]] = []
 
     def subscribe(self, observer: Callable[[Meeting], None]) -> None:
-        """It is called whenever copies come together; those that subscribed before it are called first."""
+        """Have ``observer`` called at every average and gather, before the result is returned; in the order of subscription."""
         self._observers.append(observer)
 
     @torch.no_grad()
@@ -123,7 +123,7 @@ class Communicator:
         return mean
 
     def _refuse(self, asked: _Asked) -> None:
-        """Raises RecipeError for a codec that cannot stand for what is averaged."""
+        """Raise RecipeError for a sparse codec on whole parameters or states: it may be used on differences only."""
         codec, state = asked.codec, asked.state
         if codec is not None and codec.sparse and asked.minus is None and state != "grads":
             raise RecipeError(
@@ -137,7 +137,7 @@ class Communicator:
             )
 
     def _contribution(self, asked: _Asked, i: int, workers: Sequence[int]) -> Contribution:
-        """What the rows here add to the mean of the ``i``-th block over ``workers``."""
+        """Return what this process's rows contribute to the mean of the ``i``-th block over ``workers``."""
         block, copies, weights = (
             asked.stack.layout.blocks[i],
             asked.stack.blocks[i],
@@ -280,7 +280,7 @@ class Communicator:
         return encoded, decoded
 
     def _write_each(self, op: str, tensors: Named, state: str) -> None:
-        """Workers whose tensors are equally large go into one record."""
+        """Write ledger records for these workers; workers with equal sizes share one record."""
         alike: dict[tuple[tuple[str, int], ...], list[int]] = {}
         for worker, named in tensors.items():
             groups: dict[str, int] = {}
@@ -297,13 +297,13 @@ class Communicator:
 
 
 def _count(sent: Sizes, workers: tuple[int, ...], group: str, payload: int) -> None:
-    """Blocks with the same workers and group go into one record."""
+    """Add the payload of one block to ``sent``; blocks with the same workers and group share one record."""
     groups = sent.setdefault(tuple(sorted(workers)), {})
     groups[group] = groups.get(group, 0) + payload
 
 
 def _payload(codec: Codec | None, block: Block, like: Tensor, own: Contribution | None = None) -> int:
-    """Bytes of one row, or of what a codec makes of it: of all rows the same, so that any will do where there is none here."""
+    """Return the bytes of one row, or of its encoding. All rows have the same size, so any row will do."""
     if codec is None:
         return block.numel * like.itemsize
     rows = [*own.encoded.values()] if own is not None else []
@@ -314,7 +314,7 @@ def _payload(codec: Codec | None, block: Block, like: Tensor, own: Contribution 
 
 
 def _known(asked: _Asked, i: int, partial: list[Contribution]) -> Tensor:
-    """What is known of a block that nobody who takes part holds."""
+    """Return the agreed value of a block that no participant holds: zero for differences, the fallback, or the mean of the last copies."""
     if asked.minus is not None:
         return torch.zeros_like(asked.minus.blocks[i])
     if asked.fallback is not None:
@@ -324,7 +324,7 @@ def _known(asked: _Asked, i: int, partial: list[Contribution]) -> Tensor:
 
 
 def _mean(copies: Tensor, rows: Sequence[int], workers: Sequence[int], partial: list[Contribution]) -> Tensor:
-    """The plain mean over the copies of ``workers``, of which those in ``rows`` are here."""
+    """Return the plain mean over the copies of ``workers``; ``rows`` are those in this process."""
     if copies.is_meta:  # a dry run: the shape of one row is enough
         return copies[:1]
     some = copies[rows] if len(rows) < len(copies) else copies
@@ -337,7 +337,7 @@ def _mean(copies: Tensor, rows: Sequence[int], workers: Sequence[int], partial: 
 
 
 def _normalised(weights_W: Sequence[float] | None, workers: Sequence[int]) -> dict[int, float]:
-    """What each worker counts in a mean over ``workers``; whatever the dtype of what is averaged, the sum is 1."""
+    """Return the weight of each of ``workers`` in a mean; the weights sum to 1 in float64, whatever is averaged."""
     if weights_W is None:
         return dict.fromkeys(workers, 1 / len(workers))
     weights = torch.tensor([weights_W[w] for w in workers], dtype=torch.float64, device="cpu")

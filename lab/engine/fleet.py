@@ -188,7 +188,7 @@ class Fleet:
             )
 
     def set_up(self, up: list[bool]) -> None:
-        """Who is up from now on."""
+        """Set which workers are up from now on."""
         self.up, self.last_up = up, up if any(up) else self.last_up
 
     @property
@@ -197,11 +197,11 @@ class Fleet:
 
     @property
     def dry(self) -> bool:
-        """Whether there are shapes alone, and no numbers."""
+        """Whether this is a dry run: tensors have shapes but no storage."""
         return self.device.type == "meta"
 
     def num_params(self, worker: int = 0) -> int:
-        """Elements that ``worker`` holds."""
+        """Return the number of parameters that ``worker`` holds."""
         return sum(b.numel for b in self.layout.blocks if worker in b.everywhere)
 
     def backward(

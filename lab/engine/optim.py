@@ -105,7 +105,7 @@ def rows_apart(block: Block, workers: Sequence[int]) -> bool:
 
 
 def _leaves(params: Stack) -> list[tuple[int, slice]]:
-    """What is one parameter of an optimizer: a whole block, or a row where rows may move; (block, rows)."""
+    """Return the parameters of an optimizer as (block, rows): a whole block each, or a single row where rows may move."""
     places: list[tuple[int, slice]] = []
     for i, (block, x) in enumerate(zip(params.layout.blocks, params.blocks, strict=True)):
         if x.is_meta or not rows_apart(block, block.holders):
@@ -144,7 +144,7 @@ def step_(
 
 @contextlib.contextmanager
 def _warming(params: Stack, rows: Sequence[tuple[int, int, float]]) -> Iterator[None]:
-    """Of what these rows (block, row, factor) move inside, only that part is left."""
+    """Inside, scale the update of each row (block, row, factor) by its factor."""
     begun = [(params.blocks[i][row], factor, params.blocks[i][row].clone()) for i, row, factor in rows]
     yield
     for now, factor, old in begun:
@@ -179,7 +179,7 @@ def _differ(state: Mapping[str, Any]) -> bool:
 
 
 def _counts(state: Mapping[str, Any], num_rows: int) -> dict[str, list[float]]:
-    """All that a leaf has one number of for each row; of each, those numbers."""
+    """Return the optimizer states of a leaf that are one number per row (such as ``step``), as lists by name."""
     found = {k: x for k, x in state.items() if isinstance(x, Tensor) and x.dim() < 2}
     counts: dict[str, list[float]] = {k: x.expand(num_rows).tolist() for k, x in found.items()}
     return {FRESH: [0.0] * num_rows, **counts}
@@ -202,12 +202,12 @@ def _write_counts_(state: dict[str, Any], counts: Mapping[str, Sequence[float]])
 
 
 def _held(params: Stack, i: int, part: slice) -> list[int]:
-    """The worker of each row of a leaf."""
+    """Return the worker of each row of a leaf."""
     return [params.layout.blocks[i].holders[row] for row in range(len(params.blocks[i]))[part]]
 
 
 def _at_start(optimizer: torch.optim.Optimizer, leaf: Tensor) -> dict[str, Any]:
-    """The state of a parameter before its first step: Adagrad makes one at once, all others with the step."""
+    """Return the optimizer state of a parameter before its first step: Adagrad has one, all others are empty."""
     if not isinstance(optimizer, torch.optim.Adagrad):
         return {}
     group = optimizer.param_groups[0]
@@ -225,7 +225,7 @@ class _Run(NamedTuple):
 
 
 def _move_rows_(optimizer: torch.optim.Optimizer, params: Stack, up: Sequence[bool]) -> None:
-    """Every row that is up moves by its own count of steps."""
+    """Step the rows that are up where their step counts differ: each run of equal counts is a parameter of its own."""
     moving: dict[torch.nn.Parameter, dict[str, Any]] = {}
     begun: list[tuple[Tensor, Tensor, list[int]]] = []  # leaf, what it was, rows that are yet to begin
     runs: list[_Run] = []
@@ -268,7 +268,7 @@ def _runs(optimizer: torch.optim.Optimizer, leaf: Any, up: Sequence[bool]) -> It
 
 
 def _put_back_(optimizer: torch.optim.Optimizer, runs: Iterable[_Run]) -> None:
-    """What the states of runs are now, into those of their leaves; each of their rows has begun."""
+    """Copy the states of runs back into their leaves, and mark their rows as started."""
     for leaf, counts, rows, own in runs:
         state, num = optimizer.state[leaf], rows.stop - rows.start
         for name, x in own.items():
@@ -281,7 +281,7 @@ def _put_back_(optimizer: torch.optim.Optimizer, runs: Iterable[_Run]) -> None:
 
 
 def _forget_rows_(state: dict[str, Any], num_rows: int, rows: Sequence[int]) -> None:
-    """These rows begin anew with their next step."""
+    """Reset the optimizer state of these rows: their next step is their first."""
     counts = _counts(state, num_rows)
     for name, values in counts.items():
         for row in rows:
@@ -307,7 +307,7 @@ def steps_taken(optimizer: torch.optim.Optimizer, params: Stack) -> list[list[in
 
 
 def count_as_before_(optimizer: torch.optim.Optimizer, t: int) -> None:
-    """After a checkpoint of step ``t`` from when ADOPT did not count: as if nobody had ever been away."""
+    """After a checkpoint of step ``t`` without counts for ADOPT (earlier versions): count as if no worker had been down."""
     for state in optimizer.state.values() if isinstance(optimizer, ADOPT) else ():
         if state:
             state.setdefault("step", torch.tensor(t - 1.0, dtype=torch.float32, device="cpu"))

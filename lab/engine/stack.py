@@ -127,7 +127,7 @@ class Stack:
         return self[name][held_by.index(worker)]
 
     def cell_or_shape(self, name: str, worker: int) -> Tensor:
-        """The same; of a worker in another process its shape, on ``meta``."""
+        """As `cell`; for a worker in another process an empty tensor of its shape, on ``meta``."""
         here = worker in self.layout.blocks[self.layout.place[name][0]].holders
         return self.cell(name, worker) if here else self[name].new_empty(self[name].shape[1:], device="meta")
 
@@ -137,7 +137,7 @@ class Stack:
         return self.blocks[0].is_meta
 
     def map(self, f: Callable[..., Tensor], *others: Stack) -> Stack:
-        """``f`` of each block, and of the same block of other stacks (``[1, P]`` where those are agreed states)."""
+        """Apply ``f`` to each block and the same block of ``others`` (``[1, P]`` where those are agreed states)."""
         blocks = zip(self.blocks, *(x.blocks for x in others), strict=True)
         return self if self.dry else Stack(self.layout, [f(*of_block) for of_block in blocks])
 
@@ -199,7 +199,7 @@ def layout_like(stack: Stack, names: Iterable[str], shape: Callable[[str], Seque
 
 @contextlib.contextmanager
 def frozen(stacks: Iterable[Stack], up: Sequence[bool]) -> Iterator[None]:
-    """Whatever happens to the stacks inside, workers that are down keep their rows."""
+    """Inside, workers that are down are protected: their rows are restored on leaving."""
     down = [not u for u in up]
     rows = [(x, r, x[r]) for s in stacks for i, x in enumerate(s.blocks) if (r := s.rows(i, down))] if any(down) else []
     yield
@@ -209,7 +209,7 @@ def frozen(stacks: Iterable[Stack], up: Sequence[bool]) -> Iterator[None]:
 
 
 def at_least_float32(dtype: torch.dtype) -> torch.dtype:
-    """In what weights, sums and decompositions are computed: what is narrower loses a part of each, always the same one."""
+    """Return the dtype for weights, sums and decompositions: at least float32, since narrower dtypes round with a bias."""
     return torch.promote_types(dtype, torch.float32)
 
 

@@ -28,7 +28,7 @@ P = ParamSpec("P")
 
 @dataclass
 class State:
-    """All that a run has to remember, by name and place.
+    """The tensors of a run that a method reads and writes, by name.
 
     ``local`` lives at the workers, stacked ``[H, P]`` (``params`` and the inner optimizer's states under torch's names,
     which appear with the first step). ``shared`` is agreed by the holders and kept once, ``[1, P]``.

@@ -89,9 +89,9 @@ def one_core() -> Iterator[None]:
 
 
 class isolated(AbstractContextManager[None]):
-    """Inside, this thread computes as if nobody had set anything: on one core, with gradients, in full precision, on the CPU.
+    """Context manager: this thread computes with default settings (one core, gradients on, no autocast, default device CPU).
 
-    It is entered for every event of a run, so it does nothing where there is nothing to set aside.
+    The trainer enters it for every event, so it costs nothing where the settings are the default ones already.
     """
 
     def __enter__(self) -> None:

@@ -21,7 +21,7 @@ Named = Mapping[int, Mapping[str, Tensor]]  # tensors by worker and name
 
 @dataclass(frozen=True)
 class Contribution:
-    """What the rows of this process add to the mean of a block."""
+    """The contribution of this process's rows to the mean of a block, given to `World.reduce_`."""
 
     weights: Mapping[int, float]  # what each worker of the mean counts, in all processes; the sum is 1
     encoded: Mapping[int, tuple[Tensor, ...]]  # what a codec made of the rows here, by worker; empty without a codec
@@ -51,13 +51,13 @@ class World(Protocol):
         """Whether all processes wait for each other in every step, so that losses are known at once."""
 
     def begin_(self, served: bool) -> None:
-        """A run begins. ``served``: its first process keeps the agreed states, not the holders. Nothing is sent."""
+        """Called once before a run. ``served``: the first process keeps the agreed states, not the holders. Sends nothing."""
 
     def note_up(self, block: Block, up: Sequence[bool], all_know: bool = False) -> None:
-        """From now on these are up; ``all_know``: all holders have just received what is agreed. Nothing is sent."""
+        """Record which workers are up; ``all_know``: all holders have just received the agreed values. Sends nothing."""
 
     def owners(self, block: Block) -> Sequence[int]:
-        """Workers whose processes have the newest agreed values of a block. Nothing is sent."""
+        """Return the workers whose processes have the newest agreed values of a block. Sends nothing."""
 
     def reduce_(self, means: Sequence[Contribution], codec: Codec | None, to_server: bool = False) -> None:
         """Complete the ``partial_sum`` ``[1, P]`` of each mean, in place: the sum over the processes that have a worker in it.
@@ -67,41 +67,41 @@ class World(Protocol):
         """
 
     def all_gather_json(self, value: Any) -> list[Any]:
-        """The small JSON values of all processes, ``[P]``, at each of them."""
+        """Return the JSON values of all processes, ``[P]``, at every process."""
 
     def all_gather_by_worker(self, values: Mapping[int, Any]) -> dict[int, Any]:
-        """Small JSON values of the workers here: those of all workers, at each process."""
+        """Give JSON values of this process's workers; return those of all workers, at every process."""
 
     def gather_to_server(self, tensors: Mapping[int, Mapping[K, Tensor]]) -> Mapping[int, Mapping[K, Tensor]]:
-        """Tensors by worker and key; those of workers elsewhere are given by their shape, on ``meta``.
+        """Send tensors, by worker and key, to the first process; for workers of other processes pass their shapes, on ``meta``.
 
-        Returns all of them at the first process; elsewhere their shapes. Nobody but the first process waits.
+        Returns all of them at the first process, which waits for the others; at the others only shapes.
         """
 
     def scatter_from_server(self, tensors: Named) -> Named:
-        """Tensors of the first process for workers everywhere: there all, elsewhere those of the workers here.
+        """Send tensors from the first process to all workers; return those of this process's workers (at the first: all).
 
-        Elsewhere only their shapes are read. Workers that get the same mapping get it once a process.
+        The other processes pass shapes. Workers that are given the same mapping receive it once per process.
         """
 
     def broadcast_newest_(self, moves: Sequence[tuple[Sequence[int], Sequence[int], Tensor]]) -> None:
-        """Of each (workers that know it, workers to receive it, tensor): copy it, in place, to processes that do not know it.
+        """For each (owners, receivers, tensor): copy the tensor, in place, to the receivers' processes that do not own it.
 
-        Under a server its process is the one that knows.
+        With a server, its process is the owner.
         """
 
     def sync_server_state(self, agreed: Stack) -> Stack:
-        """The server's state ``[1, P]`` of each block is copied, in place, to the processes that hold the block."""
+        """Copy the server's state ``[1, P]`` of each block, in place, to the processes that hold the block."""
 
     def gather_blocks(self, agreed: Stack, known_by: Sequence[bool]) -> Stack:
-        """At the first process an agreed state with all its blocks ``[1, P]``, from workers marked in ``known_by``."""
+        """Return an agreed state with all blocks ``[1, P]`` at the first process, from workers marked in ``known_by``."""
 
     def gather_copies(self, stack: Stack) -> Stack:
-        """At the first process the copies of all workers, ``[holders everywhere, P]``; elsewhere ``stack`` as it is."""
+        """Return the copies of all workers, ``[holders everywhere, P]``, at the first process; elsewhere ``stack`` itself."""
 
 
 class OneProcess:
-    """No other process: all workers are in this one, and everything is where it is needed."""
+    """The world of a run in one process: all workers are here, so no call has to send anything."""
 
     mine: Sequence[int] | None = None
     first = True

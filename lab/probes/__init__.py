@@ -1,1 +1,1 @@
-"""What looks at a run while it goes on, and never touches it."""
+"""Probes: they observe a run while it goes on, yield events, and never change it."""

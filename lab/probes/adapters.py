@@ -1,4 +1,4 @@
-"""What is seen of the adapters of a federation: who covers which rank segment, and what every prefix is worth.
+"""Probe of the adapters of a federation: which clients cover which rank segment, and the quality of every prefix.
 
 Legend: M segments, K clients that take part.
 """
@@ -74,7 +74,7 @@ class AdapterProbe(Probe):
         return (difference / whole) ** 0.5 if whole else 0.0
 
     def by_worker(self, t: int, agreed: Agreed) -> Iterator[Covered]:
-        """The aggregation of this step."""
+        """The `Covered` event of this step's aggregation, if there was one."""
         if self.covered is None:
             return
         (reach, mass, bias), self.covered = self.covered, None

@@ -1,4 +1,4 @@
-"""Buffers for looking: whoever looks at the agreed model sees the means of those that training moves, and leaves the workers' alone."""
+"""Buffers of the agreed model: the means of those that training changes. Looking leaves the workers' own as they are."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from lab.engine.world import World
 
 @torch.no_grad()
 def means(fleet: Fleet, up: Sequence[bool], world: World) -> dict[str, Tensor]:
-    """At the first process, the mean over those that are up of every buffer that has moved anywhere; of whole numbers, the largest.
+    """Return, at the first process, the mean over the workers that are up of every buffer that has changed (of integers, the maximum).
 
-    All processes call it. Equal copies have themselves for a mean.
+    All processes call it. The mean of equal copies is exactly that copy.
     """
     here = moved(fleet)
     names = sorted(
@@ -50,7 +50,7 @@ def _mean(copies: Tensor) -> Tensor:
 
 @contextmanager
 def untouched(modules: Sequence[nn.Module]) -> Iterator[None]:
-    """Forward passes inside leave the buffers of these modules as they were."""
+    """Context manager: forward passes inside do not change the buffers of these modules."""
     before = [(x, x.clone()) for module in modules for x in module.buffers()]
     try:
         yield

@@ -51,7 +51,7 @@ class DriftProbe(Probe):
         self.averaged = values.get("drift", step)
 
     def look(self, t: int, mean: Stack | None = None) -> None:
-        """Write down the distances of this moment, unless that was done in this step already.
+        """Record the distances, unless that was done in this step already.
 
         ``mean`` is that of the workers that are up, where it is known; else it is made, which travels and is not counted. Each
         process knows the distances of its own workers.
@@ -69,7 +69,7 @@ class DriftProbe(Probe):
 
 
 def root_W(square_W: list[float], count_W: list[int]) -> list[float | None]:
-    """Root mean squares; None where there is none."""
+    """Return root mean squares per worker, ``[W]``; None where there is no distance."""
     return [math.sqrt(s / n) if n and math.isfinite(s) else None for s, n in zip(square_W, count_W, strict=True)]
 
 

@@ -26,15 +26,15 @@ class Evaluator:
         self.setup = setup
 
     def precision(self) -> AbstractContextManager[object]:
-        """Models are looked at as precisely as they are trained."""
+        """Context manager: evaluate in the precision that the run trains in."""
         return self.setup.recipe.compute.precision(self.setup.fleet.device)
 
     def draws(self, *purpose: str | int) -> Draws:
-        """For a model that draws random numbers also where it is only looked at."""
+        """Context manager: random numbers for a model that draws them in eval mode, too."""
         return Draws(derive(self.setup.recipe.seed, *purpose, self.setup.comm.t))
 
     def scores(self, model: nn.Module) -> dict[str, float]:
-        """What the task of the run says of a model; nothing for running text."""
+        """Return the scores of a model on the run's task; empty for running text."""
         with self.precision(), self.draws("scores"):
             return self.setup.data.scores(model) if self.setup.data else {}
 
@@ -69,7 +69,7 @@ class EvaluationProbe(Probe):
             yield self._evaluated(t, agreed, first)
 
     def _of_buffers(self, t: int) -> Iterator[Warned]:
-        """At the first evaluation, what is done about buffers that training moves."""
+        """At the first evaluation, warn how buffers that training changes are treated."""
         recipe, names = self.setup.recipe, list(self.setup.fleet.agreed_buffers)
         if names and t == (min(recipe.eval_every, recipe.steps) or recipe.steps):
             yield Warned(

@@ -1,4 +1,4 @@
-"""What a run warns of, or ends with: tensors that nobody holds any more, and numbers that are none."""
+"""Checks that a run warns of, or ends with: tensors without a holder that is up, and numbers that are not finite."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ EVERYTHING = "everything"
 
 
 def nobody_holds(fleet: Fleet, t: int, known: set[str]) -> tuple[list[Warned], set[str]]:
-    """A word about tensors whose holders are all down, and their names; those in ``known`` are no news."""
+    """Return a warning, if not all are in ``known``, about tensors whose holders are all down, and the names of these."""
     up = fleet.up
     if not any(up):
         message = f"from step {t} on no worker is up: steps go by and nothing is trained until one is back"

@@ -81,7 +81,7 @@ class Remembered:
 
 
 class AlignmentProbe(Probe):
-    """``alignment`` and ``spectrum``: at every average of all parameters. The first is told by the first process alone."""
+    """``alignment`` and ``spectrum``: at every average of all parameters. The first is reported by the first process alone."""
 
     def __init__(self, setup: Setup):
         self.setup, self.names = setup, setup.recipe.metrics
@@ -200,7 +200,7 @@ class RatesProbe(Probe):
 
 
 class GradientsProbe(Probe):
-    """``gradients``: the norm of every worker's."""
+    """``gradients``: the norm of every worker's gradient."""
 
     def __init__(self, setup: Setup):
         self.setup = setup
@@ -219,7 +219,7 @@ class GradientsProbe(Probe):
 
 
 class ActivationsProbe(Probe):
-    """``activations`` of the first worker's model, told by the first process alone."""
+    """``activations`` of the first worker's model, reported by the first process alone."""
 
     def __init__(self, setup: Setup):
         self.setup = setup

@@ -140,14 +140,14 @@ class Averages:
                 self._look()
 
     def after(self) -> bool:
-        """Whether the parameters were averaged in the step that is done now."""
+        """Call after each step; returns whether the parameters were averaged in it."""
         due, self.due = self.due, False
         if due:
             self.start = self.s.local["params"].clone()
         return due
 
     def follow_(self) -> None:
-        """Experts may have moved: who holds one now began with what was agreed."""
+        """Adjust to experts that moved: their new holders start from the agreed values."""
         if self.held != holders(self.s.fleet.layout):
             self.start = followed(self.start, self.held, self.s.shared["params"])
             self.held = holders(self.s.fleet.layout)
@@ -186,7 +186,7 @@ def holders(layout: Layout) -> list[tuple[int, ...]]:
 
 @torch.no_grad()
 def followed(old: Stack, held: Sequence[tuple[int, ...]], fresh: Stack) -> Stack:
-    """An old copy of a state, row by row that of who holds it now. ``held``: who did then; who is new has ``fresh`` values."""
+    """Return an old copy of a state with its rows arranged by present holders. ``held``: who did then; who is new has ``fresh`` values."""
     blocks = list(old.blocks)
     for i, (block, was) in enumerate(zip(old.layout.blocks, held, strict=True)):
         if block.holders != was:

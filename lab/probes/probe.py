@@ -1,7 +1,7 @@
-"""What looks at a run and never touches it: the protocol, and all that a probe may see.
+"""The protocol of probes, which observe a run and never change it, and what they are given.
 
-Over several processes all of them have the same probes and call them in the same order, since looking at the agreed model makes it
-travel. What a worker shows by itself is told together with the losses, when the processes meet anyway.
+All processes have the same probes and call them in the same order, since looking at the agreed model makes it travel. What
+probes report per worker (`Probe.by_worker`) is exchanged together with the losses.
 """
 
 from __future__ import annotations
@@ -53,14 +53,14 @@ class Setup:
         return t == self.recipe.steps or (every > 0 and t % every == 0)
 
     def latest(self, name: str) -> Stack:
-        """A local state as those have it who hold the present one; where nobody does, what a method keeps as agreed."""
+        """Return the mean of a local state over the workers that were up last; of ``params`` that none of them holds, the shared."""
         mine, shared = self.state.local[name], self.state.shared.get(name) if name == "params" else None
         return self.comm.agreed(mine, self.fleet.last_up, shared if shared and shared.layout is mine.layout else None)
 
     def agreed(self) -> Stack:
-        """What the model is at this moment: the server's, or else the mean over those who hold its present state.
+        """Return the agreed model: the server's state, or else the mean over the workers that were up last, ``[1, P]``.
 
-        The whole model that is made of it has the means of the workers' buffers.
+        Also sets the buffers of the whole model to the means of the workers' buffers.
         """
         self.fleet.agreed_buffers = buffers.means(self.fleet, self.fleet.last_up, self.world)
         if self.state.served:
@@ -69,53 +69,53 @@ class Setup:
 
 
 class Agreed:
-    """The agreed model after one local step, made when the first probe asks for it: then all processes do."""
+    """The agreed model after one local step, computed when a probe first asks for it (in all processes at once)."""
 
     def __init__(self, setup: Setup):
         self.setup = setup
 
     @cached_property
     def here(self) -> Stack:
-        """Those of its blocks that this process knows, ``[1, P]``."""
+        """The blocks that this process has, ``[1, P]``."""
         return self.setup.agreed()
 
     @cached_property
     def whole(self) -> Stack:
-        """At the first process, all blocks."""
+        """All blocks, at the first process."""
         return self.setup.world.gather_blocks(self.here, self.setup.fleet.last_up)
 
     def gather_(self) -> bool:
-        """All processes call this; whether this is the one that has the `model` then."""
+        """Gather the model at the first process; all processes call it. Returns True there, where `model` may be called."""
         return len(self.whole.blocks) > 0 and self.setup.world.first
 
     def model(self) -> nn.Module:
-        """The first process makes one of the whole, in eval mode, as views of the values."""
+        """Return the agreed model, in eval mode, as views of the values; at the first process only."""
         return self.setup.fleet.whole_model(self.whole)
 
 
 class Probe(Part, Protocol):
-    """Looks, never touches. What a probe does not say for itself is as here: it does nothing there, and remembers nothing."""
+    """Observes a run. The trainer calls the methods below; a probe overrides those that it needs, the defaults do nothing."""
 
     def due(self, t: int) -> bool:
-        """Whether all processes have to look together after local step ``t``, also where no average gives an occasion."""
+        """Whether the processes are to exchange losses after local step ``t`` even if nothing was sent, as `after_step` needs all."""
         return False
 
     def before_average(self, meeting: Meeting) -> None:
-        """Copies come together, and nothing has been done with the result yet."""
+        """Called at every average and gather, before the method uses the result."""
         return None
 
     def by_worker(self, t: int, agreed: Agreed) -> Iterable[Event]:
-        """After local step ``t``: what is told together with its losses."""
+        """Events after local step ``t`` with values of this process's workers; they are joined with those of the others."""
         return ()
 
     def after_step(self, t: int, agreed: Agreed) -> Iterable[Event]:
-        """After local step ``t``, when its losses are known: what all processes look at together."""
+        """Events after local step ``t`` that are the same in all processes, when its losses are known."""
         return ()
 
     def ended(self, t: int) -> Iterable[Event]:
-        """After the last step of the recipe, when its checkpoint is written."""
+        """Events after the last step of the recipe, when its checkpoint is written."""
         return ()
 
     def forget(self) -> None:
-        """The run goes on with other data: what was seen until here is nothing to compare with."""
+        """Drop what was remembered: the run goes on with other data, so earlier looks cannot be compared with."""
         return None

@@ -1,4 +1,4 @@
-"""Where the routers of a mixture of experts send their tokens, and whether that stays healthy.
+"""Probe of the routers of a mixture of experts: where they send tokens, and how evenly.
 
 Legend: W workers, L layers, E experts of a layer, N tokens, k choices of each (a slot is one choice of one token).
 """
@@ -118,7 +118,7 @@ class RoutingProbe(Probe):
         return [[sum(x for x in c if x is not None) if c.count(None) < len(c) else None for c in row] for row in cells]
 
     def saturated(self, t: int) -> Saturated:
-        """At the end: how much of the final choices each look had already."""
+        """Called at the end: the share of the final choices that each look already had."""
         if not self.choices:  # it is the first process that looks
             return Saturated(t, list(self.steps), [])
         last = self.choices[-1]
@@ -143,11 +143,11 @@ class RoutingProbe(Probe):
         self.choices = list(tensors[CHOICES]) if CHOICES in tensors else []
 
     def forget(self) -> None:
-        """Earlier looks, which were at other text."""
+        """Drop earlier looks, which were at other text."""
         self.steps, self.choices = [], []
 
     def _common(self, a: Tensor, b: Tensor) -> Tensor:
-        """Choices that two looks share, by layer and token, ``[L, N]``."""
+        """Return how many choices two looks share, by layer and token, ``[L, N]``."""
         return (a[..., :, None] == b[..., None, :]).sum((-1, -2)).double()
 
     def _load(self, routing: Any) -> list[int | None]:

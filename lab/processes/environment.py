@@ -14,7 +14,7 @@ STORE = "ISTHMUS_STORE"  # the file in which processes of one machine meet, wher
 
 @dataclass(frozen=True)
 class Launched:
-    """This process among those of a run."""
+    """What the launcher says of this process: its rank and the number of processes and machines."""
 
     index: int  # of this process, from 0
     num: int  # processes
@@ -29,7 +29,7 @@ class Launched:
 
     @property
     def one_machine(self) -> bool:
-        """Whether no process is elsewhere. Then nothing has to leave this machine."""
+        """Whether all processes are on this machine."""
         if STORE in os.environ or self.local_num is not None:
             return STORE in os.environ or self.local_num == self.num
         return is_loopback(self.address)
@@ -90,7 +90,7 @@ def _number(name: str, least: int, most: int) -> int:
 
 
 def is_loopback(address: str) -> bool:
-    """Whether an address, or what a name stands for, never leaves this machine; no for what stands for nothing."""
+    """Whether an address or a host name is of the loopback; False for names that cannot be resolved."""
     try:
         found = {place[4][0] for place in socket.getaddrinfo(address, None, type=socket.SOCK_STREAM)}
         return all(ipaddress.ip_address(str(a).partition("%")[0]).is_loopback for a in found)

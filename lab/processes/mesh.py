@@ -63,7 +63,7 @@ def connect(store: Store, index: int, num: int, timeout_seconds: float) -> dict[
 
 
 class Mesh(dist.ProcessGroup):
-    """Some processes of a run, who share the links of all.
+    """A process group: a subset of the run's processes, which uses the sockets that connect all of them.
 
     Parameters
     ----------
@@ -176,7 +176,7 @@ def _going_on(p: int) -> Iterator[None]:
 
 
 class Done(Work):
-    """What has been done when the call returns."""
+    """The finished `torch.distributed.Work` of a call that blocks."""
 
     def is_completed(self) -> bool:
         return True
@@ -186,12 +186,12 @@ class Done(Work):
 
 
 def _views(tensors: Mapping[int, Tensor]) -> dict[int, memoryview]:
-    """The bytes of each, where they lie."""
+    """Return each tensor's memory as bytes, without a copy."""
     return {p: x.detach().view(-1).view(torch.uint8).numpy().data for p, x in tensors.items() if x.numel()}
 
 
 def begin(store: Store, index: int, num: int, timeout_seconds: float) -> None:
-    """Make this `torch.distributed`'s way of talking, for all groups. Raises RuntimeError if not all come."""
+    """Initialise `torch.distributed` with this backend, for all groups. Raises RuntimeError if a process does not connect."""
     try:
         links = connect(store, index, num, timeout_seconds)
     except OSError as error:

@@ -16,7 +16,7 @@ from lab.engine.world import World
 
 
 def follow_rows(state: State, comm: Communicator, world: World) -> None:
-    """Whenever blocks of this fleet get other holders, rows come and go in all its states."""
+    """Register `regrow_` with this fleet, to be called whenever blocks get other holders."""
     state.fleet.when_relabelled.append(partial(regrow_, state, comm, world))
 
 

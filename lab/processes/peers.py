@@ -1,4 +1,4 @@
-"""What the processes of a run say to each other."""
+"""What the processes of a run exchange, by `torch.distributed`, and how they meet."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class ManyProcesses:
         self.served = served
 
     def owners(self, block: Block) -> Sequence[int]:
-        """Those of its holders who were up when any of them was last."""
+        """Return the holders that were up the last time that any holder was; under a server, worker 0."""
         return (0,) if self.served else self._known.get(block.unit or block.everywhere, block.everywhere)
 
     def note_up(self, block: Block, up: Sequence[bool], all_know: bool = False) -> None:
@@ -100,7 +100,7 @@ class ManyProcesses:
             self._sum_(means, codec)
 
     def _rows_to_all_(self, means: Sequence[Contribution], codec: Codec) -> None:
-        """Every row travels by itself, to all processes of its mean."""
+        """All-gather the encoded rows among the processes of each mean, and sum them there."""
         for mean, received in zip(means, self._all_gather_rows(means), strict=True):
             total = torch.zeros_like(mean.partial_sum, dtype=at_least_float32(mean.partial_sum.dtype))
             for worker, row in received.items():  # in the same order everywhere, so that all have the same sum
@@ -108,7 +108,7 @@ class ManyProcesses:
             mean.partial_sum.copy_(total)
 
     def _rows_to_server_(self, means: Sequence[Contribution], codec: Codec) -> None:
-        """Every row travels by itself, to the first process."""
+        """Gather the encoded rows at the first process, and sum them there."""
         rows: dict[int, dict[tuple[int, int], Tensor]] = {}  # by worker, mean, and place in what the codec makes
         for k, mean in enumerate(means):
             like = [x.to("meta") for x in codec.encode(mean.partial_sum.new_zeros(mean.partial_sum.shape[1]))]
@@ -124,7 +124,7 @@ class ManyProcesses:
             mean.partial_sum[0] = total
 
     def _sums_to_server_(self, means: Sequence[Contribution], codec: Codec | None) -> None:
-        """The sum over the rows of each process travels to the first one."""
+        """Gather each process's sum at the first process, and add them there."""
         sums: dict[int, dict[int, Tensor]] = {}  # by the first worker of a process, and by mean
         for k, mean in enumerate(means):
             row = (
@@ -183,7 +183,7 @@ class ManyProcesses:
         return [part.clone().view(x.dtype).view(x.shape) for part, x in zip(parts, like, strict=True)]
 
     def _sum_(self, means: Sequence[Contribution], codec: Codec | None) -> None:
-        """Each mean, in place, becomes the sum of the parts of all its processes."""
+        """All-reduce the partial sums of each mean, in place."""
         together: dict[tuple[tuple[int, ...], torch.dtype], list[Tensor]] = {}
         for mean in means:
             processes = self.processes_of(mean.weights)
@@ -205,7 +205,7 @@ class ManyProcesses:
                     x.copy_(values.view_as(x))
 
     def _all_gather_rows(self, means: Sequence[Contribution]) -> list[dict[int, tuple[Tensor, ...]]]:
-        """For each mean in which this process takes part the encoded rows of all its workers, in order; else nothing."""
+        """Return, per mean, the encoded rows of all its workers in order; empty where this process takes no part."""
         received: list[dict[int, tuple[Tensor, ...]]] = [{} for _ in means]
         together: dict[tuple[int, ...], list[int]] = {}
         for k, mean in enumerate(means):
@@ -318,7 +318,7 @@ class ManyProcesses:
     def _all_gather(
         self, mine: Tensor, sizes: Sequence[int], processes: Sequence[int], group: dist.ProcessGroup | None
     ) -> list[Tensor]:
-        """The bytes of all these processes; ``sizes`` says how many each has."""
+        """Return the bytes of all these processes; ``sizes`` are their lengths."""
         out = [mine if p == self.index else mine.new_empty(n) for p, n in zip(processes, sizes, strict=True)]
         if len(set(sizes)) == 1:
             out = [torch.empty_like(mine) for _ in processes]
@@ -362,7 +362,7 @@ def share_out(num_workers: int, num: int) -> int:
 
 
 def check_timeout(seconds: float) -> None:
-    """Raises RecipeError for what is no time to wait."""
+    """Raise RecipeError unless ``seconds`` is a usable timeout."""
     if not 1 <= seconds <= 1e6:
         raise RecipeError(f"a timeout of {seconds:g} seconds is not allowed: give a number from 1 to 1000000")
 
@@ -372,12 +372,12 @@ def _bytes(x: Tensor) -> Tensor:
 
 
 def resolve(address: str, patience_seconds: float = 10.0) -> None:
-    """Wait until a machine's name stands for something: a cluster may take a moment to make its names known.
+    """Wait until a host name resolves: a cluster may take a moment to publish its names.
 
     Raises
     ------
     RecipeError
-        if it does not come to.
+        if it does not within the timeout.
     """
     until = time.monotonic() + patience_seconds
     while True:
@@ -450,7 +450,7 @@ def _choose_network(here: Launched) -> None:
 
 
 def _meet(here: Launched, timeout_seconds: float) -> Store:
-    """Where the processes tell each other their addresses: in a file of their own on one machine, by a port of the first of several."""
+    """Return the store by which processes exchange addresses: a file on one machine, a port of the first machine on several."""
     timeout = timedelta(seconds=timeout_seconds)
     if here.one_machine:
         own = os.environ.get(STORE)

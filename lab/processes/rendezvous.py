@@ -1,4 +1,4 @@
-"""How a launcher and its processes find each other where all are on one machine: in a file of their own, by no port.
+"""How a launcher and its processes find each other on one machine: through a file of their own, without a port.
 
 torchelastic's own ways open a port to every network that the machine is in, and one of them loads pickles from whatever it finds
 behind it. Here the launcher needs nobody, so its store is in its own memory, and its processes are told of a file that only their user

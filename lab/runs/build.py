@@ -52,7 +52,7 @@ from lab.runs.start import start_values_
 class Built:
     """What a run works with.
 
-    ``parts`` is all that has memory, in the order in which they take it back: who holds what comes first. Whatever a run is to
+    ``parts`` are all objects with state, in the order in which checkpoints restore them: who holds what comes first. Whatever a run is to
     remember beside it is added there, and nowhere else.
     """
 
@@ -149,7 +149,7 @@ def _assembled(
 
 
 def probes_of(setup: Setup) -> list[Probe]:
-    """What looks along a run, in the order in which it is told."""
+    """Return the probes of a run, in the order in which the trainer calls them."""
     probes = [*measures(setup), EvaluationProbe(setup)]
     if setup.adapters is not None:
         probes.append(AdapterProbe(setup, setup.adapters))
@@ -254,7 +254,7 @@ def check_memory(recipe: Recipe, vocab_size: int, workers: int, device: torch.de
 
 
 def _copies(recipe: Recipe, workers: int) -> float:
-    """How often an expert is held by so many of the workers."""
+    """Return how many copies of an expert so many of the workers hold, on average."""
     return (recipe.placement.overlap or recipe.num_workers) * workers / recipe.num_workers
 
 
@@ -277,7 +277,7 @@ def _needs(recipe: Recipe, held: float, frozen: int, vocab_size: int, workers: i
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that nobody uses at the moment."""
+    """Return the free memory of a device, in bytes."""
     import psutil
 
     return int(torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available)

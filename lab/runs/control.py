@@ -1,10 +1,10 @@
-"""A channel from whoever started a run to its first process: events one way, knobs and stops the other.
+"""A channel between the process that started a run and the run's first process: events one way, knobs and stops the other.
 
-The first process says ``["event", …]`` for each event and, where a hand may turn knobs, ``["ask", t]`` before local step t. The
-answer is any number of ``[knob, value]`` and at last ``["go", stopping]``; a pause is an answer that takes its time. It passes
-each of them on to the other processes, so that all turn the same knobs before the same step. JSON lines over TCP on 127.0.0.1.
-Anybody on this machine can connect there, so each end first says a word that only these processes know; who says anything else, or
-nothing for a while, is dropped, and the run neither ends nor waits for it.
+The first process sends ``["event", …]`` for each event and, where knobs may be set, ``["ask", t]`` before local step t. The
+answer is any number of ``[knob, value]`` and at last ``["go", stopping]``; during a pause the answer is late. The first process
+broadcasts each of them to the others, so that all set the same knobs before the same step. Messages are JSON lines over TCP on
+127.0.0.1. Any user of this machine can connect there, so each end first sends a secret token. A connection that sends anything
+else, or nothing for a while, is dropped; the run neither ends nor waits for it.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from lab.runs.knobs import STOP
 
 CHANNEL = "ISTHMUS_LINE"  # in the environment of the processes: "port word answer asks", the last "1" or "0"
 PAUSE_SECONDS = 0.1
-STRANGER_SECONDS = 5.0  # in which who connects must have said the word
-LONGEST = 1 << 26  # bytes of one word; a stranger's may have no end
+STRANGER_SECONDS = 5.0  # in which a new connection must have sent the token
+LONGEST = 1 << 26  # bytes of one message; a stranger's may have no end
 STRANGERS = 64  # who may be trying at a time; of more, those who came first are dropped
 
 
 class Channel:
-    """One end. EOFError when the other has gone."""
+    """One end of the connection. `send` and `receive` raise EOFError when the other end is closed."""
 
     def __init__(self, connection: socket.socket):
         self.connection = connection
@@ -50,7 +50,7 @@ class Channel:
             raise EOFError from None
 
     def receive(self, seconds: float) -> Any:
-        """What the other end says next; None if it says nothing for so long. What is no JSON is said by a stranger: EOFError."""
+        """Return the next message, or None after ``seconds`` without one. Raises EOFError also for a message that is no JSON."""
         self.connection.settimeout(seconds)
         while not self._received:
             try:
@@ -72,7 +72,7 @@ class Channel:
 
     @property
     def open(self) -> bool:
-        """Whether the other end is still there, as far as one can know."""
+        """Whether the other end is still connected, as far as the socket knows."""
         try:
             self.connection.settimeout(0)
             return self.connection.recv(1, socket.MSG_PEEK) != b""
@@ -86,12 +86,12 @@ class Channel:
 
 
 class Reports:
-    """What the first process says to whoever started the run, and asks. Without a channel it does neither."""
+    """The first process's end: sends events to the process that started the run, and asks it for knobs. May have no channel."""
 
     def __init__(self, world: ManyProcesses):
         self.world = world
         self.channel: Channel | None = None
-        self.answered = False  # whether the other end has shown that it is who started the run
+        self.answered = False  # whether the other end has proved with its token that it started the run
         port, self.word, self.answer, asks = os.environ.get(CHANNEL, "0 - - 0").split()
         if world.first and port != "0":
             self._connect(int(port))
@@ -100,7 +100,7 @@ class Reports:
             world.meets_every_step = True
 
     def _connect(self, port: int, tries: int = 10) -> None:
-        """Where strangers throng, the other end may drop this one too: then once more. It may answer later, but not otherwise."""
+        """Connect and send the token; retry if the other end drops this connection, as it may among many strangers."""
         for _ in range(tries):
             try:
                 self.channel = Channel(socket.create_connection(("127.0.0.1", port), 10))
@@ -115,7 +115,7 @@ class Reports:
                 self.channel = None
 
     def _receive(self, seconds: float) -> Any:
-        """What the other end says next, after the answer; None if it says nothing for so long."""
+        """Return the next message after the other end's token, or None after ``seconds`` without one."""
         assert self.channel is not None
         if not self.answered:
             said = self.channel.receive(seconds)
@@ -129,11 +129,11 @@ class Reports:
         if self.channel is not None:
             try:
                 self.channel.send("event", to_json(event))
-            except EOFError:  # nobody listens any more: the run goes on, or stops where it would ask
+            except EOFError:  # the channel is closed: the run goes on, or stops where it would ask
                 self.channel = None
 
     def knobs(self, t: int) -> Iterator[tuple[str, Any]]:
-        """What the other end turns before local step ``t``, or that it stops the run: in all processes, before the same step.
+        """Yield the knobs to set before local step ``t``, or `STOP`: the same in all processes, which all call this.
 
         Costs two exchanges of `lab.processes.peers.SLOT_BYTES` a step, one of them of the step's losses, and one for each knob.
         """
@@ -166,7 +166,7 @@ class Reports:
 
 
 class Listener:
-    """Waits for the first process, which comes again after a restart.
+    """The end of the process that started the run: accepts the first process, again after a restart, and yields its events.
 
     Parameters
     ----------
@@ -178,7 +178,7 @@ class Listener:
         self.server = socket.create_server(("127.0.0.1", 0))
         self.server.setblocking(False)
         self.word, self.answer, self.asks = secrets.token_hex(16), secrets.token_hex(16), asks
-        self._strangers: dict[socket.socket, tuple[float, bytes]] = {}  # until when, and what each has said so far
+        self._strangers: dict[socket.socket, tuple[float, bytes]] = {}  # their deadline, and what each has sent so far
 
     def environment(self) -> dict[str, str]:
         return {CHANNEL: f"{self.server.getsockname()[1]} {self.word} {self.answer} {int(self.asks)}"}
@@ -189,12 +189,12 @@ class Listener:
         knob_source: Callable[[int, Callable[[], bool]], Iterable[tuple[str, Any]]] = lambda t, still: (),
         stopping: Callable[[], bool] = lambda: False,
     ) -> Iterator[Event]:
-        """What the run says until it is over, every event once, also if some steps are done again.
+        """Yield the events of the run until it is over; each once, also if a restart repeats steps.
 
         Parameters
         ----------
         knob_source
-            knobs to turn before step t; may wait as long as ``still()``.
+            called as ``knob_source(t, still)``: returns the knobs to set before step t; may wait as long as ``still()``.
         """
         once = Once()
         channel: Channel | None = None
@@ -220,7 +220,7 @@ class Listener:
                     channel = None
 
     def _welcome(self, seconds: float) -> Channel | None:
-        """Look at who connects, for so long at most: the first process, if it is among them. Others are dropped in time."""
+        """Accept connections for ``seconds`` at most; return the first process if it has sent its token. Others are dropped in time."""
         with selectors.DefaultSelector() as ready:
             ready.register(self.server, selectors.EVENT_READ)
             for stranger in self._strangers:
@@ -256,7 +256,7 @@ class Listener:
         return found
 
     def close(self) -> None:
-        """Nobody need wait any longer."""
+        """Drop the connections that have not sent the token."""
         for stranger in list(self._strangers):
             self._drop(stranger)
 
@@ -274,14 +274,14 @@ def _there(channel: Channel, going_on: Callable[[], bool]) -> bool:
 
 
 class Once:
-    """Takes in the events of a run that may begin anew: gives each of them once."""
+    """Filters the events of a run that may restart and repeat steps: gives each of them once."""
 
     def __init__(self) -> None:
         self.step, self.num = 0, 0  # of the newest event, and how many of that step were given
         self.seen = 0  # of them, how many have come since the run began anew
 
     def again(self) -> None:
-        """From here on they come from the beginning."""
+        """The run restarted: its events come from the beginning again."""
         self.seen = 0
 
     def new(self, event: Event) -> Iterator[Event]:

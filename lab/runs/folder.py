@@ -94,7 +94,7 @@ class RunFolder:
 
     @property
     def exists(self) -> bool:
-        """Whether there is anything of a run."""
+        """Whether the folder holds anything of a run."""
         return any(os.path.exists(self.path / name) for name in ("recipe.json", "events.jsonl")) or bool(
             self._checkpoints()
         )
@@ -198,7 +198,7 @@ class RunFolder:
             self._check_same(by, raw, here)
 
     def _vouched(self) -> Vouched | None:
-        """What the checkpoints know of the events: the most that one of them does."""
+        """Return the longest beginning of the events that a checkpoint vouches for; None without one."""
         found = []
         for _, file in self._checkpoints():
             about = _about(file)
@@ -207,7 +207,7 @@ class RunFolder:
         return max(found, key=lambda vouched: vouched.num_bytes, default=None)
 
     def knobs_after(self, after: int) -> dict[int, dict[str, Any]]:
-        """Knobs that were turned for steps later than ``after``, by step and name.
+        """Return the knobs that were set for steps later than ``after``, by step and name.
 
         Raises
         ------
@@ -231,7 +231,7 @@ class RunFolder:
         return [e for e in events if isinstance(e, KnobChanged)]
 
     def _knobs_in_events(self) -> list[KnobChanged]:
-        """Those in the events, up to the first that is damaged."""
+        """Return the knob changes in ``events.jsonl``, up to the first damaged line."""
         found: list[KnobChanged] = []
         file = self.path / "events.jsonl"
         with contextlib.suppress(OSError, LabError):
@@ -685,7 +685,7 @@ def _remove(checkpoint: Path) -> None:
 
 @contextlib.contextmanager
 def _writing(path: Path, kind: type[LabError] = LabError) -> Iterator[None]:
-    """What the system refuses becomes one line."""
+    """Context manager: errors of the file system become a LabError of one line."""
     try:
         yield
     except OSError as error:

@@ -33,7 +33,7 @@ class Input:
     """One of the things a run reads.
 
     digest
-        of all that a result depends on: of text its tokens, documents and domains; of files their contents.
+        SHA-256 of all that a result depends on: of text its tokens, documents and domains; of files their contents.
     files
         the digest of each file by its name, where it is made of files.
     key

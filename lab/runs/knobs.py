@@ -1,4 +1,4 @@
-"""Knobs: what can be turned by hand while a run goes on. Turning one is an event, so that resume and replay see it too.
+"""Knobs: settings of a run that can be changed while it goes on. A change is an event, so that resume and replay repeat it.
 
 =============  ================================================================================================
 knob           value
@@ -10,7 +10,7 @@ knob           value
 ``paused``     whether the run waits
 =============  ================================================================================================
 
-A knob is turned between two local steps. Where none is turned, no number changes.
+Knobs are set between two local steps. A run in which none is set computes the same numbers as one without knobs.
 """
 
 from __future__ import annotations
@@ -29,23 +29,25 @@ from lab.errors import RecipeError, one_of
 from lab.methods.registry import Method, fixed_periods, name_of
 from lab.recipes.recipe import Recipe
 
-KnobSource = Callable[[int], Iterable[tuple[str, Any]]]  # knobs to turn before local step t, and their values; may wait
-STOP = "stop"  # what a source gives instead of a knob: no further step
+KnobSource = Callable[
+    [int], Iterable[tuple[str, Any]]
+]  # called before local step t: knobs to set and their values; may wait
+STOP = "stop"  # a source yields (STOP, True) to end the run before step t
 KNOBS = ("lr", "sync_every", "down", "network", "paused")
 
 
 def at_start(recipe: Recipe, knob: str) -> Any:
-    """Where a knob stands before it is turned."""
+    """Return the initial value of a knob."""
     return {"lr": 1.0, "sync_every": periods(recipe.method), "down": [], "network": None, "paused": False}[knob]
 
 
 def validate_knob(recipe: Recipe, knob: str, value: Any, present: Mapping[str, Any]) -> Any:
-    """The value of a knob in full, as plain JSON; ``present``: the knobs that are not where they were at the start.
+    """Check a value for a knob and return it in full, as plain JSON; ``present``: those that were set.
 
     Raises
     ------
     RecipeError
-        for a knob that there is not, a value that is not allowed, or one that makes no sense with this method.
+        for an unknown knob, a value that is not allowed, or one that makes no sense with this method.
     """
     match knob:
         case "lr":
@@ -66,13 +68,13 @@ def validate_knob(recipe: Recipe, knob: str, value: Any, present: Mapping[str, A
 
 
 class Knobs(Part):
-    """The knobs of one run: the values of those that were turned, and the method as they have it."""
+    """The knobs of one run: ``values`` of those that were set, and ``method`` with the periods that they give it."""
 
     def __init__(self, recipe: Recipe):
         self.recipe, self.method, self.values = recipe, recipe.method, dict[str, Any]()
 
     def set_knob(self, knob: str, value: Any) -> bool:
-        """Turn a knob before the next local step; False where it stands there already."""
+        """Set a knob before the next local step; returns False where it has this value already."""
         value = validate_knob(self.recipe, knob, value, self.values)
         if value == self.values.get(knob, at_start(self.recipe, knob)):
             return False
@@ -123,7 +125,7 @@ def _validate_workers(recipe: Recipe, value: Iterable[int]) -> list[int]:
 
 
 def network_fields(value: str | Network | Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """A network by name, as it is or by its fields, as its fields in plain JSON."""
+    """Return a network, given by name, object or fields, as a dictionary of its fields in plain JSON; None stays None."""
     if value is None:
         return None
     if isinstance(value, str):

@@ -1,4 +1,4 @@
-"""Runs over several processes: each one's part, starting them, and reading along."""
+"""Runs over several processes: what each process runs (`train`), starting them, and reading their events."""
 
 from __future__ import annotations
 
@@ -71,8 +71,8 @@ def train(
         stream = run_folder.events() if run_folder is not None else iter(())
     else:
         made = partial(Trainer, recipe, world=world, accept_new_text=accept_new_text, knob_source=reports.knobs)
-        for turn in range(2):  # the first process prepares text and starting values, the others find them ready
-            if world.first == (turn == 0):
+        for phase in range(2):  # the first process prepares text and starting values, the others find them ready
+            if world.first == (phase == 0):
                 say = progress and world.first
                 plain = not task_name(recipe.corpus)
                 corpus = read_corpus(recipe.corpus, tokenizer=recipe.tokenizer, progress=say) if plain else None
@@ -87,7 +87,7 @@ def train(
 
 
 def _note_open_port() -> None:
-    """Say what a launcher that is not ours has opened where nothing had to be."""
+    """Print a note if another launcher has opened a port that was not needed."""
     here = launched()
     if here is not None and here.one_machine and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         sys.stderr.write(
@@ -97,7 +97,7 @@ def _note_open_port() -> None:
 
 
 def _end_with_launcher(folder: str | Path | None, first: bool) -> None:
-    """End this process when the one that started it has gone: nobody would watch over the run, or could stop it."""
+    """End this process when its launcher has ended: nothing else would supervise or stop the run."""
     parent = os.getppid()
 
     def watch() -> None:
@@ -168,7 +168,7 @@ def launch(
 def _ended(
     folder: RunFolder, failures: Mapping[int, tuple[int, float]], num: int, timeout_seconds: float
 ) -> BaseException:
-    """What to raise where processes did not end well, from the exit code and the time of each of them."""
+    """Return the exception for processes that failed, from their exit codes and times."""
     codes = [code for code, _ in failures.values()]
     if INTERRUPTED in codes:
         return KeyboardInterrupt()
@@ -194,7 +194,7 @@ CLOSING_SECONDS = 30  # torchelastic's: after them it kills what it has asked to
 
 
 def _lost(failures: Mapping[int, tuple[int, float]], num: int, timeout_seconds: float) -> str:
-    """What became of a run's processes, from exit code and time of each that did not end well."""
+    """Describe in words which process failed and how, from the exit code and time of each that did."""
     first = min(when for _, when in failures.values())
     killed = {p: -code for p, (code, _) in sorted(failures.items()) if code < 0}
     hung = [p for p in killed if killed[p] == signal.SIGKILL and failures[p][1] - first > CLOSING_SECONDS / 2]
@@ -249,7 +249,7 @@ def events_over_processes(
     Parameters
     ----------
     knob_source
-        knobs to turn before step t, in all processes; may wait as long as its second argument says so. With it, the
+        called as ``knob_source(t, still)``: knobs to set before step t in all processes; may wait while ``still()``. With it, the
         processes exchange a few hundred bytes in every step.
     stopping
         whether to end instead of doing that step.

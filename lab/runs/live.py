@@ -69,7 +69,7 @@ def register_display(display: Display) -> None:
 
 
 def _display() -> Display:
-    """What was registered; else what an installed package offers; else a line of text."""
+    """Return the registered display, else that of an installed package, else one that prints a line of text."""
     if not _DISPLAYS:
         _DISPLAYS.extend([point.load() for point in entry_points(group=DISPLAYS)][:1])
     return _DISPLAYS[0] if _DISPLAYS else _in_words
@@ -83,14 +83,14 @@ def _in_words(run: Run, views: Sequence[EventSink]) -> None:
 
 
 class Interrupted(asyncio.CancelledError):
-    """Who waited for a run was interrupted, and the run was stopped: one line says so, and how to go on."""
+    """Raised where waiting for a run was interrupted, which stops the run; the message says how to go on."""
 
     def _render_traceback_(self) -> list[str]:  # what IPython asks for
         return [f"Interrupted: {self}"]
 
 
 class InterruptedWait(KeyboardInterrupt):
-    """The same in a script, or of `Run.wait` in a cell."""
+    """As `Interrupted`, for scripts and for `Run.wait` in a cell."""
 
     def _render_traceback_(self) -> list[str]:
         return [f"Interrupted: {self}"]
@@ -148,7 +148,7 @@ class Run:
         return f"{self.name}: {self.status}, step {self.t:,} of {self.recipe.steps:,}"
 
     def watch(self, *views: EventSink) -> None:
-        """Feed these as well: first all that happened, then what happens."""
+        """Feed more sinks: first with all events so far, then with new ones."""
         PUMP.feed(self, views)
 
     def panel(self, *views: EventSink) -> Any:
@@ -236,7 +236,7 @@ class Run:
             self._ask_for({"down": [w for w in down if w != worker]})
 
     def _ask_for(self, knobs: Mapping[str, Any]) -> None:
-        """Leave word of knobs to be set; ``_word`` is held."""
+        """Note knobs to be set before the next step. Call with the lock ``_word`` held."""
         if self.is_replay:
             raise LabError("a replay shows what happened: its knobs cannot be turned")
         if self.finished.is_set() or self._stopping:
@@ -290,7 +290,7 @@ class Run:
         return self._outcome()
 
     def _how_to_go_on(self) -> str:
-        """In one line, of a run that was stopped because nobody waits for it any more."""
+        """Return one line that says how to go on with a run that was stopped by an interrupt."""
         if not self.finished.is_set():
             return f"{self.name} stops as soon as its present step is done (run.status says when)"
         if self.status == "done":
@@ -346,9 +346,9 @@ class Run:
         PUMP.news()
 
     def knob_source(self, t: int, still: Callable[[], bool] | None = None) -> Iterator[tuple[str, Any]]:
-        """Before local step ``t``: waits while the run is to wait; gives the knobs that are to be turned.
+        """Called before local step ``t``: waits while the run is paused; yields the knobs to set.
 
-        ``still`` says, now and then, whether there is anybody to wait for.
+        ``still()`` is asked now and then; where it is False, waiting ends.
         """
 
         def said() -> bool:
@@ -373,7 +373,7 @@ class Run:
                 return
 
     def sleep(self, seconds: float) -> None:
-        """For a replay: so long, or until the run is stopped."""
+        """Sleep for ``seconds``, or until the run is stopped; used by replays."""
         with self._word:
             self._word.wait_for(lambda: self._stopping, seconds)
 
@@ -500,7 +500,7 @@ def _begin(run: Run, views: Sequence[EventSink], paused: bool) -> Run:
 
 
 def _say_where(run: Run) -> None:
-    """To somebody who still looks at the panel of the run before this one, in another cell, which says that it was stopped."""
+    """Print where a run goes on, if the panel of the run before it is shown in another cell."""
     if run._key not in _PANELS:
         return
     there = _PANELS[run._key]
@@ -608,7 +608,7 @@ def paced(
 
 @atexit.register
 def _leave() -> None:
-    """At the end of the program: runs that nobody waited for stop, and are given a moment to write what they have."""
+    """At exit: stop the runs that still go on, and give them a few seconds to write."""
     for run in _RUNS:
         run.stop()
     for run in _RUNS:
@@ -671,12 +671,12 @@ class Pump:
         self.hurry()
 
     def news(self) -> None:
-        """Something happened."""
+        """Wake the pump: there are new events."""
         if not self._news.is_set():
             self._news.set()
 
     def hurry(self) -> None:
-        """Something happened that should be seen at once: a view was added, a run is over."""
+        """Deliver at once: a view was added, or a run is over."""
         self._hurry.set()
         self._news.set()
 
@@ -686,7 +686,7 @@ class Pump:
             self.deliver_and_rest()
 
     def deliver_and_rest(self) -> None:
-        """Deliver what is new, then rest until it is time for more."""
+        """Deliver new events, then wait as long as ``rate`` asks for."""
         began = self.clock()
         self._news.clear()
         self._hurry.clear()
@@ -694,7 +694,7 @@ class Pump:
         self._pause(max(0.0, began + 1 / self.rate - self.clock()))
 
     def deliver(self) -> None:
-        """Every view takes in what it has not seen."""
+        """Give every view the events that it has not seen."""
         with self._lock:
             feeds, over = list(self._feeds), [run for run in self._runs if run.finished.is_set()]
         dropped = [feed for feed in feeds if not self._give(feed)]

@@ -1,4 +1,4 @@
-"""The parts of every run that have memory: who holds what, the states of optimizers and methods, what error feedback owes."""
+"""The state of a run that checkpoints save: holders, optimizer and method states, error feedback."""
 
 from __future__ import annotations
 
@@ -130,20 +130,20 @@ class States(Part):
         optimizer.state[leaf][key] = value if counts else value.to(leaf.device)
 
     def _moved_by(self, optimizer: str) -> Stack:
-        """What an optimizer moves: ``outer.3`` the shared ``params.3``."""
+        """Return the stack that an optimizer updates: for ``outer.3`` the shared ``params.3``."""
         return (
             self.state.fleet.params if optimizer == "inner" else self.state.shared["params" + optimizer[len("outer") :]]
         )
 
     def _leaves(self, name: str) -> list[tuple[int, Rows, int, Tensor]]:
-        """Number in the file, rows there, of how many, for each parameter of an optimizer of which something is said here."""
+        """Return (number in the file, rows there, of how many, leaf) for each parameter of an optimizer in this process."""
         params, leaves = self._moved_by(name), self.state.optimizers[name].param_groups[0]["params"]
         if name == "inner":
             return [(*at, leaf) for at, leaf in zip(leaves_here(params.layout), leaves, strict=True)]
         return [(i, None, 0, leaves[i]) for i in range(len(leaves))]
 
     def _blocks_saved_here(self, layout: Layout) -> list[int]:
-        """Blocks of which this process tells what all agree on."""
+        """Return the blocks whose agreed values this process saves."""
         return [i for i, b in enumerate(layout.blocks) if self.comm.world.owners(b)[0] in self.state.fleet.mine]
 
     def _owned(self) -> tuple[dict[str, Stack], dict[str, Stack]]:
@@ -164,9 +164,9 @@ def leaves_of_all(layout: Layout) -> list[tuple[int, int | None]]:
 
 
 def leaves_here(layout: Layout) -> list[tuple[int, list[int], int]]:
-    """Of each parameter of the inner optimizer here: its number among those of all workers, its rows there, and of how many.
+    """Return (number in the file, rows there, of how many) for each parameter of this process's inner optimizer.
 
-    Number −1: it is that of a unit that nobody here holds.
+    Number −1: a unit that no worker here holds.
     """
     numbers = {leaf: number for number, leaf in enumerate(leaves_of_all(layout))}
     found: list[tuple[int, list[int], int]] = []

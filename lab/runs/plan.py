@@ -75,7 +75,7 @@ class Plan:
 
     @property
     def payload_bytes(self) -> int:
-        """Of the worker that sends most."""
+        """The payload of the worker that sends most."""
         return max(self.payload_bytes_W)
 
     @property
@@ -161,7 +161,7 @@ class Plan:
         return "\n".join(lines)
 
     def _computing(self) -> str:
-        """With what a worker is assumed to compute, and whether it has room for what it holds."""
+        """Describe the device that a worker is assumed to have, and whether its state fits into the memory."""
         each = f"{self.devices_per_worker} × {self.device}" if self.devices_per_worker > 1 else f"one {self.device}"
         line = f"  computing as on {each} a worker (--device, --devices-per-worker)"
         if self.fits:
@@ -199,7 +199,7 @@ def plan(
 
 @contextmanager
 def _nothing_to_collect() -> Iterator[None]:
-    """The names of the largest model are a million small objects, all of them in use: looking for garbage among them takes a third."""
+    """Context manager: no garbage collection, which would take a third of the time of a plan of the largest model."""
     was = gc.isenabled()
     gc.disable()
     try:

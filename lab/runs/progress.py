@@ -88,6 +88,6 @@ class Progress:
 
 
 def report(line: str) -> None:
-    """Leave word in `FILE`, for whoever executes this notebook in another process; where nobody asks for it, nothing."""
+    """Write ``line`` to the file named by `FILE`, which `lab.study` reads while it executes a notebook; without one, nothing."""
     if file := os.environ.get(FILE):
         Path(file).write_text(line, encoding="utf-8")

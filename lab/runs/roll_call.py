@@ -23,18 +23,18 @@ class RollCall(Part):
         # Who is up in each local step, bool ``[steps, workers]``.
         self.up_TW: np.ndarray = recipe.scenario.trace(recipe.num_workers, recipe.steps, recipe.seed).numpy()
         self.experts = setup.experts
-        self.draw = self.experts.draw if self.experts is not None else 0  # the table that was told last
+        self.draw = self.experts.draw if self.experts is not None else 0  # the table that was reported last
         self.lost: set[str] = set()  # tensors that no worker which is up holds, as last reported
 
     def call(self, t: int) -> Iterator[Event]:
-        """Before local step ``t``."""
+        """Called before local step ``t``: set who is up, send returning workers what they missed, and yield the events of that."""
         changed = self.follow_(t)
         if changed is not None:
             yield changed
             yield from self.nobody_holds(t)
 
     def placed(self, t: int) -> Iterator[Event]:
-        """After local step ``t``: experts have moved."""
+        """Called after local step ``t``: a `Placed` event, if experts have moved."""
         if self.experts is not None and self.experts.draw != self.draw:
             self.draw = self.experts.draw
             yield Placed(t, self.experts.table, self.experts.moved)
@@ -45,7 +45,7 @@ class RollCall(Part):
         yield from missing
 
     def follow_(self, t: int) -> WorkersChanged | None:
-        """From now on those are up who are in local step ``t``; those who come back first receive what they missed."""
+        """Set who is up in local step ``t``; workers that come back first receive what they missed."""
         setup, fleet, state = self.setup, self.setup.fleet, self.setup.state
         state.returned = state.received = ()
         killed = self.killed()
@@ -81,7 +81,7 @@ class RollCall(Part):
         return {"last_up": self.setup.fleet.last_up, "up": self.setup.fleet.up}
 
     def load_json(self, values: dict[str, Any], step: int) -> None:
-        """Experts are where they were by now."""
+        """Restore who is up. Where experts are has been restored before (`lab.runs.parts.Holders`)."""
         fleet = self.setup.fleet
         fleet.last_up, fleet.up = values["last_up"], values["up"]
         for block in fleet.layout.blocks:

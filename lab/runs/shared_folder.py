@@ -1,4 +1,4 @@
-"""One run folder for several processes: the first writes it, and says to all others what is there."""
+"""One run folder for several processes: the first reads and writes it, and broadcasts what the others need."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 class SharedFolder:
-    """A run folder of which the first process takes care. A checkpoint is the same file as that of one process.
+    """A run folder that only the first process opens. A checkpoint is the same file as that of one process.
 
     The tensors of checkpoints are those of the first process, where all rows have been gathered, and from where they are
     scattered, also over another number of processes (`lab.engine.checkpoint`).
@@ -78,7 +78,7 @@ class SharedFolder:
             self.folder.close()
 
     def _first(self, do: Callable[[RunFolder], T]) -> T | None:
-        """Do something at the first process, for which the others wait. What it cannot do is an error at all of them."""
+        """Call ``do`` at the first process while the others wait; return its result there, None elsewhere. Its LabError is raised everywhere."""
         out, problem = None, None
         try:
             out = do(self.folder) if self.folder is not None else None

@@ -1,6 +1,6 @@
 """The step loop: a generator of events.
 
-Whoever takes the events drives the run: a progress bar, a notebook cell, a test. Not asking for the next one is a pause.
+The consumer of the events drives the run: a progress bar, a notebook cell, a test. The run pauses while none is asked for.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Folder(Protocol):
     """Where a run is written: a `RunFolder`, or what several processes have instead (`lab.runs.shared_folder`)."""
 
     def lock(self) -> None:
-        """Nobody else writes there until `close`."""
+        """Lock the folder for this run until `close`."""
 
     def load(self, recipe: Recipe | None = None) -> tuple[Checkpoint | None, list[str]]:
         """The checkpoint to go on from, with its tensors at the first process, and notes for the reader."""
@@ -70,16 +70,16 @@ class Folder(Protocol):
         """Refuse to go on with other data; notes on what is accepted."""
 
     def record_inputs(self, now: Inputs) -> None:
-        """What is read from now on."""
+        """Write down what the run reads from now on."""
 
     def knobs_after(self, after: int) -> dict[int, dict[str, Any]]:
-        """Knobs that were turned after a step, by the step they were turned for."""
+        """Return the knobs that were set after a step, by the step in which they became effective."""
 
     def open(self, recipe: Recipe, keep_bytes: int = 0, step: int = 0) -> None:
         """Begin to write, after so many bytes of events."""
 
     def events(self) -> Iterator[Event]:
-        """What is written there."""
+        """Yield the events that are written there."""
 
     def append(self, event: Event) -> None: ...
 
@@ -102,7 +102,7 @@ class Trainer:
     computed; what comes out is the communication calendar. ``world`` are the processes, if the workers are spread over
     several: all of them build a trainer and take its events. A dry run can take over the ``fleet`` of another with the same
     table (the same model, placement and adapters). ``accept_new_text``: go on from a checkpoint also where the text is not what it
-    was trained on until then. ``knob_source``: asked before every local step which knobs to turn, and may wait.
+    was trained on until then. ``knob_source``: called before every local step for the knobs to set; may wait.
     """
 
     def __init__(
@@ -133,7 +133,7 @@ class Trainer:
         self.t = 0  # finished local steps
         self._saved: int | None = None  # the step of the last checkpoint
         self._again: dict[int, dict[str, Any]] = {}  # knobs of a run that was cut off, by the step they were turned for
-        self._pending: list[Event] = []  # what happened since the processes last told each other their losses
+        self._pending: list[Event] = []  # since the processes last exchanged their losses
 
     def events(self, folder: Folder | None = None) -> Iterator[Event]:
         """All events of the run, from the first on.
@@ -182,7 +182,7 @@ class Trainer:
                 folder.close()
 
     def _take_up(self, folder: Folder) -> list[str]:
-        """Go on from what a folder holds; what is to be said about that."""
+        """Restore the last checkpoint of a folder, if there is one; return notes for the reader."""
         checkpoint, notes = folder.load(self.recipe)
         inputs = self.built.inputs
         if checkpoint is not None:
@@ -206,7 +206,7 @@ class Trainer:
         stopping = False
         while self.t < self.recipe.steps and not stopping:
             t = self.comm.t = self.t + 1
-            stopping = yield from self._turn_knobs(t)
+            stopping = yield from self._set_knobs(t)
             if stopping:
                 break
             began = time.perf_counter()
@@ -230,8 +230,8 @@ class Trainer:
         for note in notes:
             yield Warned(self.t, note)
 
-    def _turn_knobs(self, t: int) -> Generator[Event, None, bool]:
-        """Before local step ``t``; returns whether the run is to stop."""
+    def _set_knobs(self, t: int) -> Generator[Event, None, bool]:
+        """Set the knobs for local step ``t`` and yield the events of that; returns whether the run is to stop."""
         stopping = False
         for knob, value in itertools.chain(self._again.pop(t, {}).items(), self.knob_source(t)):
             if knob == STOP:
@@ -255,7 +255,7 @@ class Trainer:
         return loss_W
 
     def _report(self, t: int, loss_W: Tensor, seconds: float) -> Iterator[Event]:
-        """What happened in local step ``t``, and what the probes see then."""
+        """Yield the events of local step ``t``, and those of the probes."""
         agreed = Agreed(self.setup)
         self._pending += self.built.roll_call.placed(t)
         if not self.setup.dry:
@@ -272,7 +272,7 @@ class Trainer:
             yield from probe.after_step(t, agreed)
 
     def _flush(self) -> Iterator[Event]:
-        """What happened lately, with the losses of all processes: they exchange them only where they meet anyway."""
+        """Yield the pending events, with the losses of all processes; they are exchanged only where processes communicate anyway."""
         pending, self._pending = self._pending, []
         pending = with_all_workers(pending, self.fleet.mine, self.world)
         yield from pending
@@ -314,19 +314,19 @@ class Trainer:
         return f"{there}; try a smaller learning rate (method.inner.lr) or more warm-up"
 
     def snapshot(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """All that decides the rest of the run, as tensors by name (at the first process) and small JSON values."""
+        """Return the whole state of the run: tensors by name (at the first process only) and small JSON values."""
         tensors, extra = snapshot(self.built.parts, self.world, self.fleet.device)
         return tensors, extra | {"inputs": of_digests(self.built.inputs)}
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Put everything back as it was after the checkpoint's step."""
+        """Restore the state after the checkpoint's step."""
         restore_(self.built.parts, checkpoint, self.world, self.fleet.device)
         self.t = self.comm.t = checkpoint.step
 
     # what it is
 
     def agreed(self) -> Stack:
-        """What the model is at this moment (`lab.probes.probe.Setup.agreed`)."""
+        """Return the agreed model (`lab.probes.probe.Setup.agreed`)."""
         return self.setup.agreed()
 
     def started(self) -> Started:
@@ -442,7 +442,7 @@ def pretrained(
 
 
 def _write_base(file: Path, trainer: Trainer, loss: float, seconds: float) -> None:
-    """What a run agreed on, and a JSON beside it; ``loss`` in nats per token."""
+    """Write the agreed model of a run, and a JSON beside it; ``loss`` in nats per token."""
     model = trainer.fleet.whole_model(trainer.comm.agreed(trainer.state.local["params"]))
     assert trainer.setup.data is not None
     about = {
