@@ -238,7 +238,7 @@ def test_what_the_run_raised_is_raised(tmp_path: Path) -> None:
         with pytest.raises(Diverged, match="loss of worker") as caught:
             run.wait(PATIENCE)
         places = [frame.name for frame in traceback.extract_tb(caught.value.__traceback__)]
-        assert places.count("_tell") == 1
+        assert places.count("_flush") == 1
 
     async def wait() -> Columns:
         return await run
