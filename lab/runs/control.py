@@ -26,7 +26,7 @@ from lab.events import Event, KnobChanged, Started, from_json, to_json
 from lab.processes.peers import ManyProcesses
 from lab.runs.knobs import STOP
 
-CHANNEL = "ISTHMUS_LINE"  # in the environment of the processes: "port word answer asks", the last "1" or "0"
+CHANNEL = "ISTHMUS_LINE"  # in the environment of the processes: "port token answer asks", the last "1" or "0"
 PAUSE_SECONDS = 0.1
 STRANGER_SECONDS = 5.0  # in which a new connection must have sent the token
 LONGEST = 1 << 26  # bytes of one message; a stranger's may have no end
@@ -92,7 +92,7 @@ class Reports:
         self.world = world
         self.channel: Channel | None = None
         self.answered = False  # whether the other end has proved with its token that it started the run
-        port, self.word, self.answer, asks = os.environ.get(CHANNEL, "0 - - 0").split()
+        port, self.token, self.answer, asks = os.environ.get(CHANNEL, "0 - - 0").split()
         if world.first and port != "0":
             self._connect(int(port))
         self.asks = bool(world.all_gather_json(asks == "1")[0])
@@ -104,7 +104,7 @@ class Reports:
         for _ in range(tries):
             try:
                 self.channel = Channel(socket.create_connection(("127.0.0.1", port), 10))
-                self.channel.send(self.word)
+                self.channel.send(self.token)
                 self._receive(1.0)
                 return
             except TimeoutError:
@@ -139,24 +139,24 @@ class Reports:
         """
         asked = False
         while self.asks:
-            word = self.world.all_gather_json(self._word(t, asked) if self.world.first else None)[0]
+            message = self.world.all_gather_json(self._next_message(t, asked) if self.world.first else None)[0]
             asked = True
-            if word is None:  # a pause; the others see that this process is alive
+            if message is None:  # a pause; the others see that this process is alive
                 continue
-            knob, value = word
+            knob, value = message
             if knob == "go":
                 yield STOP, value
                 return
             yield knob, value
 
-    def _word(self, t: int, asked: bool) -> list[Any] | None:
+    def _next_message(self, t: int, asked: bool) -> list[Any] | None:
         try:
             if self.channel is None:
                 raise EOFError
             if not asked:
                 self.channel.send("ask", t)
-            word: list[Any] | None = self._receive(self.world.timeout_seconds / 4)
-            return word
+            message: list[Any] | None = self._receive(self.world.timeout_seconds / 4)
+            return message
         except EOFError:
             self.channel = None
             return ["go", True]  # nobody is there to ask: stop, with a checkpoint
@@ -177,11 +177,11 @@ class Listener:
     def __init__(self, asks: bool):
         self.server = socket.create_server(("127.0.0.1", 0))
         self.server.setblocking(False)
-        self.word, self.answer, self.asks = secrets.token_hex(16), secrets.token_hex(16), asks
+        self.token, self.answer, self.asks = secrets.token_hex(16), secrets.token_hex(16), asks
         self._strangers: dict[socket.socket, tuple[float, bytes]] = {}  # their deadline, and what each has sent so far
 
     def environment(self) -> dict[str, str]:
-        return {CHANNEL: f"{self.server.getsockname()[1]} {self.word} {self.answer} {int(self.asks)}"}
+        return {CHANNEL: f"{self.server.getsockname()[1]} {self.token} {self.answer} {int(self.asks)}"}
 
     def events(
         self,
@@ -233,7 +233,7 @@ class Listener:
                     stranger.setblocking(False)
                     self._strangers[stranger] = time.monotonic() + STRANGER_SECONDS, b""
                     talking.add(stranger)
-        expected, found = json.dumps([self.word]).encode() + b"\n", None
+        expected, found = json.dumps([self.token]).encode() + b"\n", None
         for stranger, (until, said) in list(self._strangers.items()):
             with contextlib.suppress(OSError):
                 if stranger in talking:
@@ -265,8 +265,8 @@ class Listener:
         stranger.close()
 
 
-def _is(said: Any, word: str) -> bool:
-    return isinstance(said, list) and len(said) == 1 and hmac.compare_digest(str(said[0]).encode(), word.encode())
+def _is(said: Any, token: str) -> bool:
+    return isinstance(said, list) and len(said) == 1 and hmac.compare_digest(str(said[0]).encode(), token.encode())
 
 
 def _there(channel: Channel, going_on: Callable[[], bool]) -> bool:

@@ -221,7 +221,7 @@ def step(t: int) -> Event:
     return Stepped(t, [1.0], 0.1, 0.1)
 
 
-def test_strangers_at_the_line_neither_end_nor_hold_up_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_strangers_at_the_channel_neither_end_nor_hold_up_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """A hundred who say nothing, and some who say what they should not, before the first process comes and when it comes again."""
     listener = Listener(asks=False)
     port, word, answer, _ = listener.environment()["ISTHMUS_LINE"].split()
@@ -286,7 +286,7 @@ def test_who_takes_the_port_of_a_notebook_that_has_gone_cannot_turn_anything(
         threading.Thread(target=take, daemon=True).start()
         monkeypatch.setenv("ISTHMUS_LINE", f"{impostor.getsockname()[1]} word answer 1")
         reports = Reports(Alone())  # type: ignore[arg-type]
-        assert reports._word(1, False) == ["go", True], "as if nobody were there: stop, with a checkpoint"
+        assert reports._next_message(1, False) == ["go", True], "as if nobody were there: stop, with a checkpoint"
         impostor.shutdown(socket.SHUT_RDWR)
 
 
