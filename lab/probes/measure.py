@@ -130,7 +130,7 @@ class AlignmentProbe(Probe):
 
     @torch.no_grad()
     def _spectrum(self, t: int, moved: Stack) -> Measured:
-        """Of every matrix's change from average to average, at the first of its holders that is up."""
+        """Spectrum of every matrix's change between two averages, at the first of its holders that is up."""
         found: dict[str, dict[str, list[float | None]]] = {}
         for name in moved.names():
             block = moved.layout.blocks[moved.layout.place[name][0]]

@@ -36,7 +36,7 @@ class Balance:
 
 
 def balance(load_E: Sequence[int | None]) -> Balance:
-    """Of one layer. Experts that the router does not know (None) do not count."""
+    """Return how evenly the slots of one layer are spread. Experts that the router does not know (None) do not count."""
     load = np.array([x for x in load_E if x is not None], dtype=float)
     mean = load.mean() if len(load) else 0.0
     if not mean:
@@ -163,7 +163,7 @@ def _ghost_fraction(routing: Any) -> float:
 
 
 def _entropy(gate_E: Tensor) -> float:
-    """Of the mean gate as a distribution over the experts that the router knows; 1 = uniform."""
+    """Return the entropy of the mean gate over the experts that the router knows; 1 = uniform."""
     p = gate_E.double() / gate_E.double().sum()
     return float(-(p * p.clamp_min(1e-300).log()).sum() / np.log(len(p))) if len(p) > 1 else 1.0
 

@@ -81,7 +81,7 @@ def _inner_leaves(
     before: Mapping[int, Block],
     rows: Mapping[int, Sequence[int | None]],
 ) -> list[torch.nn.Parameter]:
-    """What the inner optimizer moves now (as `lab.engine.optim` divides it), with the states of rows that stayed."""
+    """Return the inner optimizer's new parameters (divided as in `lab.engine.optim`), with the states of rows that stayed."""
     fleet, rest = state.fleet, iter(optimizer.param_groups[0]["params"])
     leaves: list[torch.nn.Parameter] = []
     for i, block in enumerate(fleet.layout.blocks):
@@ -106,7 +106,7 @@ def _inner_leaves(
 
 
 def _outer_leaf(state: State, optimizer: torch.optim.Optimizer, i: int) -> torch.nn.Parameter:
-    """Of the ``i``-th block of the shared parameters, with its states, which are those in ``state.shared``."""
+    """Return the outer optimizer's parameter for the ``i``-th shared block, with its states from ``state.shared``."""
     old = optimizer.param_groups[0]["params"][i]
     leaf = torch.nn.Parameter(state.shared["params"].blocks[i])
     known = optimizer.state.pop(old, None)

@@ -28,14 +28,14 @@ PATIENCE_SECONDS = 0.02  # between two looks
 
 
 def create(parameters: RendezvousParameters) -> RendezvousHandler:
-    """What torchelastic calls for a rendezvous of this name."""
+    """Make the rendezvous; torchelastic calls this for a rendezvous of this name."""
     from lab.processes.one_machine import OneMachine  # and with it torchelastic, which takes a second
 
     return OneMachine(parameters, NAME, new_file)
 
 
 def creator() -> Callable[[RendezvousParameters], RendezvousHandler]:
-    """What torchelastic asks for when it looks for rendezvous that other packages have."""
+    """Return `create`; torchelastic calls this to find the rendezvous of other packages."""
     return create
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 
 def command(module: str, *arguments: str) -> list[str]:
-    """What runs a module of the lab in a process of its own, as ``python -m`` would: ``command("lab", "run", "des_loc")``."""
+    """Return the command that runs a module of the lab in a process of its own, as ``python -m`` would: ``command("lab", "run", "des_loc")``."""
     return [sys.executable, "-P", __file__, module, *arguments]
 
 

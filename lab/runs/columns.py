@@ -150,7 +150,7 @@ class Columns:
 
     @property
     def tokens_per_second(self) -> float:
-        """Of this process, over all steps but the first (which warms up)."""
+        """Tokens per second in this process, over all steps but the first (which warms up)."""
         assert self.started is not None
         timed = self.seconds[1:] or self.seconds
         return self.started.tokens_per_step * len(timed) / sum(timed) if timed else 0.0

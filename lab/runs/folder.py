@@ -145,7 +145,7 @@ class RunFolder:
             )
 
     def _made_with(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """What recipes were written down as the run went on: where, and as plain values. What is damaged is left out."""
+        """Yield the recipes in events and checkpoints as (where, plain values); damaged ones are left out."""
         for _, file in reversed(self._checkpoints()):
             about = _about(file)
             if about and isinstance(about.get("recipe"), dict):
@@ -282,7 +282,7 @@ class RunFolder:
         self._checked(recipe)
 
     def _checked(self, recipe: Recipe) -> list[str]:
-        """The same; what is to be said about ``recipe.json``."""
+        """As `check_recipe`; returns notes about ``recipe.json``."""
         if not self.exists:
             return []
         try:
@@ -305,7 +305,7 @@ class RunFolder:
         return inputs.check(self.path, now, was, accept_new_text)
 
     def record_inputs(self, now: Inputs) -> None:
-        """What is read from now on."""
+        """Write down in ``inputs.json`` what the run reads from now on."""
         data = inputs.to_record(self.path, now)
         if data is not None:
             with _writing(self.path, RecipeError):
@@ -424,7 +424,7 @@ class RunFolder:
         return self.path / "checkpoints" / f"step-{step:06d}.safetensors"
 
     def _checkpoints(self, named: re.Pattern[str] | None = None) -> list[tuple[int, Path]]:
-        """By their steps, the newest last: by number, since names of more than six digits sort otherwise."""
+        """Return (step, file) of all checkpoints, the newest last: sorted by number, since names of more than six digits sort otherwise."""
         try:
             names = os.listdir(self.path / "checkpoints")
         except OSError:
@@ -658,7 +658,7 @@ def _difference(there: Any, here: Any, name_there: str = "there", name_here: str
 
 
 def _checkpoint(file: Path) -> tuple[Checkpoint, dict[str, Any]]:
-    """What a whole file holds. Raises one of `UNREADABLE` for a file of something else."""
+    """Read a checkpoint file that is whole. Raises one of `UNREADABLE` for a file of something else."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -672,7 +672,7 @@ def _checkpoint(file: Path) -> tuple[Checkpoint, dict[str, Any]]:
 
 
 def _about(file: Path) -> dict[str, Any] | None:
-    """What a checkpoint says of itself in the small file beside it; None where that does not vouch for itself."""
+    """Return the JSON beside a checkpoint; None where that is damaged or has no checksum."""
     found = digest_beside(file)
     return found if found is not None and found.get("crc") is not None else None
 

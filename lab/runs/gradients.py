@@ -26,7 +26,7 @@ class Gradients:
         return self.at(self.comm.t, s, loss)
 
     def at(self, t: int, s: State, loss: Loss | None = None) -> Tensor:
-        """Those of local step ``t``."""
+        """Fill the gradients of local step ``t``; return the losses ``[N]``."""
         compute, data = self.recipe.compute, self.data
 
         def batch(worker: int) -> tuple[Tensor, Tensor]:

@@ -246,12 +246,12 @@ class Log:
 
     @property
     def crc(self) -> int:
-        """Of all its bytes, as `Vouched` has it."""
+        """CRC-32 of all its bytes, as in `Vouched`."""
         return self._state
 
     @property
     def sha256(self) -> str:
-        """Of all bytes that were written."""
+        """SHA-256 of all bytes that were written."""
         return self._sha256.hexdigest()
 
     def close(self) -> None:

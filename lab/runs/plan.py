@@ -269,7 +269,7 @@ def _plan(recipe: Recipe, networks: Mapping[str, Network], device: str, devices_
 
 
 def _active_params(recipe: Recipe, held: int) -> float:
-    """Of the parameters that a worker holds, those that a token meets: of a mixture, the experts that it chooses."""
+    """Return how many of a worker's parameters one token uses: of a mixture, only the experts that it chooses."""
     model = recipe.model
     if not isinstance(model, MoE) or recipe.lora.ranks:
         return held
@@ -291,7 +291,7 @@ def _on_wires(sent: Calendar, recipe: Recipe, topology: Literal["ring", "server"
 
 
 def _states(sent: Calendar, worker: int) -> list[StatePlan]:
-    """By state in the order in which they are first sent."""
+    """Return the traffic by state, in the order in which states are first sent."""
     times: dict[tuple[str, str], int] = defaultdict(int)
     total: dict[tuple[str, str], int] = defaultdict(int)
     for num_steps, kind in zip(sent.times, sent.kinds, strict=True):

@@ -43,7 +43,7 @@ def base_recipe(
 
 
 def base_size(start: str) -> str | None:
-    """Of ``recipe.start``: the size of the base model that it names; None where it names a file, or nothing."""
+    """Return the size of the base model that ``recipe.start`` names; None where it names a file, or nothing."""
     kind, _, size = start.partition(":")
     return (size or "nano") if kind == "pretrained" else None
 

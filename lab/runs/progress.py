@@ -63,7 +63,7 @@ class Progress:
         return (now - began) / (last - first) * (self.steps - last)
 
     def present(self) -> str:
-        """What a bar that counts the steps itself has not: ``loss 2.513, 81,920 tokens/s, 12.8 MB sent by all``."""
+        """The part after the step count, for progress bars: ``loss 2.513, 81,920 tokens/s, 12.8 MB sent by all``."""
         speed = [f"{self.tokens_per_second:,.0f} tokens/s"] if self.ended is None and self.loss else []
         return ", ".join([*([self.loss] if self.loss else []), *self._validation(), *speed, self._sent()])
 
@@ -77,7 +77,7 @@ class Progress:
         return ", ".join(parts)
 
     def summary(self) -> str:
-        """Of a run that is over: ``2,000 steps, validation 2.4991, 12.8 MB sent by all, 80 s``."""
+        """One line on a run that is over: ``2,000 steps, validation 2.4991, 12.8 MB sent by all, 80 s``."""
         return ", ".join([f"{self.step:,} steps", *self._validation(), self._sent(), duration(round(self.seconds))])
 
     def _validation(self) -> list[str]:

@@ -144,7 +144,7 @@ class LinkMeasurement:
 
     @property
     def alone_seconds(self) -> float:
-        """Of a step in which nothing was sent, the median without the first ones, which warm up; 0 where there was none."""
+        """Seconds of a step in which nothing was sent: the median without the first ones, which warm up; 0 where there was none."""
         sends = {r.step for r in self.ledger}
         alone = sorted(x for t, x in self.step_seconds.items() if t > 2 and t not in sends)
         return alone[len(alone) // 2] if alone else 0.0
@@ -163,7 +163,7 @@ class LinkMeasurement:
         return network.price(ledger, num_workers=num, steps=len(self.step_seconds), compute_seconds=alone)
 
     def less(self, other: LinkMeasurement) -> LinkMeasurement:
-        """What this run had more than a shorter one."""
+        """The difference of this run to a shorter one."""
         return replace(
             self,
             bytes_W=[a - b for a, b in zip(self.bytes_W, other.bytes_W, strict=True)],
@@ -235,7 +235,7 @@ def loopback(recipe: Recipe) -> LinkMeasurement:
 def difference(
     recipe: Recipe, bits_per_second: float, steps: tuple[int, int], count_pairs: bool = False
 ) -> LinkMeasurement:
-    """What the steps after the first ``steps[0]`` took, up to ``steps[1]``."""
+    """Measure the steps after ``steps[0]``, up to ``steps[1]``: the difference of two runs."""
     short, long = (measure(recipe.but(steps=n), bits_per_second, count_pairs) for n in steps)
     return long.less(short)
 
