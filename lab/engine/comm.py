@@ -138,11 +138,8 @@ class Communicator:
 
     def _contribution(self, asked: _Asked, i: int, workers: Sequence[int]) -> Contribution:
         """Return what this process's rows contribute to the mean of the ``i``-th block over ``workers``."""
-        block, copies, weights = (
-            asked.stack.layout.blocks[i],
-            asked.stack.blocks[i],
-            _normalised(asked.weights_W, workers),
-        )
+        block, copies = asked.stack.layout.blocks[i], asked.stack.blocks[i]
+        weights = _normalised(asked.weights_W, workers)
         base = None if asked.minus is None else asked.minus.blocks[i]
         rows = [(row, w) for row, w in enumerate(block.holders) if w in weights]
         dtype = at_least_float32(copies.dtype)
