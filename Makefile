@@ -65,6 +65,7 @@ clean:  ## remove the environment and caches, never runs/
 
 .venv/installed: .venv/pip pyproject.toml constraints.txt requirements.lock
 	@echo "Installing the lab into .venv (torch and JupyterLab: two to five minutes the first time) …"
+	@rm -rf isthmus.egg-info  # of a build in this folder: here it would stand before what is installed, and may be older
 	$(call INSTALL,requirements,)
 	@touch $@
 

@@ -104,8 +104,7 @@ def losses(
     ``x`` is ``steps``, ``tokens``, ``bytes``, or ``seconds`` on a ``network``, where a local step takes ``compute_seconds`` or as
     long as it took here.
     """
-    if x not in TITLES or (x == "seconds" and network is None):
-        raise ValueError(f"axis {x!r}: use one of {', '.join(TITLES)}; 'seconds' needs a network")
+    _check_axis(x, network)
     on = {name: along(run, x, network, compute_seconds) for name, run in runs.items()}
     return _lines(title or TITLES[x], AXES.get(x, "seconds on the link"), runs, on, x, smooth=True)
 
@@ -125,6 +124,17 @@ def along(
     assert network is not None
     price = run.priced(network, compute_seconds)
     return price.seconds, price.eval_seconds
+
+
+def axis(run: Columns, x: str, network: Network | None = None, compute_seconds: float | None = None) -> np.ndarray:
+    """Where each finished step of a run lies on an axis of `losses`, ``[steps]``."""
+    _check_axis(x, network)
+    return along(run, x, network, compute_seconds)[0].values
+
+
+def _check_axis(x: str, network: Network | None) -> None:
+    if x not in TITLES or (x == "seconds" and network is None):
+        raise ValueError(f"axis {x!r}: use one of {', '.join(TITLES)}; 'seconds' needs a network")
 
 
 def _lines(
