@@ -276,7 +276,17 @@ def to_json(event: Event) -> str:
 
 
 def to_bytes(event: Event) -> bytes:
-    """The same in UTF-8."""
+    """The same in UTF-8.
+
+    Raises
+    ------
+    TypeError
+        for an event that nobody could read again: of a class that is not part of `Event`.
+    """
+    if KINDS.get(event.kind) is not type(event):
+        raise TypeError(
+            f"{type(event).__name__} is no part of lab.events.Event: add it there, or nothing can read it again"
+        )
     values = {"kind": event.kind} | vars(event)
     try:
         return pydantic_core.to_json(values, inf_nan_mode="strings")

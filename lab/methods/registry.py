@@ -103,6 +103,10 @@ def method(
     RecipeError
         for a name that is none or is taken, or a class in which something is missing.
     """
+    if not isinstance(name, str):
+        raise RecipeError(
+            f'@method above {getattr(name, "__name__", shown(name))} has no name: write @method("fed_prox")'
+        )
     declared = Declared(name, server, moves_experts, own_loss, equal_ranks, trains_B_alone)
 
     def register(cls: type[T]) -> type[T]:

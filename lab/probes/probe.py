@@ -39,9 +39,7 @@ class Setup:
     data: TrainingData | None  # None in a dry run
     experts: Experts | None  # where they are, if the model has any
     adapters: Adapters | None  # who holds which rank segments, if the model has adapters
-    grad_at: Callable[
-        [int], Tensor
-    ]  # fill the gradients of local step t with those of the model's own loss; losses ``[N]``
+    grad_at: Callable[[int], Tensor]  # fills the gradients of local step t, of the model's own loss; losses ``[N]``
 
     @property
     def dry(self) -> bool:
@@ -105,7 +103,10 @@ class Probe(Part, Protocol):
         return None
 
     def by_worker(self, t: int, agreed: Agreed) -> Iterable[Event]:
-        """Events after local step ``t`` with values of this process's workers; they are joined with those of the others."""
+        """Events after local step ``t`` with values of this process's workers, in lists by worker with None for all others.
+
+        Every process gives as many. What stands in a field ``…_W`` is joined with that of the other processes.
+        """
         return ()
 
     def after_step(self, t: int, agreed: Agreed) -> Iterable[Event]:

@@ -5,30 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import chain
+from typing import Any
 
 from lab.engine.world import World
-from lab.events import Drifted, Event, Stepped
+from lab.events import Event
 
 
 def with_all_workers(events: Sequence[Event], mine: Sequence[int], world: World) -> list[Event]:
-    """The same events with the losses and distances of all workers: each process knows those of its own, who are in a row."""
-    known = [[x[w] for w in mine] for event in events for x in _by_worker(event)]
+    """Return the same events with the values of all workers in every list by worker (a field ``…_W``).
+
+    Each process knows those of its own workers, who follow each other. All processes call it with the same events.
+    """
+    names = [[n for n, x in vars(event).items() if n.endswith("_W") and isinstance(x, list)] for event in events]
+    known = [[getattr(event, n)[w] for w in mine] for event, of_it in zip(events, names, strict=True) for n in of_it]
     whole = (list(chain(*parts)) for parts in zip(*world.all_gather_json(known), strict=True))
-    out: list[Event] = []
-    for event in events:
-        match event:
-            case Stepped():
-                event = replace(event, loss_W=next(whole))
-            case Drifted():
-                event = replace(event, to_mean_W=next(whole), to_shared_W=next(whole))
-        out.append(event)
-    return out
-
-
-def _by_worker(event: Event) -> tuple[list[float | None], ...]:
-    match event:
-        case Stepped():
-            return (event.loss_W,)
-        case Drifted():
-            return (event.to_mean_W, event.to_shared_W)
-    return ()
+    joined: list[dict[str, Any]] = [{n: next(whole) for n in of_it} for of_it in names]
+    return [replace(event, **lists) for event, lists in zip(events, joined, strict=True)]

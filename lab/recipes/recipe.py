@@ -153,6 +153,8 @@ class Recipe:
         RecipeError
             one line: what was wrong, what is allowed.
         """
+        if isinstance(overrides, str):
+            raise RecipeError(f"overrides are a list: write [{shown(overrides, 200)}]")
         if isinstance(spec, Recipe):
             if not overrides:
                 return spec

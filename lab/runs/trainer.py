@@ -43,6 +43,7 @@ from lab.events import (
     Warned,
 )
 from lab.files import damage, located, working_folder, working_in, write_with_digest
+from lab.methods import name_of
 from lab.probes.health import not_finite
 from lab.probes.probe import Agreed
 from lab.processes.events import with_all_workers
@@ -251,6 +252,10 @@ class Trainer:
             loss_W: Tensor = self.knobs.method.step(self.state, self.built.grad, self.comm, t)
         except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # a decomposition of what is no number
             raise Diverged(f"what is to be decomposed in step {t} is no longer finite: {self._last_good()}") from None
+        if not isinstance(loss_W, Tensor):
+            raise RecipeError(
+                f"step of method {name_of(self.knobs.method)} returned no losses: end it with return loss_W"
+            )
         self.t = t
         return loss_W
 

@@ -282,6 +282,7 @@ def test_a_class_without_the_decorator_is_refused_in_one_line() -> None:
     [
         (lambda: method("diloco")(Unregistered), "the name belongs to lab.methods.diloco.DiLoCo, choose another"),
         (lambda: method("My Method")(Unregistered), "is no name for Unregistered: use small letters"),
+        (lambda: method(Unregistered), '@method above Unregistered has no name: write @method("fed_prox")'),  # type: ignore[arg-type]
         (lambda: method("mine")(object), "write @config from lab.config above object"),
         (lambda: method("mine")(config(type("Bare", (), {}))), "Bare lacks inner, sync_every, averages, init, step"),
     ],

@@ -281,6 +281,8 @@ def test_wrong_overrides(override: str, pattern: str) -> None:
     with pytest.raises(RecipeError, match=pattern) as info:
         Recipe.of("des_loc", [override])
     assert "\n" not in str(info.value)
+    with pytest.raises(RecipeError, match="overrides are a list: write"):
+        Recipe.of("des_loc", override)
 
 
 def test_but_checks_as_well() -> None:

@@ -186,6 +186,12 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+def test_the_method_of_the_page_is_in_our_style(copy: Path) -> None:
+    """Whoever copies it into a checkout passes `make lint`."""
+    pytest.importorskip("ruff")
+    in_copy(copy, "-m", "ruff", "check", "--no-cache", "lab/methods/fedprox.py", "tests/methods/test_fedprox.py")
+
+
 def in_copy(copy: Path, *arguments: str, stdin: str = "") -> str:
     environment = os.environ | {"PYTHONPATH": str(copy), "ISTHMUS_CACHE": str(copy / "cache")}
     out = subprocess.run(

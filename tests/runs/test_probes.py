@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -13,11 +13,15 @@ from torch import Tensor
 
 from lab.engine.checkpoint import Checkpoint, Part, Piece, Rows
 from lab.engine.comm import Meeting
-from lab.events import Event, Measured, Sent, Stepped
+from lab.engine.world import OneProcess
+from lab.errors import RecipeError
+from lab.events import Event, Measured, Sent, Stepped, to_bytes
+from lab.methods.local_adam import LocalAdam
 from lab.probes.drift import DriftProbe
 from lab.probes.evaluation import EvaluationProbe
 from lab.probes.measure import NoiseProbe
 from lab.probes.probe import Agreed, Probe, Setup
+from lab.processes.events import with_all_workers
 from lab.runs import build
 from lab.runs.folder import RunFolder
 from lab.runs.trainer import Trainer
@@ -49,7 +53,7 @@ class LargestStep(Probe):
         return {"largest step": self.averages}
 
     def load_json(self, values: dict[str, Any], step: int) -> None:
-        self.averages = values["largest step"]
+        self.averages = values.get("largest step", 0)  # checkpoints of before this probe do not have it
 
     def tensors(self) -> Iterable[Piece]:
         return [Piece(f"watch/before {i}", x) for i, x in enumerate(self.before)]
@@ -132,3 +136,38 @@ def test_a_probe_sees_a_set_up_and_cannot_change_it() -> None:
     }
     with pytest.raises(dataclasses.FrozenInstanceError):
         evaluation.setup.recipe = None  # type: ignore[misc, assignment]
+
+
+@dataclasses.dataclass(frozen=True)
+class Sized:
+    """An event of a probe of one's own."""
+
+    step: int
+    norm_W: list[float | None]
+    kind: ClassVar[str] = "sized"
+
+
+def test_an_event_that_nobody_could_read_again_is_never_written() -> None:
+    with pytest.raises(TypeError, match=r"Sized is no part of lab\.events\.Event: add it there"):
+        to_bytes(Sized(1, [1.0]))  # type: ignore[arg-type]
+
+
+def test_every_list_by_worker_is_joined_with_those_of_other_processes() -> None:
+    """Each process gives the values of its own workers; events of any class, and not lists of other things."""
+
+    class SecondOfTwo(OneProcess):
+        def all_gather_json(self, value: Any) -> list[Any]:
+            return [[[0.5, None], [7.0, 8.0]], value]
+
+    mine: list[Any] = [
+        Stepped(3, [None, None, 2.5, None], 1.0, 0.1),
+        Sent(3, "all_reduce", "params", (0, 3), {"layers": 8}),
+    ]
+    joined = with_all_workers([*mine, Sized(3, [None, None, 9.0, 10.0])], [2, 3], SecondOfTwo())  # type: ignore[list-item]
+    assert joined == [Stepped(3, [0.5, None, 2.5, None], 1.0, 0.1), mine[1], Sized(3, [7.0, 8.0, 9.0, 10.0])]
+
+
+def test_a_step_that_returns_no_losses_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LocalAdam, "step", lambda self, s, grad, comm, t: None)
+    with pytest.raises(RecipeError, match="step of method local_adam returned no losses: end it with return loss_W"):
+        list(Trainer(recipe("local_adam"), corpus=corpus()).events())
