@@ -12,6 +12,7 @@ import torch
 from hypothesis import settings
 
 import lab.runs.live
+from lab.methods import METHODS
 
 pytest.register_assert_rewrite("tests.support")
 from tests.support.stories import PATIENCE  # noqa: E402
@@ -62,6 +63,16 @@ def nothing_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
     for run in lab.runs.live._RUNS:
         run.stop()
         assert run.finished.wait(PATIENCE)
+
+
+@pytest.fixture(autouse=True)
+def registered_methods_stay() -> Iterator[None]:
+    """Methods that a test registers are gone after it."""
+    before = dict(METHODS)
+    yield
+    if before != METHODS:
+        METHODS.clear()
+        METHODS.update(before)
 
 
 @pytest.fixture(autouse=True)

@@ -155,10 +155,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]
     """A module with the three, as somebody would have it beside a script of theirs."""
     (tmp_path / "my_methods.py").write_text(HEAD + RELAY + NOMADS + QUIET)
     monkeypatch.syspath_prepend(tmp_path)
-    before = dict(METHODS)
     yield importlib.import_module("my_methods")
-    METHODS.clear()
-    METHODS.update(before)
     sys.modules.pop("my_methods")
 
 
