@@ -14,6 +14,7 @@ from lab.costs.calendar import Calendar, calendar
 from lab.costs.fomoe import Costs
 from lab.costs.network import DEVICES, NETWORKS, Bill, Network, described, device_named, human, step_seconds
 from lab.engine.fleet import Fleet
+from lab.engine.state import State
 from lab.events import Sent
 from lab.methods.registry import name_of, round_steps
 from lab.models.moe import MoE
@@ -214,24 +215,9 @@ def _plan(recipe: Recipe, networks: Mapping[str, Network], device: str, devices_
     sent = calendar(built.dry_run())
     fleet, state = built.setup.fleet, built.setup.state
     params_W = [fleet.num_params(w) for w in range(recipe.num_workers)]
-    stacks = [fleet.grads, *state.local.values()]
-    if not state.served:  # else a server keeps what is agreed
-        stacks += state.shared.values()
-    held_W = [0] * recipe.num_workers
-    for block, x in ((block, x) for s in stacks for block, x in zip(s.layout.blocks, s.blocks, strict=True)):
-        for w in block.everywhere:
-            held_W[w] += x[0].nbytes
     payload_W = [sent.total_bytes(w) for w in range(recipe.num_workers)]
     busiest = payload_W.index(max(payload_W))
-    inner = recipe.method.inner
-    everywhere = recipe.but(codecs={}, placement={})  # what is compared with keeps the whole model at every worker
-    if recipe.lora.ranks:  # and adapters of the largest rank
-        everywhere = everywhere.but(lora=vars(recipe.lora) | {"ranks": recipe.lora.bounds[-1:], "train": "both"})
-    same = (everywhere.placement, everywhere.lora) == (recipe.placement, recipe.lora)
-    ddp, whole = _beside(everywhere, {"name": "ddp", "inner": vars(inner)}, fleet if same else None)
-    local_adam, _ = _beside(
-        everywhere, {"name": "local_adam", "inner": vars(inner), "sync_every": round_steps(recipe.method)}, whole
-    )
+    ddp, local_adam = _compared_with(recipe, fleet)
     frozen = list(fleet.constants.values()) if recipe.lora.ranks else []
     active = max(_active_params(recipe, p) for p in params_W)
     active += sum(x.numel() for x in frozen) * 2 / 3  # forward, and backward to what is before them
@@ -242,7 +228,7 @@ def _plan(recipe: Recipe, networks: Mapping[str, Network], device: str, devices_
         calendar=sent,
         num_params=sum(b.numel for b in fleet.layout.blocks),
         params_per_worker=params_W,
-        state_bytes_per_worker=max(held_W),
+        state_bytes_per_worker=max(_held_bytes_W(recipe, state)),
         frozen_bytes=sum(x.nbytes for x in frozen),
         states=_states(sent, busiest),
         payload_bytes_W=payload_W,
@@ -266,6 +252,31 @@ def _plan(recipe: Recipe, networks: Mapping[str, Network], device: str, devices_
             for name, net in networks.items()
         ],
     )
+
+
+def _held_bytes_W(recipe: Recipe, state: State) -> list[int]:
+    """Parameters, gradients and states of each worker."""
+    stacks = [state.grads, *state.local.values()]
+    if not state.served:  # else a server keeps what is agreed
+        stacks += state.shared.values()
+    held_W = [0] * recipe.num_workers
+    for block, x in ((block, x) for s in stacks for block, x in zip(s.layout.blocks, s.blocks, strict=True)):
+        for w in block.everywhere:
+            held_W[w] += x[0].nbytes
+    return held_W
+
+
+def _compared_with(recipe: Recipe, fleet: Fleet) -> tuple[Calendar, Calendar]:
+    """What DDP and Local Adam would send with the whole model, and adapters of the largest rank, at every worker."""
+    inner = vars(recipe.method.inner)
+    everywhere = recipe.but(codecs={}, placement={})
+    if recipe.lora.ranks:
+        everywhere = everywhere.but(lora=vars(recipe.lora) | {"ranks": recipe.lora.bounds[-1:], "train": "both"})
+    same = (everywhere.placement, everywhere.lora) == (recipe.placement, recipe.lora)
+    ddp, whole = _beside(everywhere, {"name": "ddp", "inner": inner}, fleet if same else None)
+    period = round_steps(recipe.method)
+    local_adam, _ = _beside(everywhere, {"name": "local_adam", "inner": inner, "sync_every": period}, whole)
+    return ddp, local_adam
 
 
 def _active_params(recipe: Recipe, held: int) -> float:
