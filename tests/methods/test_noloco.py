@@ -14,6 +14,8 @@ from lab.engine.comm import Communicator
 from lab.engine.optim import AdamW, Optimizer
 from lab.methods.diloco import DiLoCo
 from lab.methods.noloco import NoLoCo, groups
+from lab.recipes.recipe import Recipe
+from lab.runs.trainer import dry_run
 from lab.study.toys import gossip
 from tests.support.bench import Bench, close, drawn
 from tests.support.listed import SGD
@@ -137,3 +139,13 @@ def test_gossip_agrees_up_to_a_floor() -> None:
     assert still[20] < 0.1 * still[10] < 0.01 * still[0]
     low, high = (sum(gossip(lr=lr, rounds=30)[20:]) for lr in (0.01, 0.04))
     assert 0 < 2 * low < high
+
+
+def test_a_codec_stands_for_the_slow_parameters() -> None:
+    """They are what pairs average: in bfloat16 half the bytes."""
+
+    def sent(codecs: str) -> int:
+        recipe = Recipe.of("noloco", ["steps=64", "schedule.warmup=0", f"codecs={codecs}"])
+        return sum(r.bytes_each for r in dry_run(recipe) if r.state == "slow")
+
+    assert sent("{}") == 2 * sent('{"slow": "bfloat16"}') > 0
