@@ -304,6 +304,7 @@ def test_predict_then_move_the_slider(lab: JupyterLab) -> None:
     nb.page.wait_for_selector(".isthmus-panel input")
     (output,) = nb.save().cells[0].outputs
     assert output["data"] == {"text/plain": "How many?\nNo prediction yet: run this cell to predict."}
+    nb.wait("idle")  # a key that is pressed while the cell still runs on a busy machine can be lost
     nb.page.locator(".isthmus-panel input").fill("3")
     nb.page.locator(".isthmus-panel input").press("Enter")
     nb.page.wait_for_selector(".slider-rail-touch-rect", state="attached")
