@@ -152,15 +152,22 @@ class AlignmentProbe(Probe):
         return Measured(t, "spectrum", {k: v for n in moved.names() for p in parts for k, v in p.get(n, {}).items()})
 
 
-class RatesProbe(Probe):
+class Periodic(Probe):
+    """Looks every ``metrics_every`` local steps."""
+
+    def __init__(self, setup: Setup):
+        self.setup = setup
+
+    def due(self, t: int) -> bool:
+        return t % self.setup.recipe.metrics_every == 0
+
+
+class RatesProbe(Periodic):
     """``rates``: how far every state has moved."""
 
     def __init__(self, setup: Setup):
         self.setup, self.remembered = setup, Remembered(setup, ("rates ",))
         self.held = metrics.holders(setup.fleet.layout)
-
-    def due(self, t: int) -> bool:
-        return t % self.setup.recipe.metrics_every == 0
 
     def tensors(self) -> Iterator[Piece]:
         return self.remembered.tensors()
@@ -199,14 +206,8 @@ class RatesProbe(Probe):
         self.held = held
 
 
-class GradientsProbe(Probe):
+class GradientsProbe(Periodic):
     """``gradients``: the norm of every worker's gradient."""
-
-    def __init__(self, setup: Setup):
-        self.setup = setup
-
-    def due(self, t: int) -> bool:
-        return t % self.setup.recipe.metrics_every == 0
 
     def after_step(self, t: int, agreed: Agreed) -> Iterator[Measured]:
         if self.due(t):
@@ -218,14 +219,8 @@ class GradientsProbe(Probe):
             yield Measured(t, "gradients", dict(zip(norms, map(list, zip(*of_all.values(), strict=True)), strict=True)))
 
 
-class ActivationsProbe(Probe):
+class ActivationsProbe(Periodic):
     """``activations`` of the first worker's model, reported by the first process alone."""
-
-    def __init__(self, setup: Setup):
-        self.setup = setup
-
-    def due(self, t: int) -> bool:
-        return t % self.setup.recipe.metrics_every == 0
 
     def after_step(self, t: int, agreed: Agreed) -> Iterator[Measured]:
         if self.due(t) and self.setup.world.first:
@@ -233,14 +228,8 @@ class ActivationsProbe(Probe):
             yield Measured(t, "activations", {k or "model": [_plain(v)] for k, v in found.items()})
 
 
-class NoiseProbe(Probe):
+class NoiseProbe(Periodic):
     """``noise``: the gradient noise scale in sequences."""
-
-    def __init__(self, setup: Setup):
-        self.setup = setup
-
-    def due(self, t: int) -> bool:
-        return t % self.setup.recipe.metrics_every == 0
 
     def after_step(self, t: int, agreed: Agreed) -> Iterator[Measured]:
         if self.due(t):

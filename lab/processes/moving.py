@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lab.engine.comm import Communicator
-from lab.engine.optim import states
+from lab.engine.optim import rows_apart, states
 from lab.engine.stack import Block
 from lab.engine.state import State
 from lab.engine.world import World
@@ -85,8 +85,8 @@ def _inner_leaves(
     fleet, rest = state.fleet, iter(optimizer.param_groups[0]["params"])
     leaves: list[torch.nn.Parameter] = []
     for i, block in enumerate(fleet.layout.blocks):
-        held = len(before[i].holders) if i in before else len(block.holders)
-        old = [next(rest) for _ in range(held if block.unit is not None and held > 1 else 1)]
+        held = before.get(i, block).holders
+        old = [next(rest) for _ in range(len(held) if rows_apart(block, held) else 1)]
         if i not in rows:
             leaves += old
             continue

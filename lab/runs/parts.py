@@ -124,16 +124,15 @@ class States(Part):
             value = joined_counts(key, list(value)) if len(value) else None  # type: ignore[assignment]
         if leaf is None or value is None:
             return
-        counts = value.dim() < 2 and not optimizer.param_groups[0].get(
-            "fused"
-        )  # they stay on the CPU, as torch has them
+        # Step counts stay on the CPU, as torch has them.
+        counts = value.dim() < 2 and not optimizer.param_groups[0].get("fused")
         optimizer.state[leaf][key] = value if counts else value.to(leaf.device)
 
     def _moved_by(self, optimizer: str) -> Stack:
         """Return the stack that an optimizer updates: for ``outer.3`` the shared ``params.3``."""
-        return (
-            self.state.fleet.params if optimizer == "inner" else self.state.shared["params" + optimizer[len("outer") :]]
-        )
+        if optimizer == "inner":
+            return self.state.fleet.params
+        return self.state.shared["params" + optimizer.removeprefix("outer")]
 
     def _leaves(self, name: str) -> list[tuple[int, Rows, int, Tensor]]:
         """Return (number in the file, rows there, of how many, leaf) for each parameter of an optimizer in this process."""

@@ -430,8 +430,7 @@ def pretrained(
     with tqdm(desc=name, total=steps, unit=" steps", disable=not progress, mininterval=wait, maxinterval=wait) as bar:
         for event in trainer.events():
             if isinstance(event, Stepped):
-                loss_W = [x for x in event.loss_W if x is not None]
-                bar.set_postfix_str(f"{sum(loss_W) / len(loss_W):.2f} nats per token", refresh=False)
+                bar.set_postfix_str(f"{event.loss:.2f} nats per token", refresh=False)
                 bar.update()
             elif isinstance(event, Evaluated):
                 loss = event.loss
