@@ -18,6 +18,7 @@ from lab.engine.fleet import num_cores
 from lab.engine.optim import AdamW
 from lab.engine.state import State
 from lab.models.gpt import SIZES
+from lab.models.shape import Shape
 from lab.recipes.recipe import Recipe
 from lab.runs.build import build_fleet
 from lab.runs.folder import RunFolder
@@ -41,7 +42,7 @@ def one_model(shape: dict[str, Any]) -> Iterator[int]:
 def bare_fleet(shape: dict[str, Any]) -> Iterator[int]:
     """The same tokens as a fleet: every worker its own model and batch, fused AdamW over all, nothing sent or written."""
     torch.set_num_threads(1)
-    fleet = build_fleet(Recipe.of(shape), 256)
+    fleet = build_fleet(Recipe.of(shape), Shape(256, Recipe.of(shape).context))
     s = State.of(fleet)
     inner = AdamW(lr=1e-3)
     s.optimizers["inner"] = inner.over(fleet.params, fleet.grads)

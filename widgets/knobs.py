@@ -30,7 +30,7 @@ class Knobs(View):
     def fold(self, event: Event) -> None:
         match event:
             case Started():
-                self.recipe, self.last, self.turned = Recipe.of(event.recipe), 0, {}
+                self.recipe, self.last, self.turned = Recipe.recorded(event.recipe), 0, {}
             case Stepped():
                 self.last = event.step
             case KnobChanged():

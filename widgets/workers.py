@@ -55,7 +55,7 @@ class Workers(View):
     def fold(self, event: Event) -> None:
         match event:
             case Started():
-                self._begin(Recipe.of(event.recipe))
+                self._begin(Recipe.recorded(event.recipe))
             case Stepped():
                 self.last = event.step
                 self._step(event.step, [x is not None for x in event.loss_W])

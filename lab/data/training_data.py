@@ -4,23 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from torch import Tensor, nn
 
-from lab.data.splits import Batches
-from lab.data.tasks.data import TaskBatches
+
+class BatchSource(Protocol):
+    """Batches without a cursor: that of a worker in a local step follows from the seed."""
+
+    def get(self, worker: int, t: int) -> tuple[Tensor, Tensor]:
+        """Inputs and targets of batch ``t`` (from 1) of ``worker``."""
 
 
 @dataclass(frozen=True)
 class TrainingData:
     """Batches of every worker, and what the agreed model is scored on."""
 
-    vocab_size: int
-    batches: Batches | TaskBatches
+    vocab_size: int  # 0: no text
+    batches: BatchSource
     validation: list[tuple[Tensor, Tensor]]
     samples_W: Sequence[int]  # windows or examples of every worker
     scores: Callable[[nn.Module], dict[str, float]]  # what a task says of a model; nothing for running text
+    num_targets: Callable[[Tensor], int]  # of a batch's targets, those that count
     floor_nats: float | None = None  # entropy rate, where it is known
     bytes_per_token: float = 1.0
     digest: str = ""  # of all that a result depends on: tokens or examples, and where they come from
     note: str = ""  # what the reader should know of it
+    # Of a task beyond text: the shape of an example, what a model gives for one, and the loss of a module on inputs and targets.
+    input_shape: tuple[int, ...] = ()
+    num_outputs: int = 0
+    loss: Callable[[nn.Module, Tensor, Tensor], Tensor] | None = None

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
@@ -11,9 +9,10 @@ from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
 
+from lab import references
 from lab.config import RecipeView, checked
 from lab.engine.comm import Communicator
-from lab.engine.optim import Optimizer
+from lab.engine.optim import AdamW, Optimizer
 from lab.engine.state import Grad, State
 from lab.errors import RecipeError, one_of, shown
 
@@ -144,6 +143,8 @@ def declared(m: Method | type[Method]) -> Declared:
     RecipeError
         for one of a class that is not registered, also where a parent of it is: a recipe would then name the parent.
     """
+    if isinstance(m, Absent):
+        return Declared(m.name)
     cls = m if isinstance(m, type) else type(m)
     found = _DECLARED.get(cls)
     own = cls.__name__
@@ -164,8 +165,52 @@ def name_of(m: Method) -> str:
     return declared(m).name
 
 
+@dataclass(frozen=True)
+class Absent:
+    """A method that a file names and that this process does not have, in a recipe that is only read (`references.as_recorded`)."""
+
+    name: str
+    options: dict[str, Any]
+
+    @property
+    def inner(self) -> Optimizer:
+        return AdamW(lr=1e-3)
+
+    @property
+    def sync_every(self) -> int | Mapping[str, int] | None:
+        return self.options.get("sync_every")
+
+    @property
+    def averages(self) -> tuple[str, ...]:
+        return ()
+
+    def init(self, s: State) -> None:
+        raise RecipeError(references.absent(self.name, "method"))
+
+    def step(self, s: State, grad: Grad, comm: Communicator, t: int) -> Tensor:
+        raise RecipeError(references.absent(self.name, "method"))
+
+
+def find_method(name: str) -> type[Method] | None:
+    """The class of a registered name, of an installed package's entry point, or of a reference ``my_pkg.file:MyMethod``."""
+    if name in METHODS:
+        return METHODS[name]
+    if references.is_reference(name):
+        if references.only_recorded() and not references.is_there(name):
+            return None
+        found = references.resolve(name, "method")
+        if not isinstance(found, type):
+            raise RecipeError(f"method {name} is {shown(found)}: name the class of a method")
+        declared(found)
+        return found
+    found = references.entry_point("isthmus.methods", name)
+    if found is not None and declared(found).name != name:
+        raise RecipeError(f"method {name!r} is called {declared(found).name!r} by its own @method: name it so")
+    return found  # type: ignore[no-any-return]
+
+
 def parse_method(spec: Any) -> Method:
-    """A method from its name, from ``{"name": …, option: value}``, or as it is.
+    """A method from its name or reference, from ``{"name": …, option: value}``, or as it is.
 
     Raises
     ------
@@ -179,9 +224,16 @@ def parse_method(spec: Any) -> Method:
         name = options.pop("name", None)
         if name is None:
             raise RecipeError(f"method.name is missing: use one of {', '.join(METHODS)}")
-        if not isinstance(name, str) or name not in METHODS:
-            raise RecipeError(one_of("method", name, METHODS))
-        return checked(METHODS[name], options, "method")
+        found = find_method(name) if isinstance(name, str) else None
+        if found is not None:
+            return checked(found, options, "method")
+        if isinstance(name, str) and references.only_recorded():
+            return Absent(name, options)
+        raise RecipeError(one_of("method", name, METHODS) + "; one of your own is named my_file:MyMethod")
+    if isinstance(spec, Absent):
+        return spec
+    if isinstance(spec, type) and spec in _DECLARED:
+        raise RecipeError(f"method = {spec.__name__} is a class: give an object of it, {spec.__name__}(…)")
     if spec is None or isinstance(spec, bool | int | float | list | tuple | type):
         raise RecipeError(
             f'method = {shown(spec)} is not allowed: it is a name, or {{"name": …}} with options; use one of {", ".join(METHODS)}'
@@ -192,6 +244,8 @@ def parse_method(spec: Any) -> Method:
 
 def check_method(m: Method, recipe: RecipeView) -> None:
     """Raises RecipeError where a recipe does not go with what its method needs, or with what only the method knows."""
+    if isinstance(m, Absent):
+        return
     need, period = declared(m), round_steps(m)
     for check in _own(m, "check"):
         check(recipe)
@@ -252,14 +306,3 @@ def _own(m: Method, name: str) -> Iterator[Callable[[RecipeView], Any]]:
     """One of the functions that a method may have, if it has it."""
     if name in dir(type(m)):
         yield getattr(m, name)
-
-
-def source_of(m: Method) -> str:
-    """The source of a method's class where it is none of the lab's: two of one name may differ. Nothing for the lab's own."""
-    found = []
-    for cls in type(m).__mro__:
-        if cls.__module__.split(".")[0] not in ("lab", "builtins"):
-            for function in filter(inspect.isfunction, vars(cls).values()):
-                with contextlib.suppress(OSError, TypeError):  # made by `dataclass`, or typed where nobody keeps it
-                    found.append(inspect.getsource(function))
-    return "".join(found)

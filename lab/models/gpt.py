@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from lab.config import Count, RecipeView, config
 from lab.errors import RecipeError
+from lab.models.shape import Shape
 from lab.seeds import generator
 
 Layers = Annotated[int, Field(ge=1, le=2048)]  # a module each, which takes a millisecond to make
@@ -54,6 +55,10 @@ class GPT:
         if not module.embedding.is_meta:
             module.init_(generator(seed, "init"))
         return module
+
+    def module(self, shape: Shape, seed: int) -> nn.Module:
+        """See `lab.models.shape.Model`."""
+        return self.build(shape.vocab_size, shape.context, seed)
 
     def num_params(self, vocab_size: int) -> tuple[int, int]:
         """How many parameters a model has that every worker holds, and how many more in experts; nothing is made."""

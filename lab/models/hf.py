@@ -26,6 +26,7 @@ from lab.config import RecipeView, config
 from lab.errors import RecipeError
 from lab.models.files import Unreadable, check_ordinary, in_one_line, located, open_tensors, read_json
 from lab.models.gpt import cross_entropy
+from lab.models.shape import Shape
 from lab.seeds.draws import Draws, same_draws
 
 # While it builds or loads a model, transformers exchanges torch's functions for first values, methods of its own classes, and
@@ -85,6 +86,10 @@ class HF:
                     checkpoint, use_reentrant=False, preserve_rng_state=False, context_fn=same_draws
                 )
         return HFModule(model.train())
+
+    def module(self, shape: Shape, seed: int) -> nn.Module:
+        """See `lab.models.shape.Model`."""
+        return self.build(shape.vocab_size, shape.context, seed)
 
     def floats_per_token(self, vocab_size: int) -> int:
         """A rough count of what backward keeps of a token: as of a transformer of the lab with this shape."""

@@ -28,6 +28,7 @@ from torch.autograd.function import once_differentiable
 from lab.config import Count, RecipeView, config
 from lab.errors import RecipeError
 from lab.models.gpt import F32, GPT, Attention, Layers, cross_entropy
+from lab.models.shape import Shape
 from lab.seeds import generator
 
 MOST_EXPERTS = 1 << 18  # in all layers: a module each
@@ -127,6 +128,10 @@ class MoE:
         if not module.embedding.is_meta:
             module.init_(seed)
         return module
+
+    def module(self, shape: Shape, seed: int) -> nn.Module:
+        """See `lab.models.shape.Model`."""
+        return self.build(shape.vocab_size, shape.context, seed)
 
     def _held(self, resident: Sequence[Sequence[int]] | None) -> list[tuple[int, ...]]:
         if resident is None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
-from importlib.metadata import entry_points
 from typing import Any, TypeVar
 
 from lab.config import checked
 from lab.errors import RecipeError, one_of, shown
 from lab.models.shape import Model
+from lab.references import entry_point
 
 T = TypeVar("T")
 
@@ -80,23 +80,24 @@ def parse_model(spec: Any) -> Model:
     name = options.pop("name", None)
     if name is None:
         raise RecipeError(f"model.name is missing: use one of {', '.join(MODELS)}")
-    return checked(_class_of(name), options, "model")
+    found = find_model(name)
+    if found is None:
+        raise RecipeError(one_of("model", name, MODELS) + "; one of your own is named my_file:make")
+    return checked(found, options, "model")
 
 
-def _class_of(name: Any) -> type[Model]:
-    """The class of this name. Only one that is not known yet is looked for among installed packages."""
+def find_model(name: Any) -> type[Model] | None:
+    """The class of this name, None where there is none. Only one that is not known yet is looked for among installed packages.
+
+    Raises
+    ------
+    RecipeError
+        where an installed package offers it and cannot be imported.
+    """
     if not isinstance(name, str):
-        raise RecipeError(one_of("model", name, MODELS))
-    offered = entry_points(group=GROUP, name=name) if name not in MODELS else ()
-    for entry in offered:
-        try:
-            found = entry.load()
-            if name not in MODELS:  # the decorator may have done so
-                model(name)(found)
-        except Exception as error:  # of a package that is not ours
-            raise RecipeError(
-                f"model {name!r} is offered by {entry.value}, which cannot be imported ({type(error).__name__}: {error})"
-            ) from error
+        return None
     if name not in MODELS:
-        raise RecipeError(one_of("model", name, MODELS))
-    return MODELS[name]
+        offered = entry_point(GROUP, name)
+        if offered is not None and name not in MODELS:  # the decorator may have done so
+            model(name)(offered)
+    return MODELS.get(name)

@@ -10,7 +10,6 @@ from itertools import count
 import torch
 from torch import Tensor, nn
 
-from lab.data.tasks.data import IGNORED
 from lab.errors import Diverged
 from lab.events import Evaluated, Event, Warned
 from lab.probes.drift import squares_W
@@ -39,17 +38,18 @@ class Evaluator:
             return self.setup.data.scores(model) if self.setup.data else {}
 
     def loss(self, model: nn.Module) -> float:
-        """Nats per token: the mean over all validation targets, however many a row has."""
+        """The mean over all validation targets, however many a row has: nats per token of text, else in the task's own units."""
+        data = self.setup.data
+        assert data is not None
 
         def one(i: int, batch: tuple[Tensor, Tensor]) -> tuple[float, int]:
-            num = int((batch[1] != IGNORED).sum())
+            num = data.num_targets(batch[1])
             if not num:  # a mean over nothing
                 return 0.0, 0
             with torch.no_grad(), self.precision(), self.draws("validation", i):
                 return float(model.loss(*batch)) * num, num  # type: ignore[operator]
 
-        assert self.setup.data is not None
-        sums = list(self.setup.fleet.pool.map(one, count(), self.setup.data.validation))
+        sums = list(self.setup.fleet.pool.map(one, count(), data.validation))
         return sum(s for s, _ in sums) / sum(n for _, n in sums)
 
 

@@ -74,17 +74,24 @@ class Compute:
         return torch.autocast(device.type, dtype=torch.bfloat16)
 
     def losses(
-        self, of: Callable[[Tensor, Tensor], Tensor], ids: Tensor, targets: Tensor, device: torch.device
+        self,
+        of: Callable[[Tensor, Tensor], Tensor],
+        inputs: Tensor,
+        targets: Tensor,
+        device: torch.device,
+        num_targets: Callable[[Tensor], int],
     ) -> Iterator[Tensor]:
         """The loss of a batch (on the CPU) in parts that sum to it, each made on the device when it is asked for.
 
         Parameters
         ----------
         of
-            the mean loss over those targets of some rows that count (all but −100).
+            the mean loss over those targets of some rows that count.
+        num_targets
+            how many of some targets count.
         """
-        parts = list(zip(ids.tensor_split(self.accumulate), targets.tensor_split(self.accumulate), strict=True))
-        count = [int((goals != -100).sum()) for _, goals in parts] if self.accumulate > 1 else [1]
+        parts = list(zip(inputs.tensor_split(self.accumulate), targets.tensor_split(self.accumulate), strict=True))
+        count = [num_targets(goals) for _, goals in parts] if self.accumulate > 1 else [1]
         for (some, goals), num in zip(parts, count, strict=True):
             if num:  # else a mean over nothing
                 with self.precision(device):

@@ -2,38 +2,47 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import is_dataclass, replace
+from dataclasses import fields, is_dataclass
 from pathlib import Path
+from types import FunctionType
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, SkipValidation
 from pydantic_core import to_jsonable_python
+from torch import nn
 
+from lab import references
 from lab.config import Count, checked, config, parse_value, unique_keys
 from lab.data.splits import parse_split
+from lab.data.tasks.registry import TASKS, find_task
 from lab.engine.codecs import codec
 from lab.engine.schedule import Schedule
 from lab.errors import RecipeError, one_of, shown
 from lab.methods.des_loc import DESLOC
-from lab.methods.registry import METHODS, Method, check_method, name_of, parse_method, source_of
+from lab.methods.registry import METHODS, Absent, Method, check_method, name_of, parse_method
 from lab.models import gpt, moe
 from lab.models.gpt import GPT
 from lab.models.hf import HF
 from lab.models.lora import LoRA
 from lab.models.moe import MoE
+from lab.models.own import Factory
+from lab.models.registry import MODELS, find_model
+from lab.models.shape import Model
 from lab.recipes.compute import Compute
 from lab.recipes.placement import Experts, Placement
 from lab.recipes.presets import PRESETS
 from lab.recipes.scenario import Scenario
+from lab.references import Call
 
 Metric = Literal["alignment", "spectrum", "rates", "gradients", "activations", "noise"]
 
 
 SIZES: dict[str, GPT | MoE] = {**gpt.SIZES, **moe.SIZES}
-MODELS = (GPT, MoE, HF)
+LANGUAGE_MODELS = (GPT, MoE, HF)  # those whose fields name them
 MOST_BYTES = 1 << 24  # of a recipe's file
 
 
@@ -42,24 +51,27 @@ def _model(value: Any) -> Any:
 
     ``hf:<name or folder>`` is a causal language model of Hugging Face's ``transformers``.
     """
-    if type(value) in MODELS:
+    if type(value) in (*LANGUAGE_MODELS, Factory, *MODELS.values()):
         return value
     if isinstance(value, str) and value.startswith("hf:"):
         return HF(value.removeprefix("hf:"))
+    named = _named_model(value)
+    if named is not None:
+        return named
     if isinstance(value, dict) and "path" in value:
         return checked(HF, value, "model")
     if isinstance(value, str):
         value = {"size": value}
-    if isinstance(value, MODELS):
-        parent = next(cls.__name__ for cls in MODELS if isinstance(value, cls))
+    if isinstance(value, LANGUAGE_MODELS):
+        parent = next(cls.__name__ for cls in LANGUAGE_MODELS if isinstance(value, cls))
         raise RecipeError(
             f"model: {type(value).__name__} is derived from {parent}, and a recipe can name {parent} alone, which would be used "
             "instead: use that one"
         )
     if not isinstance(value, dict):
         raise RecipeError(
-            f"model = {shown(value)} is not allowed: it is the name of a size ({', '.join(SIZES)}), hf:<name or folder>, or an "
-            "object with the fields of GPT or MoE"
+            f"model = {shown(value)} is not allowed: it is the name of a size ({', '.join(SIZES)}), hf:<name or folder>, an "
+            "object with the fields of GPT or MoE, or a function or class that makes an nn.Module (my_file:make)"
         )
     changes = dict(value)
     name = changes.pop("size", None)
@@ -69,14 +81,70 @@ def _model(value: Any) -> Any:
     return checked(type(base), vars(base) | changes, "model") if changes else base
 
 
+def _named_model(value: Any) -> Model | None:
+    """A model by its name, or one of one's own: by its reference, or the function or class itself; None for anything else."""
+    if isinstance(value, nn.Module):
+        raise RecipeError(
+            f"model = {type(value).__name__}(…) is a module that is made already, and every run makes its own: give the class, "
+            f"functools.partial({type(value).__name__}, …), or a function that returns one"
+        )
+    if not isinstance(value, str | Mapping):
+        call = None if isinstance(value, LANGUAGE_MODELS) else Call.of(value, "model")
+        return None if call is None else Factory(call)
+    call = Call.read(value, "model")
+    if call is None or call.name in SIZES:
+        return None
+    found = find_model(call.name)
+    if found is not None:
+        return checked(found, call.options, "model")
+    if references.is_reference(call.name) or (references.only_recorded() and isinstance(value, Mapping)):
+        return Factory(call)
+    if isinstance(value, Mapping):
+        raise RecipeError(one_of("model", call.name, MODELS) + "; one of your own is named my_file:make")
+    return None
+
+
+def _data(value: Any) -> Call | None:
+    """The task of a recipe: by its name or reference, from the function or class itself, or from an object of a dataclass."""
+    if value is None or isinstance(value, Call):
+        return value
+    call = Call.read(value, "data") if isinstance(value, str | Mapping) else Call.of(value, "data")
+    if call is None:
+        raise RecipeError(
+            f"data = {shown(value)} is not allowed: it is the name of a task ({', '.join(TASKS)}), my_file:make, or a function or class "
+            "that gives one, since a recipe cannot write down the examples themselves; running text is named by corpus"
+        )
+    return call
+
+
+@config
+class Own:
+    """What is recorded of a part that is not the lab's own.
+
+    reference
+        where it was, ``module:name``.
+    sha256, source
+        of its source text, with what it uses of its module; the text itself for what was defined in a notebook cell. It is there to be
+        read: nothing ever executes it.
+    """
+
+    reference: str
+    sha256: str
+    source: str = ""
+
+
 @config
 class Recipe:
     """One run.
 
     method
-        a name from ``lab list``, or ``{"name": …, option: value}``.
+        a name from ``lab list``, ``my_file:MyMethod``, or ``{"name": …, option: value}``.
     model
-        a named size, the fields of `lab.models.gpt.GPT` or `lab.models.moe.MoE`, or ``hf:<name or folder>``.
+        a named size, the fields of `lab.models.gpt.GPT` or `lab.models.moe.MoE`, ``hf:<name or folder>``, or a function or class that
+        makes an ``nn.Module`` (with options: `functools.partial`), which a file names ``my_file:make``.
+    data
+        a task beyond text: its name, or a function or class that gives one (`lab.data.tasks.task.Task`). None: running text, as
+        ``corpus``, ``tokenizer`` and ``context`` say.
     start
         where its first values come from: drawn from the seed (none), ``pretrained`` (a model that the lab trains once on the
         standard library and keeps), or the path of a ``.safetensors`` file.
@@ -107,10 +175,13 @@ class Recipe:
         of parameters, gradients and states, and so of what travels.
     compute
         where, how precisely and how much at a time.
+    own
+        what is recorded of those of method, model and data that are not the lab's own; filled in by itself.
     """
 
     method: Annotated[SkipValidation[Method], BeforeValidator(parse_method)] = Field(default_factory=DESLOC)
-    model: Annotated[GPT | MoE | HF, BeforeValidator(_model)] = Field(default_factory=lambda: SIZES["nano"])
+    model: Annotated[SkipValidation[Model], BeforeValidator(_model)] = Field(default_factory=lambda: SIZES["nano"])
+    data: Annotated[SkipValidation[Call | None], BeforeValidator(_data)] = None
     start: str = ""
     lora: LoRA = Field(default_factory=LoRA)
     placement: Placement = Field(default_factory=Placement)
@@ -133,8 +204,10 @@ class Recipe:
     checkpoint_every: Annotated[int, Field(ge=0)] = 100
     dtype: Literal["float32", "float64", "bfloat16"] = "float32"
     compute: Compute = Field(default_factory=Compute)
+    own: dict[str, Own] = Field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "own", _own(self))
         parse_split(self.split)
         for part in (self.scenario, self.compute, self.model, self.lora, self.placement, self.schedule):
             part.check(self)
@@ -162,17 +235,27 @@ class Recipe:
         raw = _read(spec) if isinstance(spec, str) else _plain(spec)
         for override in overrides:
             _apply(raw, override)
+        _import_method(raw)
         return checked(cls, raw)
 
     def but(self, **changes: Any) -> Recipe:
         """The same recipe with some fields changed."""
         return Recipe.of(self.to_dict() | changes)
 
+    @classmethod
+    def recorded(cls, raw: Mapping[str, Any]) -> Recipe:
+        """What was written down of a run, to be read: imports nothing, and what is not here stays a name (`is_here`)."""
+        with references.as_recorded():
+            return cls.of(raw)
+
+    def here(self) -> Recipe:
+        """The same recipe with its own parts imported, if it was only read (`recorded`). Raises RecipeError where one is not here."""
+        return Recipe.of(self.to_dict()) if self.own else self
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; ``Recipe.of`` reads them back."""
-        raw: dict[str, Any] = to_jsonable_python(replace(self))
-        raw["method"] = {"name": name_of(self.method)} | raw["method"]
-        return raw
+        raw = {f.name: _jsonable(getattr(self, f.name)) for f in fields(self)}
+        return {key: value for key, value in raw.items() if value or key not in ("data", "own")}
 
     @property
     def experts(self) -> Experts | None:
@@ -184,9 +267,62 @@ class Recipe:
 
     @property
     def id(self) -> str:
-        """Method, workers and eight digits of a hash of the whole recipe, with the source of a method that is not the lab's."""
-        text = json.dumps(self.to_dict(), sort_keys=True) + source_of(self.method)
+        """Method, workers and eight digits of a hash of the whole recipe, with that of the source of what is not the lab's."""
+        text = json.dumps(self.to_dict(), sort_keys=True)
         return f"{name_of(self.method)}-{self.num_workers}w-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+def _import_method(raw: Mapping[str, Any]) -> None:
+    """Import the method of a recipe from where it was recorded, if nobody here knows its name yet."""
+    method, own = raw.get("method"), raw.get("own")
+    record = own.get("method") if isinstance(own, Mapping) else None
+    name = method.get("name") if isinstance(method, Mapping) else method
+    where = record.get("reference") if isinstance(record, Mapping) else None
+    if references.only_recorded() or not isinstance(name, str) or name in METHODS:
+        return
+    if isinstance(where, str) and references.is_reference(where):
+        references.resolve(where, "method")
+
+
+def _own(recipe: Recipe) -> dict[str, Own]:
+    """What is to be recorded of the parts that are not the lab's own.
+
+    Raises RecipeError where one has changed since the recipe was written; one that is only read keeps what is recorded.
+    """
+    method, model, data = recipe.method, recipe.model, recipe.data
+    parts = {"method": None if isinstance(method, Absent) else type(method)}
+    parts["model"] = _found(model.call, "model") if isinstance(model, Factory) else None
+    parts["data"] = None if data is None else _found(data, "data")
+    own: dict[str, Own] = {}
+    for what, found in parts.items():
+        was = recipe.own.get(what)
+        if found is None:
+            if was is not None and references.only_recorded():
+                own[what] = was
+        elif found.__module__.split(".")[0] != "lab":
+            name = references.reference(found, what)
+            source, digest = references.source_and_digest(found)
+            if was is not None and was.reference == name and was.sha256 != digest:
+                if not references.only_recorded():
+                    raise RecipeError(
+                        f"{what} {name} is not what this recipe was written with (its source has changed): put that back, or make the "
+                        "recipe anew from the present one"
+                    )
+                own[what] = was
+                continue
+            own[what] = Own(name, digest, source if found.__module__ == references.CELL else "")
+    return own
+
+
+def _found(call: Call, what: str) -> Any:
+    """What a call names. In a recipe that is only read: None, where it is not here."""
+    if (
+        references.only_recorded()
+        and not (call.name in TASKS and what == "data")
+        and not references.is_there(call.name)
+    ):
+        return None
+    return find_task(call.name) if what == "data" else references.resolve(call.name, what)
 
 
 def _check_codecs(codecs: Mapping[str, str], method: Method) -> None:
@@ -212,8 +348,19 @@ def _plain(spec: Mapping[str, Any]) -> dict[str, Any]:
 
 def _jsonable(value: Any) -> Any:
     """Parts that are given as objects: a method with its name, all others as their fields."""
+    if isinstance(value, Absent):
+        return {"name": value.name} | value.options
     if type(value) in METHODS.values():
         return {"name": name_of(value)} | to_jsonable_python(value)
+    if isinstance(value, Factory):
+        return value.call.plain()
+    if isinstance(value, Call):
+        return value.plain()
+    if type(value) in MODELS.values():
+        return {"name": value.name} | to_jsonable_python(value)
+    if isinstance(value, FunctionType | functools.partial | type):
+        call = Call.of(value, "a part")
+        return None if call is None else call.plain()
     if is_dataclass(value) and type(value).__module__.split(".")[0] != "lab":
         raise RecipeError(
             f"{type(value).__name__} is a class of its own, which a recipe cannot name: use one of the lab's"
@@ -269,7 +416,9 @@ def _apply(raw: dict[str, Any], override: str) -> None:
     for parent in parents:
         inner = at.setdefault(parent, {})
         if isinstance(inner, str):
-            inner = at[parent] = {"name" if parent == "method" else "size": inner}
+            inner = at[parent] = {
+                "size" if inner in SIZES or parent not in ("method", "model", "data") else "name": inner
+            }
         if not isinstance(inner, dict):
             raise RecipeError(
                 f"-o {shown(override, 200)}: {shown(parent)[1:-1]} is {shown(inner)} and has no field {shown(last)}"

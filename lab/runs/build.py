@@ -23,10 +23,13 @@ from lab.engine.world import OneProcess, World
 from lab.errors import RecipeError
 from lab.methods import declared
 from lab.methods.lora_factors import Adapters
+from lab.models.gpt import GPT
 from lab.models.hf import HF
 from lab.models.lora import adapt_
 from lab.models.moe import MoE
+from lab.models.own import Factory, TaskLoss, skeleton, with_loss
 from lab.models.peft import load_adapter_
+from lab.models.shape import Shape
 from lab.probes.adapters import AdapterProbe
 from lab.probes.drift import DriftProbe
 from lab.probes.evaluation import EvaluationProbe
@@ -37,7 +40,7 @@ from lab.processes.moving import follow_rows
 from lab.recipes.compute import device_of, vectorised
 from lab.recipes.placement import Experts, resident
 from lab.recipes.recipe import Recipe
-from lab.runs.data import training_data, vocab_size_without_text
+from lab.runs.data import shape_of, training_data
 from lab.runs.dry import DryRun
 from lab.runs.gradients import Gradients
 from lab.runs.inputs import Inputs, of_run
@@ -46,6 +49,7 @@ from lab.runs.parts import Holders, States
 from lab.runs.pretrain import base_file
 from lab.runs.roll_call import RollCall
 from lab.runs.start import start_values_
+from lab.runs.trial import floats_kept, try_out
 
 
 @dataclass(frozen=True)
@@ -99,11 +103,13 @@ def build(
         workers = recipe.num_workers if world.mine is None else len(world.mine)
         check_size(recipe, workers, device)
         data = None if dry else _data(recipe, corpus, progress, device)
-        vocab_size = data.vocab_size if data else vocab_size_without_text(recipe)
+        shape = shape_of(recipe, data)
         if data:
-            check_memory(recipe, vocab_size, workers, device)
+            try_out(recipe, data, shape)
+            check_memory(recipe, shape, workers, device)
         experts = recipe.experts
-        fleet = fleet or build_fleet(recipe, vocab_size, device, experts, world.mine, base_model)
+        loss = data.loss if data else None
+        fleet = fleet or build_fleet(recipe, shape, device, experts, world.mine, base_model, loss)
         inputs: Inputs = of_run(recipe, data) if data else {}
         return _assembled(recipe, fleet, experts, data, world, inputs)
 
@@ -118,7 +124,7 @@ def _assembled(
 ) -> Built:
     at_once = None  # all workers in one pass, where that is faster
     if data and recipe.compute.vectorised is not False:
-        at_once = vectorised(fleet, recipe.compute, recipe.batch_size * recipe.context)
+        at_once = vectorised(fleet, recipe.compute, recipe.batch_size * (recipe.context if data.vocab_size else 1))
     codecs = {state: codec(spec) for state, spec in recipe.codecs.items()}
     if data and any(c.sparse for c in codecs.values()):
         # Whether they fit is known when the method first sends: better now than in mid-run.
@@ -160,18 +166,23 @@ def probes_of(setup: Setup) -> list[Probe]:
 
 def build_fleet(
     recipe: Recipe,
-    vocab_size: int,
+    shape: Shape,
     device: str | torch.device = "cpu",
     experts: Experts | None = None,
     mine: Sequence[int] | None = None,
     base_model: Callable[[str], Path] = base_file,
+    loss: TaskLoss | None = None,
 ) -> Fleet:
-    """The fleet of a recipe: every worker starts from the same values, with the experts and rank segments that it holds."""
+    """The fleet of a recipe: every worker starts from the same values, with the experts and rank segments that it holds.
+
+    ``loss`` is what a task has in the place of a module's own ``loss(inputs, targets)``.
+    """
     model, lora, dtype = recipe.model, recipe.lora, getattr(torch, recipe.dtype)
     model = model.from_here() if isinstance(model, HF) else model  # modules are built again later, wherever one is then
     dry = str(device) == "meta"
     ranks_W = lora.ranks_W(recipe.num_workers) if lora.ranks else ()
     made: dict[str, nn.Module] = {}  # a dry fleet needs each kind of worker once
+    own: list[nn.Module] = []  # the one module of a factory, without values: those of the workers have the same parts
 
     def build(worker: int | None) -> nn.Module:
         held = resident(experts.table, worker) if experts is not None and worker is not None else None
@@ -179,13 +190,19 @@ def build_fleet(
         rank = (ranks_W[worker] if worker is not None else lora.bounds[-1]) if ranks_W else 0
         kind += f" {rank}"
         if not dry or kind not in made:
-            options = (vocab_size, recipe.context, recipe.seed)
             repeats = dry and not ranks_W  # what is adapted is changed layer by layer
-            module = model.build(*options, held, repeats) if isinstance(model, MoE) else model.build(*options)
+            if isinstance(model, MoE):
+                module = model.build(shape.vocab_size, shape.context, recipe.seed, held, repeats)
+            elif own:
+                module = skeleton(own[0])
+            else:
+                module = model.module(shape, recipe.seed)
+                if isinstance(model, Factory):
+                    own.append(skeleton(module))
             values = worker is None and not next(module.parameters()).is_meta  # else the fleet gives it views of them
             if values and recipe.start:
                 start_values_(module, recipe.start, base_model)
-            made[kind] = adapt_(module, lora, rank, recipe.seed) if ranks_W else module
+            made[kind] = with_loss(adapt_(module, lora, rank, recipe.seed) if ranks_W else module, loss)
             if values and lora.values:
                 load_adapter_(module, lora.values)
         return made[kind] if dry else made.pop(kind)
@@ -211,7 +228,7 @@ def check_size(recipe: Recipe, workers: int, device: torch.device) -> None:
     host: Needs = {
         f"who is up in {recipe.steps} steps": recipe.steps * recipe.num_workers * (5 if scenario.failure_rate else 1)
     }
-    if not isinstance(model, HF):
+    if isinstance(model, GPT | MoE):
         params = sum(model.num_params(model.vocab_size or 256))
         if max(params * recipe.num_workers, recipe.context * model.dim) > MOST_NUMBERS:
             raise RecipeError(
@@ -221,7 +238,7 @@ def check_size(recipe: Recipe, workers: int, device: torch.device) -> None:
     if device.type == "meta":
         host[f"{recipe.num_workers} workers"] = recipe.num_workers * DRY_WORKER_BYTES
         return _refuse_above(host)
-    if isinstance(model, HF):  # its shape stands in its files
+    if not isinstance(model, GPT | MoE):  # its shape stands in its files, or the data say it
         return _refuse_above(host)
     vocab_size = model.vocab_size or 256
     everywhere, in_experts = model.num_params(vocab_size)
@@ -232,17 +249,23 @@ def check_size(recipe: Recipe, workers: int, device: torch.device) -> None:
     whole = everywhere + in_experts
     held, frozen = (0.0, whole) if recipe.lora.ranks else (everywhere * workers + in_experts * copies, 0)
     angles = recipe.context * (model.dim // model.num_heads) * (workers + 1)
-    needs = _needs(recipe, held, frozen, vocab_size, workers, device) | {"positions": angles * torch.float32.itemsize}
+    floats = recipe.context * model.floats_per_token(vocab_size)
+    needs = _needs(recipe, held, frozen, floats, workers, device) | {"positions": angles * torch.float32.itemsize}
     if device.type == "cpu":
         return _refuse_above(needs | host)
     _refuse_above(host)
     _refuse_above(needs, device)
 
 
-def check_memory(recipe: Recipe, vocab_size: int, workers: int, device: torch.device) -> None:
+def check_memory(recipe: Recipe, shape: Shape, workers: int, device: torch.device) -> None:
     """Refuse a recipe whose tensors cannot fit: stacks of so many workers, and activations of those that run at once."""
+    model = recipe.model
     with torch.device("meta"):
-        module = recipe.model.build(vocab_size, recipe.context)
+        module = model.module(shape, recipe.seed)
+    if isinstance(model, GPT | MoE | HF):
+        floats = recipe.context * model.floats_per_token(shape.vocab_size)
+    else:
+        floats = floats_kept(module, shape)
     unit = getattr(module, "tensor_unit", lambda name: None)
     frozen = 0
     if recipe.lora.ranks:
@@ -250,7 +273,7 @@ def check_memory(recipe: Recipe, vocab_size: int, workers: int, device: torch.de
         frozen = sum(p.numel() for p in module.parameters() if not p.requires_grad)
     named = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
     held = sum(p.numel() * (_copies(recipe, workers) if unit(n) else workers) for n, p in named)
-    _refuse_above(_needs(recipe, held, frozen, vocab_size, workers, device), device)
+    _refuse_above(_needs(recipe, held, frozen, floats, workers, device), device)
 
 
 def _copies(recipe: Recipe, workers: int) -> float:
@@ -258,8 +281,11 @@ def _copies(recipe: Recipe, workers: int) -> float:
     return (recipe.placement.overlap or recipe.num_workers) * workers / recipe.num_workers
 
 
-def _needs(recipe: Recipe, held: float, frozen: int, vocab_size: int, workers: int, device: torch.device) -> Needs:
-    """Bytes by what they are for; ``held`` numbers are trained by all workers together, ``frozen`` ones kept, and made, once."""
+def _needs(recipe: Recipe, held: float, frozen: int, floats: int, workers: int, device: torch.device) -> Needs:
+    """Bytes by what they are for; ``held`` numbers are trained by all workers together, ``frozen`` ones kept, and made, once.
+
+    ``floats``: what a backward pass needs of a sequence or an example.
+    """
     compute, states = recipe.compute, len(recipe.method.inner.state_names)
     outer = getattr(recipe.method, "outer", None)
     agreed = held / workers * (2 + (len(outer.state_names) if outer is not None else 0))
@@ -267,12 +293,12 @@ def _needs(recipe: Recipe, held: float, frozen: int, vocab_size: int, workers: i
     at_once = workers if compute.vectorised else min(workers, num_cores()) if device.type == "cpu" else 1
     rows = math.ceil(recipe.batch_size / compute.accumulate)
     element = getattr(torch, recipe.dtype).itemsize
-    activations = at_once * rows * recipe.context * recipe.model.floats_per_token(vocab_size) * element
+    what = f"sequences of {recipe.context} tokens" if recipe.data is None else "examples"
     return {
         f"the states of {workers} workers": (held * (2 + states) + 2 * frozen) * element,
         "what they agree on": agreed * element,
         "a checkpoint": written * element,
-        f"the activations of {at_once} × {rows} sequences of {recipe.context} tokens": activations,
+        f"the activations of {at_once} × {rows} {what}": at_once * rows * floats * element,
     }
 
 

@@ -127,7 +127,7 @@ class Columns:
     @property
     def recipe(self) -> Recipe:
         assert self.started is not None
-        return Recipe.of(self.started.recipe)
+        return Recipe.recorded(self.started.recipe)
 
     @property
     def num_workers(self) -> int:

@@ -6,18 +6,29 @@ import hashlib
 import math
 from functools import partial
 
+import torch
+from torch import Tensor
+
 from lab.data import Batches, Corpus, load_tokenizer, split_windows, validation_batches
 from lab.data.cache import read_corpus
-from lab.data.tasks.data import load_task
+from lab.data.tasks.data import IGNORED, load_task
+from lab.data.tasks.dealt import Dealt, deal
 from lab.data.tasks.examples import is_there, load_examples, task_name
+from lab.data.tasks.registry import find_task
+from lab.data.tasks.task import Task
 from lab.data.training_data import TrainingData
 from lab.errors import RecipeError
+from lab.models.own import one_line
+from lab.models.shape import Shape
 from lab.recipes.recipe import Recipe
+from lab.references import Call
 from lab.seeds import derive
 
 
 def training_data(recipe: Recipe, corpus: Corpus | None = None, progress: bool = False) -> TrainingData:
-    """Read (or make) what ``recipe.corpus`` names; ``corpus`` is one that is there already. Raises RecipeError."""
+    """Read (or make) what the recipe names; ``corpus`` is one that is there already. Raises RecipeError."""
+    if recipe.data is not None:
+        return _of_examples(recipe, recipe.data)
     name = task_name(recipe.corpus)
     data = _of_task(recipe, name) if name is not None else _of_text(recipe, corpus, progress)
     if recipe.model.vocab_size and recipe.model.vocab_size < data.vocab_size:
@@ -26,6 +37,60 @@ def training_data(recipe: Recipe, corpus: Corpus | None = None, progress: bool =
             "leave it out to take the corpus's"
         )
     return data
+
+
+def make_task(call: Call) -> Task:
+    """The task that a recipe's ``data`` names. Raises RecipeError where it cannot be made, or is none."""
+    make = find_task(call.name)
+    call.check(make, "data")
+    try:
+        task: Task = make(**call.options)
+    except RecipeError:
+        raise
+    except Exception as error:
+        raise RecipeError(f"data {call.name} cannot be made: {one_line(error)}") from error
+    missing = [
+        name for name in ("train", "held_out", "num_outputs", "loss", "num_targets", "scores") if name not in dir(task)
+    ]
+    if missing:
+        raise RecipeError(
+            f"data {call.name} gives {type(task).__name__}, which has no {', '.join(missing)}: lab.data.tasks.task.Task says what a task has; "
+            "Classification and Regression of lab.data are such"
+        )
+    return task
+
+
+def _dealt(recipe: Recipe, task: Task) -> Dealt:
+    return deal(
+        task,
+        num_workers=recipe.num_workers,
+        split=recipe.split,
+        split_seed=derive(recipe.seed, "split"),
+        batch_size=recipe.batch_size,
+        batches_seed=derive(recipe.seed, "batches"),
+        num_validation=recipe.eval_windows,
+        dtype=getattr(torch, recipe.dtype),
+    )
+
+
+def _of_examples(recipe: Recipe, call: Call) -> TrainingData:
+    dealt = _dealt(recipe, make_task(call))
+    return TrainingData(
+        0,
+        dealt.batches,
+        dealt.validation,
+        dealt.samples_W,
+        dealt.scores,
+        dealt.num_targets,
+        digest=dealt.digest,
+        input_shape=dealt.input_shape,
+        num_outputs=dealt.num_outputs,
+        loss=dealt.loss,
+    )
+
+
+def _tokens_that_count(targets: Tensor) -> int:
+    return int((targets != IGNORED).sum())
 
 
 def _of_task(recipe: Recipe, name: str) -> TrainingData:
@@ -43,6 +108,7 @@ def _of_task(recipe: Recipe, name: str) -> TrainingData:
         task.validation(recipe.batch_size, recipe.eval_windows),
         task.samples_W,
         partial(task.scores, num_examples=recipe.eval_windows),
+        _tokens_that_count,
         digest=_digest(task.fingerprint, task.encoder.tokenizer.content),
     )
 
@@ -57,6 +123,7 @@ def _of_text(recipe: Recipe, corpus: Corpus | None, progress: bool) -> TrainingD
         validation_batches(corpus.validation, context, recipe.batch_size, recipe.eval_windows),
         [len(shard) for shard in shards],
         lambda model: {},
+        _tokens_that_count,
         corpus.floor_bits * math.log(2) if corpus.floor_bits is not None else None,
         corpus.bytes_per_token,
         corpus_digest(corpus),
@@ -75,14 +142,22 @@ def corpus_digest(corpus: Corpus) -> str:
 
 def task_digest(recipe: Recipe) -> str | None:
     """`TrainingData.digest` of a recipe's task; None where its examples would first have to be fetched."""
+    if recipe.data is not None:
+        return _dealt(recipe, make_task(recipe.data)).digest
     name = task_name(recipe.corpus)
     if name is None or not is_there(name):
         return None
     return _digest(load_examples(name).fingerprint, load_tokenizer(recipe.tokenizer).content)
 
 
-def vocab_size_without_text(recipe: Recipe) -> int:
-    """For a dry run: what the tokenizer says, without reading any text."""
+def shape_of(recipe: Recipe, data: TrainingData | None) -> Shape:
+    """What the model is made for; in a dry run (no data) as tokenizer or task say it, without reading any text."""
+    if data is not None:
+        context = 0 if recipe.data is not None else recipe.context
+        return Shape(data.vocab_size, context, data.input_shape, data.num_outputs)
+    if recipe.data is not None:
+        task = make_task(recipe.data)
+        return Shape(input=tuple(task.train.inputs.shape[1:]), outputs=task.num_outputs)
     if recipe.model.vocab_size or recipe.tokenizer == "bytes":
-        return recipe.model.vocab_size or 256
-    return load_tokenizer(recipe.tokenizer).vocab_size
+        return Shape(recipe.model.vocab_size or 256, recipe.context)
+    return Shape(load_tokenizer(recipe.tokenizer).vocab_size, recipe.context)

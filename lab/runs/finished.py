@@ -54,7 +54,7 @@ def check_finished(folder: Path, recipe: Recipe, accept_new_text: bool = False) 
 
 def _text_changed(recipe: Recipe, was: Input) -> str:
     """How the text that a recipe names differs from what was read; empty where it does not, or that cannot be known."""
-    if recipe.corpus.startswith("task:"):
+    if recipe.data is not None or recipe.corpus.startswith("task:"):
         now = task_digest(recipe)
         return "" if now in (None, was.digest) else changes(was, Input(now))
     key, files = text_files(recipe.corpus, tokenizer=recipe.tokenizer)

@@ -126,12 +126,12 @@ class RunFolder:
     def _recipe_and_note(self) -> tuple[Recipe, list[str]]:
         file, made_with = self.path / "recipe.json", list(self._made_with())
         try:
-            here = Recipe.of(_read_json(file))
+            here = Recipe.recorded(_read_json(file))
         except RecipeError as error:
             if not made_with:
                 raise
             by, raw = made_with[0]
-            return Recipe.of(raw), [f"recipe.json cannot be used ({error}): it is taken from {by}"]
+            return Recipe.recorded(raw), [f"recipe.json cannot be used ({error}): it is taken from {by}"]
         for by, raw in made_with:
             self._check_same(by, raw, here)
         return here, []
@@ -191,9 +191,9 @@ class RunFolder:
     def _check_started(self, started: Started) -> None:
         """Raises Damaged if the events are of another recipe than what is beside them."""
         try:
-            here = Recipe.of(_read_json(self.path / "recipe.json"))
+            here = Recipe.recorded(_read_json(self.path / "recipe.json"))
         except RecipeError:  # the others know better
-            here = Recipe.of(started.recipe)
+            here = Recipe.recorded(started.recipe)
         for by, raw in (("events.jsonl", started.recipe), *self._made_with()):
             self._check_same(by, raw, here)
 
@@ -641,7 +641,7 @@ def _same(raw: Mapping[str, Any], recipe: Recipe) -> bool:
     if raw == plain:
         return True
     try:
-        return Recipe.of(raw).to_dict() == plain
+        return Recipe.recorded(raw).to_dict() == plain
     except RecipeError:
         return False
 

@@ -35,7 +35,8 @@ class Gradients:
 
         def losses(module: nn.Module, worker: int) -> Iterator[Tensor]:
             of: Any = module.loss if loss is None else partial(loss, module, worker)
-            return compute.losses(of, *batch(worker), s.fleet.device)
+            assert data is not None
+            return compute.losses(of, *batch(worker), s.fleet.device, data.num_targets)
 
         if self.vectorised is not None:
             loss_W = self.vectorised.backward(batch, own_loss=loss is not None)

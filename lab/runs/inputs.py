@@ -55,7 +55,7 @@ def of_run(recipe: Recipe, text: TrainingData) -> dict[str, Input]:
     """What a run that has just read its text, and is about to begin or go on, reads."""
     key: str | None = None
     files: dict[str, str] = {}
-    if not recipe.corpus.startswith("task:"):
+    if recipe.data is None and not recipe.corpus.startswith("task:"):
         with contextlib.suppress(LabError):  # read from elsewhere: its digest says it all
             key, files = text_files(recipe.corpus, tokenizer=recipe.tokenizer)
     return {TEXT: Input(text.digest, files, key, text.vocab_size)} | of_files(recipe)

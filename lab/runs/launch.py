@@ -74,7 +74,7 @@ def train(
         for phase in range(2):  # the first process prepares text and starting values, the others find them ready
             if world.first == (phase == 0):
                 say = progress and world.first
-                plain = not task_name(recipe.corpus)
+                plain = recipe.data is None and not task_name(recipe.corpus)
                 corpus = read_corpus(recipe.corpus, tokenizer=recipe.tokenizer, progress=say) if plain else None
                 trainer = made(corpus=corpus, progress=say)
             world.all_gather_json(None)

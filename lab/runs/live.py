@@ -35,9 +35,9 @@ from lab.engine.surroundings import one_core_
 from lab.errors import LabError, RecipeError
 from lab.events import Ended, Event, KnobChanged, Sent, Started, Stepped
 from lab.files import located, numbered, shown, working_folder, working_in
-from lab.methods.registry import name_of, source_of
 from lab.processes.peers import check_timeout, share_out
 from lab.recipes.recipe import Recipe
+from lab.references import CELL
 from lab.runs.columns import Columns
 from lab.runs.finished import check_finished
 from lab.runs.folder import RunFolder, find_run
@@ -428,7 +428,8 @@ def start(
         for a recipe that is wrong, or a folder that holds the run of another.
     """
     recipe = Recipe.of(recipe, overrides)
-    corpora.check(recipe.corpus)
+    if recipe.data is None:
+        corpora.check(recipe.corpus)
     run_folder = RunFolder(_path(recipe, folder, again)) if keep else None
     if run_folder is not None:
         run_folder.check_recipe(recipe)
@@ -443,11 +444,13 @@ def _check_processes(recipe: Recipe, folder: RunFolder | None, processes: int, t
     """Raises RecipeError where several processes cannot do what this one could."""
     share_out(recipe.num_workers, processes)
     check_timeout(timeout_seconds)
-    if source_of(recipe.method):
-        raise RecipeError(
-            f"method {name_of(recipe.method)} is registered in this process alone, and others would not know it: put "
-            "its file into lab/methods, or leave processes out"
-        )
+    for what, own in recipe.own.items():
+        if own.reference.startswith(f"{CELL}:"):
+            name = own.reference.split(":")[1]
+            raise RecipeError(
+                f"{what} {name} is defined in this notebook, where other processes cannot import it: write it to a file (a cell that begins "
+                f"with %%writefile my_{what}.py), import it from there (from my_{what} import {name}), or leave processes out"
+            )
     if folder is None:
         raise RecipeError("several processes write a run folder: leave keep=False out, or processes")
 

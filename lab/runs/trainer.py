@@ -119,6 +119,7 @@ class Trainer:
         knob_source: KnobSource = lambda t: (),
     ):
         self.place = working_folder()  # what names of files in the recipe are relative to
+        recipe = recipe.here()
         self.recipe, self.accept_new_text, self.knob_source = recipe, accept_new_text, knob_source
         self.built = build(
             recipe, dry=dry, corpus=corpus, progress=progress, world=world, fleet=fleet, base_model=pretrained

@@ -17,6 +17,7 @@ from lab.methods.ddp import DDP
 from lab.methods.des_loc import DESLOC
 from lab.methods.local_sgd import LocalSGD
 from lab.models.gpt import SIZES
+from lab.models.shape import Shape
 from lab.recipes.recipe import Recipe
 from lab.runs.build import build_fleet
 from lab.runs.trainer import Trainer
@@ -362,7 +363,7 @@ def test_the_whole_model_is_the_agreed_one() -> None:
 @pytest.mark.parametrize("name", ["nano", "1.7B", "13B"])
 def test_a_dry_fleet_has_shapes_and_no_storage(name: str) -> None:
     """Any size, the 13 billion parameters of the paper included, has a fleet without numbers."""
-    fleet = build_fleet(Recipe(model=name, num_workers=4), 256, "meta")
+    fleet = build_fleet(Recipe(model=name, num_workers=4), Shape(256, 64), "meta")
     shape = SIZES[name]
     mlp, vocab = shape.mlp_dim or 4 * shape.dim, shape.vocab_size or 256
     per_layer = 4 * shape.dim**2 + 2 * shape.dim * mlp + 2 * shape.dim

@@ -26,6 +26,7 @@ from lab.models.gpt import GPT
 from lab.models.hf import HF
 from lab.models.lora import LoRA, adapt_
 from lab.models.peft import load_adapter_
+from lab.models.shape import Shape
 from lab.recipes.recipe import Recipe
 from lab.runs.build import build_fleet
 from lab.runs.start import start_values_
@@ -306,7 +307,7 @@ def test_a_path_is_that_of_where_one_stood(folder: Path, tmp_path: Path, monkeyp
             "context": 8, "tokenizer": "bytes", "schedule": {}, "eval_windows": 2, "method": {"name": "diloco", "sync_every": 1},
         }
     )  # fmt: skip
-    fleet = build_fleet(recipe, 64)
+    fleet = build_fleet(recipe, Shape(64, recipe.context))
     monkeypatch.chdir("/")
     assert fleet.whole_model(fleet.params.first())(IDS).shape == (2, 6, 64)
     assert recipe.to_dict()["model"] == {"path": "model"}

@@ -27,6 +27,7 @@ from lab.methods.diloco import DiLoCo
 from lab.models.gpt import GPT
 from lab.models.lora import LoRA
 from lab.models.moe import MoE
+from lab.models.shape import Shape
 from lab.optimizers.options import KINDS, options_of
 from lab.recipes.notes import notes
 from lab.recipes.presets import PRESETS
@@ -523,7 +524,7 @@ def test_what_is_asked_for_at_first_is_not_more_than_what_is_needed(monkeypatch:
     monkeypatch.setattr("lab.runs.build._refuse_above", lambda parts, *_: needed.append(sum(parts.values())))
     for r in (tiny(), tiny(model=MoE(dim=8)), tiny("fedit", lora=LoRA(ranks=(2,)))):
         check_size(r, 3, torch.device("cpu"))
-        check_memory(r, 256, 3, torch.device("cpu"))
+        check_memory(r, Shape(256, r.context), 3, torch.device("cpu"))
         modules = (20_000 + 50_000 * r.model.num_layers + 8_000 * r.model.num_layers * 8) * 4
         assert needed[0] - modules - 1000 <= needed[1]
         needed.clear()

@@ -27,6 +27,7 @@ from lab.errors import RecipeError
 from lab.events import Event, Stepped, to_json
 from lab.methods.ddp import DDP
 from lab.models.lora import LoRA
+from lab.models.shape import Shape
 from lab.processes.peers import join
 from lab.recipes.compute import SMALL, Compute, vectorised
 from lab.recipes.recipe import Recipe
@@ -236,7 +237,7 @@ def test_when_the_lab_does_so_by_itself() -> None:
     """On a device that is none (``meta``), for small models; never on a CPU, never for cut batches."""
 
     def chosen(device: str = "meta", tokens: int = 512, **compute: Any) -> bool:
-        fleet = build_fleet(recipe(), 256, device)
+        fleet = build_fleet(recipe(), Shape(256, recipe().context), device)
         found = vectorised(fleet, Compute(**compute), tokens)
         return found is not None and not found.required
 
@@ -244,7 +245,7 @@ def test_when_the_lab_does_so_by_itself() -> None:
     assert not chosen("cpu")
     assert not chosen(accumulate=2)
     assert not chosen(vectorised=False)
-    few = int(SMALL / build_fleet(recipe(), 256, "meta").num_params())
+    few = int(SMALL / build_fleet(recipe(), Shape(256, recipe().context), "meta").num_params())
     assert chosen(tokens=few - 1)
     assert not chosen(tokens=few + 1)
 
@@ -335,7 +336,7 @@ def test_memory_is_asked_of_what_computes(monkeypatch: pytest.MonkeyPatch) -> No
 
     def asked(**compute: Any) -> float:
         with pytest.raises(RecipeError, match=r"are free on cuda.*compute\.accumulate") as refused:
-            check_memory(large.but(compute=compute), 256, 2, torch.device("cuda"))
+            check_memory(large.but(compute=compute), Shape(256, large.context), 2, torch.device("cuda"))
         return float(re.findall(r"([\d.]+) for the activations", str(refused.value))[0])
 
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1_000_000, 1_000_000))
