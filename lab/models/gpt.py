@@ -58,7 +58,7 @@ class GPT:
 
     def module(self, shape: Shape, seed: int) -> nn.Module:
         """See `lab.models.shape.Model`."""
-        return self.build(shape.vocab_size, shape.context, seed)
+        return self.build(shape.tokens_for("GPT"), shape.context, seed)
 
     def num_params(self, vocab_size: int) -> tuple[int, int]:
         """How many parameters a model has that every worker holds, and how many more in experts; nothing is made."""

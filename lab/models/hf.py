@@ -89,7 +89,7 @@ class HF:
 
     def module(self, shape: Shape, seed: int) -> nn.Module:
         """See `lab.models.shape.Model`."""
-        return self.build(shape.vocab_size, shape.context, seed)
+        return self.build(shape.tokens_for("HF"), shape.context, seed)
 
     def floats_per_token(self, vocab_size: int) -> int:
         """A rough count of what backward keeps of a token: as of a transformer of the lab with this shape."""

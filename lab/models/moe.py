@@ -131,7 +131,7 @@ class MoE:
 
     def module(self, shape: Shape, seed: int) -> nn.Module:
         """See `lab.models.shape.Model`."""
-        return self.build(shape.vocab_size, shape.context, seed)
+        return self.build(shape.tokens_for("MoE"), shape.context, seed)
 
     def _held(self, resident: Sequence[Sequence[int]] | None) -> list[tuple[int, ...]]:
         if resident is None:

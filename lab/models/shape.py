@@ -8,6 +8,7 @@ from typing import Protocol
 from torch import nn
 
 from lab.config import RecipeView
+from lab.errors import RecipeError
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,15 @@ class Shape:
     context: int = 0
     input: tuple[int, ...] = ()
     outputs: int = 0
+
+    def tokens_for(self, model: str) -> int:
+        """``vocab_size``, for a model that reads tokens. Raises RecipeError where the data is no text."""
+        if not self.vocab_size:
+            raise RecipeError(
+                f"model {model} reads tokens, and the data has examples of shape {list(self.input)}: name another model, for example "
+                "model=mlp, or leave data out for running text"
+            )
+        return self.vocab_size
 
 
 class Model(Protocol):

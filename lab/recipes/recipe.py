@@ -300,7 +300,8 @@ def _own(recipe: Recipe) -> dict[str, Own]:
             if was is not None and references.only_recorded():
                 own[what] = was
         elif found.__module__.split(".")[0] != "lab":
-            name = references.reference(found, what)
+            # a method is found by the name that it is registered under, also where its class stands inside of a function
+            name = f"{found.__module__}:{found.__qualname__}" if what == "method" else references.reference(found, what)
             source, digest = references.source_and_digest(found)
             if was is not None and was.reference == name and was.sha256 != digest:
                 if not references.only_recorded():
@@ -338,12 +339,19 @@ def _plain(spec: Mapping[str, Any]) -> dict[str, Any]:
     """A copy of a mapping as JSON has it."""
     if not isinstance(spec, Mapping):
         raise RecipeError(f"a recipe is the name of a preset, the path of a .json file or an object, not {shown(spec)}")
+    objects = {
+        key: read(spec[key]) for key, read in (("model", _model), ("data", _data)) if not _is_plain(spec.get(key))
+    }
     try:
-        raw: dict[str, Any] = json.loads(json.dumps(dict(spec), default=_jsonable))
+        raw: dict[str, Any] = json.loads(json.dumps(dict(spec) | objects, default=_jsonable))
     except (TypeError, ValueError, RecursionError) as error:
         reason = shown(str(error).splitlines()[0])
         raise RecipeError(f"a recipe holds plain values alone, those that JSON has ({reason})") from None
     return raw
+
+
+def _is_plain(value: Any) -> bool:
+    return value is None or isinstance(value, str | bool | int | float | list | tuple | dict)
 
 
 def _jsonable(value: Any) -> Any:

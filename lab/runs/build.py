@@ -192,7 +192,7 @@ def build_fleet(
         if not dry or kind not in made:
             repeats = dry and not ranks_W  # what is adapted is changed layer by layer
             if isinstance(model, MoE):
-                module = model.build(shape.vocab_size, shape.context, recipe.seed, held, repeats)
+                module = model.build(shape.tokens_for("MoE"), shape.context, recipe.seed, held, repeats)
             elif own:
                 module = skeleton(own[0])
             else:

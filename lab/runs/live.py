@@ -37,7 +37,7 @@ from lab.events import Ended, Event, KnobChanged, Sent, Started, Stepped
 from lab.files import located, numbered, shown, working_folder, working_in
 from lab.processes.peers import check_timeout, share_out
 from lab.recipes.recipe import Recipe
-from lab.references import CELL
+from lab.references import CELL, is_reference
 from lab.runs.columns import Columns
 from lab.runs.finished import check_finished
 from lab.runs.folder import RunFolder, find_run
@@ -445,11 +445,11 @@ def _check_processes(recipe: Recipe, folder: RunFolder | None, processes: int, t
     share_out(recipe.num_workers, processes)
     check_timeout(timeout_seconds)
     for what, own in recipe.own.items():
-        if own.reference.startswith(f"{CELL}:"):
+        if own.reference.startswith(f"{CELL}:") or not is_reference(own.reference):
             name = own.reference.split(":")[1]
             raise RecipeError(
-                f"{what} {name} is defined in this notebook, where other processes cannot import it: write it to a file (a cell that begins "
-                f"with %%writefile my_{what}.py), import it from there (from my_{what} import {name}), or leave processes out"
+                f"{what} {name} is known to this process alone, and others could not import it: write it to a file (a cell that begins "
+                f"with %%writefile my_{what}.py), import it from there, or leave processes out"
             )
     if folder is None:
         raise RecipeError("several processes write a run folder: leave keep=False out, or processes")

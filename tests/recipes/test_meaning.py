@@ -411,7 +411,7 @@ class MyScenario(Scenario):
         (lambda: DESLOC(outer=MyOptimizer("SGD")), "MyOptimizer"),
         (lambda: Recipe(scenario=MyScenario()), "MyScenario"),
         (lambda: Recipe(method=object()), "object is not registered"),
-        (lambda: Recipe(method=DiLoCo), "is a name"),
+        (lambda: Recipe(method=DiLoCo), "give an object of it, DiLoCo(…)"),
         (lambda: name_of(MyDiLoCo()), "write @method('mydiloco') from lab.methods above its class"),
     ],
 )
@@ -460,7 +460,7 @@ def test_a_registered_method_of_ones_own_is_trained_itself(monkeypatch: pytest.M
         assert lab.train(r.to_dict()).started is not None
         assert stepped == [sign * t for t in range(1, 7)]
         assert r.id.startswith("mine-3w-")
-        assert "method mine is registered in this process alone" in refused(lambda r=r: lab.start(r, processes=3))
+        assert "is known to this process alone" in refused(lambda r=r: lab.start(r, processes=3))
         ids.append(r.id)
     assert ids[0] != ids[1]
 

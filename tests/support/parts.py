@@ -1,0 +1,41 @@
+"""Parts as users bring them: a model, data and a method of one's own."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from lab.data.tasks.tensors import Classification
+from lab.methods import METHODS
+
+
+def blobs(num: int = 96, width: int = 3, seed: int = 0) -> Classification:
+    """Points of three classes, each around a corner of its own."""
+    g = torch.Generator().manual_seed(seed)
+    labels = torch.randint(3, (num + 32,), generator=g)
+    points = torch.randn(num + 32, width, generator=g) + torch.eye(3, width)[labels] * 3
+    return Classification.of((points[:num], labels[:num]), (points[num:], labels[num:]), num_classes=3)
+
+
+def net(input_shape: tuple[int, ...], num_outputs: int, width: int = 8) -> nn.Module:
+    """A net that asks the data for its sizes."""
+    return nn.Sequential(nn.Linear(input_shape[0], width), nn.Tanh(), nn.Linear(width, num_outputs))
+
+
+@contextlib.contextmanager
+def with_own_method() -> Iterator[Any]:
+    """The class of the method in `tests.support.own_method`, known by its name inside and forgotten afterwards: others count methods."""
+    before = dict(METHODS)
+    found: Any = importlib.import_module("tests.support.own_method").OwnAverage
+    METHODS["own_average"] = found
+    try:
+        yield found
+    finally:
+        METHODS.clear()
+        METHODS.update(before)
+        METHODS.pop("own_average", None)
