@@ -226,7 +226,7 @@ class _Terminal:
                 self.bar.set_description(self.folder.path.name)
                 self.note(
                     f"{self.folder.path}: {event.num_params:,} parameters, {self.recipe.num_workers} workers × "
-                    f"{self.recipe.steps:,} steps, {event.tokens_per_step:,} tokens a step"
+                    f"{self.recipe.steps:,} steps, {event.tokens_per_step:,} {event.counted} a step"
                 )
             case Stepped():
                 self.bar.update(event.step - self.bar.n)
@@ -253,9 +253,9 @@ class _Terminal:
         steps = columns.step[-1] if columns.step else 0
         loss = float("nan") if self.progress.validation is None else self.progress.validation
         click.echo(
-            f"{plain(str(self.folder.path))}: {steps} steps, validation loss {loss:.4f} nats per token, "
+            f"{plain(str(self.folder.path))}: {steps} steps, validation loss {loss:.4f} {self.recipe.loss_unit}, "
             f"{human(self.progress.bytes_sent)} of payload from {self.recipe.num_workers} workers, "
-            f"{columns.tokens_per_second:,.0f} tokens/s"
+            f"{columns.tokens_per_second:,.0f} {self.recipe.counted}/s"
         )
         for line in _findings(columns):
             click.echo(f"  {plain(line)}")

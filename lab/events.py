@@ -44,13 +44,14 @@ class Started:
     recipe: dict[str, Any]
     num_params: int  # of the whole model
     params_per_worker: list[int]
-    tokens_per_step: int  # of all workers together
+    tokens_per_step: int  # of all workers together; of a task beyond text, examples
     floor_nats: float | None  # entropy rate of the corpus, where it is known
     bytes_per_token: float
     environment: dict[str, Any]
     inputs: dict[str, str] = field(
         default_factory=dict
     )  # digests of what it reads besides the recipe (`lab.runs.inputs`)
+    counted: str = "tokens"  # or examples: what a step takes, and what its losses are means over
 
 
 @dataclass(frozen=True)

@@ -163,7 +163,13 @@ def _lines(
             floor = (run.started.floor_nats, "entropy rate of the corpus")
     series.sort(key=lambda s: not s.faint)
     log = several and x not in ("steps", "tokens")
-    return Lines(title, label, "loss, nats per token", series, log_x=log, floor=floor)
+    counted = {run.started.counted for run in runs.values() if run.started is not None} or {"tokens"}
+    if x == "tokens" and counted != {"tokens"}:
+        label = label.replace("tokens", "examples")
+    unit = (
+        "nats per token" if counted == {"tokens"} else "per example" if counted == {"examples"} else "of several kinds"
+    )
+    return Lines(title, label, f"loss, {unit}", series, log_x=log, floor=floor)
 
 
 def _smoothed(x: Growing, y: Growing) -> tuple[np.ndarray, np.ndarray]:

@@ -258,6 +258,21 @@ class Recipe:
         return {key: value for key, value in raw.items() if value or key not in ("data", "own")}
 
     @property
+    def counted(self) -> str:
+        """What a batch is made of, and what losses are means over: tokens or examples."""
+        return "tokens" if self.data is None else "examples"
+
+    @property
+    def loss_unit(self) -> str:
+        """What the numbers of a loss are."""
+        return "nats per token" if self.data is None else "per example"
+
+    @property
+    def per_batch(self) -> int:
+        """Tokens, or examples, of a worker's local step."""
+        return self.batch_size * (self.context if self.data is None else 1)
+
+    @property
     def experts(self) -> Experts | None:
         """Where the experts of the model lie, at the start of a run; None for a model without."""
         num_layers, num_experts = self.model.layers_and_experts

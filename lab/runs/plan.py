@@ -21,6 +21,8 @@ from lab.models.moe import MoE
 from lab.recipes.notes import notes
 from lab.recipes.recipe import Recipe
 from lab.runs.build import build
+from lab.runs.data import shape_of
+from lab.runs.trial import products
 
 UNITS = {"hours": 1, "minutes": 60, "seconds": 3600}  # in an hour
 
@@ -121,7 +123,7 @@ class Plan:
         wide = max([20, *(len(label) for label, _ in rows)])
         lines = [
             f"{name_of(r.method)}: {r.num_workers} workers × {r.steps:,} local steps, {self.num_params:,} parameters{ranks}, "
-            f"{r.num_workers * r.batch_size * r.context:,} tokens a step",
+            f"{r.num_workers * r.per_batch:,} {r.counted} a step",
             f"a worker holds {human(self.state_bytes_per_worker)} of parameters, gradients and optimizer states{frozen}{together}",
             "",
             f"{'per worker':<{wide + 2}}{'times':>8}{'each':>12}{'payload':>12}",
@@ -221,7 +223,7 @@ def _plan(recipe: Recipe, networks: Mapping[str, Network], device: str, devices_
     frozen = list(fleet.constants.values()) if recipe.lora.ranks else []
     active = max(_active_params(recipe, p) for p in params_W)
     active += sum(x.numel() for x in frozen) * 2 / 3  # forward, and backward to what is before them
-    seconds = step_seconds(active, recipe.batch_size * recipe.context, device) / devices_per_worker
+    seconds = step_seconds(active, recipe.per_batch, device) / devices_per_worker
     topology: Literal["ring", "server"] = "server" if state.served else "ring"
     return Plan(
         recipe=recipe,
@@ -280,8 +282,13 @@ def _compared_with(recipe: Recipe, fleet: Fleet) -> tuple[Calendar, Calendar]:
 
 
 def _active_params(recipe: Recipe, held: int) -> float:
-    """Return how many of a worker's parameters one token uses: of a mixture, only the experts that it chooses."""
+    """Return how many of a worker's parameters one token uses: of a mixture, only the experts that it chooses.
+
+    For an example of a task they are counted as often as they are used, as a convolution's are at every place.
+    """
     model = recipe.model
+    if recipe.data is not None:
+        return products(recipe, shape_of(recipe, None)) or held
     if not isinstance(model, MoE) or recipe.lora.ranks:
         return held
     overlap = recipe.placement.overlap or recipe.num_workers

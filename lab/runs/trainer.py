@@ -343,7 +343,8 @@ class Trainer:
             recipe=recipe.to_dict(),
             num_params=sum(b.numel for b in fleet.layout.blocks),
             params_per_worker=[fleet.num_params(w) for w in range(recipe.num_workers)],
-            tokens_per_step=recipe.num_workers * recipe.batch_size * recipe.context,
+            tokens_per_step=recipe.num_workers * recipe.per_batch,
+            counted=recipe.counted,
             floor_nats=data.floor_nats if data else None,
             bytes_per_token=data.bytes_per_token if data else 1.0,
             environment={

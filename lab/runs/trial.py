@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from lab.data.training_data import TrainingData
 from lab.errors import RecipeError
@@ -111,14 +110,28 @@ def floats_kept(module: nn.Module, shape: Shape) -> int:
         return x
 
     parameters = {id(p) for p in module.parameters()}
-    x = (
-        torch.zeros(1, shape.context, dtype=torch.long, device="meta")
-        if shape.vocab_size
-        else torch.zeros(1, *shape.input, device="meta")
-    )
     try:
         with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
-            copy.copy(module)(x)
+            module(_example(shape))
     except Exception:  # it reads values, which there are none of
         return 0
     return sum(n for i, n in kept.items() if i not in parameters)
+
+
+def products(recipe: Recipe, shape: Shape) -> int:
+    """Products that a forward pass takes for an example, found without storage; 0 where that is not possible."""
+    with torch.device("meta"):
+        module = recipe.model.module(shape, recipe.seed)
+    counter = FlopCounterMode(display=False)
+    try:
+        with counter, torch.no_grad():
+            module.eval()(_example(shape))
+    except Exception:
+        return 0
+    return counter.get_total_flops() // 2
+
+
+def _example(shape: Shape) -> Tensor:
+    if shape.vocab_size:
+        return torch.zeros(1, shape.context, dtype=torch.long, device="meta")
+    return torch.zeros(1, *shape.input, device="meta")

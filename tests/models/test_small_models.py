@@ -466,10 +466,10 @@ def test_packages_offer_models_by_entry_points(
     found: Any = parse_model({"name": "wide_net", "width": 5})
     assert (type(found).__name__, found.width, found.name) == ("Net", 5, "wide_net")
     assert type(found) is as_it_was["wide_net"]
-    with pytest.raises(RecipeError, match=r"'lost_net' is offered by offered_nets.lost:Net, which cannot be imported"):
+    with pytest.raises(RecipeError, match=r"'lost_net' of isthmus.models \(offered_nets.lost:Net\) cannot be imported"):
         parse_model("lost_net")
     with pytest.raises(RecipeError, match="unknown model 'no_net'"):
         parse_model("no_net")
-    monkeypatch.setattr(registry, "entry_points", lambda **_: pytest.fail("looked for a name that is known"))
+    monkeypatch.setattr(registry, "entry_point", lambda *_: pytest.fail("looked for a name that is known"))
     parse_model("mlp")
     parse_model({"name": "wide_net"})
