@@ -64,12 +64,14 @@ def folder(target: str) -> Path | None:
     return None
 
 
-def load(target: str, options: Hub, split: str, columns: Sequence[str]) -> tuple[Any, list[str]]:
+def load(target: str, options: Hub, split: str, columns: Sequence[str], data_dir: str = "") -> tuple[Any, list[str]]:
     """One split (``datasets.Dataset``, or ``IterableDataset`` where streaming) with these columns, and all columns that there are.
+
+    ``data_dir`` is a folder of a data set that has several.
 
     Raises RecipeError for a column or a split that there is not, and whatever ``datasets`` raises: see `reading`.
     """
-    rows = _open(target, options, split)
+    rows = _open(target, options, split, data_dir)
     there = rows.column_names or list(next(iter(rows), {}))
     for column in columns:
         if column not in there:
@@ -106,7 +108,7 @@ def trouble(error: BaseException, local: bool = False) -> str:
     return f"{reason}: check the name, its config and splits, and the network (this machine may be offline)"
 
 
-def _open(target: str, options: Hub, split: str) -> Any:
+def _open(target: str, options: Hub, split: str, data_dir: str) -> Any:
     """A ``datasets.Dataset``, or an ``IterableDataset`` where streaming, of one split; without bars of progress."""
     with _quiet_datasets() as datasets:
         local = folder(target)
@@ -117,6 +119,7 @@ def _open(target: str, options: Hub, split: str) -> Any:
                 split=split,
                 streaming=options.streaming,
                 revision=options.revision or None,
+                **({"data_dir": data_dir} if data_dir else {}),
             )
         saved = datasets.load_from_disk(str(local))  # written by save_to_disk
         splits = saved if isinstance(saved, datasets.DatasetDict) else {"train": saved}

@@ -21,7 +21,7 @@ from lab.seeds import numpy_generator
 if TYPE_CHECKING:
     import torch
 
-SPLITS = ("iid", "domain", "dirichlet:<alpha>", "size:<exponent>")
+SPLITS = ("iid", "domain", "groups", "dirichlet:<alpha>", "size:<exponent>")
 PART = 1 << 20  # windows that are looked at together
 
 
@@ -78,7 +78,8 @@ def partition(
     Returns sorted int64 arrays of indices, disjoint, none empty, and together all items.
 
     * ``iid``: at random, equal sizes (the first workers get one more where it does not divide).
-    * ``domain``: whole domains, the largest first, each to the worker with least so far. The seed plays no part.
+    * ``domain``, ``groups``: whole domains, the largest first, each to the worker with least so far. The seed plays no part. (Of
+      text the natural groups are its domains, of other examples they are people, writers, sites.)
     * ``dirichlet:<alpha>``: each domain is divided in proportions drawn from Dirichlet(alpha) (Hsu et al. 2019,
       arXiv:1909.06335); small alpha gives workers different domains, large alpha tends to ``iid``.
     * ``size:<exponent>``: at random, worker w gets a share that goes as ``(w + 1) ** -exponent``; 0 gives equal sizes.
@@ -95,8 +96,8 @@ def partition(
             f"worker {count} would get no data: there are {count} {items} for {num_workers} workers: {remedy}"
         )
     rng = numpy_generator(seed, f"split {kind}", num_workers, *salt)
-    if kind == "domain":
-        shards = _whole_domains(domains, num_workers)
+    if kind in ("domain", "groups"):
+        shards = _whole_domains(domains, num_workers, how)
     elif kind == "dirichlet":
         shards = _parts_of_domains(domains, num_workers, parameter, rng)
     else:
@@ -118,11 +119,18 @@ def _by_domain(domains: np.ndarray) -> list[np.ndarray]:
     return np.split(np.argsort(domains, kind="stable"), np.cumsum(np.bincount(domains))[:-1])
 
 
-def _whole_domains(domains: np.ndarray, num_workers: int) -> list[list[np.ndarray]]:
+def _whole_domains(domains: np.ndarray, num_workers: int, how: str) -> list[list[np.ndarray]]:
     """The largest domain first, each to the worker with least so far."""
+    found = [members for members in _by_domain(domains) if len(members)]
+    if len(found) < num_workers:
+        what = "domain" if how == "domain" else "group"
+        raise RecipeError(
+            f"worker {len(found)} would get no data: split {how!r} gives {len(found)} {what}s to {num_workers} workers: use at most "
+            f"{len(found)} workers, or another split"
+        )
     shards: list[list[np.ndarray]] = [[] for _ in range(num_workers)]
     load = np.zeros(num_workers, dtype=np.int64)
-    for members in sorted(_by_domain(domains), key=len, reverse=True):
+    for members in sorted(found, key=len, reverse=True):
         worker = int(load.argmin())
         shards[worker].append(members)
         load[worker] += len(members)
@@ -144,7 +152,7 @@ def _parts_of_domains(
 def parse_split(how: str) -> tuple[str, float]:
     """Which way of `partition`, and its number. Raises RecipeError for anything else."""
     kind, colon, number = how.partition(":")
-    if kind in ("iid", "domain") and not colon:
+    if kind in ("iid", "domain", "groups") and not colon:
         return kind, 0.0
     if kind not in ("dirichlet", "size"):
         raise RecipeError(one_of("split", how, SPLITS))
@@ -252,13 +260,24 @@ class Batches:
         return _tensors(self._rows[self._order.items(worker, t)])
 
 
+def evenly_spaced(total: int, num: int, item: str) -> np.ndarray:
+    """``num`` of ``total`` indices, evenly spaced (all of them where there are fewer), int64. ``item``: a word for the error."""
+    if num < 1:
+        raise RecipeError(f"validation needs at least 1 {item}, not {num}")
+    count = min(num, total)
+    return np.arange(count, dtype=np.int64) * total // count
+
+
+def cut(index: np.ndarray, batch_size: int) -> list[np.ndarray]:
+    """Indices in parts of ``batch_size``; the last may have fewer."""
+    if batch_size < 1:
+        raise RecipeError(f"the batch size must be at least 1, not {batch_size}")
+    return [index[i : i + batch_size] for i in range(0, len(index), batch_size)]
+
+
 def validation_windows(tokens: Tokens, context: int, num_windows: int) -> np.ndarray:
     """Indices of ``num_windows`` evenly spaced windows (all of them where there are fewer), int64."""
-    total = count_windows(tokens, context)
-    if num_windows < 1:
-        raise RecipeError(f"validation needs at least 1 window, not {num_windows}")
-    count = min(num_windows, total)
-    return np.arange(count, dtype=np.int64) * total // count
+    return evenly_spaced(count_windows(tokens, context), num_windows, "window")
 
 
 def validation_batches(
@@ -268,7 +287,5 @@ def validation_batches(
 
     Returns pairs of int64 [batch_size, context] inputs and targets; the last pair may have fewer rows.
     """
-    if batch_size < 1:
-        raise RecipeError(f"the batch size must be at least 1, not {batch_size}")
-    rows = _windows(tokens, context)[validation_windows(tokens, context, num_windows)]
-    return [_tensors(rows[i : i + batch_size]) for i in range(0, len(rows), batch_size)]
+    rows = _windows(tokens, context)
+    return [_tensors(rows[part]) for part in cut(validation_windows(tokens, context, num_windows), batch_size)]

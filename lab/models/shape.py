@@ -30,9 +30,9 @@ class Shape:
 
     def tokens_for(self, model: str) -> int:
         """``vocab_size``, for a model that reads tokens. Raises RecipeError where the data is no text."""
-        if not self.vocab_size:
+        if not self.vocab_size or self.outputs:
             raise RecipeError(
-                f"model {model} reads tokens, and the data has examples of shape {list(self.input)}: name another model, for example "
+                f"model {model} predicts tokens, and the data has examples of shape {list(self.input)}: name another model, for example "
                 "model=mlp, or leave data out for running text"
             )
         return self.vocab_size

@@ -11,11 +11,12 @@ from torch import Tensor
 
 from lab.data import Batches, Corpus, load_tokenizer, split_windows, validation_batches
 from lab.data.cache import read_corpus
-from lab.data.tasks.data import IGNORED, load_task
-from lab.data.tasks.dealt import Dealt, deal
+from lab.data.tasks.data import load_task
+from lab.data.tasks.dealt import Dealt, check_task, deal, vocab_size
 from lab.data.tasks.examples import is_there, load_examples, task_name
-from lab.data.tasks.registry import find_task
-from lab.data.tasks.task import Task
+from lab.data.tasks.registry import check_options, find_task
+from lab.data.tasks.task import IGNORED, Task
+from lab.data.tasks.tensors import fingerprint
 from lab.data.training_data import TrainingData
 from lab.errors import RecipeError
 from lab.models.own import one_line
@@ -44,19 +45,12 @@ def make_task(call: Call) -> Task:
     make = find_task(call.name)
     call.check(make, "data")
     try:
-        task: Task = make(**call.options)
+        task: Task = make(**check_options(make, call.options))
     except RecipeError:
         raise
     except Exception as error:
         raise RecipeError(f"data {call.name} cannot be made: {one_line(error)}") from error
-    missing = [
-        name for name in ("train", "held_out", "num_outputs", "loss", "num_targets", "scores") if name not in dir(task)
-    ]
-    if missing:
-        raise RecipeError(
-            f"data {call.name} gives {type(task).__name__}, which has no {', '.join(missing)}: lab.data.tasks.task.Task says what a task has; "
-            "Classification and Regression of lab.data are such"
-        )
+    check_task(task, f"data {call.name}")
     return task
 
 
@@ -76,7 +70,7 @@ def _dealt(recipe: Recipe, task: Task) -> Dealt:
 def _of_examples(recipe: Recipe, call: Call) -> TrainingData:
     dealt = _dealt(recipe, make_task(call))
     return TrainingData(
-        0,
+        dealt.vocab_size,
         dealt.batches,
         dealt.validation,
         dealt.samples_W,
@@ -143,7 +137,7 @@ def corpus_digest(corpus: Corpus) -> str:
 def task_digest(recipe: Recipe) -> str | None:
     """`TrainingData.digest` of a recipe's task; None where its examples would first have to be fetched."""
     if recipe.data is not None:
-        return _dealt(recipe, make_task(recipe.data)).digest
+        return None if recipe.data.name.split(":")[0] == "hub" else fingerprint(make_task(recipe.data))
     name = task_name(recipe.corpus)
     if name is None or not is_there(name):
         return None
@@ -153,11 +147,17 @@ def task_digest(recipe: Recipe) -> str | None:
 def shape_of(recipe: Recipe, data: TrainingData | None) -> Shape:
     """What the model is made for; in a dry run (no data) as tokenizer or task say it, without reading any text."""
     if data is not None:
-        context = 0 if recipe.data is not None else recipe.context
-        return Shape(data.vocab_size, context, data.input_shape, data.num_outputs)
+        if recipe.data is None:
+            return Shape(data.vocab_size, recipe.context)
+        return _shape_of_examples(data.vocab_size, data.input_shape, data.num_outputs)
     if recipe.data is not None:
         task = make_task(recipe.data)
-        return Shape(input=tuple(task.train.inputs.shape[1:]), outputs=task.num_outputs)
+        return _shape_of_examples(vocab_size(task), tuple(task.train.inputs.shape[1:]), task.num_outputs)
     if recipe.model.vocab_size or recipe.tokenizer == "bytes":
         return Shape(recipe.model.vocab_size or 256, recipe.context)
     return Shape(load_tokenizer(recipe.tokenizer).vocab_size, recipe.context)
+
+
+def _shape_of_examples(vocab_size: int, input_shape: tuple[int, ...], num_outputs: int) -> Shape:
+    """``context`` is that of inputs that are tokens."""
+    return Shape(vocab_size, math.prod(input_shape) if vocab_size else 0, input_shape, num_outputs)

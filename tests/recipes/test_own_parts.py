@@ -303,7 +303,7 @@ def test_a_model_may_use_an_input_and_a_layer_twice() -> None:
         ({"data": blobs()}, "since a recipe cannot write down the examples themselves|is no plain value"),
         ({"data": "blobs"}, "unknown task 'blobs'"),
         ({"method": "no_such_module:Mine"}, "method: there is no module 'no_such_module'"),
-        ({"model": "nano"}, r"model GPT reads tokens, and the data has examples of shape \[3\]"),
+        ({"model": "nano"}, r"model GPT predicts tokens, and the data has examples of shape \[3\]"),
     ],
 )
 def test_what_cannot_be_named_is_refused_in_one_line(changes: dict[str, Any], says: str) -> None:

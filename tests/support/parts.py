@@ -19,7 +19,7 @@ def blobs(num: int = 96, width: int = 3, seed: int = 0) -> Classification:
     g = torch.Generator().manual_seed(seed)
     labels = torch.randint(3, (num + 32,), generator=g)
     points = torch.randn(num + 32, width, generator=g) + torch.eye(3, width)[labels] * 3
-    return Classification.of((points[:num], labels[:num]), (points[num:], labels[num:]), num_classes=3)
+    return Classification((points[:num], labels[:num]), (points[num:], labels[num:]), num_classes=3)
 
 
 def net(input_shape: tuple[int, ...], num_outputs: int, width: int = 8) -> nn.Module:

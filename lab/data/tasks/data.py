@@ -19,13 +19,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lab.data.splits import Order, partition
+from lab.data.splits import Order, cut, evenly_spaced, partition
 from lab.data.tasks import scores
 from lab.data.tasks.examples import TASKS, Example, load_examples, task_name
+from lab.data.tasks.task import IGNORED
 from lab.data.tokenizer import Tokenizer, bare, load_tokenizer
 from lab.errors import RecipeError
 
-IGNORED = -100  # torch's mark for a target that does not count
 SEPARATORS = ("\x1f", "\n", ":")  # ASCII's own unit separator; others for tokenizers that do not know it
 
 
@@ -153,14 +153,10 @@ class TaskData:
         Examples are sorted by domain, so each domain has its share. The last pair may have fewer rows.
         """
         chosen = self._held_out(num_examples)
-        return [self.held_out_rows.tensors(part) for part in _cut(chosen, batch_size)]
+        return [self.held_out_rows.tensors(part) for part in cut(chosen, batch_size)]
 
     def _held_out(self, num_examples: int) -> np.ndarray:
-        if num_examples < 1:
-            raise RecipeError(f"validation needs at least 1 example, not {num_examples}")
-        total = len(self.held_out)
-        count = min(num_examples, total)
-        return np.arange(count, dtype=np.int64) * total // count
+        return evenly_spaced(len(self.held_out), num_examples, "example")
 
     def scores(self, model: nn.Module, num_examples: int = 256, batch_size: int = 32) -> dict[str, float]:
         """What is cheap to know of a model in eval mode: ``accuracy`` for a task with labels, else ``perplexity``.
@@ -175,7 +171,7 @@ class TaskData:
         labels = bare(self.encoder.tokenizer, self.labels)
         truth = [self.labels.index(self.held_out[i].completion) for i in chosen]
         guesses: list[int] = []
-        for part in _cut(chosen, batch_size):
+        for part in cut(chosen, batch_size):
             if all(len(ids) == 1 for ids in labels):
                 ids, _ = self.held_out_rows.tensors(part)
                 at = torch.from_numpy(self.held_out_rows.first[part] - 1)
@@ -198,7 +194,7 @@ class TaskData:
         Dear: one forward pass for each token that is written, see `lab.data.tasks.scores.generate`.
         """
         chosen = self._held_out(num_examples)
-        written = [text for part in _cut(chosen, batch_size) for text in self.complete(model, part)]
+        written = [text for part in cut(chosen, batch_size) for text in self.complete(model, part)]
         return scores.rouge_l(written, [self.held_out[i].completion for i in chosen])
 
     def complete(self, model: nn.Module, index: Sequence[int] | np.ndarray) -> list[str]:
@@ -206,12 +202,6 @@ class TaskData:
         prompts = self.held_out_rows.prompts(np.asarray(index))
         written = scores.generate(model, prompts, self.encoder.longest, self.encoder.end)
         return [self.encoder.tokenizer.decode(ids.tolist()) for ids in written]
-
-
-def _cut(index: np.ndarray, batch_size: int) -> list[np.ndarray]:
-    if batch_size < 1:
-        raise RecipeError(f"the batch size must be at least 1, not {batch_size}")
-    return [index[i : i + batch_size] for i in range(0, len(index), batch_size)]
 
 
 def load_task(

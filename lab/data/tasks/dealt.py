@@ -1,44 +1,66 @@
-"""A task's examples dealt to workers: batches without a cursor, what a model is scored on, and scores."""
+"""A task as a trainer needs it: its examples dealt to workers, batches without a cursor, and what the model is scored on.
+
+Legend: N workers, E examples, B examples of a batch.
+"""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lab.data.splits import Order, parse_split, partition
+from lab.data.splits import Order, cut, evenly_spaced, parse_split, partition
 from lab.data.tasks.task import Examples, Task
-from lab.errors import RecipeError
+from lab.data.tasks.tensors import fingerprint
+from lab.errors import RecipeError, shown
 
 
 @dataclass(frozen=True)
 class TensorBatches:
-    """Batch (worker, t) is a function of (seed, worker, t) alone, see `lab.data.splits.Order`."""
+    """Batch (worker, t) is a function of (seed, worker, t) alone, see `lab.data.splits.Order`. May be asked from several threads."""
 
     examples: Examples
     order: Order
+    dtype: torch.dtype = torch.float32
 
     def get(self, worker: int, t: int) -> tuple[Tensor, Tensor]:
-        """Inputs ``[B, *shape]`` and targets ``[B, *]`` of batch ``t`` (from 1) of ``worker``."""
-        index = torch.from_numpy(self.order.items(worker, t))
-        return self.examples.inputs.index_select(0, index), self.examples.targets.index_select(0, index)
+        """Inputs ``[B, *shape]`` and targets ``[B, *]`` of batch ``t`` (from 1) of ``worker``; floats are of ``dtype``."""
+        return self.examples.take(torch.from_numpy(self.order.items(worker, t)), self.dtype)
 
 
 @dataclass(frozen=True)
 class Dealt:
-    """What a run needs of a task (`lab.data.training_data.TrainingData`)."""
+    """A task, dealt to workers: the fields of `lab.data.training_data.TrainingData` that it has something to say on.
+
+    batches, validation
+        of every worker; held-out examples in batches, of which the last may have fewer.
+    samples_W
+        examples of every worker (federated papers: n_k).
+    scores
+        what a module in eval mode is worth on the examples of ``validation``.
+    digest
+        SHA-256 of all examples.
+    input_shape, num_outputs
+        of an example, without the batch axis; classes, or numbers to predict.
+    vocab_size
+        tokens that there are, where inputs are tokens; 0 else.
+    loss, num_targets
+        those of the task (`lab.data.tasks.task.Task`).
+    """
 
     batches: TensorBatches
     validation: list[tuple[Tensor, Tensor]]
-    samples_W: Sequence[int]
+    samples_W: list[int]
     scores: Callable[[nn.Module], dict[str, float]]
     digest: str
     input_shape: tuple[int, ...]
     num_outputs: int
+    vocab_size: int
     loss: Callable[[nn.Module, Tensor, Tensor], Tensor]
     num_targets: Callable[[Tensor], int]
 
@@ -47,71 +69,118 @@ def deal(
     task: Task,
     *,
     num_workers: int,
-    split: str,
-    split_seed: int,
+    split: str = "iid",
     batch_size: int,
-    batches_seed: int,
-    num_validation: int,
+    num_validation: int = 256,
+    split_seed: int = 0,
+    batches_seed: int = 0,
     dtype: torch.dtype = torch.float32,
 ) -> Dealt:
-    """Deal a task to workers. ``num_validation``: held-out examples that a model is scored on, evenly spaced, at most.
+    """Deal the examples of a task to workers.
+
+    Parameters
+    ----------
+    split
+        ``iid``, ``size:<exponent>``, ``dirichlet:<alpha>`` over classes, or ``groups``: whole natural groups, several to a worker where
+        there are more of them than workers (`lab.data.splits.partition`).
+    num_validation
+        held-out examples that the model is scored on, evenly spaced, with every class in its share; all where there are fewer.
+    split_seed, batches_seed
+        who gets what, and in which order. Neither depends on the other, nor on anything drawn elsewhere.
+    dtype
+        of inputs and targets that are floats.
 
     Raises
     ------
     RecipeError
-        where a worker would get nothing, or the split needs labels or groups that there are not.
+        one line: what is no task (`check_task`), a split that these examples do not have, a worker that would get nothing.
     """
-    train, held_out = in_dtype(task.train, dtype), in_dtype(task.held_out, dtype)
+    check_task(task)
+    train, held_out = task.train, task.held_out
     shards = partition(_domains(train, split), num_workers, split, split_seed)
-    some = evenly(held_out, num_validation)
+    chosen = torch.from_numpy(_validation(held_out, num_validation))
+    scored = held_out.select(chosen, dtype)
+    parts = [torch.from_numpy(part) for part in cut(np.arange(len(scored)), batch_size)]
     return Dealt(
-        TensorBatches(train, Order(shards, batch_size, batches_seed)),
-        list(zip(some.inputs.split(batch_size), some.targets.split(batch_size), strict=True)),
-        [len(shard) for shard in shards],
-        lambda module: task.scores(module, some),
-        fingerprint(task.train, task.held_out),
-        tuple(train.inputs.shape[1:]),
-        task.num_outputs,
-        task.loss,
-        task.num_targets,
+        batches=TensorBatches(train, Order(shards, batch_size, batches_seed), dtype),
+        validation=[scored.take(part, dtype) for part in parts],
+        samples_W=[len(shard) for shard in shards],
+        scores=partial(task.scores, examples=scored),
+        digest=fingerprint(task),
+        input_shape=tuple(train.inputs.shape[1:]),
+        num_outputs=task.num_outputs,
+        vocab_size=vocab_size(task),
+        loss=task.loss,
+        num_targets=task.num_targets,
     )
 
 
-def _domains(train: Examples, split: str) -> np.ndarray:
-    kind, _ = parse_split(split)
-    if kind == "dirichlet":
-        if train.targets.is_floating_point() or train.targets.dim() != 1:
-            raise RecipeError(f"split {split!r} deals by labels, and this task has none: use iid or size:<exponent>")
-        return train.targets.clamp(min=0).numpy()
-    if train.groups is not None:
-        return train.groups.numpy()
-    if kind == "domain":
+def check_task(task: Any, name: str = "data") -> None:
+    """Raises RecipeError where an object is no task, or has examples that cannot be dealt: one line that says what is missing.
+
+    ``name``: what gave it, for the error.
+    """
+    kind = type(task).__name__
+    missing = [
+        what for what in ("train", "held_out", "num_outputs", "loss", "num_targets", "scores") if what not in dir(task)
+    ]
+    if missing:
         raise RecipeError(
-            f"split {split!r} deals natural groups, and this task has none: use iid, dirichlet:<alpha> or size:<exponent>"
+            f"{name} gives {kind}, which has no {', '.join(missing)}: lab.data.tasks.task.Task says what a task has; Classification and "
+            "Regression of lab.data.tasks.tensors are such"
         )
-    return np.zeros(len(train), np.int64)
+    for which, part in (("train", task.train), ("held_out", task.held_out)):
+        if not isinstance(part, Examples):
+            raise RecipeError(
+                f"{name}: {kind}.{which} is a {type(part).__name__}: give lab.data.tasks.task.Examples(inputs, targets)"
+            )
+        if not len(part) or len(part.targets) != len(part):
+            raise RecipeError(
+                f"{name}: {kind}.{which} has {len(part)} inputs and {len(part.targets)} targets: as many, and at least one of each"
+            )
+    shapes = [list(part.inputs.shape[1:]) for part in (task.train, task.held_out)]
+    if shapes[0] != shapes[1]:
+        raise RecipeError(
+            f"{name}: {kind} has inputs of shape {shapes[0]} to train on and {shapes[1]} held out: give them one shape"
+        )
+    if isinstance(task.num_outputs, bool) or not isinstance(task.num_outputs, int) or task.num_outputs < 1:
+        raise RecipeError(
+            f"{name}: {kind}.num_outputs = {shown(task.num_outputs)} is not allowed: it is an integer of at least 1"
+        )
 
 
-def in_dtype(examples: Examples, dtype: torch.dtype) -> Examples:
-    """Floats as the parameters are; integers stay."""
-    inputs, targets = (x.to(dtype) if x.is_floating_point() else x for x in (examples.inputs, examples.targets))
-    return Examples(inputs, targets, examples.groups)
+def vocab_size(task: Task) -> int:
+    """Of a task whose inputs are tokens (integers that nothing normalises): one more than the largest; 0 for all others."""
+    parts = (task.train, task.held_out)
+    if any(part.inputs.is_floating_point() or part.normalisation is not None for part in parts):
+        return 0
+    return 1 + max(int(part.inputs.max()) for part in parts)
 
 
-def evenly(examples: Examples, num: int) -> Examples:
-    """Evenly spaced examples, in order; all where there are fewer."""
-    total = len(examples)
-    index = torch.arange(min(num, total)) * total // min(num, total)
-    groups = None if examples.groups is None else examples.groups[index]
-    return Examples(examples.inputs[index], examples.targets[index], groups)
+def _domains(train: Examples, split: str) -> np.ndarray:
+    """What a split goes by, as numbers from 0, int64 ``[E]``: natural groups or classes; all 0 where it does not matter."""
+    kind, _ = parse_split(split)
+    if kind in ("domain", "groups"):
+        if train.groups is None:
+            raise RecipeError(
+                f"split {split!r} needs natural groups, which these examples do not have: use iid, dirichlet:0.5 or size:1"
+            )
+        return _codes(train.groups)
+    if kind != "dirichlet":
+        return np.zeros(len(train), np.int64)
+    if train.targets.is_floating_point() or train.targets.dim() != 1:
+        raise RecipeError(
+            f"split {split!r} goes by classes, and the targets of these examples are none: use iid, size:1 or groups"
+        )
+    return _codes(train.targets)
 
 
-def fingerprint(*parts: Examples) -> str:
-    """SHA-256 of all examples: shapes, dtypes and values."""
-    digest = hashlib.sha256()
-    for examples in parts:
-        for x in (examples.inputs, examples.targets, examples.groups):
-            if x is not None:
-                digest.update(f"{x.dtype} {tuple(x.shape)} ".encode())
-                digest.update(x.contiguous().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+def _codes(values: Tensor) -> np.ndarray:
+    return np.unique(values.cpu().numpy(), return_inverse=True)[1].astype(np.int64)
+
+
+def _validation(held_out: Examples, num: int) -> np.ndarray:
+    """Indices of evenly spaced examples, sorted; of a classification every class has its share, in whatever order they lie."""
+    targets = held_out.targets.cpu().numpy()
+    order = np.argsort(targets, kind="stable") if targets.ndim == 1 else np.arange(len(targets))
+    return np.sort(order[evenly_spaced(len(order), num, "example")])

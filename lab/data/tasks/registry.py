@@ -1,30 +1,37 @@
-"""Tasks by name, and how a recipe finds one."""
+"""Tasks by name: how a recipe finds one, and what its options may be."""
 
 from __future__ import annotations
 
+import inspect
 import re
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar, get_type_hints
 
 from lab import references
+from lab.config import checked, config
 from lab.errors import RecipeError, one_of, shown
 
 T = TypeVar("T", bound=Callable[..., Any])
 
 TASKS: dict[str, Callable[..., Any]] = {}  # by name, filled by the decorator
+GROUP = "isthmus.tasks"  # of the entry points by which other packages offer theirs
 
 
 def task(name: str) -> Callable[[T], T]:
     """Decorator: gives a function or class that makes a `lab.data.tasks.task.Task` its name in recipes.
+
+    What is defined again in the same module, as in a notebook cell that is run twice, takes the place of the former one.
 
     Raises
     ------
     RecipeError
         for a name that is none, or is taken by another module.
     """
+    if not isinstance(name, str):
+        raise RecipeError(f'@task above {getattr(name, "__name__", shown(name))} has no name: write @task("two_moons")')
 
     def register(found: T) -> T:
-        if not re.fullmatch("[a-z][a-z0-9_]*", name):
+        if not re.fullmatch("[a-z][a-z0-9_]*(:[a-z][a-z0-9_]*)?", name):
             raise RecipeError(f"@task({shown(name)}) is no name: use small letters, digits and _, as in two_moons")
         taken = TASKS.get(name)
         if taken is not None and taken.__module__ != found.__module__:
@@ -38,6 +45,8 @@ def task(name: str) -> Callable[[T], T]:
 def find_task(name: str) -> Callable[..., Any]:
     """What makes a task: by its registered name, an installed package's entry point, or a reference ``my_file:make``.
 
+    Only a name that is not known yet is looked for among installed packages.
+
     Raises
     ------
     RecipeError
@@ -45,13 +54,35 @@ def find_task(name: str) -> Callable[..., Any]:
     """
     if name in TASKS:
         return TASKS[name]
-    found = (
-        references.resolve(name, "data")
-        if references.is_reference(name)
-        else references.entry_point("isthmus.tasks", name)
-    )
+    if name.startswith("hub:"):  # else a reference, to a module that is called hub
+        raise RecipeError(one_of("task", name, TASKS))
+    found = references.resolve(name, "data") if references.is_reference(name) else references.entry_point(GROUP, name)
     if found is None:
         raise RecipeError(one_of("task", name, TASKS) + "; one of your own is named my_file:make")
     if not callable(found):
         raise RecipeError(f"data {name} is {shown(found)}: name a function or class that gives a task")
     return found  # type: ignore[no-any-return]
+
+
+def check_options(make: Callable[..., Any], options: Mapping[str, Any], what: str = "data") -> dict[str, Any]:
+    """Options (plain JSON values) for what makes a task, as the types in its signature ask for them: a list becomes a tuple.
+
+    What declares no type is taken as it is; a class checks its fields itself, if it is one of `lab.config.config`.
+
+    Raises
+    ------
+    RecipeError
+        for a value that is not allowed.
+    """
+    declared = {} if isinstance(make, type) else _declared(make)
+    typed = {name: declared[name] for name in options if name in declared}
+    cls: type = config(type("Options", (), {"__annotations__": typed}))
+    return {**options, **vars(checked(cls, {name: options[name] for name in typed}, what))}
+
+
+def _declared(make: Callable[..., Any]) -> dict[str, Any]:
+    """The types of the parameters of a function; nothing where they cannot be told."""
+    try:
+        return get_type_hints(inspect.unwrap(make), include_extras=True)
+    except (NameError, TypeError, ValueError):  # types that are there for a type checker alone
+        return {}
