@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -33,7 +33,11 @@ from lab.events import (
     WorkersChanged,
 )
 from lab.recipes.recipe import Recipe
+from lab.runs import table
 from lab.runs.growing import Growing
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _LISTS = {Drifted: "drifted", WorkersChanged: "changes", KnobChanged: "turned", Warned: "warnings", Placed: "placed"}
 _LISTS |= {Routed: "routed", Covered: "covered", Truncated: "truncated", Measured: "measured"}
@@ -118,6 +122,15 @@ class Columns:
         """What follows from the columns, as numbers that grow; only what is new is worked out."""
         self._curves.catch_up(self)
         return self._curves
+
+    @property
+    def sent(self) -> list[Sent]:
+        """What was sent, in the order of sending."""
+        return self.ledger.records
+
+    def frame(self) -> pd.DataFrame:
+        """A table with a row for each local step; `lab.runs.table` says what its columns are."""
+        return table.frame(self)
 
     def __repr__(self) -> str:
         loss = f", validation loss {self.eval_loss[-1]:.4f}" if self.eval_loss else ""
