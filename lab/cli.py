@@ -12,7 +12,7 @@ import shutil
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -129,6 +129,14 @@ accept_option = click.option(
 )
 
 
+track_option = click.option(
+    "--track",
+    multiple=True,
+    metavar="TRACKER",
+    help="Keep what happens there, too: trackio, tensorboard, wandb, mlflow.",
+)
+
+
 def process_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """What decides over how many processes a run is spread, and what happens when one is lost."""
     for name, default, allowed, words in (
@@ -146,6 +154,7 @@ def process_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @runs_option
 @click.option("--again", is_flag=True, help="Run anew even if this recipe has been run; the earlier run is kept.")
 @accept_option
+@track_option
 @process_options
 def run(
     recipe: str,
@@ -153,6 +162,7 @@ def run(
     runs: str,
     again: bool,
     accept_new_text: bool,
+    track: tuple[str, ...],
     processes: int,
     restarts: int,
     timeout: float,
@@ -169,7 +179,7 @@ def run(
     for path, later in itertools.pairwise(numbered(Path(runs) / parsed.id)):
         if not path.exists() or not (again or (later.exists() and _is_of_other_files(RunFolder(path), parsed))):
             break
-    _train(parsed, RunFolder(path), processes, restarts, timeout, accept_new_text)
+    _train(parsed, RunFolder(path), processes, restarts, timeout, accept_new_text, track)
 
 
 def _is_of_other_files(folder: RunFolder, recipe: Recipe) -> bool:
@@ -189,13 +199,22 @@ def _is_of_other_files(folder: RunFolder, recipe: Recipe) -> bool:
 @click.argument("run")
 @runs_option
 @accept_option
+@track_option
 @process_options
-def resume(run: str, runs: str, accept_new_text: bool, processes: int, restarts: int, timeout: float) -> None:
+def resume(
+    run: str,
+    runs: str,
+    accept_new_text: bool,
+    track: tuple[str, ...],
+    processes: int,
+    restarts: int,
+    timeout: float,
+) -> None:
     """Go on with a RUN that was stopped or killed, from its last whole checkpoint (over any number of processes)."""
     from lab.runs.folder import find_run
 
     folder = find_run(run, runs)
-    _train(folder.recipe(), folder, processes, restarts, timeout, accept_new_text)
+    _train(folder.recipe(), folder, processes, restarts, timeout, accept_new_text, track)
 
 
 class _Terminal:
@@ -276,7 +295,13 @@ def _findings(columns: Columns) -> Iterator[str]:
 
 
 def _train(
-    recipe: Recipe, folder: RunFolder, processes: int, restarts: int, timeout: float, accept_new_text: bool
+    recipe: Recipe,
+    folder: RunFolder,
+    processes: int,
+    restarts: int,
+    timeout: float,
+    accept_new_text: bool,
+    track: Sequence[str],
 ) -> None:
     """Train here; or over processes that are started here; or as one of those that a launcher has started."""
     from lab.processes.environment import launched, restarted
@@ -284,7 +309,7 @@ def _train(
 
     here = launched()
     if here is None and processes > 1 and not folder.done:
-        return _launch(recipe, folder, processes, restarts, timeout, accept_new_text)
+        return _launch(recipe, folder, processes, restarts, timeout, accept_new_text, track)
     if here is not None:
         from lab.runs import launch
 
@@ -296,18 +321,27 @@ def _train(
             return None
         if again := restarted():
             click.echo(f"note: a process was lost, so all start again from the last checkpoint ({again})", err=True)
-    _train_and_show(train, recipe, folder, accept_new_text)
+    _train_and_show(partial(train, track=track), recipe, folder, accept_new_text)
 
 
 def _launch(
-    recipe: Recipe, folder: RunFolder, processes: int, restarts: int, timeout: float, accept_new_text: bool
+    recipe: Recipe,
+    folder: RunFolder,
+    processes: int,
+    restarts: int,
+    timeout: float,
+    accept_new_text: bool,
+    track: Sequence[str],
 ) -> None:
     """Start the processes of a run and wait for them; the first of them shows how far it is."""
     from lab.runs import launch
+    from lab.runs.trackers.tracker import tracker
 
+    for name in track:
+        tracker(name)  # refused here rather than there
     launch.prepare(folder, recipe, processes, timeout)
     try:
-        launch.launch(folder, processes, restarts, timeout, accept_new_text)
+        launch.launch(folder, processes, restarts, timeout, accept_new_text, track)
     except KeyboardInterrupt:
         click.echo(f"stopped; go on with: lab resume {folder.path} --processes {processes}", err=True)
         sys.exit(INTERRUPTED)
@@ -524,6 +558,24 @@ def export(run: str, folder: str, rank: str | None, merged: bool, rslora: bool, 
 
 
 @main.command()
+@click.argument("run")
+@click.option("--out", metavar="FILE", help="A .csv or .parquet file.  [default: CSV to the screen]")
+@runs_option
+def table(run: str, out: str | None, runs: str) -> None:
+    """Write RUN as a table: a row for each local step, with losses, bytes, scores and what else was measured."""
+    from lab.runs.columns import Columns
+    from lab.runs.folder import find_run
+    from lab.runs.table import to_csv, write
+
+    made = Columns.of(find_run(run, runs).events()).frame()
+    if out is None:
+        click.echo(to_csv(made), nl=False)
+    else:
+        write(made, Path(out))
+        click.echo(f"{len(made):,} local steps, {len(made.columns)} columns: {out}")
+
+
+@main.command()
 @click.argument("notebook", type=click.Path())
 @click.option(
     "-p", "--parameter", "parameters", multiple=True, metavar="KEY=VALUE,VALUE…", help="A parameter and its values."
@@ -531,11 +583,16 @@ def export(run: str, folder: str, rank: str | None, merged: bool, rslora: bool, 
 @click.option("--out", default="runs/notebooks", show_default=True, help="Folder for the executed notebooks.")
 @click.option("--jobs", type=click.IntRange(1), help="Notebooks at a time.  [default: the cores]")
 @click.option("--again", is_flag=True, help="Execute even what is already done.")
-def sweep(notebook: str, parameters: tuple[str, ...], out: str, jobs: int | None, again: bool) -> None:
+@track_option
+def sweep(
+    notebook: str, parameters: tuple[str, ...], out: str, jobs: int | None, again: bool, track: tuple[str, ...]
+) -> None:
     """Execute a NOTEBOOK with every combination of parameters, side by side, and compare what came out."""
+    from lab.runs.track import set_default
     from lab.study.execution import Pages
     from lab.study.sweep import sweep as execute
 
+    set_default(track)
     sys.exit(execute(notebook, parameters, Path(out), Pages.installed(), jobs=jobs, again=again))
 
 

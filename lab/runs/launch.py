@@ -11,7 +11,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from lab.runs.control import Listener, Reports
 from lab.runs.finished import check_finished
 from lab.runs.folder import RunFolder
 from lab.runs.shared_folder import SharedFolder
+from lab.runs.track import Track, sinks, tracked
 from lab.runs.trainer import Trainer
 
 LAUNCHED = "ISTHMUS_LAUNCHED"  # set in processes whose launcher will say that one was lost
@@ -48,6 +49,7 @@ def train(
     world: ManyProcesses | None = None,
     timeout_seconds: float = TIMEOUT_SECONDS,
     accept_new_text: bool = False,
+    track: Track | None = None,
 ) -> Columns:
     """`lab.runs.trainer.train` in every process that a launcher has started: the first sees all events, others those of the loop.
 
@@ -57,6 +59,8 @@ def train(
         the processes, if they have met before.
     timeout_seconds
         after which a process that does not answer counts as lost.
+    track
+        trackers that keep what happens; the first process feeds them.
     """
     if LAUNCHED in os.environ:
         _end_with_launcher(folder, os.environ.get("RANK") == "0")
@@ -65,6 +69,7 @@ def train(
         _note_open_port()
     run_folder = RunFolder(folder) if folder is not None and world.first else None
     columns, reports = Columns(), Reports(world)
+    attached = sinks(track, recipe, run_folder) if world.first else []
     if world.all_gather_json(run_folder is not None and run_folder.done)[0]:
         if run_folder is not None:
             check_finished(run_folder.path, recipe, accept_new_text)
@@ -79,10 +84,11 @@ def train(
                 trainer = made(corpus=corpus, progress=say)
             world.all_gather_json(None)
         stream = trainer.events(SharedFolder(world, run_folder) if folder is not None else None)
-    for event in stream:
-        columns.add(event)
-        each(event)
-        reports.send(event)
+    with contextlib.closing(tracked(stream, attached)) as events:
+        for event in events:
+            columns.add(event)
+            each(event)
+            reports.send(event)
     return columns
 
 
@@ -119,6 +125,7 @@ def launch(
     restarts: int = 0,
     timeout_seconds: float = TIMEOUT_SECONDS,
     accept_new_text: bool = False,
+    track: Sequence[str] = (),
 ) -> None:
     """Run what a folder's recipe says over ``num`` processes of this machine, to its end; they print, and write the folder.
 
@@ -143,16 +150,10 @@ def launch(
     env = child.environment()
     os.environ.pop("PYTHONPATH", None)
     os.environ |= env | {"OMP_NUM_THREADS": "1", LAUNCHED: "1"}
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=num,
-        rdzv_backend=rendezvous.NAME,
-        max_restarts=restarts,
-        run_id=folder.path.name,
-    )
-    command = child.command("lab", "resume", str(folder.path), "--timeout", str(timeout_seconds))
-    command += ["--accept-new-text"] * accept_new_text
+    one_node = partial(LaunchConfig, min_nodes=1, max_nodes=1, nproc_per_node=num)
+    config = one_node(rdzv_backend=rendezvous.NAME, max_restarts=restarts, run_id=folder.path.name)
+    options = ["--accept-new-text"] * accept_new_text + [f"--track={name}" for name in track]
+    command = child.command("lab", "resume", str(folder.path), "--timeout", str(timeout_seconds), *options)
     try:
         elastic_launch(config, command[0])(*command[1:])
     except SignalException:

@@ -27,9 +27,8 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from functools import partial
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from lab.config.references import CELL, is_reference
 from lab.costs.network import Network
 from lab.data import corpora
 from lab.engine.surroundings import one_core_
@@ -38,12 +37,17 @@ from lab.events import Ended, Event, KnobChanged, Sent, Started, Stepped
 from lab.files import located, numbered, shown, working_folder, working_in
 from lab.processes.peers import check_timeout, share_out
 from lab.recipes.recipe import Recipe
+from lab.references import CELL, is_reference
 from lab.runs.columns import Columns
 from lab.runs.finished import check_finished
 from lab.runs.folder import RunFolder, find_run
 from lab.runs.knobs import STOP, validate_knob
 from lab.runs.launch import events_over_processes
+from lab.runs.track import Sink, Track, sinks, tracked
 from lab.runs.trainer import Trainer
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 RATE = 8.0  # batches a second that a view is given, at most
 IDLE = 1.0  # seconds between two calls of a view while nothing happens: it may have put off drawing the last batch
@@ -143,6 +147,10 @@ class Run:
         if self._held:
             return "paused"
         return "running" if self.events else "starting"
+
+    def frame(self) -> pd.DataFrame:
+        """Everything so far as a table, a row for each local step (`lab.runs.table`)."""
+        return self.columns.frame()
 
     def __repr__(self) -> str:
         return f"{self.name}: {self.status}, step {self.t:,} of {self.recipe.steps:,}"
@@ -400,6 +408,7 @@ def start(
     keep: bool = True,
     paused: bool = False,
     accept_new_text: bool = False,
+    track: Track | None = None,
     processes: int = 1,
     restarts: int = 0,
     timeout_seconds: float = 600.0,
@@ -413,8 +422,8 @@ def start(
         a recipe, or what `Recipe.of` makes one from: ``lab.start("des_loc", ["steps=64"])``.
     name, folder
         default: the recipe's id, and ``runs/live/<id>``. A run that is there goes on, or is shown again if it is done.
-    views
-        fed from the first event on. `Run.watch` and `Run.panel` add others.
+    views, track
+        fed from the first event on: views (`Run.watch` and `Run.panel` add others), trackers such as ``"trackio"`` (`lab.runs.track`).
     again, keep
         run anew, in a folder beside that of the earlier run; ``keep=False``: nothing is written.
     paused, accept_new_text
@@ -437,6 +446,7 @@ def start(
     if processes != 1:
         _check_processes(recipe, run_folder, processes, timeout_seconds)
         events = partial(_spread, processes, restarts, timeout_seconds, accept_new_text)
+    events = partial(_tracked, sinks(track, recipe, run_folder), events)
     return _begin(Run(recipe, name or recipe.id, run_folder, events), views, paused)
 
 
@@ -543,6 +553,10 @@ def _notebook_cell() -> tuple[str, str] | None:
         return str(request["metadata"]["cellId"]), str(request["header"]["msg_id"])
     except (AttributeError, KeyError, TypeError, LookupError):
         return None
+
+
+def _tracked(attached: Sequence[Sink], events: Events, run: Run) -> Iterator[Event]:
+    return tracked(events(run), attached)
 
 
 def _trained(accept_new_text: bool, run: Run) -> Iterator[Event]:

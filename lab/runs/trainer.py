@@ -12,6 +12,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -56,6 +57,7 @@ from lab.runs.folder import RunFolder
 from lab.runs.inputs import Inputs, of_digests, same_everywhere
 from lab.runs.knobs import STOP, KnobSource
 from lab.runs.pretrain import base_recipe
+from lab.runs.track import Track, sinks, tracked
 
 
 class Folder(Protocol):
@@ -368,24 +370,27 @@ def train(
     each: Callable[[Event], None] = lambda event: None,
     progress: bool = False,
     accept_new_text: bool = False,
+    track: Track | None = None,
 ) -> Columns:
     """Run a recipe to its end and fold it. With a folder: what is finished there is read, what was cut off goes on.
 
     Neither is done where the text, or another file that the recipe names, is not what the run there has read: that raises
-    RecipeError, unless it is text and ``accept_new_text`` says so.
+    RecipeError, unless it is text and ``accept_new_text`` says so. ``track``: trackers that keep what happens, such as ``"trackio"``
+    (`lab.runs.track`).
     """
     recipe = Recipe.of(recipe)
     run_folder = RunFolder(located(folder)) if folder is not None else None
     if run_folder is not None:
         run_folder.check_recipe(recipe)
+    attached = sinks(track, recipe, run_folder)
     if run_folder is not None and run_folder.done:
         check_finished(run_folder.path, recipe, accept_new_text)
         stream = run_folder.events()
     else:
         stream = Trainer(recipe, progress=progress, accept_new_text=accept_new_text).events(run_folder)
     columns = Columns()
-    with one_core():  # once for all events
-        for event in stream:
+    with one_core(), closing(tracked(stream, attached)) as events:  # one core: once for all events
+        for event in events:
             columns.add(event)
             each(event)
     return columns
