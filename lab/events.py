@@ -5,6 +5,7 @@ The loop that makes them, in pseudo-code::
     Started
     for step in 1 … steps:
         KnobChanged             when somebody turned a knob by hand (`lab.runs.knobs`)
+        Seated                  when a round begins: which client sits in the row of which worker
         WorkersChanged          when somebody went down, came back or joined
         Placed                  which worker holds which expert, at the start and whenever that changes
         Stepped                 one local step at every worker that is up
@@ -151,6 +152,15 @@ class KnobChanged:
 
 
 @dataclass(frozen=True)
+class Seated:
+    """Which client each worker stands for, from local step ``step`` on, where there are more clients than workers."""
+
+    kind: ClassVar[str] = "seated"
+    step: int
+    clients: list[int]  # by worker
+
+
+@dataclass(frozen=True)
 class Placed:
     """Which workers hold which expert, from local step ``step`` on."""
 
@@ -257,6 +267,7 @@ Event = (
     | KnobChanged
     | Drifted
     | WorkersChanged
+    | Seated
     | Placed
     | Routed
     | Saturated

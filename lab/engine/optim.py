@@ -313,6 +313,36 @@ def count_as_before_(optimizer: torch.optim.Optimizer, t: int) -> None:
             state.setdefault("step", torch.tensor(t - 1.0, dtype=torch.float32, device="cpu"))
 
 
+Counts = dict[
+    int, dict[int, dict[str, float]]
+]  # numbers of a row beside its state tensors, such as ``step``: by worker and block
+
+
+def counts_of(optimizer: torch.optim.Optimizer, params: Stack, workers: Iterable[int]) -> Counts:
+    """What the optimizer counts of these workers' rows in this process."""
+    found: Counts = {w: {} for w in workers}
+    for leaf, (i, part) in zip(optimizer.param_groups[0]["params"], _leaves(params), strict=True):
+        held_by = _held(params, i, part)
+        counts = _counts(optimizer.state.get(leaf, {}), len(held_by))
+        for row, w in enumerate(held_by):
+            if w in found:
+                found[w][i] = {name: of_rows[row] for name, of_rows in counts.items()}
+    return found
+
+
+def set_counts_(optimizer: torch.optim.Optimizer, params: Stack, counts: Counts) -> None:
+    """Set what the optimizer counts of some workers' rows; what is not named stays. ``{i: {FRESH: True}}``: as before the first step."""
+    for leaf, (i, part) in zip(optimizer.param_groups[0]["params"], _leaves(params), strict=True):
+        state, held_by = optimizer.state.get(leaf), _held(params, i, part)
+        rows = [(row, counts[w][i]) for row, w in enumerate(held_by) if i in counts.get(w, {})]
+        if state and rows:
+            now = _counts(state, len(leaf))
+            for name, of_rows in now.items():
+                for row, new in rows:
+                    of_rows[row] = new.get(name, of_rows[row])
+            _write_counts_(state, now)
+
+
 def take_over_(
     optimizer: torch.optim.Optimizer,
     params: Stack,
@@ -333,27 +363,17 @@ def take_over_(
     """
     if params.dry:
         return
-    mine: dict[int, dict[int, dict[str, float]]] = {w: {} for w in params.layout.mine or range(len(known_by))}
-    places = list(zip(optimizer.param_groups[0]["params"], _leaves(params), strict=True))
-    for leaf, (i, part) in places:
-        workers_here = _held(params, i, part)
-        counts = _counts(optimizer.state.get(leaf, {}), len(workers_here))
-        for row, w in enumerate(workers_here):
-            mine[w][i] = {name: of_rows[row] for name, of_rows in counts.items()}
+    mine = counts_of(optimizer, params, params.layout.mine or range(len(known_by)))
     everyones = all_gather({w: list(of_blocks.items()) for w, of_blocks in mine.items()})
     known = {w: {i: dict(counts) for i, counts in of_blocks} for w, of_blocks in everyones.items()}
-    for leaf, (i, part) in places:
-        everywhere = params.layout.blocks[i].everywhere
-        others = [w for w in everywhere if known_by[w]] or everywhere
+    new: Counts = {w: {} for w in workers}
+    for i, block in enumerate(params.layout.blocks):
+        others = [w for w in block.everywhere if known_by[w]] or block.everywhere
         longest = max((known[w][i] for w in others), key=lambda of_row: (not of_row[FRESH], of_row.get("step", 0.0)))
-        back = [row for row, w in enumerate(_held(params, i, part)) if w in workers]
-        state = optimizer.state.get(leaf)
-        if state and back:
-            counts = _counts(state, len(leaf))
-            for name, of_rows in counts.items():
-                for row in back:
-                    of_rows[row] = longest.get(name, of_rows[row])
-            _write_counts_(state, counts)
+        for w in block.holders:
+            if w in new:
+                new[w][i] = longest
+    set_counts_(optimizer, params, new)
 
 
 def states(optimizer: torch.optim.Optimizer, params: Stack) -> dict[str, Stack]:

@@ -43,6 +43,9 @@ class State:
     # Which worker holds which rank segments, if the model has adapters (`lab.methods.lora_factors.Adapters`).
     adapters: object = None
     samples_W: Sequence[int] | None = None  # examples of every worker; None in a dry run
+    clients_W: Sequence[
+        int
+    ] = ()  # which client sits in the row of every worker, where there are more clients; empty: itself
     # A server keeps the model: what it is, is shared["params"], and the method itself hands it out.
     served: bool = False
     returned: Sequence[int] = ()  # who is back in this step

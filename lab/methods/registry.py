@@ -69,6 +69,8 @@ class Declared:
         adapters must have the same rank at all workers.
     trains_B_alone
         of adapters it trains B, and A stays as it is: ``lora.train = "B"``.
+    keeps
+        local states that belong to a client and go where it goes, such as control variates.
     """
 
     name: str
@@ -77,6 +79,7 @@ class Declared:
     own_loss: bool = False
     equal_ranks: bool = False
     trains_B_alone: bool = False
+    keeps: tuple[str, ...] = ()
 
 
 METHODS: dict[str, type[Method]] = {}  # by name, filled by the decorator
@@ -92,6 +95,7 @@ def method(
     own_loss: bool = False,
     equal_ranks: bool = False,
     trains_B_alone: bool = False,
+    keeps: tuple[str, ...] = (),
 ) -> Callable[[type[T]], type[T]]:
     """Decorator: gives a class of the form `Method` its name in recipes, with what it needs from others (`Declared`).
 
@@ -106,7 +110,7 @@ def method(
         raise RecipeError(
             f'@method above {getattr(name, "__name__", shown(name))} has no name: write @method("fed_prox")'
         )
-    declared = Declared(name, server, moves_experts, own_loss, equal_ranks, trains_B_alone)
+    declared = Declared(name, server, moves_experts, own_loss, equal_ranks, trains_B_alone, keeps)
 
     def register(cls: type[T]) -> type[T]:
         if not re.fullmatch("[a-z][a-z0-9_]*", name):

@@ -32,6 +32,7 @@ from lab.models.moe import MoE
 from lab.models.own import Factory
 from lab.models.registry import MODELS, find_model
 from lab.models.shape import Model
+from lab.recipes.clients import Clients
 from lab.recipes.compute import Compute
 from lab.recipes.placement import Experts, Placement
 from lab.recipes.presets import PRESETS
@@ -157,6 +158,8 @@ class Recipe:
         tasks of `lab.data.tasks` instead of running text.
     batch_size, context
         sequences per worker and local step; tokens per sequence.
+    num_workers, clients
+        the rows of the fleet; and who may sit there, where they are some of many clients.
     steps
         local steps of every worker.
     codecs
@@ -189,6 +192,7 @@ class Recipe:
     tokenizer: str = "bytes"
     split: str = "iid"
     num_workers: Count = 4
+    clients: Clients = Field(default_factory=Clients)
     steps: Count = 200
     batch_size: Count = 8
     context: Annotated[int, Field(ge=2)] = 64
@@ -209,7 +213,7 @@ class Recipe:
     def __post_init__(self) -> None:
         object.__setattr__(self, "own", _own(self))
         parse_split(self.split)
-        for part in (self.scenario, self.compute, self.model, self.lora, self.placement, self.schedule):
+        for part in (self.clients, self.scenario, self.compute, self.model, self.lora, self.placement, self.schedule):
             part.check(self)
         check_method(self.method, self)
         _check_codecs(self.codecs, self.method)
@@ -255,7 +259,15 @@ class Recipe:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; ``Recipe.of`` reads them back."""
         raw = {f.name: _jsonable(getattr(self, f.name)) for f in fields(self)}
-        return {key: value for key, value in raw.items() if value or key not in ("data", "own")}
+        for key, default in UNSAID.items():
+            if raw[key] == default:
+                del raw[key]
+        return raw
+
+    @property
+    def num_clients(self) -> int:
+        """To how many the data is dealt."""
+        return self.clients.num or self.num_workers
 
     @property
     def counted(self) -> str:
@@ -285,6 +297,10 @@ class Recipe:
         """Method, workers and eight digits of a hash of the whole recipe, with that of the source of what is not the lab's."""
         text = json.dumps(self.to_dict(), sort_keys=True)
         return f"{name_of(self.method)}-{self.num_workers}w-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+# Fields that recipes of earlier versions do not have: left out where they say nothing, so that those keep their ids.
+UNSAID: dict[str, Any] = {"data": None, "own": {}, "clients": to_jsonable_python(Clients())}
 
 
 def _import_method(raw: Mapping[str, Any]) -> None:

@@ -48,6 +48,7 @@ from lab.runs.knobs import Knobs
 from lab.runs.parts import Holders, States
 from lab.runs.pretrain import base_file
 from lab.runs.roll_call import RollCall
+from lab.runs.seating import Seating
 from lab.runs.start import start_values_
 from lab.runs.trial import floats_kept, try_out
 
@@ -146,12 +147,13 @@ def _assembled(
         follow_rows(state, comm, world)
     grad = Gradients(recipe, data, comm, at_once)
     setup = Setup(recipe, fleet, state, comm, world, data, experts, adapters, lambda t: grad.at(t, state))
-    roll_call = RollCall(setup, lambda: knobs.values.get("down", ()))
+    seating = Seating(setup) if recipe.clients.num else None
+    roll_call = RollCall(setup, lambda: knobs.values.get("down", ()), seating)
     probes = [] if setup.dry else probes_of(setup)
     for probe in probes:
         comm.subscribe(probe.before_average)
     parts: list[Part] = [Holders(fleet, experts), States(state, comm), roll_call, knobs, *probes]
-    return Built(setup, grad, knobs, roll_call, probes, parts, inputs)
+    return Built(setup, grad, knobs, roll_call, probes, parts if seating is None else [*parts, seating], inputs)
 
 
 def probes_of(setup: Setup) -> list[Probe]:
@@ -207,8 +209,8 @@ def build_fleet(
                 load_adapter_(module, lora.values)
         return made[kind] if dry else made.pop(kind)
 
-    movable = experts is not None and experts.movable
-    return Fleet(build, recipe.num_workers, mine=mine, device=device, dtype=dtype, movable=movable)
+    movable, personal = experts is not None and experts.movable, recipe.clients.is_personal
+    return Fleet(build, recipe.num_workers, mine=mine, device=device, dtype=dtype, movable=movable, personal=personal)
 
 
 MOST_NUMBERS = 1 << 58  # whose bytes torch counts in 64 bits

@@ -57,7 +57,7 @@ def make_task(call: Call) -> Task:
 def _dealt(recipe: Recipe, task: Task) -> Dealt:
     return deal(
         task,
-        num_workers=recipe.num_workers,
+        num_workers=recipe.num_clients,
         split=recipe.split,
         split_seed=derive(recipe.seed, "split"),
         batch_size=recipe.batch_size,
@@ -91,7 +91,7 @@ def _of_task(recipe: Recipe, name: str) -> TrainingData:
     task = load_task(
         name,
         context=recipe.context,
-        num_workers=recipe.num_workers,
+        num_workers=recipe.num_clients,
         split=recipe.split,
         seed=derive(recipe.seed, "split"),
         tokenizer=recipe.tokenizer,
@@ -110,7 +110,7 @@ def _of_task(recipe: Recipe, name: str) -> TrainingData:
 def _of_text(recipe: Recipe, corpus: Corpus | None, progress: bool) -> TrainingData:
     corpus = corpus or read_corpus(recipe.corpus, tokenizer=recipe.tokenizer, progress=progress)
     context, split = recipe.context, derive(recipe.seed, "split")
-    shards = split_windows(corpus.train, recipe.num_workers, context, recipe.split, split)
+    shards = split_windows(corpus.train, recipe.num_clients, context, recipe.split, split)
     return TrainingData(
         corpus.vocab_size,
         Batches(corpus.train, shards, recipe.batch_size, context, derive(recipe.seed, "batches")),

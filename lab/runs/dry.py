@@ -29,7 +29,8 @@ class DryRun:
         setup = self.setup
         setup.comm.t = number
         with isolated():
-            self.roll_call.follow_(number)
+            for _ in self.roll_call.follow_(number, t):
+                pass
             self.method.step(setup.state, self.grad, setup.comm, t)
         return setup.comm.ledger.new()
 

@@ -31,7 +31,7 @@ class Gradients:
 
         def batch(worker: int) -> tuple[Tensor, Tensor]:
             assert data is not None
-            return data.batches.get(worker, t)
+            return data.batches.get(s.clients_W[worker] if s.clients_W else worker, t)
 
         def losses(module: nn.Module, worker: int) -> Iterator[Tensor]:
             of: Any = module.loss if loss is None else partial(loss, module, worker)

@@ -9,16 +9,18 @@ import numpy as np
 
 from lab.engine.checkpoint import Json, Part
 from lab.engine.optim import take_over_
-from lab.events import Event, Placed, WorkersChanged
+from lab.events import Event, Placed, Seated, WorkersChanged
 from lab.probes.health import nobody_holds
 from lab.probes.probe import Setup
+from lab.runs.seating import Seating
 
 
 class RollCall(Part):
     """``killed``: the workers that are down at the moment whatever the scenario says."""
 
-    def __init__(self, setup: Setup, killed: Callable[[], Collection[int]] = tuple):
+    def __init__(self, setup: Setup, killed: Callable[[], Collection[int]] = tuple, seating: Seating | None = None):
         recipe = setup.recipe
+        self.seating = seating
         self.setup, self.killed = setup, killed
         # Who is up in each local step, bool ``[steps, workers]``.
         self.up_TW: np.ndarray = recipe.scenario.trace(recipe.num_workers, recipe.steps, recipe.seed).numpy()
@@ -27,11 +29,11 @@ class RollCall(Part):
         self.lost: set[str] = set()  # tensors that no worker which is up holds, as last reported
 
     def call(self, t: int) -> Iterator[Event]:
-        """Called before local step ``t``: set who is up, send returning workers what they missed, and yield the events of that."""
-        changed = self.follow_(t)
-        if changed is not None:
-            yield changed
-            yield from self.nobody_holds(t)
+        """Called before local step ``t``: set who is up, send those who come what they missed, and yield the events of that."""
+        for event in self.follow_(t, t):
+            yield event
+            if isinstance(event, WorkersChanged):
+                yield from self.nobody_holds(t)
 
     def placed(self, t: int) -> Iterator[Event]:
         """Called after local step ``t``: a `Placed` event, if experts have moved."""
@@ -44,30 +46,43 @@ class RollCall(Part):
         missing, self.lost = nobody_holds(self.setup.fleet, t, self.lost)
         yield from missing
 
-    def follow_(self, t: int) -> WorkersChanged | None:
-        """Set who is up in local step ``t``; workers that come back first receive what they missed."""
+    def follow_(self, number: int, t: Any) -> Iterator[Seated | WorkersChanged]:
+        """Set who is up in local step ``number``, and who sits there; workers that come (back) first receive what they missed.
+
+        ``t`` is the same number, as a dry run asks it (`lab.costs.calendar.Step`).
+        """
         setup, fleet, state = self.setup, self.setup.fleet, self.setup.state
         state.returned = state.received = ()
         killed = self.killed()
-        now = [up and w not in killed for w, up in enumerate(self.up_TW[t - 1].tolist())]
-        if now == fleet.up and t > 1:
-            return None
-        returned = [w for w, up in enumerate(now) if up and not fleet.last_up[w]]
+        now = [up and w not in killed for w, up in enumerate(self.up_TW[number - 1].tolist())]
+        seating = self.seating if self.seating is not None and self.seating.begins(t) else None
+        if now == fleet.up and number > 1 and seating is None:
+            return
+        returned = [w for w, up in enumerate(now) if up and (seating is not None or not fleet.last_up[w])]
         left = [w for w, up in enumerate(fleet.up) if up and not now[w]]
+        if seating is not None:
+            seating.leave()
+            yield seating.sit_down(number)
         state.returned = returned
         if returned and not state.served:  # else the method does so
             self._catch_up_(returned)
+        if seating is not None and not setup.dry:
+            seating.arrive()
+        if now == fleet.up and number > 1:
+            return
         fleet.set_up(now)
         for block in fleet.layout.blocks:
             setup.world.note_up(block, now)
-        if t == 1 and all(now):
-            return None
-        return WorkersChanged(t, [w for w, up in enumerate(now) if up], returned, left)
+        if number > 1 or not all(now):
+            yield WorkersChanged(number, [w for w, up in enumerate(now) if up], returned, left)
 
     def _catch_up_(self, returned: list[int]) -> None:
         setup, state, last_up = self.setup, self.setup.state, self.setup.fleet.last_up
         catch_up = setup.recipe.scenario.catch_up
         names = ["params"] if catch_up == "params" else list(state.local)
+        if self.seating is not None:  # they bring the rest themselves
+            catch_up = "agreed"
+            names = [name for name in state.local if name == "params" or name in setup.recipe.method.averages]
         state.received = names
         for name in names:
             setup.comm.broadcast_(setup.latest(name), state.local[name], name, returned, last_up)

@@ -1,0 +1,77 @@
+"""Clients of a federation: identities with data of their own, of whom some take part in each round as the workers of the fleet.
+
+Where every worker is there all the time, worker and client are one, and nothing here applies but `Clients.personal`.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from lab.config import RecipeView, config
+from lab.errors import RecipeError
+from lab.seeds import numpy_generator
+
+
+@config
+class Clients:
+    """Who may take part, and what clients keep between their turns.
+
+    A round is what lies between two syncs of ``params``. It begins with a draw of clients, without replacement: ``num_workers`` of
+    them sit down in the rows of the fleet, receive the agreed parameters (which counts as bytes, for each of them) and whatever else
+    is agreed, and train on their own examples. Memory, time, events and the ledger grow with those who take part.
+
+    num
+        clients that there are; 0: the workers themselves, all the time.
+    inner_states
+        ``fresh``: a client begins each of its rounds with a new inner optimizer (it keeps nothing); ``kept``: with the states that it had
+        at the end of its last one. States that the method averages are received with the parameters either way.
+    personal
+        parameters that never leave their client, by name, as patterns (``head.*``). They are kept between its turns.
+    """
+
+    num: Annotated[int, Field(ge=0)] = 0
+    inner_states: Literal["fresh", "kept"] = "fresh"
+    personal: tuple[str, ...] = ()
+
+    def check(self, recipe: RecipeView) -> None:
+        """Raises RecipeError where the rest of a recipe does not go with it."""
+        if not self.num:
+            return
+        if self.num < recipe.num_workers:
+            raise RecipeError(
+                f"clients.num = {self.num} is less than num_workers = {recipe.num_workers}, those that take part in a round: set it "
+                "higher, or 0 where all take part"
+            )
+        if recipe.scenario.sample is not None:
+            raise RecipeError("clients.num and scenario.sample both draw who takes part: leave out scenario.sample")
+        if recipe.placement.overlap is not None:
+            raise RecipeError(
+                "placement.overlap gives workers experts of their own, and clients sit down in any row: leave out one"
+            )
+        if len(set(recipe.lora.ranks)) > 1:
+            raise RecipeError(
+                "lora.ranks differ by worker, and clients sit down in any row: give one rank, or leave out clients.num"
+            )
+
+    def is_personal(self, name: str) -> bool:
+        """Whether a parameter never leaves its client."""
+        return any(fnmatch.fnmatchcase(name, pattern) for pattern in self.personal)
+
+    def check_personal(self, names: Sequence[str]) -> None:
+        """Raises RecipeError for a pattern that fits no parameter, and where nothing is left to be trained together."""
+        for pattern in self.personal:
+            if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
+                raise RecipeError(
+                    f"clients.personal = {pattern!r} fits no parameter: there are {', '.join(names[:8])}{' …' * (len(names) > 8)}"
+                )
+        if names and all(map(self.is_personal, names)):
+            raise RecipeError("clients.personal leaves no parameter that is trained together: name fewer")
+
+    def drawn(self, round_number: int, num_rows: int, seed: int) -> list[int]:
+        """The clients of a round (from 0), sorted: a function of these numbers alone."""
+        rng = numpy_generator(seed, "clients", round_number)
+        return sorted(rng.choice(self.num, num_rows, replace=False).tolist())

@@ -1,0 +1,195 @@
+"""Who sits in which row of the fleet: the clients of a round, and what each of them brings and takes home."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lab.engine.checkpoint import Json, Part, Piece, Rows
+from lab.engine.optim import FRESH, counts_of, set_counts_, states
+from lab.events import Seated
+from lab.methods import declared
+from lab.methods.registry import round_steps
+from lab.probes.probe import Setup
+from lab.runs.client_store import ClientStore
+
+KEPT_CHECKPOINTS = 2  # a run can be taken up at any of them
+
+
+class Seating(Part):
+    """The clients of every round (`lab.recipes.clients.Clients`); made where a recipe has more clients than workers.
+
+    What a client keeps is written when its turn ends and read when its next one begins: personal parameters, the inner states that
+    nobody averages, those that its method keeps for it, and what error feedback owes. The first process has the store.
+    """
+
+    def __init__(self, setup: Setup):
+        self.setup, self.recipe = setup, setup.recipe
+        self.period = round_steps(setup.recipe.method)
+        self.rounds = 0  # that have begun
+        self.store = ClientStore()
+        self.first: dict[str, Tensor] = {}  # what a client has before its first turn, by key, ``[P]``
+        self._saved: deque[int] = deque(maxlen=KEPT_CHECKPOINTS)  # rounds that were over when checkpoints were written
+        setup.state.clients_W = self.drawn(0)
+
+    def drawn(self, number: int) -> list[int]:
+        return self.recipe.clients.drawn(number, self.recipe.num_workers, self.recipe.seed)
+
+    def begins(self, t: Any) -> bool:
+        """Whether a round begins with local step ``t``."""
+        return bool((t - 1) % self.period == 0)
+
+    def leave(self) -> None:
+        """A round is over: those who sit there take home what they keep."""
+        setup, rows = self.setup, self._rows()
+        if not self.rounds:
+            self.first = {key: x[0].clone() for key, x in rows.items()}
+            return
+        up = [w for w, is_up in enumerate(setup.fleet.last_up) if is_up]
+        keys = sorted({key for keys in setup.world.all_gather_json(sorted(rows)) for key in keys})
+        if not keys:
+            return
+        handed = setup.world.gather_to_server(
+            {w: self._row(rows, w) if w in setup.fleet.mine else self._shapes(keys) for w in up}
+        )
+        if setup.world.first:
+            clients = setup.state.clients_W
+            self.store.put(self.rounds - 1, {clients[w]: {k: x.cpu() for k, x in handed[w].items()} for w in up})
+            self.store.tidy(self._saved[0] if len(self._saved) == KEPT_CHECKPOINTS else 0)
+
+    def sit_down(self, t: int) -> Seated:
+        """The clients of the round that begins with local step ``t`` take their rows."""
+        state, data = self.setup.state, self.setup.data
+        self.rounds = (t - 1) // self.period + 1
+        state.clients_W = self.drawn(self.rounds - 1)
+        if data is not None:
+            state.samples_W = [data.samples_W[c] for c in state.clients_W]
+        return Seated(t, list(state.clients_W))
+
+    def arrive(self) -> None:
+        """Those who sit there now bring what they kept, when they have received what is agreed."""
+        setup, clients = self.setup, self.setup.state.clients_W
+        self._start_afresh()
+        found = self.store.get(clients) if setup.world.first else {}
+        keys = {c: sorted(kept) for c, kept in found.items()}
+        known = {int(c): keys for c, keys in setup.world.all_gather_json([*keys.items()])[0]}
+        sent = {w: found[c] if c in found else self._shapes(known[c]) for w, c in enumerate(clients) if c in known}
+        device = setup.fleet.device
+        got = setup.world.scatter_from_server(
+            {w: {k: x if x.is_meta else x.to(device) for k, x in named.items()} for w, named in sent.items()}
+        )
+        for w in setup.fleet.mine:
+            self._take_row(w, got[w] if clients[w] in known else self.first)
+
+    # rows
+
+    def _stacks(self) -> Iterator[tuple[str, Tensor]]:
+        """All tensors of which a client keeps its row, ``[W, P]``, by key."""
+        state, own = self.setup.state, declared(self.recipe.method).keeps
+        inner = states(state.optimizers["inner"], state.local["params"]) if "inner" in state.optimizers else {}
+        kept = [
+            name
+            for name in inner
+            if self.recipe.clients.inner_states == "kept" and name not in self.recipe.method.averages
+        ]
+        for i, block in enumerate(state.local["params"].layout.blocks):
+            if block.personal:
+                yield f"params/{i}", state.local["params"].blocks[i]
+        for name in [*kept, *own]:
+            for i, x in enumerate(state.local[name].blocks):
+                yield f"{name}/{i}", x
+        for name, stack in self.setup.comm.residuals.items():
+            for i, x in enumerate(stack.blocks):
+                yield f"residual.{name}/{i}", x
+
+    def _rows(self) -> dict[str, Tensor]:
+        return {} if self.setup.dry else dict(self._stacks())
+
+    def _row(self, rows: Mapping[str, Tensor], worker: int) -> dict[str, Tensor]:
+        row = self.setup.fleet.mine.index(worker)
+        return {key: x[row] for key, x in rows.items()} | self._counts(worker)
+
+    def _counts(self, worker: int) -> dict[str, Tensor]:
+        """What the inner optimizer counts of a row, float64 ``[blocks]`` by name."""
+        state = self.setup.state
+        if self.recipe.clients.inner_states != "kept":
+            return {}
+        of_blocks = counts_of(state.optimizers["inner"], state.local["params"], [worker])[worker]
+        names = {name for counts in of_blocks.values() for name in counts}
+        return {
+            f"count.{n}": torch.tensor([c[n] for c in of_blocks.values()], dtype=torch.float64) for n in sorted(names)
+        }
+
+    def _shapes(self, keys: Iterable[str]) -> dict[str, Tensor]:
+        """What is under these keys, without numbers."""
+        fleet = self.setup.fleet
+        blocks = fleet.layout.blocks
+        found = {}
+        for key in keys:
+            num, dtype = (
+                (len(blocks), torch.float64)
+                if key.startswith("count.")
+                else (blocks[int(key.split("/")[1])].numel, fleet.dtype)
+            )
+            found[key] = torch.empty(num, dtype=dtype, device="meta")
+        return found
+
+    @torch.no_grad()
+    def _take_row(self, worker: int, kept: Mapping[str, Tensor]) -> None:
+        """A client's own values into its row; of what it has none, zeros."""
+        state, row = self.setup.state, self.setup.fleet.mine.index(worker)
+        for key, x in self._stacks():
+            x[row] = kept[key] if key in kept else 0.0
+        counts = {key.removeprefix("count."): x.tolist() for key, x in kept.items() if key.startswith("count.")}
+        if counts:
+            of_blocks = {
+                i: {name: of_all[i] for name, of_all in counts.items()}
+                for i in range(len(state.local["params"].blocks))
+            }
+            set_counts_(state.optimizers["inner"], state.local["params"], {worker: of_blocks})
+
+    def _start_afresh(self) -> None:
+        """Rows begin with a new inner optimizer, but for the states that they have received."""
+        state, received = self.setup.state, self.recipe.method.averages
+        inner = state.optimizers["inner"]
+        own = {name: x for name, x in states(inner, state.local["params"]).items() if name not in received}
+        if len(own) < len(states(inner, state.local["params"])):
+            return  # some of its states are agreed: they keep their counts
+        for stack in own.values():
+            stack.zero_()
+        blocks = range(len(state.local["params"].blocks))
+        set_counts_(
+            inner,
+            state.local["params"],
+            {w: {i: {FRESH: True, "step": 0.0} for i in blocks} for w in self.setup.fleet.mine},
+        )
+
+    # checkpoints
+
+    def json(self) -> Json:
+        self._saved.append(self.rounds - 1)
+        return {"clients": [self.rounds, list(self.setup.state.clients_W), list(self._saved)]}
+
+    def load_json(self, values: Json, step: int) -> None:
+        self.rounds, clients, saved = values["clients"]
+        self.setup.state.clients_W = clients
+        self._saved = deque(saved, KEPT_CHECKPOINTS)
+        if self.setup.data is not None:
+            self.setup.state.samples_W = [self.setup.data.samples_W[c] for c in clients]
+
+    def tensors(self) -> Iterator[Piece]:
+        for key, x in self.first.items() if self.setup.world.first else ():
+            yield Piece(f"client/{key}", x)
+
+    def wanted(self, keys: Sequence[str]) -> dict[str, Rows]:
+        return {key: None for key in keys if key.startswith("client/")}
+
+    def load_tensors(self, tensors: Mapping[str, Tensor], step: int) -> None:
+        device = self.setup.fleet.device
+        self.first = {
+            key.removeprefix("client/"): x.to(device) for key, x in tensors.items() if key.startswith("client/")
+        }
