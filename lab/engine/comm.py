@@ -105,7 +105,7 @@ class Communicator:
         up, sent = self.fleet.up if participants is None else participants, Sizes()
         agreed, partial = list[Tensor](), list[Contribution]()
         for i, (block, copies) in enumerate(zip(stack.layout.blocks, stack.blocks, strict=True)):
-            workers = tuple(w for w in block.everywhere if up[w])
+            workers = () if block.personal else tuple(w for w in block.everywhere if up[w])
             if not workers:
                 agreed.append(_known(asked, i, partial))
                 continue
@@ -177,7 +177,7 @@ class Communicator:
         sent: Sizes = {}
         moves: list[tuple[Sequence[int], Sequence[int], Tensor]] = []
         for block, x in zip(stack.layout.blocks, agreed.blocks, strict=True):
-            workers = tuple(w for w in block.everywhere if receives[w])
+            workers = () if block.personal else tuple(w for w in block.everywhere if receives[w])
             owners = [w for w in block.everywhere if (not receives[w] if known_by is None else known_by[w])]
             if workers:
                 _count(sent, workers, block.group, block.numel * x.itemsize)
@@ -215,7 +215,7 @@ class Communicator:
         out: dict[int, dict[str, Tensor]] = {w: {} for w, up in enumerate(self.fleet.up) if up}
         sent: Sizes = {}
         for block, copies in zip(stack.layout.blocks, stack.blocks, strict=True):
-            workers = tuple(w for w in block.everywhere if self.fleet.up[w])
+            workers = () if block.personal else tuple(w for w in block.everywhere if self.fleet.up[w])
             if workers:
                 _count(sent, workers, block.group, block.numel * copies.itemsize)
             for name, w in product(block.names, workers):
@@ -317,6 +317,8 @@ def _known(asked: _Asked, i: int, partial: list[Contribution]) -> Tensor:
     if asked.fallback is not None:
         return asked.fallback.blocks[i]
     copies = asked.stack.blocks[i]
+    if asked.stack.layout.blocks[i].personal:  # of which nobody else learns anything
+        return copies[:1] if len(copies) else copies.new_zeros(1, copies.shape[1])
     return _mean(copies, range(len(copies)), asked.stack.layout.blocks[i].everywhere, partial)
 
 

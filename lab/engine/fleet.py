@@ -71,6 +71,8 @@ class Fleet:
         ``meta`` makes a dry fleet: all shapes, no numbers.
     threads
         workers that compute at the same time, default the cores. Each uses one intra-op thread.
+    personal
+        which parameters are each worker's own and never sent, by name.
     movable
         whether units (the model's ``tensor_unit(name)``) may move between workers later on.
     """
@@ -85,6 +87,7 @@ class Fleet:
         dtype: torch.dtype = torch.float32,
         threads: int | None = None,
         movable: bool = False,
+        personal: Callable[[str], bool] = lambda name: False,
     ):
         self.build, self.num_workers = build, num_workers
         self.device, self.dtype = torch.device(device), dtype
@@ -105,7 +108,7 @@ class Fleet:
         values: dict[str, Tensor] = {name: p if self.dry else p.detach() for name, p in _named(whole)}
         with torch.device("meta"):
             self.modules = [build(w) for w in range(num_workers)]
-        layout = self._laid_out(whole, values, mine, movable)
+        layout = self._laid_out(whole, values, mine, movable, personal)
         self.params = Stack.zeros(layout, self.device, dtype)
         self.grads = Stack.zeros(layout, self.device, dtype)
         # What no optimizer moves: buffers, frozen parameters, tensors that nobody holds. One copy for all.
@@ -119,7 +122,14 @@ class Fleet:
             for w in self.mine:
                 self.attach(self.modules[w], partial(self.params.cell, worker=w), partial(self.grads.cell, worker=w))
 
-    def _laid_out(self, whole: nn.Module, order: Iterable[str], mine: Sequence[int] | None, movable: bool) -> Layout:
+    def _laid_out(
+        self,
+        whole: nn.Module,
+        order: Iterable[str],
+        mine: Sequence[int] | None,
+        movable: bool,
+        personal: Callable[[str], bool],
+    ) -> Layout:
         """Where the trained tensors of all modules lie, in the ``order`` of the whole model."""
         shapes: dict[str, torch.Size] = {}
         holders: dict[str, list[int]] = {}
@@ -134,7 +144,7 @@ class Fleet:
         sorted_holders = {n: tuple(sorted(holders[n])) for n in dict.fromkeys([*order, *holders]) if n in holders}
         group = getattr(whole, "tensor_group", lambda name: "all")
         unit = getattr(whole, "tensor_unit", lambda name: None) if movable else (lambda name: None)
-        return Layout.of(sorted_holders, shapes, group, unit, mine)
+        return Layout.of(sorted_holders, shapes, group, unit, mine, personal)
 
     def hold_(self, holders: Mapping[str, Sequence[int]], t: int) -> list[tuple[int, int]]:
         """From local step ``t`` on, the units are held by these workers; ``build`` must give modules to match.

@@ -32,6 +32,7 @@ class Block:
     unit: str | None = None  # what moves between workers as one (an expert); None: stays where it is
     # Of a unit: the local step in which it came to each of ``everywhere``, 0 from the start.
     since: tuple[int, ...] = ()
+    personal: bool = False  # each holder's own: never sent, and never made equal
 
     @cached_property
     def index(self) -> Tensor:
@@ -63,14 +64,15 @@ class Layout:
         group: Callable[[str], str],
         unit: Callable[[str], str | None] = lambda name: None,
         mine: Collection[int] | None = None,
+        personal: Callable[[str], bool] = lambda name: False,
     ) -> Layout:
         """``holders`` are the workers that hold each tensor, in all processes."""
-        together: dict[tuple[str, tuple[int, ...], str | None], list[str]] = {}
+        together: dict[tuple[str, tuple[int, ...], str | None, bool], list[str]] = {}
         for name, held_by in holders.items():
-            together.setdefault((group(name), held_by, unit(name)), []).append(name)
+            together.setdefault((group(name), held_by, unit(name), personal(name)), []).append(name)
         blocks: list[Block] = []
         place: dict[str, tuple[int, int]] = {}
-        for (label, held_by, moves), names in together.items():
+        for (label, held_by, moves, own), names in together.items():
             offsets, end = [], 0
             for i, name in enumerate(names):
                 place[name] = (len(blocks), i)
@@ -79,7 +81,7 @@ class Layout:
             since = (0,) * len(held_by) if moves is not None else ()
             sizes = tuple(shapes[n] for n in names)
             here = tuple(w for w in held_by if mine is None or w in mine)
-            blocks.append(Block(label, held_by, here, tuple(names), sizes, tuple(offsets), end, moves, since))
+            blocks.append(Block(label, held_by, here, tuple(names), sizes, tuple(offsets), end, moves, since, own))
         return cls(blocks, place, mine)
 
     def warming(self, t: int, warmup: int) -> list[tuple[int, int, float]]:
@@ -168,9 +170,9 @@ class Stack:
 
     @torch.no_grad()
     def copy_(self, agreed: Stack, workers: Sequence[bool]) -> None:
-        """Every marked holder takes its own copy of an agreed state that it already knows: nothing travels."""
+        """Every marked holder takes its own copy of an agreed state that it already knows: nothing travels. What is personal stays."""
         for i, (mine, theirs) in enumerate(zip(self.blocks, agreed.blocks, strict=True)):
-            rows = [] if self.dry else self.rows(i, workers)
+            rows = [] if self.dry or self.layout.blocks[i].personal else self.rows(i, workers)
             if len(rows) == len(mine):
                 mine.copy_(theirs)
             elif rows:
@@ -180,6 +182,8 @@ class Stack:
     def put_(self, values: Stack, workers: Sequence[bool]) -> None:
         """Every marked holder takes the values, agreed or its own, of the tensors that ``values`` has."""
         for name in values.names() if not self.dry else ():
+            if self.layout.blocks[self.layout.place[name][0]].personal:
+                continue
             mine, new, rows = self[name], values[name], self.rows(self.layout.place[name][0], workers)
             mine[rows] = new[rows] if len(new) == len(mine) else new
 
@@ -194,7 +198,8 @@ def layout_like(stack: Stack, names: Iterable[str], shape: Callable[[str], Seque
     """A layout of some of the tensors, held by the same workers and in the same groups, with shapes of their own."""
     at = {n: stack.layout.blocks[stack.layout.place[n][0]] for n in names}
     shapes = {n: torch.Size(shape(n)) for n in at}
-    return Layout.of({n: b.everywhere for n, b in at.items()}, shapes, lambda n: at[n].group, mine=stack.layout.mine)
+    holders, mine = {n: b.everywhere for n, b in at.items()}, stack.layout.mine
+    return Layout.of(holders, shapes, lambda n: at[n].group, mine=mine, personal=lambda n: at[n].personal)
 
 
 @contextlib.contextmanager

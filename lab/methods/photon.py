@@ -11,11 +11,11 @@ from lab.config import Period, Positive, config
 from lab.engine.comm import Communicator
 from lab.engine.optim import AdamW, Optimizer, reset_
 from lab.engine.outer import init_outer, outer_step_
-from lab.engine.schedule import Schedule
 from lab.engine.stack import clip_
 from lab.engine.state import Grad, State
 from lab.errors import RecipeError
 from lab.methods.registry import method
+from lab.optimizers.schedule import Schedule
 
 
 def FedAvg(lr: float = 1.0) -> Optimizer:

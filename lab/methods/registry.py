@@ -9,8 +9,7 @@ from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
 
-from lab import references
-from lab.config import RecipeView, checked
+from lab.config import RecipeView, checked, references
 from lab.engine.comm import Communicator
 from lab.engine.optim import AdamW, Optimizer
 from lab.engine.state import Grad, State

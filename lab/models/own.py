@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from lab.config import RecipeView
+from lab.config.references import Call, only_recorded, resolve
 from lab.errors import RecipeError, plain, shown
 from lab.models.gpt import cross_entropy
 from lab.models.shape import Shape
-from lab.references import Call, only_recorded, resolve
 from lab.seeds import derive
 from lab.seeds.draws import Draws
 

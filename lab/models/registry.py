@@ -8,9 +8,9 @@ from dataclasses import fields, is_dataclass
 from typing import Any, TypeVar
 
 from lab.config import checked
+from lab.config.references import entry_point
 from lab.errors import RecipeError, one_of, shown
 from lab.models.shape import Model
-from lab.references import entry_point
 
 T = TypeVar("T")
 

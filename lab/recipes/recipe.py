@@ -15,12 +15,11 @@ from pydantic import BeforeValidator, Field, SkipValidation
 from pydantic_core import to_jsonable_python
 from torch import nn
 
-from lab import references
-from lab.config import Count, checked, config, parse_value, unique_keys
+from lab.config import Count, checked, config, parse_value, references, unique_keys
+from lab.config.references import Call
 from lab.data.splits import parse_split
 from lab.data.tasks.registry import TASKS, find_task
 from lab.engine.codecs import codec
-from lab.engine.schedule import Schedule
 from lab.errors import RecipeError, one_of, shown
 from lab.methods.des_loc import DESLOC
 from lab.methods.registry import METHODS, Absent, Method, check_method, name_of, parse_method
@@ -33,11 +32,11 @@ from lab.models.own import Factory
 from lab.models.registry import MODELS, find_model
 from lab.models.shape import Model
 from lab.recipes.clients import Clients
+from lab.optimizers.schedule import Schedule
 from lab.recipes.compute import Compute
 from lab.recipes.placement import Experts, Placement
 from lab.recipes.presets import PRESETS
 from lab.recipes.scenario import Scenario
-from lab.references import Call
 
 Metric = Literal["alignment", "spectrum", "rates", "gradients", "activations", "noise"]
 

@@ -9,6 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from lab.config.references import Call
 from lab.data import Batches, Corpus, load_tokenizer, split_windows, validation_batches
 from lab.data.cache import read_corpus
 from lab.data.tasks.data import load_task
@@ -22,7 +23,6 @@ from lab.errors import RecipeError
 from lab.models.own import one_line
 from lab.models.shape import Shape
 from lab.recipes.recipe import Recipe
-from lab.references import Call
 from lab.seeds import derive
 
 

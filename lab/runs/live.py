@@ -29,6 +29,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from lab.config.references import CELL, is_reference
 from lab.costs.network import Network
 from lab.data import corpora
 from lab.engine.surroundings import one_core_
@@ -37,7 +38,6 @@ from lab.events import Ended, Event, KnobChanged, Sent, Started, Stepped
 from lab.files import located, numbered, shown, working_folder, working_in
 from lab.processes.peers import check_timeout, share_out
 from lab.recipes.recipe import Recipe
-from lab.references import CELL, is_reference
 from lab.runs.columns import Columns
 from lab.runs.finished import check_finished
 from lab.runs.folder import RunFolder, find_run

@@ -18,11 +18,11 @@ from torch import Tensor, nn
 
 from lab.engine.fleet import Fleet
 from lab.engine.optim import ELEMENTWISE, AdamW, Nesterov, Optimizer, states, step_
-from lab.engine.schedule import Schedule
 from lab.engine.stack import Stack, clip_, worker_norms
 from lab.methods.ddp import DDP
 from lab.methods.des_loc import DESLOC, half_life, suggest_periods
 from lab.methods.diloco import DiLoCo
+from lab.optimizers.schedule import Schedule
 from tests.support import ROOT
 from tests.support.bench import F64, Bench, build, close, drawn, flat
 from tests.support.plain import OPTIONS

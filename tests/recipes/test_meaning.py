@@ -18,7 +18,6 @@ import lab
 from lab.cli import main
 from lab.config import parse_value
 from lab.engine.optim import ELEMENTWISE, Optimizer
-from lab.engine.schedule import Schedule
 from lab.errors import RecipeError, shown
 from lab.events import Routed, Warned
 from lab.methods import METHODS, method, name_of
@@ -29,6 +28,7 @@ from lab.models.lora import LoRA
 from lab.models.moe import MoE
 from lab.models.shape import Shape
 from lab.optimizers.options import KINDS, options_of
+from lab.optimizers.schedule import Schedule
 from lab.recipes.notes import notes
 from lab.recipes.presets import PRESETS
 from lab.recipes.recipe import Recipe

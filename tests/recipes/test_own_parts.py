@@ -84,7 +84,7 @@ def test_the_lab_s_own_recipes_say_nothing_of_all_this() -> None:
 
 def test_every_option_and_every_change_of_source_is_in_the_id(monkeypatch: pytest.MonkeyPatch) -> None:
     ids = {own().id, own(model=partial(net, width=5)).id, own(data=partial(blobs, seed=3)).id}
-    monkeypatch.setattr("lab.references._source", lambda found: f"another {found.__name__}")
+    monkeypatch.setattr("lab.config.references._source", lambda found: f"another {found.__name__}")
     assert len({*ids, own().id}) == 4
 
 

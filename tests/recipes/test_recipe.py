@@ -15,10 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lab.engine.optim import ELEMENTWISE, ZERO_AT_START, Nesterov, Optimizer
-from lab.engine.schedule import Schedule
 from lab.errors import RecipeError
 from lab.methods import METHODS, name_of, parse_method
 from lab.models.gpt import GPT, SIZES
+from lab.optimizers.schedule import Schedule
 from lab.recipes.presets import PRESETS
 from lab.recipes.recipe import Recipe
 from lab.recipes.scenario import Outage, Scenario

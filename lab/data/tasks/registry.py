@@ -7,8 +7,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar, get_type_hints
 
-from lab import references
-from lab.config import checked, config
+from lab.config import checked, config, references
 from lab.errors import RecipeError, one_of, shown
 
 T = TypeVar("T", bound=Callable[..., Any])
