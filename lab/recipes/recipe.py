@@ -31,8 +31,8 @@ from lab.models.moe import MoE
 from lab.models.own import Factory
 from lab.models.registry import MODELS, find_model
 from lab.models.shape import Model
-from lab.recipes.clients import Clients
 from lab.optimizers.schedule import Schedule
+from lab.recipes.clients import Clients
 from lab.recipes.compute import Compute
 from lab.recipes.placement import Experts, Placement
 from lab.recipes.presets import PRESETS

@@ -65,7 +65,7 @@ from lab.runs.lines import Log, Piece, Vouched, last_lines, pieces
 
 PLACES = ("", "live/")  # within a folder of runs: those of recipes alone, and those that a hand may have touched
 KEEP = 2  # checkpoints; the older one is for when the newer is damaged
-WRITTEN = ("events.jsonl", "knobs.jsonl", "lock", "checkpoints")
+WRITTEN = ("events.jsonl", "knobs.jsonl", "lock", "checkpoints", "clients")
 END_BYTES = 1024  # room that is made on a full disk for how the run ended
 FEW = 10  # runs that an error names
 
@@ -559,6 +559,10 @@ class RunFolder:
             raise Damaged(f"{error}, and checkpoint {file.name} counts on it") from None
         if "events" in meta or last != Checkpointed(checkpoint.step, file.name):
             raise Damaged(f"{log} is not what checkpoint {file.name} counts on (its first {number - 1:,} lines)")
+
+    def clients(self) -> Path:
+        """Where lies what clients of a federation keep between their turns (`lab.runs.client_store`)."""
+        return self.path / "clients"
 
     def last_step_saved(self) -> int | None:
         """Step of the newest whole checkpoint."""

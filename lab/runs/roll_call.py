@@ -78,11 +78,14 @@ class RollCall(Part):
 
     def _catch_up_(self, returned: list[int]) -> None:
         setup, state, last_up = self.setup, self.setup.state, self.setup.fleet.last_up
-        catch_up = setup.recipe.scenario.catch_up
+        catch_up: str = setup.recipe.scenario.catch_up
         names = ["params"] if catch_up == "params" else list(state.local)
         if self.seating is not None:  # they bring the rest themselves
             catch_up = "agreed"
             names = [name for name in state.local if name == "params" or name in setup.recipe.method.averages]
+            if "params" in state.shared and state.shared["params"].layout is state.local["params"].layout:
+                names.remove("params")  # at the beginning of a round they are what is agreed, which is sent below
+                state.local["params"].copy_(state.shared["params"], [True] * len(last_up))
         state.received = names
         for name in names:
             setup.comm.broadcast_(setup.latest(name), state.local[name], name, returned, last_up)

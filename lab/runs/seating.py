@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from lab.engine.checkpoint import Json, Part, Piece, Rows
 from lab.engine.optim import FRESH, counts_of, set_counts_, states
+from lab.errors import Damaged
 from lab.events import Seated
 from lab.methods import declared
 from lab.methods.registry import round_steps
@@ -42,6 +44,19 @@ class Seating(Part):
     def begins(self, t: Any) -> bool:
         """Whether a round begins with local step ``t``."""
         return bool((t - 1) % self.period == 0)
+
+    def open(self, folder: Path | None) -> None:
+        """Keep what clients keep in this folder, as it was when the round that is on began. Raises Damaged, at all processes."""
+        problem = None
+        if folder is not None:
+            self.store = ClientStore(folder)
+            try:
+                self.store.open(max(0, self.rounds - 1))
+            except Damaged as error:
+                problem = str(error)
+        problem = self.setup.world.all_gather_json(problem)[0]
+        if problem is not None:
+            raise Damaged(problem)
 
     def leave(self) -> None:
         """A round is over: those who sit there take home what they keep."""
@@ -143,7 +158,7 @@ class Seating(Part):
         """A client's own values into its row; of what it has none, zeros."""
         state, row = self.setup.state, self.setup.fleet.mine.index(worker)
         for key, x in self._stacks():
-            x[row] = kept[key] if key in kept else 0.0
+            x[row] = kept.get(key, 0.0)
         counts = {key.removeprefix("count."): x.tolist() for key, x in kept.items() if key.startswith("count.")}
         if counts:
             of_blocks = {

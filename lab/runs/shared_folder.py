@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 from torch import Tensor
@@ -72,6 +73,9 @@ class SharedFolder:
     def last_step_saved(self) -> int | None:
         """At the first process; None elsewhere."""
         return self.folder.last_step_saved() if self.folder is not None else None
+
+    def clients(self) -> Path | None:
+        return self.folder.clients() if self.folder is not None else None
 
     def close(self) -> None:
         if self.folder is not None:

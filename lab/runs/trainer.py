@@ -95,6 +95,9 @@ class Folder(Protocol):
 
     def last_step_saved(self) -> int | None: ...
 
+    def clients(self) -> Path | None:
+        """Where lies what clients keep; None at all processes but the first."""
+
     def close(self) -> None: ...
 
 
@@ -199,6 +202,8 @@ class Trainer:
         elif notes:
             notes.append("no whole checkpoint is left: starting again from the beginning")
         self._again = folder.knobs_after(self.t)
+        if self.built.roll_call.seating is not None:
+            self.built.roll_call.seating.open(folder.clients())
         folder.open(self.recipe, checkpoint.events_bytes if checkpoint is not None else 0, self.t)
         folder.record_inputs(inputs)
         return notes
