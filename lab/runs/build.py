@@ -147,7 +147,7 @@ def _assembled(
         follow_rows(state, comm, world)
     grad = Gradients(recipe, data, comm, at_once)
     setup = Setup(recipe, fleet, state, comm, world, data, experts, adapters, lambda t: grad.at(t, state))
-    seating = Seating(setup) if recipe.clients.num else None
+    seating = Seating(setup) if recipe.clients.num > recipe.num_workers else None
     roll_call = RollCall(setup, lambda: knobs.values.get("down", ()), seating)
     probes = [] if setup.dry else probes_of(setup)
     for probe in probes:
@@ -210,7 +210,9 @@ def build_fleet(
         return made[kind] if dry else made.pop(kind)
 
     movable, personal = experts is not None and experts.movable, recipe.clients.is_personal
-    return Fleet(build, recipe.num_workers, mine=mine, device=device, dtype=dtype, movable=movable, personal=personal)
+    fleet = Fleet(build, recipe.num_workers, mine=mine, device=device, dtype=dtype, movable=movable, personal=personal)
+    recipe.clients.check_personal(list(fleet.layout.place))
+    return fleet
 
 
 MOST_NUMBERS = 1 << 58  # whose bytes torch counts in 64 bits

@@ -115,6 +115,11 @@ OVER_PROCESSES: dict[str, Recipe] = (
         ),
         "fedit int8": of_four(FedIT(2), lora=EQUAL, codecs={"params": "int8"}),
         "fedit bfloat16": of_four(FedIT(2), lora=EQUAL, codecs={"params": "bfloat16"}, dtype="float32"),
+        "clients who keep their states": of_four(
+            LISTED["des_loc"], clients={"num": 9, "inner_states": "kept", "personal": ("norm.*",)}, scenario=STORM
+        ),
+        "clients who start afresh": of_four(LISTED["diloco"], clients={"num": 9}),
+        "clients who owe something": of_four("ddp", codecs={"grads": "topk:0.2"}, clients={"num": 7}),
         "experts on one": of_four(LISTED["diloco"], placement=Placement(overlap=1), **EXPERTS),
     }
     | {
