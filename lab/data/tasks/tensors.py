@@ -267,7 +267,7 @@ def _targets(columns: list[Column], kind: str) -> tuple[list[Tensor], tuple[str,
     """Of both parts, and the names of classes where there are any."""
     if kind == "classification":
         found, names = _numbered(columns)
-        return found, names or columns[0].names
+        return [_classes("the dataset", targets) for targets in found], names or columns[0].names
     wrong = next((c.values for c in columns if not isinstance(c.values, Tensor)), None)
     if wrong is not None:
         raise RecipeError(
@@ -341,7 +341,8 @@ def _checked(outputs: Any, shape: tuple[int, ...]) -> Tensor:
 @torch.no_grad()
 def _outputs(module: nn.Module, examples: Examples, each: tuple[int, ...]) -> Tensor:
     """What a module gives for some examples ``[E, *each]``: made where it is, in its precision; on the CPU, in float64."""
-    some = next((p for p in module.parameters() if p.is_floating_point()), torch.zeros(()))
+    own = torch.zeros((), dtype=examples.inputs.dtype if examples.inputs.is_floating_point() else torch.float32)
+    some = next((p for p in module.parameters() if p.is_floating_point()), own)
     parts = []
     for index in cut(np.arange(len(examples)), AT_ONCE):
         inputs, _ = examples.take(torch.from_numpy(index).to(examples.inputs.device), some.dtype)
