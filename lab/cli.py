@@ -613,7 +613,7 @@ def list_(runs: str) -> None:
     """Methods, presets, models, corpora, networks, devices, and the runs that there are."""
     from lab.costs.network import DEVICES, NETWORKS, described
     from lab.data import CORPORA
-    from lab.data.tasks import TASKS
+    from lab.data.tasks import TASKS, registry
     from lab.engine.optim import ELEMENTWISE
     from lab.errors import plain
     from lab.methods import METHODS, declared
@@ -633,6 +633,7 @@ def list_(runs: str) -> None:
     _row("optimizers   ", ", ".join(ELEMENTWISE))
     _row("corpora      ", ", ".join(CORPORA))
     _row("tasks        ", ", ".join(f"task:{name}" for name in TASKS))
+    _row("data         ", ", ".join(registry.TASKS))
     _row("networks     ", ", ".join(f"{name} ({described(net)})" for name, net in NETWORKS.items()))
     _row("devices      ", ", ".join(DEVICES))
     _row(f"runs in {plain(runs)}/", "" if there else ": none yet")

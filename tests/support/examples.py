@@ -6,7 +6,7 @@ import torch
 
 from lab.data.tasks.dealt import Dealt, deal
 from lab.data.tasks.task import Task
-from lab.data.tasks.tensors import Classification
+from lab.data.tasks.tensors import Classification, Regression
 
 
 def task_of(targets: list[int], groups: list[int] | None = None) -> Classification:
@@ -25,3 +25,10 @@ def shards(found: Dealt) -> list[list[int]]:
     one = [found.batches.order.shards[w].tolist() for w in range(len(found.samples_W))]
     assert list(map(len, one)) == found.samples_W
     return one
+
+
+def of_groups() -> Regression:
+    """Sums of three numbers, by three people who have 10, 6 and 4 of them."""
+    x = torch.sin(torch.arange(60.0)).view(20, 3)
+    groups = [0] * 10 + [1] * 6 + [2] * 4
+    return Regression((x, x.sum(1)), (x.flip(0), x.flip(0).sum(1)), groups)
