@@ -14,10 +14,10 @@ import pytest
 import torch
 from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
+from lab.config.references import Call
 from lab.data.tasks.hub_examples import PRESETS
 from lab.data.tasks.registry import TASKS
 from lab.data.tasks.tensors import Classification, Regression, fingerprint, from_dataset
-from lab.references import Call
 from lab.runs.data import make_task
 from tests.support.texts import fails
 

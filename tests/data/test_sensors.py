@@ -11,10 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lab.data.tasks.sensors import confused_pairs, sensors
+from lab.data.tasks.sensors import Sensors, confused_pairs
 from lab.data.tasks.task import Examples
 from lab.data.tasks.tensors import Classification, fingerprint
 from tests.support.texts import fails, run
+
+
+def sensors(**options: Any) -> Classification:
+    return Sensors(**options).task()
+
 
 ALIKE: dict[str, Any] = {"person": 0.0, "room": 0.0, "noise": 0.0}  # nobody differs: only the activities do
 BLOCKS = (slice(0, 3), slice(3, 5))  # the channels of sensors 0 and 1
@@ -186,8 +191,8 @@ def test_all_follows_from_the_seed() -> None:
 @pytest.mark.processes
 def test_it_is_the_same_in_another_process() -> None:
     code = (
-        "from lab.data.tasks.sensors import sensors; from lab.data.tasks.tensors import fingerprint;"
-        "print(fingerprint(sensors(people=2)))"
+        "from lab.data.tasks.sensors import Sensors; from lab.data.tasks.tensors import fingerprint;"
+        "print(fingerprint(Sensors(people=2).task()))"
     )
     assert run(code, PYTHONHASHSEED="4") == fingerprint(sensors(people=2))
 
@@ -197,6 +202,7 @@ def test_it_is_the_same_in_another_process() -> None:
     [
         ({"sensors_of": ((2,),)}, r"data.sensors_of has \[2\]: each person has at least one sensor, of those numbered 0 to 1"),
         ({"sensors_of": ((0,), ())}, r"data.sensors_of has \[\]"),
+        ({"channels": ()}, r"data.channels = \[\] is not allowed"),
         ({"held_out_people": 6}, "data.held_out_people = 6 leaves none of 6 people to train on"),
     ],
 )  # fmt: skip
