@@ -267,6 +267,17 @@ def test_images_of_other_modes() -> None:
     assert torch.equal(rgba.train.inputs[0], torch.from_numpy(np.array(pixels)).permute(2, 0, 1))
 
 
+def test_images_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A damaged one, and any where Pillow is not installed: one line each."""
+    rows = {"image": [{"bytes": b"no image", "path": None}], "label": [0]}
+    damaged = datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image())
+    with fails("column 'image' cannot be read from example 0 on .*cannot identify image.*repair or leave out"):
+        from_dataset(damaged, damaged, inputs="image", targets="label")
+    monkeypatch.setattr(datasets.config, "PIL_AVAILABLE", False)
+    with fails(r"cannot be read .*ImportError.*pip install 'isthmus\[images\]'"):
+        from_dataset(damaged, damaged, inputs="image", targets="label")
+
+
 # --- sounds -----------------------------------------------------------------------------------------------------------
 
 
