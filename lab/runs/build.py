@@ -125,7 +125,7 @@ def _assembled(
 ) -> Built:
     at_once = None  # all workers in one pass, where that is faster
     if data and recipe.compute.vectorised is not False:
-        at_once = vectorised(fleet, recipe.compute, recipe.per_batch)
+        at_once = vectorised(fleet, recipe.compute, recipe.per_batch, recipe.clients.num > recipe.num_workers)
     codecs = {state: codec(spec) for state, spec in recipe.codecs.items()}
     if data and any(c.sparse for c in codecs.values()):
         # Whether they fit is known when the method first sends: better now than in mid-run.

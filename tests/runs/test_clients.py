@@ -202,3 +202,16 @@ def test_the_store_forgets_what_nobody_needs(tmp_path: Path) -> None:
 def test_what_cannot_be_is_refused_in_one_line(changes: dict[str, Any], says: str) -> None:
     with pytest.raises(RecipeError, match=says.replace("*", r"\*")):
         Trainer(federation(**changes))
+
+
+def test_small_models_of_many_clients_are_computed_in_one_pass_which_changes_no_number() -> None:
+    """Eight rows and more: the one-pass path, chosen by a rule, against each worker by itself."""
+    r = federation(num_workers=8, clients={"num": 12, "personal": HEAD}, steps=6, checkpoint_every=0)
+    at_once, each = Trainer(r), Trainer(r.but(compute={"vectorised": False}))
+    assert at_once.built.grad.vectorised is not None
+    assert each.built.grad.vectorised is None
+    losses = [[e.loss_W for e in trainer.events() if isinstance(e, Stepped)] for trainer in (at_once, each)]
+    torch.testing.assert_close(torch.tensor(losses[0]), torch.tensor(losses[1]), rtol=1e-12, atol=1e-14)
+    for mine, theirs in zip(at_once.fleet.params.blocks, each.fleet.params.blocks, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-11, atol=1e-13)
+    assert Trainer(federation()).built.grad.vectorised is None  # three rows: each by itself

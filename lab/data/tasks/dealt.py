@@ -33,6 +33,12 @@ class TensorBatches:
         """Inputs ``[B, *shape]`` and targets ``[B, *]`` of batch ``t`` (from 1) of ``worker``; floats are of ``dtype``."""
         return self.examples.take(torch.from_numpy(self.order.items(worker, t)), self.dtype)
 
+    def get_all(self, workers: Sequence[int], t: int) -> tuple[Tensor, Tensor]:
+        """The same of some workers, gathered at once: ``[W, B, *shape]`` and ``[W, B, *]``."""
+        index = torch.from_numpy(np.concatenate([self.order.items(w, t) for w in workers]))
+        inputs, targets = self.examples.take(index, self.dtype)
+        return inputs.unflatten(0, (len(workers), -1)), targets.unflatten(0, (len(workers), -1))
+
 
 @dataclass(frozen=True)
 class Dealt:
