@@ -112,15 +112,16 @@ def partition(
     else:
         shares = np.arange(1, num_workers + 1, dtype=np.float64) ** -parameter  # iid: exponent 0
         shards = [[part] for part in _divide(rng.permutation(count), shares / shares.sum())]
-    result = [np.concatenate(parts) if parts else np.empty(0, np.int64) for parts in shards]
-    for worker, mine in enumerate(result):
-        mine.sort()
-        if not len(mine):
-            raise RecipeError(
-                f"worker {worker} would get no data: split {how!r} deals {count} {items} to {num_workers} workers: "
-                f"{remedy}, or another split"
-            )
-    return [mine.astype(np.int64, copy=False) for mine in result]
+    remedy = f"split {how!r} deals {count} {items} to {num_workers} workers: {remedy}, or another split"
+    return [_shard(worker, parts, remedy) for worker, parts in enumerate(shards)]
+
+
+def _shard(worker: int, parts: list[np.ndarray], remedy: str) -> np.ndarray:
+    """What one worker got, sorted. Raises RecipeError where that is nothing."""
+    mine = np.concatenate(parts) if parts else np.empty(0, np.int64)
+    if not len(mine):
+        raise RecipeError(f"worker {worker} would get no data: {remedy}")
+    return np.sort(mine).astype(np.int64, copy=False)
 
 
 def _by_domain(domains: np.ndarray) -> list[np.ndarray]:
