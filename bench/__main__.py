@@ -18,7 +18,6 @@ ALL = (
     "page",
     "real_ddp",
     "compute",
-    "track",
 )
 
 for name in sys.argv[1:] or ALL:

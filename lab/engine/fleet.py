@@ -50,6 +50,16 @@ def _named(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     return module.named_parameters(remove_duplicate=not getattr(module, "repeats", False))
 
 
+def saved_buffers(module: nn.Module) -> dict[str, Tensor]:
+    """The buffers that belong to the state of a module, as ``state_dict`` has it, by name: those that training may move."""
+    return {
+        f"{path}.{leaf}" if path else leaf: x
+        for path, part in module.named_modules()
+        for leaf, x in part._buffers.items()
+        if x is not None and leaf not in part._non_persistent_buffers_set
+    }
+
+
 # Called with the blocks that got other holders, as they were, and of each that has other rows here now, whose row each was.
 Relabelled = Callable[[Mapping[int, Block], Mapping[int, Sequence[int | None]]], None]
 
@@ -112,9 +122,11 @@ class Fleet:
         self.params = Stack.zeros(layout, self.device, dtype)
         self.grads = Stack.zeros(layout, self.device, dtype)
         # What no optimizer moves: buffers, frozen parameters, tensors that nobody holds. One copy for all.
-        constants = {n: v.to(dtype) if v.is_floating_point() else v for n, v in values.items() if n not in layout.place}
-        constants |= dict(whole.named_buffers(remove_duplicate=False))
-        self.constants = {n: v.to(self.device) for n, v in constants.items()}
+        constants = {n: v for n, v in values.items() if n not in layout.place} | saved_buffers(whole)
+        constants = {n: v.to(dtype) if v.is_floating_point() else v for n, v in constants.items()}
+        self.constants = {
+            n: v.to(self.device) for n, v in (dict(whole.named_buffers(remove_duplicate=False)) | constants).items()
+        }
         if not self.dry:
             with torch.no_grad():
                 for name in layout.place:

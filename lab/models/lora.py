@@ -273,10 +273,18 @@ def weighted(module: nn.Module, weights: Tensor) -> Iterator[nn.Module]:
 def prefix_losses(module: nn.Module, ids: Tensor, targets: Tensor, ranks: Sequence[int]) -> Tensor:
     """The loss with the adapters cut to each of ``ranks``, ``[R]``, in one pass over R copies of the batch.
 
-    ids, targets ``[B, T]``. Costs about R passes; what R copies share are the products with W₀ (one large product for
-    all), and everything before the first adapter's output is computed from one copy's product.
+    ids, targets ``[B, …]``. Costs about R passes; what R copies share are the products with W₀ (one large product for
+    all), and everything before the first adapter's output is computed from one copy's product. A loss that is the task's, not
+    the module's own criterion on logits, is computed pass by pass.
     """
+    if "loss" in vars(module) or "criterion" not in dir(module):
+        return torch.stack([_cut_loss(module, ids, targets, rank) for rank in ranks])
     with cut_to(module, *ranks):
-        logits: Tensor = module(ids.repeat(len(ranks), 1) if len(ranks) > 1 else ids)  # R·B T V
+        logits: Tensor = module(torch.cat([ids] * len(ranks)) if len(ranks) > 1 else ids)  # R·B T V
     criterion: Callable[[Tensor, Tensor], Tensor] = module.criterion  # type: ignore[assignment]
     return torch.stack([criterion(part, targets) for part in logits.chunk(len(ranks))])
+
+
+def _cut_loss(module: nn.Module, inputs: Tensor, targets: Tensor, rank: int) -> Tensor:
+    with cut_to(module, rank):
+        return module.loss(inputs, targets)  # type: ignore[operator, no-any-return]

@@ -71,11 +71,11 @@ class EvaluationProbe(Probe):
     def _of_buffers(self, t: int) -> Iterator[Warned]:
         """At the first evaluation, warn how buffers that training changes are treated."""
         recipe, names = self.setup.recipe, list(self.setup.fleet.agreed_buffers)
-        if names and t == (min(recipe.eval_every, recipe.steps) or recipe.steps):
+        if names and recipe.buffers.kind == "local" and t == (min(recipe.eval_every, recipe.steps) or recipe.steps):
             yield Warned(
                 t,
                 f"{len(names)} buffers that training moves (such as {names[0]}) are each worker's own and are not sent: the model is "
-                "evaluated with their means",
+                "evaluated with their means (buffers=averaged sends them)",
             )
 
     @torch.no_grad()

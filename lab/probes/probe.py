@@ -58,9 +58,13 @@ class Setup:
     def agreed(self) -> Stack:
         """Return the agreed model: the server's state, or else the mean over the workers that were up last, ``[1, P]``.
 
-        Also sets the buffers of the whole model to the means of the workers' buffers.
+        Also sets the buffers of the whole model: the server's, or means of the workers' (`lab.recipes.buffers.Buffers.of_model`).
         """
-        self.fleet.agreed_buffers = buffers.means(self.fleet, self.fleet.last_up, self.world)
+        of_model = self.recipe.buffers.of_model(self.fleet.last_up)
+        self.fleet.agreed_buffers = buffers.means(self.fleet, of_model, self.world)
+        kept = self.state.shared.get("buffers") if self.state.served else None
+        if kept is not None:
+            self.fleet.agreed_buffers |= {name: kept[name][0] for name in kept.names()}
         if self.state.served:
             return self.world.sync_server_state(self.state.shared["params"])
         return self.latest("params")

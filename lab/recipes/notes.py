@@ -30,6 +30,8 @@ def _never(recipe: Recipe) -> Iterator[str]:
         yield f"metrics_every = {recipe.metrics_every:,} is longer than {end}: metrics are not measured"
     if recipe.placement.moves(recipe.num_workers) and recipe.placement.every * round_steps(recipe.method) >= steps:
         yield f"placement.every = {recipe.placement.every:,} rounds are not over before {end}: no expert moves"
+    if recipe.buffers.kind == "averaged" and (recipe.buffers.every or 0) > steps:
+        yield f"buffers.every = {recipe.buffers.every:,} is longer than {end}: buffers are not averaged"
     for outage in recipe.scenario.outages:
         if outage.first > steps:
             yield f"worker {outage.worker} is to be down from step {outage.first:,} on, after {end}"
@@ -65,6 +67,8 @@ def _always_down(recipe: Recipe, worker: int) -> bool:
 
 def _never_sent(recipe: Recipe) -> Iterator[str]:
     averaged = recipe.method.averages
+    if recipe.buffers.kind == "averaged":
+        averaged += ("buffers",)
     for state, codec in recipe.codecs.items():
         if state not in averaged:
             but = (
@@ -86,6 +90,7 @@ def _unused(recipe: Recipe) -> Iterator[str]:
         ("schedule.", schedule, ("final",), schedule.kind != "constant", "schedule.kind=cosine or wsd"),
         ("lora.", lora, ("targets", "scale", "alpha", "train", "init"), adapters, "lora.ranks"),
         ("placement.", recipe.placement, ("every", "layers", "warmup"), experts, "a model with experts"),
+        ("buffers.", recipe.buffers, ("every",), recipe.buffers.kind == "averaged", "buffers.kind=averaged"),
         ("", recipe, ("routing_every",), experts, "a model with experts"),
         ("", recipe, ("metrics_every",), recipe.metrics, "metrics"),
     ):

@@ -32,6 +32,7 @@ from lab.models.own import Factory
 from lab.models.registry import MODELS, find_model
 from lab.models.shape import Model
 from lab.optimizers.schedule import Schedule
+from lab.recipes.buffers import Buffers
 from lab.recipes.clients import Clients
 from lab.recipes.compute import Compute
 from lab.recipes.placement import Experts, Placement
@@ -44,6 +45,7 @@ Metric = Literal["alignment", "spectrum", "rates", "gradients", "activations", "
 SIZES: dict[str, GPT | MoE] = {**gpt.SIZES, **moe.SIZES}
 LANGUAGE_MODELS = (GPT, MoE, HF)  # those whose fields name them
 MOST_BYTES = 1 << 24  # of a recipe's file
+SHORT = {"method": "name", "model": "name", "data": "name", "buffers": "kind"}  # of parts written as a text: its field
 
 
 def _model(value: Any) -> Any:
@@ -102,6 +104,11 @@ def _named_model(value: Any) -> Model | None:
     if isinstance(value, Mapping):
         raise RecipeError(one_of("model", call.name, MODELS) + "; one of your own is named my_file:make")
     return None
+
+
+def _buffers(value: Any) -> Any:
+    """A kind alone stands for itself."""
+    return {"kind": value} if isinstance(value, str) else value
 
 
 def _data(value: Any) -> Call | None:
@@ -163,7 +170,10 @@ class Recipe:
         local steps of every worker.
     codecs
         what travels instead of a state where the method takes means of it, e.g. ``{"params": "int8"}``; the states of each
-        method are those of its ``averages`` (`lab.methods.Method`).
+        method are those of its ``averages`` (`lab.methods.Method`); ``buffers`` where those are averaged.
+    buffers
+        what becomes of buffers that training moves (of a BatchNorm): ``local``, ``averaged``, ``first`` or ``frozen``, or an object
+        with `kind` and `every`.
     routing_every
         local steps between two looks at the routers of a `MoE` (0: none).
     metrics, metrics_every
@@ -198,6 +208,7 @@ class Recipe:
     seed: Annotated[int, Field(ge=0)] = 0
     schedule: Schedule = Field(default_factory=Schedule)
     codecs: dict[str, str] = Field(default_factory=dict)
+    buffers: Annotated[Buffers, BeforeValidator(_buffers)] = Field(default_factory=Buffers)
     scenario: Scenario = Field(default_factory=Scenario)
     routing_every: Annotated[int, Field(ge=0)] = 16
     metrics: tuple[Metric, ...] = ()
@@ -215,7 +226,8 @@ class Recipe:
         for part in (self.clients, self.scenario, self.compute, self.model, self.lora, self.placement, self.schedule):
             part.check(self)
         check_method(self.method, self)
-        _check_codecs(self.codecs, self.method)
+        averaged = ("buffers",) if self.buffers.kind == "averaged" else ()
+        _check_codecs(self.codecs, (*self.method.averages, *averaged), self.method)
 
     @classmethod
     def of(cls, spec: Mapping[str, Any] | str | Recipe, overrides: Sequence[str] = ()) -> Recipe:
@@ -299,7 +311,7 @@ class Recipe:
 
 
 # Fields that recipes of earlier versions do not have: left out where they say nothing, so that those keep their ids.
-UNSAID: dict[str, Any] = {"data": None, "own": {}, "clients": to_jsonable_python(Clients())}
+UNSAID: dict[str, Any] = {"data": None, "own": {}} | to_jsonable_python({"clients": Clients(), "buffers": Buffers()})
 
 
 def _import_method(raw: Mapping[str, Any]) -> None:
@@ -356,11 +368,11 @@ def _found(call: Call, what: str) -> Any:
     return find_task(call.name) if what == "data" else references.resolve(call.name, what)
 
 
-def _check_codecs(codecs: Mapping[str, str], method: Method) -> None:
+def _check_codecs(codecs: Mapping[str, str], averages: Sequence[str], method: Method) -> None:
     """Raises RecipeError for a codec that there is not, or one for a state that the method does not have."""
     for state, spec in codecs.items():
         codec(spec)
-        states = dict.fromkeys((*method.averages, "params", "grads", *method.inner.state_names))
+        states = dict.fromkeys((*averages, "params", "grads", *method.inner.state_names))
         if state not in states:
             raise RecipeError(one_of("state in codecs", state, states))
 
@@ -454,9 +466,7 @@ def _apply(raw: dict[str, Any], override: str) -> None:
     for parent in parents:
         inner = at.setdefault(parent, {})
         if isinstance(inner, str):
-            inner = at[parent] = {
-                "size" if inner in SIZES or parent not in ("method", "model", "data") else "name": inner
-            }
+            inner = at[parent] = {"size" if inner in SIZES else SHORT.get(parent, "size"): inner}
         if not isinstance(inner, dict):
             raise RecipeError(
                 f"-o {shown(override, 200)}: {shown(parent)[1:-1]} is {shown(inner)} and has no field {shown(last)}"

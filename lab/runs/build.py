@@ -23,6 +23,7 @@ from lab.engine.world import OneProcess, World
 from lab.errors import RecipeError
 from lab.methods import declared
 from lab.methods.lora_factors import Adapters
+from lab.methods.registry import round_steps
 from lab.models.gpt import GPT
 from lab.models.hf import HF
 from lab.models.lora import adapt_
@@ -40,6 +41,7 @@ from lab.processes.moving import follow_rows
 from lab.recipes.compute import device_of, vectorised
 from lab.recipes.placement import Experts, resident
 from lab.recipes.recipe import Recipe
+from lab.runs.buffers import BufferSync
 from lab.runs.data import shape_of, training_data
 from lab.runs.dry import DryRun
 from lab.runs.gradients import Gradients
@@ -64,13 +66,14 @@ class Built:
     setup: Setup
     grad: Gradients
     knobs: Knobs
+    buffers: BufferSync
     roll_call: RollCall
     probes: list[Probe]
     parts: list[Part]
     inputs: Inputs
 
     def dry_run(self) -> DryRun:
-        return DryRun(self.setup, self.knobs.method, self.grad, self.roll_call)
+        return DryRun(self.setup, self.knobs.method, self.grad, self.buffers, self.roll_call)
 
 
 def build(
@@ -125,7 +128,7 @@ def _assembled(
 ) -> Built:
     at_once = None  # all workers in one pass, where that is faster
     if data and recipe.compute.vectorised is not False:
-        at_once = vectorised(fleet, recipe.compute, recipe.per_batch, recipe.clients.num > recipe.num_workers)
+        at_once = vectorised(fleet, recipe.compute, recipe.per_batch)
     codecs = {state: codec(spec) for state, spec in recipe.codecs.items()}
     if data and any(c.sparse for c in codecs.values()):
         # Whether they fit is known when the method first sends: better now than in mid-run.
@@ -147,13 +150,16 @@ def _assembled(
         follow_rows(state, comm, world)
     grad = Gradients(recipe, data, comm, at_once)
     setup = Setup(recipe, fleet, state, comm, world, data, experts, adapters, lambda t: grad.at(t, state))
-    seating = Seating(setup) if recipe.clients.num > recipe.num_workers else None
-    roll_call = RollCall(setup, lambda: knobs.values.get("down", ()), seating)
+    come_and_go = recipe.clients.num > 0
+    buffers = BufferSync(recipe.buffers, state, comm, lambda: round_steps(knobs.method), come_and_go)
+    seating = Seating(setup) if recipe.clients.num else None
+    roll_call = RollCall(setup, lambda: knobs.values.get("down", ()), seating, buffers.catch_up_)
     probes = [] if setup.dry else probes_of(setup)
     for probe in probes:
         comm.subscribe(probe.before_average)
     parts: list[Part] = [Holders(fleet, experts), States(state, comm), roll_call, knobs, *probes]
-    return Built(setup, grad, knobs, roll_call, probes, parts if seating is None else [*parts, seating], inputs)
+    parts += [] if seating is None else [seating]
+    return Built(setup, grad, knobs, buffers, roll_call, probes, parts, inputs)
 
 
 def probes_of(setup: Setup) -> list[Probe]:
@@ -204,15 +210,14 @@ def build_fleet(
             values = worker is None and not next(module.parameters()).is_meta  # else the fleet gives it views of them
             if values and recipe.start:
                 start_values_(module, recipe.start, base_model)
-            made[kind] = with_loss(adapt_(module, lora, rank, recipe.seed) if ranks_W else module, loss)
+            module = adapt_(module, lora, rank, recipe.seed) if ranks_W else module
+            made[kind] = with_loss(recipe.buffers.freeze_(module), loss)
             if values and lora.values:
                 load_adapter_(module, lora.values)
         return made[kind] if dry else made.pop(kind)
 
     movable, personal = experts is not None and experts.movable, recipe.clients.is_personal
-    fleet = Fleet(build, recipe.num_workers, mine=mine, device=device, dtype=dtype, movable=movable, personal=personal)
-    recipe.clients.check_personal(list(fleet.layout.place))
-    return fleet
+    return Fleet(build, recipe.num_workers, mine=mine, device=device, dtype=dtype, movable=movable, personal=personal)
 
 
 MOST_NUMBERS = 1 << 58  # whose bytes torch counts in 64 bits

@@ -12,14 +12,15 @@ from lab.engine.surroundings import isolated
 from lab.events import Sent
 from lab.methods import Method
 from lab.probes.probe import Setup
+from lab.runs.buffers import BufferSync
 from lab.runs.roll_call import RollCall
 
 
 class DryRun:
     """`lab.costs.calendar.DryRun` of a dry set-up that has not begun."""
 
-    def __init__(self, setup: Setup, method: Method, grad: Grad, roll_call: RollCall):
-        self.setup, self.method, self.grad, self.roll_call = setup, method, grad, roll_call
+    def __init__(self, setup: Setup, method: Method, grad: Grad, buffers: BufferSync, roll_call: RollCall):
+        self.setup, self.method, self.grad, self.buffers, self.roll_call = setup, method, grad, buffers, roll_call
 
     @property
     def up_TW(self) -> np.ndarray:
@@ -31,7 +32,9 @@ class DryRun:
         with isolated():
             for _ in self.roll_call.follow_(number, t):
                 pass
+            self.buffers.before_(t)
             self.method.step(setup.state, self.grad, setup.comm, t)
+            self.buffers.after_(t)
         return setup.comm.ledger.new()
 
     def skip_to(self, up: list[bool]) -> None:

@@ -43,7 +43,7 @@ class Holders(Part):
     def load_tensors(self, tensors: Mapping[str, Tensor], step: int) -> None:
         for key in self.wanted([*tensors]):
             _, worker, name = key.split("/")
-            buffers.put_back_(self.fleet, {int(worker): {name: tensors[key]}})
+            self.fleet.modules[int(worker)].get_buffer(name).copy_(tensors[key])
 
 
 class States(Part):
@@ -51,12 +51,17 @@ class States(Part):
 
     def __init__(self, state: State, comm: Communicator):
         self.state, self.comm = state, comm
+        self.order: list[
+            str
+        ] = []  # in which shared states of several outer optimizers came about, and are sent to who is back
 
     def json(self) -> Json:
-        return {"facts": self.state.facts} if self.state.facts else {}
+        found: Json = {"shared": [*self.state.shared]} if len(self.state.optimizers) > 2 else {}
+        return found | ({"facts": self.state.facts} if self.state.facts else {})
 
     def load_json(self, values: Json, step: int) -> None:
         self.state.facts = values.get("facts", self.state.facts)
+        self.order = values.get("shared", [])
 
     def tensors(self) -> Iterator[Piece]:
         s = self.state
@@ -118,6 +123,7 @@ class States(Part):
         inner, outer = self._owned()
         s.local.update(inner)
         s.shared.update(outer)
+        s.shared.update({name: s.shared.pop(name) for name in self.order if name in s.shared})
 
     def _load_of_leaf(self, optimizer: torch.optim.Optimizer, leaf: Tensor | None, key: str, value: Tensor) -> None:
         if value.dim() == 1:

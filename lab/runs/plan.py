@@ -275,7 +275,8 @@ def _compared_with(recipe: Recipe, fleet: Fleet) -> tuple[Calendar, Calendar]:
     if recipe.lora.ranks:
         everywhere = everywhere.but(lora=vars(recipe.lora) | {"ranks": recipe.lora.bounds[-1:], "train": "both"})
     same = (everywhere.placement, everywhere.lora) == (recipe.placement, recipe.lora)
-    ddp, whole = _beside(everywhere, {"name": "ddp", "inner": inner}, fleet if same else None)
+    as_ddp = everywhere.but(buffers="first") if recipe.buffers.kind == "averaged" else everywhere
+    ddp, whole = _beside(as_ddp, {"name": "ddp", "inner": inner}, fleet if same else None)
     period = round_steps(recipe.method)
     local_adam, _ = _beside(everywhere, {"name": "local_adam", "inner": inner, "sync_every": period}, whole)
     return ddp, local_adam

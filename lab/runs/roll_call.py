@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,12 +16,27 @@ from lab.runs.seating import Seating
 
 
 class RollCall(Part):
-    """``killed``: the workers that are down at the moment whatever the scenario says."""
+    """Says who is up, and has those that are back receive what they missed.
 
-    def __init__(self, setup: Setup, killed: Callable[[], Collection[int]] = tuple, seating: Seating | None = None):
+    Parameters
+    ----------
+    killed
+        the workers that are down at the moment whatever the scenario says.
+    seating
+        who sits in which row, where there are more clients than workers.
+    catch_up_
+        sends those that come whatever is no state of the method, from those that were up last.
+    """
+
+    def __init__(
+        self,
+        setup: Setup,
+        killed: Callable[[], Collection[int]] = tuple,
+        seating: Seating | None = None,
+        catch_up_: Callable[[Sequence[int], Sequence[bool]], None] = lambda returned, last_up: None,
+    ):
         recipe = setup.recipe
-        self.seating = seating
-        self.setup, self.killed = setup, killed
+        self.setup, self.killed, self.seating, self.catch_up_ = setup, killed, seating, catch_up_
         # Who is up in each local step, bool ``[steps, workers]``.
         self.up_TW: np.ndarray = recipe.scenario.trace(recipe.num_workers, recipe.steps, recipe.seed).numpy()
         self.experts = setup.experts
@@ -94,6 +109,7 @@ class RollCall(Part):
             take_over_(inner, state.local["params"], returned, last_up, all_gather)
         for name, stack in state.shared.items():  # kept once in this process; they receive it all the same
             setup.comm.broadcast_(stack, stack, name, returned, last_up)
+        self.catch_up_(returned, last_up)
 
     def json(self) -> Json:
         return {"last_up": self.setup.fleet.last_up, "up": self.setup.fleet.up}

@@ -235,7 +235,7 @@ class Trainer:
             if experts is not None:
                 yield Placed(1, experts.table, 0)
             if data is not None:
-                notes = [*idle(self.recipe, self.built.roll_call.up_TW), *notes]
+                notes = [*idle(self.recipe, self.built.roll_call.up_TW), *self.built.buffers.notes(), *notes]
         for note in notes:
             yield Warned(self.t, note)
 
@@ -257,7 +257,9 @@ class Trainer:
 
     def _step(self, t: int) -> Tensor:
         try:
+            self.built.buffers.before_(t)
             loss_W: Tensor = self.knobs.method.step(self.state, self.built.grad, self.comm, t)
+            self.built.buffers.after_(t)
         except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # a decomposition of what is no number
             raise Diverged(f"what is to be decomposed in step {t} is no longer finite: {self._last_good()}") from None
         if not isinstance(loss_W, Tensor):

@@ -15,7 +15,8 @@ from lab.config import RecipeView, config
 from lab.engine.fleet import Fleet
 from lab.errors import RecipeError
 from lab.models import registry
-from lab.models.lora import LoRA, adapt_, adapters
+from lab.models.lora import LoRA, adapt_, adapters, prefix_losses
+from lab.models.own import with_loss
 from lab.models.registry import MODELS, model, parse_model
 from lab.models.shape import Shape
 from lab.seeds import derive, generator
@@ -385,6 +386,29 @@ def test_adapters(name: str, targets: tuple[str, ...], trained: set[str]) -> Non
     wrong = {"cnn": "convs.0", "resnet18": "layer1.0.conv1"}.get(name, "attention.nothing")
     with pytest.raises(RecipeError, match=f"unknown lora target '{wrong}': use one of"):
         adapt_(parse_model(SMALL[name][0]).module(shape, 0), LoRA(ranks=(2,), targets=(wrong,)), 2)
+
+
+def test_the_loss_of_every_prefix_is_that_of_a_smaller_adapter() -> None:
+    """Of a task's loss pass by pass; where the module has a criterion of its own, in one pass over copies: the same numbers."""
+    shape, x = SMALL["mlp"][1], examples(SMALL["mlp"][1]).float()
+    targets = torch.tensor([0, 3, 1])
+    module: Any = adapt_(made("mlp"), LoRA(ranks=(1, 3), targets=("hidden.0",)), 3)
+    for i, B in enumerate(module.hidden[0].lora_B):
+        nn.init.normal_(B, generator=generator(0, "B", i))
+    module.criterion = F.cross_entropy
+    at_once = prefix_losses(module, x, targets, [1, 3])
+    by_itself = prefix_losses(
+        with_loss(module, lambda m, *batch: F.cross_entropy(m(batch[0]), batch[1])), x, targets, [1, 3]
+    )
+    first = module.hidden[0]
+    for rank, loss in zip((1, 3), by_itself, strict=True):
+        A, B = torch.cat([*first.lora_A])[:rank], torch.cat([*first.lora_B], 1)[:, :rank]
+        plain: Any = made("mlp")
+        with torch.no_grad():
+            plain.hidden[0].weight += first.scale * B @ A
+        assert close(loss, F.cross_entropy(plain(x), targets), 1e-5)
+    assert close(at_once, by_itself, 1e-6)
+    assert shape == IMAGE
 
 
 # --- the registry ----------------------------------------------------------------------------------------------------

@@ -23,8 +23,10 @@ from lab.methods.ddp import DDP
 from lab.methods.des_loc import DESLOC, half_life, suggest_periods
 from lab.methods.diloco import DiLoCo
 from lab.optimizers.schedule import Schedule
+from lab.recipes.buffers import Buffers, Kind
 from tests.support import ROOT
 from tests.support.bench import F64, Bench, build, close, drawn, flat
+from tests.support.buffered import Synced, flat_buffers, pictured, pictures
 from tests.support.plain import OPTIONS
 from tests.support.points import START, Point, mean, point, points, slope, values
 
@@ -310,18 +312,20 @@ def test_state_names_are_torchs() -> None:
 # --- real processes --------------------------------------------------------------------------------------------------
 
 REAL = [("AdamW", 0.0), ("AdamW", 0.3), ("SGD", 0.3)]
+PICTURES = "SGD:0.0:pictures"
+Real = list[dict[str, dict[str, list[float]]]]
 
 
 @pytest.fixture(scope="module")
-def real_ddp(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, list[float]]]:
+def real_ddp(tmp_path_factory: pytest.TempPathFactory) -> Real:
     """What both of two real processes have in the end, by optimizer and norm. They start once for all."""
     environment = os.environ | {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
-    rendezvous = str(tmp_path_factory.mktemp("real") / "rendezvous")
-    each = [f"{name}:{max_norm}" for name, max_norm in REAL]
+    folder = tmp_path_factory.mktemp("real")
+    each = [f"{name}:{max_norm}:toy" for name, max_norm in REAL] + [PICTURES]
     processes = [
         subprocess.Popen(
-            [sys.executable, "-m", "tests.support.real_ddp", str(i), "2", rendezvous, "5", *each],
-            stdout=subprocess.PIPE,
+            [sys.executable, "-m", "tests.support.real_ddp", str(i), "2", str(folder / "rendezvous"), "5", *each],
+            stdout=(folder / f"{i}.json").open("w"),  # a pipe would be full, and the other process wait
             stderr=subprocess.PIPE,
             text=True,
             env=environment,
@@ -335,19 +339,37 @@ def real_ddp(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, list[fl
         for p in processes:
             p.kill()
     assert [p.returncode for p in processes] == [0, 0], [err for _, err in outputs]
-    return [json.loads(out) for out, _ in outputs]
+    return [json.loads((folder / f"{i}.json").read_text()) for i in range(2)]
 
 
 @pytest.mark.processes
 @pytest.mark.parametrize(("name", "max_norm"), REAL)
-def test_ddp_is_real_ddp(name: str, max_norm: float, real_ddp: list[dict[str, list[float]]]) -> None:
+def test_ddp_is_real_ddp(name: str, max_norm: float, real_ddp: Real) -> None:
     """Method ``ddp`` gives the parameters of ``DistributedDataParallel`` on two real processes."""
-    real = [torch.tensor(of_process[f"{name}:{max_norm}"], dtype=F64) for of_process in real_ddp]
+    real = [torch.tensor(of_process[f"{name}:{max_norm}:toy"]["params"], dtype=F64) for of_process in real_ddp]
     bench = Bench(DDP(Optimizer(name, 1e-2), max_norm=max_norm or None), 2).run(5)
     assert torch.equal(real[0], real[1])
     assert close(bench.of(0), real[0])
     assert close(bench.of(1), real[0])
     assert not close(flat(build(None)), real[0], 1e-3)
+
+
+@pytest.mark.processes
+def test_ddp_with_buffers_is_real_ddp(real_ddp: Real) -> None:
+    """ResNet-18 with BatchNorm: parameters, and the buffers of both processes, which differ by their last batch alone.
+
+    Other ways to treat buffers give the same parameters, which do not hang on running statistics, and other buffers.
+    """
+    both = [{k: torch.tensor(x, dtype=F64) for k, x in of_process[PICTURES].items()} for of_process in real_ddp]
+    kinds: tuple[Kind, ...] = ("first", "local", "averaged")
+    for kind in kinds:
+        bench = Synced(DDP(Optimizer("SGD", 1e-2), max_norm=None), Buffers(kind), 2, pictured, batch=pictures).run(5)
+        for w, real in enumerate(both):
+            assert close(flat(bench.fleet.modules[w]), real["params"], 1e-10)
+            theirs = kind == "first" or (kind == "local" and w == 0)
+            assert close(flat_buffers(bench.fleet.modules[w]), real["buffers"], 1e-10) == theirs, (kind, w)
+    assert not close(both[0]["buffers"], both[1]["buffers"], 1e-3)
+    assert not close(flat(pictured()), both[0]["params"], 1e-3)
 
 
 # --- periods ---------------------------------------------------------------------------------------------------------

@@ -122,6 +122,7 @@ CHANGES: dict[str, Any] = {
     "seed": 1,
     "schedule": {"warmup": 3},
     "codecs": {"params": "int8"},
+    "buffers": "averaged",
     "scenario": {"sample": 2},
     "eval_every": 51,
     "eval_windows": 65,

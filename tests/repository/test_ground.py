@@ -38,8 +38,7 @@ def elsewhere(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("page", [README, USAGE], ids=["README", "usage"])
 def test_printed_python_runs(page, elsewhere):
-    """All of a page, one piece after the other."""
-    code = "\n".join(blocks(page, "python"))
+    (code,) = blocks(page, "python")
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert out.returncode == 0, out.stderr
     assert "('params',)" in out.stdout

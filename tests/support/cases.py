@@ -17,7 +17,7 @@ from lab.recipes.placement import Placement
 from lab.recipes.recipe import Recipe
 from lab.recipes.scenario import Outage, Scenario
 from tests.support.listed import LISTED, SERVERS
-from tests.support.recipes import TINY, recipe
+from tests.support.recipes import TINY, normed, recipe
 
 STORM = Scenario(outages=(Outage(worker=1, first=3, last=4), Outage(worker=2, last=2)))
 
@@ -41,20 +41,6 @@ EXPERTS = {
 }
 
 
-IMAGES: dict[str, Any] = {
-    "data": {"name": "digits", "seed": 3},
-    "split": "dirichlet:1",
-    "model": {"name": "cnn", "channels": [2, 2]},
-}
-
-
-SENSORS: dict[str, Any] = {
-    "data": {"name": "sensors", "people": 3, "windows": 4, "length": 16, "sensors_of": [[0], [1], [0, 1]]},
-    "split": "groups",
-    "model": {"name": "mlp", "hidden": [4]},
-}
-
-
 EVERY_TWO = FoMoE(sync_every={"params": 2, "exp_avg": 2, "exp_avg_sq": 3}, inner=Optimizer("AdamW", 1e-2))
 
 
@@ -62,16 +48,26 @@ def of_four(method: Method | str, **changes: Any) -> Recipe:
     return recipe(method, **({"num_workers": 4, "eval_every": 3, "checkpoint_every": 3} | changes))
 
 
+def with_buffers(method: Method | str, buffers: Any, **changes: Any) -> Recipe:
+    """A model with a BatchNorm, on images."""
+    method = LISTED[method] if isinstance(method, str) else method
+    return normed(method, num_workers=4, eval_every=3, checkpoint_every=3, buffers=buffers, **changes)
+
+
 CLIENTS, EQUAL = LoRA(ranks=(1, 2, 4, 2)), LoRA(ranks=(2, 2, 2, 2))
 
 
-SERVED = {  # some clients are away, the first as well, and the largest
+# Some clients are away, the first as well, and the largest.
+FIRST_GONE = Scenario(outages=(Outage(worker=0, first=3, last=3), Outage(worker=2, first=4, last=5)))
+
+
+SERVED = {
     name: of_four(
         dataclasses.replace(METHODS[name](), sync_every=2, inner=Optimizer("AdamW", 3e-2)),  # type: ignore[type-var]
         lora={"fedit": EQUAL, "fedex_lora": EQUAL, "ffa_lora": dataclasses.replace(CLIENTS, train="B")}.get(
             name, CLIENTS
         ),
-        scenario=Scenario(outages=(Outage(worker=0, first=3, last=3), Outage(worker=2, first=4, last=5))),
+        scenario=FIRST_GONE,
     )
     for name in SERVERS
 }
@@ -129,15 +125,13 @@ OVER_PROCESSES: dict[str, Recipe] = (
         ),
         "fedit int8": of_four(FedIT(2), lora=EQUAL, codecs={"params": "int8"}),
         "fedit bfloat16": of_four(FedIT(2), lora=EQUAL, codecs={"params": "bfloat16"}, dtype="float32"),
-        "clients who keep their states": of_four(
-            LISTED["des_loc"], clients={"num": 9, "inner_states": "kept", "personal": ("norm.*",)}, scenario=STORM
-        ),
-        "clients who start afresh": of_four(LISTED["diloco"], clients={"num": 9}),
-        "clients who owe something": of_four("ddp", codecs={"grads": "topk:0.2"}, clients={"num": 7}),
         "experts on one": of_four(LISTED["diloco"], placement=Placement(overlap=1), **EXPERTS),
-        "classes of images, storm": of_four(LISTED["des_loc"], scenario=STORM, **IMAGES),
-        "sensors of people": of_four(LISTED["diloco"], **SENSORS),
-        "sensors of people, all workers at once": of_four(LISTED["des_loc"], compute={"vectorised": True}, **SENSORS),
+        "buffers averaged, storm": with_buffers("des_loc outer", {"kind": "averaged", "every": 2}, scenario=STORM),
+        "buffers of the first": with_buffers("ddp", "first", scenario=FIRST_GONE),
+        "buffers, each its own": with_buffers("diloco", "local"),
+        "buffers of a server": with_buffers(
+            FedIT(2), "averaged", scenario=FIRST_GONE, lora=LoRA(ranks=(2,) * 4, targets=("hidden",))
+        ),
     }
     | {
         f"{name}, measured": r.but(metrics=METRICS, metrics_every=2)

@@ -22,6 +22,15 @@ def blobs(num: int = 96, width: int = 3, seed: int = 0) -> Classification:
     return Classification((points[:num], labels[:num]), (points[num:], labels[num:]), num_classes=3)
 
 
+def pictures(num: int = 96, side: int = 4, channels: int = 1, seed: int = 0) -> Classification:
+    """Noise with a bright spot, in one of three columns."""
+    g = torch.Generator().manual_seed(seed)
+    labels = torch.randint(3, (num + 32,), generator=g)
+    images = torch.randn(num + 32, channels, side, side, generator=g)
+    images[torch.arange(num + 32), :, 1, labels] += 3
+    return Classification((images[:num], labels[:num]), (images[num:], labels[num:]), num_classes=3)
+
+
 def net(input_shape: tuple[int, ...], num_outputs: int, width: int = 8) -> nn.Module:
     """A net that asks the data for its sizes."""
     return nn.Sequential(nn.Linear(input_shape[0], width), nn.Tanh(), nn.Linear(width, num_outputs))

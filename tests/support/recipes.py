@@ -39,3 +39,11 @@ def recipe(method: Method | str = SHORT, **changes: Any) -> Recipe:
         "checkpoint_every": 1,
     }
     return Recipe(method=method, **(fields | changes))
+
+
+NORMED = {"name": "cnn", "channels": [2], "kernel": 3, "hidden": 4, "norm": "batch"}
+
+
+def normed(method: Method | str = SHORT, **changes: Any) -> Recipe:
+    """A model with a BatchNorm, on images."""
+    return recipe(method, **({"model": NORMED, "data": "tests.support.parts:pictures", "batch_size": 3} | changes))
