@@ -18,6 +18,7 @@ ALL = (
     "page",
     "real_ddp",
     "compute",
+    "track",
 )
 
 for name in sys.argv[1:] or ALL:

@@ -576,6 +576,39 @@ def table(run: str, out: str | None, runs: str) -> None:
 
 
 @main.command()
+@recipe_options
+@override_option
+@click.option("--run", "stored", metavar="RUN", help="A stored run instead of a recipe, with the seconds that it took.")
+@click.option("--out", default="traces", show_default=True, help="Folder for the files.")
+@click.option("--steps", type=click.IntRange(1), help="Only the first local steps.")
+@click.option("--device", default="h100", show_default=True, help="What a worker computes with (see lab list).")
+@click.option("--devices-per-worker", default=1, show_default=True, type=click.IntRange(1))
+@runs_option
+def trace(
+    recipe: str,
+    overrides: tuple[str, ...],
+    stored: str | None,
+    out: str,
+    steps: int | None,
+    device: str,
+    devices_per_worker: int,
+    runs: str,
+) -> None:
+    """Write what a RECIPE will do as an execution trace (MLCommons Chakra), for simulators of networks such as ASTRA-sim."""
+    from lab.recipes.recipe import Recipe
+    from lab.runs.columns import Columns
+    from lab.runs.folder import find_run
+    from lab.study.trace import of_plan, of_run, write
+
+    if stored is not None:
+        folder = find_run(stored, runs)
+        course = of_run(Columns.of(folder.events()), folder.path.name, steps)
+    else:
+        course = of_plan(Recipe.of(recipe, overrides), device, devices_per_worker, steps)
+    click.echo(write(course, Path(out)))
+
+
+@main.command()
 @click.argument("notebook", type=click.Path())
 @click.option(
     "-p", "--parameter", "parameters", multiple=True, metavar="KEY=VALUE,VALUE…", help="A parameter and its values."
@@ -613,7 +646,7 @@ def list_(runs: str) -> None:
     """Methods, presets, models, corpora, networks, devices, and the runs that there are."""
     from lab.costs.network import DEVICES, NETWORKS, described
     from lab.data import CORPORA
-    from lab.data.tasks import TASKS
+    from lab.data.tasks import TASKS, registry
     from lab.engine.optim import ELEMENTWISE
     from lab.errors import plain
     from lab.methods import METHODS, declared
@@ -633,6 +666,7 @@ def list_(runs: str) -> None:
     _row("optimizers   ", ", ".join(ELEMENTWISE))
     _row("corpora      ", ", ".join(CORPORA))
     _row("tasks        ", ", ".join(f"task:{name}" for name in TASKS))
+    _row("data         ", ", ".join(registry.TASKS))
     _row("networks     ", ", ".join(f"{name} ({described(net)})" for name, net in NETWORKS.items()))
     _row("devices      ", ", ".join(DEVICES))
     _row(f"runs in {plain(runs)}/", "" if there else ": none yet")

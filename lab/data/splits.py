@@ -9,20 +9,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from lab.config import number_in
 from lab.data.cache import Tokens
+from lab.data.shards import Drawn, Lazy, Shards, rounded, sizes
 from lab.errors import RecipeError, one_of
 from lab.seeds import numpy_generator
 
 if TYPE_CHECKING:
     import torch
 
-SPLITS = ("iid", "domain", "groups", "dirichlet:<alpha>", "size:<exponent>")
+SPLITS = ("iid", "domain", "groups", "dirichlet:<alpha>", "size:<exponent>", "draw:<n>", "draw:<n>:<alpha>")
 PART = 1 << 20  # windows that are looked at together
+LEAST_ALPHA = 0.001  # below that a Dirichlet draw underflows
+REMEMBERED = 1024  # workers or clients whose present epoch is kept in memory
 
 
 def count_windows(tokens: Tokens, context: int) -> int:
@@ -47,8 +50,8 @@ def window_domains(tokens: Tokens, context: int) -> np.ndarray:
     return out
 
 
-def split_windows(tokens: Tokens, num_workers: int, context: int, how: str = "iid", seed: int = 0) -> list[np.ndarray]:
-    """Deal all windows to ``num_workers`` workers, see `partition`: sorted int64 arrays of window indices.
+def split_windows(tokens: Tokens, num_workers: int, context: int, how: str = "iid", seed: int = 0) -> Shards:
+    """Deal windows to ``num_workers`` workers, see `partition`: sorted int64 arrays of window indices.
 
     Raises RecipeError as `partition` does, and where the context is too long.
     """
@@ -72,10 +75,10 @@ def partition(
     salt: Sequence[int] = (),
     items: str = "examples",
     remedy: str = "use fewer workers",
-) -> list[np.ndarray]:
+) -> Shards:
     """Deal items, of which the domain of each is known (int [items]), to workers.
 
-    Returns sorted int64 arrays of indices, disjoint, none empty, and together all items.
+    Returns sorted int64 arrays of indices, none empty; but for ``draw`` they are disjoint, and together all items.
 
     * ``iid``: at random, equal sizes (the first workers get one more where it does not divide).
     * ``domain``, ``groups``: whole domains, the largest first, each to the worker with least so far. The seed plays no part. (Of
@@ -83,13 +86,19 @@ def partition(
     * ``dirichlet:<alpha>``: each domain is divided in proportions drawn from Dirichlet(alpha) (Hsu et al. 2019,
       arXiv:1909.06335); small alpha gives workers different domains, large alpha tends to ``iid``.
     * ``size:<exponent>``: at random, worker w gets a share that goes as ``(w + 1) ** -exponent``; 0 gives equal sizes.
+    * ``draw:<n>``: each worker draws n items of its own from all, which others may have as well. They are drawn when they are asked for,
+      so a million clients cost nothing until they take part.
+    * ``draw:<n>:<alpha>``: the same, with the domains of each in proportions of its own, drawn from Dirichlet(alpha)
+      (`lab.data.shards.Drawn`).
 
     ``salt`` makes draws of one seed differ; ``items`` and ``remedy`` are words for the errors.
     Raises RecipeError where a worker would get nothing, and for an unknown ``how``.
     """
-    kind, parameter = parse_split(how)
+    kind, parameter, alpha = parse_split(how)
     if num_workers < 1:
         raise RecipeError(f"the number of workers must be at least 1, not {num_workers}")
+    if kind == "draw":
+        return _drawn(domains, num_workers, int(parameter), alpha, seed, salt, items)
     count = len(domains)
     if num_workers > count:
         raise RecipeError(
@@ -103,15 +112,16 @@ def partition(
     else:
         shares = np.arange(1, num_workers + 1, dtype=np.float64) ** -parameter  # iid: exponent 0
         shards = [[part] for part in _divide(rng.permutation(count), shares / shares.sum())]
-    result = [np.concatenate(parts) if parts else np.empty(0, np.int64) for parts in shards]
-    for worker, mine in enumerate(result):
-        mine.sort()
-        if not len(mine):
-            raise RecipeError(
-                f"worker {worker} would get no data: split {how!r} deals {count} {items} to {num_workers} workers: "
-                f"{remedy}, or another split"
-            )
-    return [mine.astype(np.int64, copy=False) for mine in result]
+    remedy = f"split {how!r} deals {count} {items} to {num_workers} workers: {remedy}, or another split"
+    return [_shard(worker, parts, remedy) for worker, parts in enumerate(shards)]
+
+
+def _shard(worker: int, parts: list[np.ndarray], remedy: str) -> np.ndarray:
+    """What one worker got, sorted. Raises RecipeError where that is nothing."""
+    mine = np.concatenate(parts) if parts else np.empty(0, np.int64)
+    if not len(mine):
+        raise RecipeError(f"worker {worker} would get no data: {remedy}")
+    return np.sort(mine).astype(np.int64, copy=False)
 
 
 def _by_domain(domains: np.ndarray) -> list[np.ndarray]:
@@ -149,27 +159,62 @@ def _parts_of_domains(
     return shards
 
 
-def parse_split(how: str) -> tuple[str, float]:
-    """Which way of `partition`, and its number. Raises RecipeError for anything else."""
+class Split(NamedTuple):
+    """A way of `partition`: its kind, its number, and what ``draw`` has besides."""
+
+    kind: str
+    number: float = 0.0
+    alpha: float | None = None
+
+    @property
+    def goes_by_domain(self) -> bool:
+        """Whether the domains of items decide who gets them."""
+        return self.kind in ("domain", "groups", "dirichlet") or self.alpha is not None
+
+
+def _drawn(
+    domains: np.ndarray, num: int, size: int, alpha: float | None, seed: int, salt: Sequence[int], items: str
+) -> Drawn:
+    """For each of ``num`` clients a draw of its own, of ``size`` items."""
+    if size > len(domains):
+        raise RecipeError(
+            f"split 'draw:{size}' gives {size} {items} to each client, and there are {len(domains)}: draw fewer"
+        )
+    by_domain = [members for members in _by_domain(domains) if len(members)] if alpha is not None else []
+    return Drawn(num, size, len(domains), seed, tuple(by_domain), alpha, tuple(salt))
+
+
+def parse_split(how: str) -> Split:
+    """Which way of `partition`. Raises RecipeError for anything else."""
     kind, colon, number = how.partition(":")
     if kind in ("iid", "domain", "groups") and not colon:
-        return kind, 0.0
+        return Split(kind)
+    if kind == "draw":
+        return _parse_draw(how, number)
     if kind not in ("dirichlet", "size"):
         raise RecipeError(one_of("split", how, SPLITS))
     value = number_in(number)
-    low = 0.001 if kind == "dirichlet" else 0.0  # below that a Dirichlet draw underflows
+    low = LEAST_ALPHA if kind == "dirichlet" else 0.0
     if value is None or not low <= value <= 1e6:
         raise RecipeError(f"split {how!r}: write {kind}:<number> with a number from {low:g} to 1e6, as in {kind}:0.5")
-    return kind, value
+    return Split(kind, value)
+
+
+def _parse_draw(how: str, numbers: str) -> Split:
+    count, colon, concentration = numbers.partition(":")
+    num, alpha = number_in(count), number_in(concentration) if colon else None
+    if num is None or not 1 <= num <= 1e9 or num != int(num):
+        raise RecipeError(f"split {how!r}: write draw:<examples of each client>, as in draw:20, or draw:20:0.5")
+    if colon and (alpha is None or not LEAST_ALPHA <= alpha <= 1e6):
+        raise RecipeError(
+            f"split {how!r}: write draw:<n>:<alpha> with alpha from {LEAST_ALPHA:g} to 1e6, as in draw:20:0.5"
+        )
+    return Split("draw", num, alpha)
 
 
 def _divide(items: np.ndarray, shares: np.ndarray) -> list[np.ndarray]:
-    """Cut ``items`` in parts of about ``shares``; what rounding leaves goes to the largest remainders, in order."""
-    exact = shares * len(items)
-    sizes = np.floor(exact).astype(np.int64)
-    left = len(items) - int(sizes.sum())
-    sizes[np.argsort(sizes - exact, kind="stable")[:left]] += 1
-    return np.split(items, np.cumsum(sizes)[:-1])
+    """Cut ``items`` in parts of about ``shares`` (`rounded`)."""
+    return np.split(items, np.cumsum(rounded(shares, len(items)))[:-1])
 
 
 def _windows(tokens: Tokens, context: int) -> np.ndarray:
@@ -194,23 +239,31 @@ class Order:
     end of an epoch takes its rest from the next one. May be asked from several threads.
     """
 
-    shards: Sequence[np.ndarray]
+    shards: Shards
     batch_size: int
     seed: int
-    # worker -> (epoch, its items in order): only a cache, each pair replaced whole, so threads may race on it
+    # worker -> (epoch, its items in order): only a cache, of some workers, each pair replaced whole, so threads may race on it
     _epochs: dict[int, tuple[int, np.ndarray]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """Raises RecipeError for a batch size below 1 or an empty shard."""
         if self.batch_size < 1:
             raise RecipeError(f"the batch size must be at least 1, not {self.batch_size}")
-        for worker, shard in enumerate(self.shards):
-            if not len(shard):
+        if isinstance(self.shards, Lazy):
+            return
+        for worker, size in enumerate(self._sizes):
+            if not size:
                 raise RecipeError(f"worker {worker} has no data: use fewer workers or another split")
+
+    @cached_property
+    def _sizes(self) -> Sequence[int]:
+        return sizes(self.shards)
 
     def _epoch(self, worker: int, epoch: int) -> np.ndarray:
         cached = self._epochs.get(worker)
         if cached is None or cached[0] != epoch:
+            if cached is None and len(self._epochs) >= REMEMBERED:
+                self._epochs.clear()  # clients come and go
             cached = (epoch, numpy_generator(self.seed, "epoch", worker, epoch).permutation(self.shards[worker]))
             self._epochs[worker] = cached
         return cached[1]
@@ -219,7 +272,7 @@ class Order:
         """Indices of the items in batch ``t`` (from 1) of ``worker``, int64 [batch_size]."""
         if t < 1 or not 0 <= worker < len(self.shards):
             raise IndexError(f"worker {worker} of {len(self.shards)}, batch {t}: workers count from 0, batches from 1")
-        size = len(self.shards[worker])
+        size = self._sizes[worker]
         start, need = (t - 1) * self.batch_size, self.batch_size
         parts = []
         while need:
@@ -237,7 +290,7 @@ class Batches:
     """
 
     tokens: Tokens
-    shards: Sequence[np.ndarray]
+    shards: Shards
     batch_size: int
     context: int
     seed: int

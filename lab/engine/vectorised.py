@@ -10,7 +10,7 @@ Legend: W workers in this process, B sequences, T positions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -49,13 +49,15 @@ class Vectorised:
         self.works = True
         self.loss = _Loss(fleet.modules[fleet.mine[0]])
 
-    def backward(self, batch_of: Callable[[int], tuple[Tensor, Tensor]], own_loss: bool = False) -> Tensor | None:
+    def backward(
+        self, batches_of: Callable[[Sequence[int]], tuple[Tensor, Tensor]], own_loss: bool = False
+    ) -> Tensor | None:
         """As `Fleet.backward`: fill the gradients of all workers here that are up, return losses ``[N]``.
 
         Parameters
         ----------
-        batch_of
-            ids and targets ``[B, T]`` of a worker.
+        batches_of
+            inputs and targets of some workers, ``[W, B, …]``.
         own_loss
             whether the method has a loss of its own, which is that of one worker.
         """
@@ -72,10 +74,10 @@ class Vectorised:
         of_all = len(rows) == len(fleet.mine)
         stacks = {name: fleet.params[name] for name in fleet.params.names()}
         leaves = {f"module.{n}": (x if of_all else x[rows]).detach().requires_grad_() for n, x in stacks.items()}
-        ids, targets = (torch.stack(x).to(fleet.device) for x in zip(*map(batch_of, up), strict=True))
+        inputs, targets = (x.to(fleet.device) for x in batches_of(up))
         try:
             with self.precision(fleet.device), _without_a_word():
-                losses = vmap(lambda p, *batch: functional_call(self.loss, p, batch))(leaves, ids, targets)
+                losses = vmap(lambda p, *batch: functional_call(self.loss, p, batch))(leaves, inputs, targets)
         except RuntimeError as error:
             self._refuse(str(error).strip().splitlines()[0].split(". ")[0])
             return None

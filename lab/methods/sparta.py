@@ -81,7 +81,8 @@ class SPARTA:
         num = [max(1, round(self.fraction * b.numel)) for b in blocks]
         shapes = {str(i): torch.Size([k]) for i, k in enumerate(num)}  # the numbers drawn of block i are one tensor
         holders = {str(i): b.everywhere for i, b in enumerate(blocks)}
-        layout = Layout.of(holders, shapes, lambda i: blocks[int(i)].group, mine=params.layout.mine)
+        own = lambda i: blocks[int(i)].personal  # noqa: E731
+        layout = Layout.of(holders, shapes, lambda i: blocks[int(i)].group, mine=params.layout.mine, personal=own)
         some, drawn = Stack.zeros(layout, s.fleet.device, s.fleet.dtype), list[Tensor]()
         self._take_(params, some, drawn, t)
         comm.mean_(some, "params")

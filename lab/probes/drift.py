@@ -75,11 +75,11 @@ def root_W(square_W: list[float], count_W: list[int]) -> list[float | None]:
 
 @torch.no_grad()
 def squares_W(pairs: Sequence[tuple[Stack, Stack]], up: Sequence[bool]) -> tuple[list[float], list[int]]:
-    """Squared distance of every worker here that is up from an agreed stack, and over how many numbers."""
+    """Squared distance of every worker here that is up from an agreed stack, and over how many numbers; nobody agrees on personal ones."""
     square_W, count_W = [0.0] * len(up), [0] * len(up)
     for stack, agreed in pairs:
         for i, (block, copies) in enumerate(zip(stack.layout.blocks, stack.blocks, strict=True)):
-            for row in stack.rows(i, up):
+            for row in stack.rows(i, up) if not block.personal else ():
                 apart = (copies[row] - agreed.blocks[i][0]).to(torch.promote_types(copies.dtype, torch.float32))
                 square_W[block.holders[row]] += float(apart @ apart)
                 count_W[block.holders[row]] += block.numel

@@ -25,7 +25,7 @@ class Clients:
     is agreed, and train on their own examples. Memory, time, events and the ledger grow with those who take part.
 
     num
-        clients that there are; 0: the workers themselves, all the time.
+        clients that there are; 0, or as many as workers: the workers themselves, all the time.
     inner_states
         ``fresh``: a client begins each of its rounds with a new inner optimizer (it keeps nothing); ``kept``: with the states that it had
         at the end of its last one. States that the method averages are received with the parameters either way.

@@ -17,6 +17,9 @@ from lab.errors import RecipeError
 # Below this many multiplications of parameters with tokens, a worker's step takes less time on a GPU than its launches: about
 # 100 kernels of 5 µs a layer, at 10 TFLOP/s and 6 operations each. An estimate, not measured.
 SMALL = 5e9
+# On a CPU so many workers in one pass are faster than each by itself, up to so many multiplications a worker: measured on two cores
+# by `python -m bench federation`. A rule, and no measurement when a run begins: then the same recipe has the same numbers every time.
+MANY, SMALL_ON_A_CPU = 8, 3e6
 
 
 @config
@@ -35,7 +38,7 @@ class Compute:
         balance loss is that of each pass, and what is seen of its routers is the last one.
     vectorised
         all workers in one pass over the stacks (`lab.engine.vectorised`), instead of each by itself. None: on a GPU, where
-        launching kernels would take longer than they do.
+        launching kernels would take longer than they do, and on a CPU for many clients with small models.
     """
 
     device: Literal["cpu", "auto", "cuda", "mps"] = "cpu"
@@ -99,17 +102,23 @@ class Compute:
                 yield loss * (num / sum(count)) if self.accumulate > 1 else loss
 
 
-def vectorised(fleet: Fleet, compute: Compute, tokens: int) -> Vectorised | None:
-    """For steps of so many tokens a worker; None where each worker computes by itself. Raises RecipeError."""
+def vectorised(fleet: Fleet, compute: Compute, tokens: int, clients: bool = False) -> Vectorised | None:
+    """For steps of so many tokens or examples a worker; None where each worker computes by itself. Raises RecipeError.
+
+    ``clients``: the workers are clients of a federation, of whom there are many and whose models are small.
+    """
     alike = all(block.holders == tuple(fleet.mine) for block in fleet.layout.blocks)
     if compute.vectorised:
         if not alike:
             raise RecipeError("compute.vectorised = true is for workers that all hold the same tensors: leave it out")
         return Vectorised(fleet, compute.precision, required=True)
     small = max(map(fleet.num_params, fleet.mine)) * tokens < SMALL
-    # In one pass there is one module, and so one set of buffers.
-    own = saved_buffers(fleet.modules[fleet.mine[0]])
-    faster = alike and small and not own and fleet.device.type != "cpu" and compute.accumulate == 1
+    if saved_buffers(fleet.modules[fleet.mine[0]]):
+        return None  # in one pass there is one module, and so one set of buffers
+    faster = alike and small and fleet.device.type != "cpu" and compute.accumulate == 1
+    if clients and fleet.device.type == "cpu":
+        work = max(map(fleet.num_params, fleet.mine)) * tokens
+        faster = alike and compute.accumulate == 1 and len(fleet.mine) >= MANY and work < SMALL_ON_A_CPU
     return Vectorised(fleet, compute.precision, required=False) if compute.vectorised is None and faster else None
 
 

@@ -128,7 +128,7 @@ def _assembled(
 ) -> Built:
     at_once = None  # all workers in one pass, where that is faster
     if data and recipe.compute.vectorised is not False:
-        at_once = vectorised(fleet, recipe.compute, recipe.per_batch)
+        at_once = vectorised(fleet, recipe.compute, recipe.per_batch, recipe.clients.num > recipe.num_workers)
     codecs = {state: codec(spec) for state, spec in recipe.codecs.items()}
     if data and any(c.sparse for c in codecs.values()):
         # Whether they fit is known when the method first sends: better now than in mid-run.
@@ -150,9 +150,9 @@ def _assembled(
         follow_rows(state, comm, world)
     grad = Gradients(recipe, data, comm, at_once)
     setup = Setup(recipe, fleet, state, comm, world, data, experts, adapters, lambda t: grad.at(t, state))
-    come_and_go = recipe.clients.num > 0
+    come_and_go = recipe.clients.num > recipe.num_workers
     buffers = BufferSync(recipe.buffers, state, comm, lambda: round_steps(knobs.method), come_and_go)
-    seating = Seating(setup) if recipe.clients.num else None
+    seating = Seating(setup) if come_and_go else None
     roll_call = RollCall(setup, lambda: knobs.values.get("down", ()), seating, buffers.catch_up_)
     probes = [] if setup.dry else probes_of(setup)
     for probe in probes:
@@ -217,7 +217,9 @@ def build_fleet(
         return made[kind] if dry else made.pop(kind)
 
     movable, personal = experts is not None and experts.movable, recipe.clients.is_personal
-    return Fleet(build, recipe.num_workers, mine=mine, device=device, dtype=dtype, movable=movable, personal=personal)
+    fleet = Fleet(build, recipe.num_workers, mine=mine, device=device, dtype=dtype, movable=movable, personal=personal)
+    recipe.clients.check_personal(list(fleet.layout.place))
+    return fleet
 
 
 MOST_NUMBERS = 1 << 58  # whose bytes torch counts in 64 bits

@@ -39,14 +39,24 @@ class ClientStore:
         self._live: dict[int, int] = {}  # round -> clients whose newest it has
         self._over: dict[int, int] = {}  # rounds of which that is none, and since which round
 
-    def open(self, rounds: int) -> None:
+    def rounds(self) -> list[int]:
+        """Of which rounds there are files."""
+        return sorted(self._live)
+
+    def open(self, expected: Sequence[int], rounds: int) -> None:
         """Read which clients are in the files of the first so many rounds; remove later files.
 
         Raises
         ------
         Damaged
-            naming a file that is not what was written.
+            naming a file that is not what was written, or one of the ``expected`` rounds that is not there.
         """
+        missing = {*expected} - {number for number, _ in self._files()}
+        if missing:
+            raise Damaged(
+                f"{self._file(min(missing))} is missing, which holds what clients of round {min(missing)} keep: put it back, or begin "
+                "anew (lab run … --again)"
+            )
         self._where, self._live, self._over = {}, {}, {}
         for number, file in self._files():
             if number >= rounds:

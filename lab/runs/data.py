@@ -12,6 +12,7 @@ from torch import Tensor
 from lab.config.references import Call
 from lab.data import Batches, Corpus, load_tokenizer, split_windows, validation_batches
 from lab.data.cache import read_corpus
+from lab.data.shards import sizes
 from lab.data.tasks.data import load_task
 from lab.data.tasks.dealt import Dealt, check_task, deal, vocab_size
 from lab.data.tasks.examples import is_there, load_examples, task_name
@@ -115,7 +116,7 @@ def _of_text(recipe: Recipe, corpus: Corpus | None, progress: bool) -> TrainingD
         corpus.vocab_size,
         Batches(corpus.train, shards, recipe.batch_size, context, derive(recipe.seed, "batches")),
         validation_batches(corpus.validation, context, recipe.batch_size, recipe.eval_windows),
-        [len(shard) for shard in shards],
+        sizes(shards),
         lambda model: {},
         _tokens_that_count,
         corpus.floor_bits * math.log(2) if corpus.floor_bits is not None else None,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from lab.data.tasks.dealt import TensorBatches
 from lab.data.training_data import TrainingData
 from lab.engine.comm import Communicator
 from lab.engine.state import Loss, State
@@ -33,13 +35,21 @@ class Gradients:
             assert data is not None
             return data.batches.get(s.clients_W[worker] if s.clients_W else worker, t)
 
+        def batches(workers: Sequence[int]) -> tuple[Tensor, Tensor]:
+            assert data is not None
+            source = data.batches
+            if isinstance(source, TensorBatches):  # gathered in one go
+                return source.get_all([s.clients_W[w] if s.clients_W else w for w in workers], t)
+            inputs, targets = zip(*map(batch, workers), strict=True)
+            return torch.stack(inputs), torch.stack(targets)
+
         def losses(module: nn.Module, worker: int) -> Iterator[Tensor]:
             of: Any = module.loss if loss is None else partial(loss, module, worker)
             assert data is not None
             return compute.losses(of, *batch(worker), s.fleet.device, data.num_targets)
 
         if self.vectorised is not None:
-            loss_W = self.vectorised.backward(batch, own_loss=loss is not None)
+            loss_W = self.vectorised.backward(batches, own_loss=loss is not None)
             if loss_W is not None:
                 return loss_W
         return s.fleet.backward(losses, lambda worker: derive(self.recipe.seed, "forward", worker, t))

@@ -217,6 +217,7 @@ def train_over_processes(
     restarts: int = 0,
     timeout_seconds: float = TIMEOUT_SECONDS,
     each: Callable[[Event], None] = lambda event: None,
+    track: Track | None = None,
 ) -> Columns:
     """`lab.runs.trainer.train` over ``num`` processes of this machine, from a script or a notebook: their events arrive as they happen.
 
@@ -228,10 +229,12 @@ def train_over_processes(
     LabError
         with the message that the run ended with.
     """
-    columns = Columns()
-    for event in events_over_processes(num, recipe, RunFolder(located(folder)), restarts, timeout_seconds):
-        columns.add(event)
-        each(event)
+    columns, run_folder = Columns(), RunFolder(located(folder))
+    stream = events_over_processes(num, recipe, run_folder, restarts, timeout_seconds)
+    with contextlib.closing(tracked(stream, sinks(track, recipe, run_folder))) as events:
+        for event in events:
+            columns.add(event)
+            each(event)
     return columns
 
 

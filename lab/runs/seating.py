@@ -35,6 +35,7 @@ class Seating(Part):
         self.rounds = 0  # that have begun
         self.store = ClientStore()
         self.first: dict[str, Tensor] = {}  # what a client has before its first turn, by key, ``[P]``
+        self._files: list[int] = []  # rounds of which the store has something, by the checkpoint that was taken up
         self._saved: deque[int] = deque(maxlen=KEPT_CHECKPOINTS)  # rounds that were over when checkpoints were written
         setup.state.clients_W = self.drawn(0)
 
@@ -51,7 +52,7 @@ class Seating(Part):
         if folder is not None:
             self.store = ClientStore(folder)
             try:
-                self.store.open(max(0, self.rounds - 1))
+                self.store.open(self._files, max(0, self.rounds - 1))
             except Damaged as error:
                 problem = str(error)
         problem = self.setup.world.all_gather_json(problem)[0]
@@ -65,11 +66,19 @@ class Seating(Part):
             self.first = {key: x[0].clone() for key, x in rows.items()}
             return
         up = [w for w, is_up in enumerate(setup.fleet.last_up) if is_up]
-        keys = sorted({key for keys in setup.world.all_gather_json(sorted(rows)) for key in keys})
+        here = {w: self._row(rows, w) for w in up if w in setup.fleet.mine}
+        everywhere = setup.world.all_gather_json(sorted({key for row in here.values() for key in row}))
+        keys = sorted({key for keys in everywhere for key in keys})
         if not keys:
             return
+        shapes = self._shapes(keys)  # of a row elsewhere; what a row here lacks, it has not begun to count
         handed = setup.world.gather_to_server(
-            {w: self._row(rows, w) if w in setup.fleet.mine else self._shapes(keys) for w in up}
+            {
+                w: {k: here[w].get(k, torch.zeros_like(x, device="cpu")) for k, x in shapes.items()}
+                if w in here
+                else shapes
+                for w in up
+            }
         )
         if setup.world.first:
             clients = setup.state.clients_W
@@ -187,10 +196,10 @@ class Seating(Part):
 
     def json(self) -> Json:
         self._saved.append(self.rounds - 1)
-        return {"clients": [self.rounds, list(self.setup.state.clients_W), list(self._saved)]}
+        return {"clients": [self.rounds, list(self.setup.state.clients_W), list(self._saved), self.store.rounds()]}
 
     def load_json(self, values: Json, step: int) -> None:
-        self.rounds, clients, saved = values["clients"]
+        self.rounds, clients, saved, self._files = values["clients"]
         self.setup.state.clients_W = clients
         self._saved = deque(saved, KEPT_CHECKPOINTS)
         if self.setup.data is not None:

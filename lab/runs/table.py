@@ -9,7 +9,7 @@ column                      type      what, and its unit
 ``num_up``                  Int64     workers that took part
 ``lr_factor``               float64   what multiplied the learning rates: schedule and knob
 ``seconds``                 float64   wall clock of the step in the first process
-``tokens``                  int64     of all workers since the start, up to and with this step
+``tokens``                  int64     of all workers since the start, up to and with this step; of a task beyond text ``examples``
 ``sent_bytes``              int64     payload of all workers in this step; ``sent_bytes_params`` and so on by state
 ``payload_bytes``           int64     payload of all workers since the start
 ``validation_loss``         float64   of the agreed model, as the task counts it; ``validation_accuracy`` and other scores
@@ -50,6 +50,7 @@ UNITS = {
     "lr_factor": "factor",
     "seconds": "seconds",
     "tokens": "tokens",
+    "examples": "examples",
     "payload_bytes": "bytes",
     "knob_": "JSON",
     "warning": "text",
@@ -129,7 +130,7 @@ def _of_steps(run: Folded, place: Mapping[int, int]) -> dict[str, np.ndarray]:
     num_workers = int(run.started.recipe["num_workers"]) if run.started is not None else 0
     names = ["loss", *(f"loss_worker_{w}" for w in range(num_workers)), "num_up", "lr_factor", "seconds"]
     out = {name: np.full(len(place), math.nan) for name in names}
-    tokens, of_one = np.zeros(len(place), dtype=np.int64), 0
+    seen, of_one = np.zeros(len(place), dtype=np.int64), 0
     if run.started is not None and num_workers:
         of_one = run.started.tokens_per_step // num_workers
     for step, loss_W, lr, seconds in zip(run.step, run.loss_W, run.lr, run.seconds, strict=True):
@@ -140,8 +141,9 @@ def _of_steps(run: Folded, place: Mapping[int, int]) -> dict[str, np.ndarray]:
             if x is not None:
                 out[f"loss_worker_{w}"][i] = x
         out["num_up"][i], out["lr_factor"][i], out["seconds"][i] = len(up), lr, seconds
-        tokens[i] = of_one * len(up)
-    return out | {"tokens": tokens.cumsum()}
+        seen[i] = of_one * len(up)
+    counted = run.started.counted if run.started is not None else "tokens"
+    return out | {counted: seen.cumsum()}
 
 
 def _bytes(sent: Sequence[Sent], place: Mapping[int, int]) -> dict[str, np.ndarray]:

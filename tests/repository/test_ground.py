@@ -38,7 +38,8 @@ def elsewhere(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("page", [README, USAGE], ids=["README", "usage"])
 def test_printed_python_runs(page, elsewhere):
-    (code,) = blocks(page, "python")
+    """All of a page, one piece after the other."""
+    code = "\n".join(blocks(page, "python"))
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert out.returncode == 0, out.stderr
     assert "('params',)" in out.stdout

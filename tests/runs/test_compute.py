@@ -228,9 +228,11 @@ def test_a_model_that_cannot_be_followed() -> None:
     for required in (False, True):
         all_at_once = Vectorised(fleet, Compute().precision, required)
         with pytest.raises(RecipeError, match="does not work here: leave it out") if required else nullcontext():
-            assert all_at_once.backward(lambda w: (torch.ones(1, 2), torch.ones(1, 2))) is None
+            assert all_at_once.backward(lambda workers: (torch.ones(len(workers), 1, 2),) * 2) is None
     with pytest.raises(RecipeError, match="a loss of its own"):
-        Vectorised(fleet, Compute().precision, True).backward(lambda w: (torch.ones(1, 2),) * 2, own_loss=True)
+        Vectorised(fleet, Compute().precision, True).backward(
+            lambda workers: (torch.ones(len(workers), 1, 2),) * 2, own_loss=True
+        )
 
 
 def test_when_the_lab_does_so_by_itself() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import math
@@ -86,6 +87,14 @@ def test_every_column_by_hand() -> None:
     assert (units["sent_bytes_params"], units["seconds"], units["num_up"]) == ("bytes", "seconds", "workers")
     assert (units["loss_worker_1"], units["validation_loss"]) == ("as the task counts it",) * 2
     assert units["validation_accuracy"] == units["alignment_cosine"] == "as the metric or score has it"
+
+
+def test_what_is_counted_is_called_so() -> None:
+    """Examples, where a task's steps take those."""
+    frame = Columns.of([dataclasses.replace(STORY[0], counted="examples"), *STORY[1:]]).frame()  # type: ignore[type-var]
+    assert list(frame["examples"]) == WANT["tokens"]
+    assert "tokens" not in frame
+    assert frame.attrs["units"]["examples"] == "examples"
 
 
 def test_a_run_as_its_columns_have_it(tmp_path: Path) -> None:

@@ -41,6 +41,20 @@ EXPERTS = {
 }
 
 
+IMAGES: dict[str, Any] = {
+    "data": {"name": "digits", "seed": 3},
+    "split": "dirichlet:1",
+    "model": {"name": "cnn", "channels": [2, 2]},
+}
+
+
+SENSORS: dict[str, Any] = {
+    "data": {"name": "sensors", "people": 3, "windows": 4, "length": 16, "sensors_of": [[0], [1], [0, 1]]},
+    "split": "groups",
+    "model": {"name": "mlp", "hidden": [4]},
+}
+
+
 EVERY_TWO = FoMoE(sync_every={"params": 2, "exp_avg": 2, "exp_avg_sq": 3}, inner=Optimizer("AdamW", 1e-2))
 
 
@@ -125,7 +139,15 @@ OVER_PROCESSES: dict[str, Recipe] = (
         ),
         "fedit int8": of_four(FedIT(2), lora=EQUAL, codecs={"params": "int8"}),
         "fedit bfloat16": of_four(FedIT(2), lora=EQUAL, codecs={"params": "bfloat16"}, dtype="float32"),
+        "clients who keep their states": of_four(
+            LISTED["des_loc"], clients={"num": 9, "inner_states": "kept", "personal": ("norm.*",)}, scenario=STORM
+        ),
+        "clients who start afresh": of_four(LISTED["diloco"], clients={"num": 9}),
+        "clients who owe something": of_four("ddp", codecs={"grads": "topk:0.2"}, clients={"num": 7}),
         "experts on one": of_four(LISTED["diloco"], placement=Placement(overlap=1), **EXPERTS),
+        "classes of images, storm": of_four(LISTED["des_loc"], scenario=STORM, **IMAGES),
+        "sensors of people": of_four(LISTED["diloco"], **SENSORS),
+        "sensors of people, all workers at once": of_four(LISTED["des_loc"], compute={"vectorised": True}, **SENSORS),
         "buffers averaged, storm": with_buffers("des_loc outer", {"kind": "averaged", "every": 2}, scenario=STORM),
         "buffers of the first": with_buffers("ddp", "first", scenario=FIRST_GONE),
         "buffers, each its own": with_buffers("diloco", "local"),

@@ -136,6 +136,9 @@ SPLITS = (
     "IID",
     "dirichlet:0.5 ",
     "dirichlet:1e9",
+    "draw:3",
+    "draw:3:0.5",
+    "draw:0",
 )
 CORPORA = (
     "grammar",

@@ -7,6 +7,7 @@ soundfile.
 from __future__ import annotations
 
 import io
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -77,10 +78,11 @@ def read_columns(data: Any, names: Sequence[Name], lengths: Mapping[Name, int] |
         one line, for a column that there is not, for values of different shapes, and for what is neither number, image, sound nor text.
     """
     read = _of_hugging_face if is_hugging_face(data) else _of_torch
-    size_of(data)
+    size = size_of(data)
     columns, class_names = read(data, names)
     return {
-        name: _column(name, columns[name], (lengths or {}).get(name, 0), class_names.get(name, ())) for name in names
+        name: _column(name, columns[name], size, (lengths or {}).get(name, 0), class_names.get(name, ()))
+        for name in names
     }
 
 
@@ -134,11 +136,22 @@ def _of_hugging_face(data: Any, names: Sequence[Name]) -> tuple[dict[Name, Itera
 
 def _rows(rows: Any, name: str) -> Iterator[Any]:
     for at in range(0, len(rows), AT_ONCE):
-        yield from rows[at : at + AT_ONCE][name]
+        try:
+            some = rows[at : at + AT_ONCE][name]
+        except Exception as error:  # of the library that decodes, or because it is not there
+            hint = (
+                "pip install 'isthmus[images]'"
+                if isinstance(error, ImportError)
+                else "repair or leave out what is damaged"
+            )
+            raise RecipeError(
+                f"column {name!r} cannot be read from example {at} on ({type(error).__name__}: {' '.join(str(error).split())[:200]}): {hint}"
+            ) from error
+        yield from some
 
 
-def _column(name: Name, values: Iterator[Any], length: int, class_names: tuple[str, ...]) -> Column:
-    """All values, once each, as one tensor (which is made when the first is known) or a list of texts."""
+def _column(name: Name, values: Iterator[Any], size: int, length: int, class_names: tuple[str, ...]) -> Column:
+    """All values, once each: written into one tensor as they come, or a list of texts."""
     first = next(values)
     if isinstance(first, str):
         texts = [first, *values]
@@ -149,23 +162,18 @@ def _column(name: Name, values: Iterator[Any], length: int, class_names: tuple[s
             )
         return Column(texts)
     kind = _Kind(name)
-    tensors = [_fitted(kind.tensor(first, 0), length)]
-    for i, value in enumerate(values, 1):
+    one = _fitted(kind.tensor(first, 0), length)
+    whole = one.new_empty(size, *one.shape)
+    for i, value in enumerate(itertools.chain([first], values)):
         tensor = _fitted(kind.tensor(value, i), length)
-        if tensor.shape != tensors[0].shape or tensor.dtype != tensors[0].dtype:
-            hint = (
-                ""
-                if length
-                else "; a length cuts or fills up the last axis"
-                if tensor.shape[:-1] == tensors[0].shape[:-1]
-                else ""
-            )
+        if tensor.shape != one.shape or tensor.dtype != one.dtype:
+            hint = "" if length or tensor.shape[:-1] != one.shape[:-1] else "; a length cuts or fills up the last axis"
             raise RecipeError(
-                f"column {name!r} has shape {list(tensor.shape)} ({tensor.dtype}) in example {i} and {list(tensors[0].shape)} "
-                f"({tensors[0].dtype}) in the first: all examples need the same{hint}"
+                f"column {name!r} has shape {list(tensor.shape)} ({tensor.dtype}) in example {i} and {list(one.shape)} "
+                f"({one.dtype}) in the first: all examples need the same{hint}"
             )
-        tensors.append(tensor)
-    return Column(torch.stack(tensors), kind.normalisation, class_names)
+        whole[i] = tensor
+    return Column(whole, kind.normalisation, class_names)
 
 
 def _fitted(tensor: Tensor, length: int) -> Tensor:

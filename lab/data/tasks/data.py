@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lab.data.shards import Shards, sizes
 from lab.data.splits import Order, cut, evenly_spaced, partition
 from lab.data.tasks import scores
 from lab.data.tasks.examples import TASKS, Example, load_examples, task_name
@@ -124,7 +125,7 @@ class TaskData:
     labels: tuple[str, ...]
     train: tuple[Example, ...]
     held_out: tuple[Example, ...]
-    shards: list[np.ndarray]
+    shards: Shards
     fingerprint: str
     encoder: Encoder
     train_rows: Rows
@@ -140,9 +141,9 @@ class TaskData:
         return len(self.labels)
 
     @property
-    def samples_W(self) -> list[int]:
+    def samples_W(self) -> Sequence[int]:
         """Examples of every worker (federated papers: n_k)."""
-        return [len(shard) for shard in self.shards]
+        return sizes(self.shards)
 
     def batches(self, batch_size: int, seed: int) -> TaskBatches:
         return TaskBatches(self.train_rows, Order(self.shards, batch_size, seed))
@@ -216,7 +217,7 @@ def load_task(
 ) -> TaskData:
     """A task of `TASKS` by name (``packages`` or ``task:packages``), as rows of ``context`` tokens, dealt to ``num_workers`` workers by ``split``.
 
-    ``split`` is ``iid``, ``domain``, ``dirichlet:<alpha>`` or ``size:<exponent>`` (`lab.data.splits.partition`); ``tokenizer`` as
+    ``split`` is one of `lab.data.splits.partition`; ``tokenizer`` as
     in `lab.data.load_corpus`; ``cache`` a folder for the examples instead of the user's own.
 
     Completions (with their end) get at most half of the context; longer ones are cut and then have no end.

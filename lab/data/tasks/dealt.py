@@ -5,7 +5,7 @@ Legend: N workers, E examples, B examples of a batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lab.data.shards import sizes
 from lab.data.splits import Order, cut, evenly_spaced, parse_split, partition
 from lab.data.tasks.task import Examples, Task
 from lab.data.tasks.tensors import fingerprint
@@ -31,6 +32,12 @@ class TensorBatches:
     def get(self, worker: int, t: int) -> tuple[Tensor, Tensor]:
         """Inputs ``[B, *shape]`` and targets ``[B, *]`` of batch ``t`` (from 1) of ``worker``; floats are of ``dtype``."""
         return self.examples.take(torch.from_numpy(self.order.items(worker, t)), self.dtype)
+
+    def get_all(self, workers: Sequence[int], t: int) -> tuple[Tensor, Tensor]:
+        """The same of some workers, gathered at once: ``[W, B, *shape]`` and ``[W, B, *]``."""
+        index = torch.from_numpy(np.concatenate([self.order.items(w, t) for w in workers]))
+        inputs, targets = self.examples.take(index, self.dtype)
+        return inputs.unflatten(0, (len(workers), -1)), targets.unflatten(0, (len(workers), -1))
 
 
 @dataclass(frozen=True)
@@ -55,7 +62,7 @@ class Dealt:
 
     batches: TensorBatches
     validation: list[tuple[Tensor, Tensor]]
-    samples_W: list[int]
+    samples_W: Sequence[int]
     scores: Callable[[nn.Module], dict[str, float]]
     digest: str
     input_shape: tuple[int, ...]
@@ -81,8 +88,9 @@ def deal(
     Parameters
     ----------
     split
-        ``iid``, ``size:<exponent>``, ``dirichlet:<alpha>`` over classes, or ``groups``: whole natural groups, several to a worker where
-        there are more of them than workers (`lab.data.splits.partition`).
+        ``iid``, ``size:<exponent>``, ``dirichlet:<alpha>`` over classes, ``groups``: whole natural groups, several to a worker where
+        there are more of them than workers; or ``draw:<n>`` and ``draw:<n>:<alpha>``: a draw of its own for each
+        (`lab.data.splits.partition`).
     num_validation
         held-out examples that the model is scored on, evenly spaced, with every class in its share; all where there are fewer.
     split_seed, batches_seed
@@ -104,7 +112,7 @@ def deal(
     return Dealt(
         batches=TensorBatches(train, Order(shards, batch_size, batches_seed), dtype),
         validation=[scored.take(part, dtype) for part in parts],
-        samples_W=[len(shard) for shard in shards],
+        samples_W=sizes(shards),
         scores=partial(task.scores, examples=scored),
         digest=fingerprint(task),
         input_shape=tuple(train.inputs.shape[1:]),
@@ -159,14 +167,14 @@ def vocab_size(task: Task) -> int:
 
 def _domains(train: Examples, split: str) -> np.ndarray:
     """What a split goes by, as numbers from 0, int64 ``[E]``: natural groups or classes; all 0 where it does not matter."""
-    kind, _ = parse_split(split)
-    if kind in ("domain", "groups"):
+    how = parse_split(split)
+    if how.kind in ("domain", "groups"):
         if train.groups is None:
             raise RecipeError(
                 f"split {split!r} needs natural groups, which these examples do not have: use iid, dirichlet:0.5 or size:1"
             )
         return _codes(train.groups)
-    if kind != "dirichlet":
+    if not how.goes_by_domain:
         return np.zeros(len(train), np.int64)
     if train.targets.is_floating_point() or train.targets.dim() != 1:
         raise RecipeError(

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from lab.config import config
 from lab.data import hub
-from lab.data.tasks.registry import task
+from lab.data.tasks.registry import options_of
 from lab.data.tasks.tensors import Classification, Regression, from_dataset
-
-Channels = tuple[float, ...]
 
 # Mean and deviation of the channels of the examples to train on, as they are usually given, pixels from 0 to 1.
 PRESETS: Mapping[str, Mapping[str, Any]] = {
@@ -72,28 +69,9 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-@task("hub")
-def from_hub(
-    *,
-    path: str,
-    config: str = "",
-    data_dir: str = "",
-    revision: str = "",
-    train: str = "train",
-    held_out: str = "",
-    inputs: str = "image",
-    targets: str = "label",
-    groups: str = "",
-    kind: Literal["classification", "regression"] = "classification",
-    length: Annotated[int, Field(ge=0)] = 0,
-    tokenizer: str = "bytes",
-    mean: Channels = (),
-    std: Channels = (),
-    share: Annotated[float, Field(gt=0, lt=1)] = 0.1,
-    seed: Annotated[int, Field(ge=0)] = 0,
-    max_examples: Annotated[int, Field(ge=0)] = 0,
-    per_class: bool = False,
-) -> Classification | Regression:
+@options_of("hub")
+@config
+class FromHub:
     """A data set of the Hugging Face hub, or a folder in its format: images, sounds, texts or numbers, with a class or a number each.
 
     Parameters
@@ -110,49 +88,56 @@ def from_hub(
         of each channel, pixels counted from 0 to 1 (samples from −1 to 1); left out: as they are.
     max_examples
         the first so many of each split; 0: all.
-
-    Raises
-    ------
-    RecipeError
-        one line, for what cannot be had or read, and as `lab.data.tasks.tensors.from_dataset` does.
+    per_class
+        scores have the recall of every class as well.
     """
-    options = hub.Hub(config=config, revision=revision)
-    names = [name for name in (inputs, targets, groups) if name]
-    local = hub.folder(path) is not None
-    parts = []
-    for split in filter(None, (train, held_out)):
-        what = f"cannot read split {split!r} of {path!r} from {'this folder' if local else 'the hub'}"
+
+    path: str
+    config: str = ""
+    data_dir: str = ""
+    revision: str = ""
+    train: str = "train"
+    held_out: str = ""
+    inputs: str = "image"
+    targets: str = "label"
+    groups: str = ""
+    kind: Literal["classification", "regression"] = "classification"
+    length: Annotated[int, Field(ge=0)] = 0
+    tokenizer: str = "bytes"
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    share: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    seed: Annotated[int, Field(ge=0)] = 0
+    max_examples: Annotated[int, Field(ge=0)] = 0
+    per_class: bool = False
+
+    def task(self) -> Classification | Regression:
+        """Raises RecipeError for what cannot be had or read, and as `lab.data.tasks.tensors.from_dataset` does."""
+        return from_dataset(
+            *map(self._rows, filter(None, (self.train, self.held_out))),
+            inputs=self.inputs,
+            targets=self.targets,
+            groups=self.groups or None,
+            kind=self.kind,
+            share=self.share,
+            seed=self.seed,
+            length=self.length,
+            tokenizer=self.tokenizer,
+            mean=self.mean,
+            std=self.std,
+            per_class=self.per_class,
+        )
+
+    def _rows(self, split: str) -> Any:
+        """One split, with the columns that are needed."""
+        local = hub.folder(self.path) is not None
+        names = [name for name in (self.inputs, self.targets, self.groups) if name]
+        what = f"cannot read split {split!r} of {self.path!r} from {'this folder' if local else 'the hub'}"
         with hub.reading(what, "tasks digits, mnist1d and sensors need no network", local):
-            rows, _ = hub.load(path, options, split, names, data_dir)
-            parts.append(rows.select(range(min(max_examples or len(rows), len(rows)))))
-    return from_dataset(
-        *parts,
-        inputs=inputs,
-        targets=targets,
-        groups=groups or None,
-        kind=kind,
-        share=share,
-        seed=seed,
-        length=length,
-        tokenizer=tokenizer,
-        mean=mean,
-        std=std,
-        per_class=per_class,
-    )
-
-
-def _named(name: str, preset: Mapping[str, Any]) -> None:
-    """Give `from_hub` with these defaults a name."""
-
-    @functools.wraps(from_hub)
-    def make(**options: Any) -> Classification | Regression:
-        return from_hub(**{**preset, **options})
-
-    signature = inspect.signature(from_hub)
-    takes = [p.replace(default=preset.get(p.name, p.default)) for p in signature.parameters.values()]
-    make.__signature__ = signature.replace(parameters=takes)  # type: ignore[attr-defined]
-    task(f"hub:{name}")(make)
+            options = hub.Hub(config=self.config, revision=self.revision)
+            rows, _ = hub.load(self.path, options, split, names, self.data_dir)
+            return rows.select(range(min(self.max_examples or len(rows), len(rows))))
 
 
 for _name, _preset in PRESETS.items():
-    _named(_name, _preset)
+    options_of(f"hub:{_name}", _preset)(FromHub)

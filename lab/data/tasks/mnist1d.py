@@ -7,18 +7,20 @@ import io
 import json
 import subprocess
 import sys
+from collections.abc import Mapping
 from typing import Annotated
 
 import numpy as np
 import torch
 from pydantic import Field
 
-from lab.data.tasks.registry import task
+from lab.config import config
+from lab.data.tasks.registry import options_of
 from lab.data.tasks.tensors import Classification
 from lab.errors import RecipeError
 
 # The package seeds and draws from Python's and numpy's global generators, which a notebook's cells share, and imports matplotlib:
-# it runs in a process of its own. `get_dataset` of the same package would download a pickle; `make_dataset` draws.
+# it runs in a process of its own. `get_dataset` of the same package would download a file; `make_dataset` draws.
 GENERATE = """
 import io, json, sys
 import numpy as np
@@ -32,18 +34,9 @@ sys.stdout.buffer.write(file.getvalue())
 """
 
 
-@task("mnist1d")
-def mnist1d(
-    *,
-    num_samples: Annotated[int, Field(ge=50)] = 5000,
-    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.2,
-    length: Annotated[int, Field(ge=8)] = 40,
-    noise: Annotated[float, Field(ge=0)] = 0.02,
-    shuffled: bool = False,
-    flat: bool = False,
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 42,
-    per_class: bool = False,
-) -> Classification:
+@options_of("mnist1d")
+@config
+class MNIST1D:
     """Ten 1-D shapes, moved, stretched, sheared and noisy (Greydanus and Kobak 2020, arXiv 2011.14439); drawn, no download.
 
     Inputs are ``[1, length]`` (``flat``: ``[length]``), of mean 0 and deviation 1. The defaults are the paper's.
@@ -58,36 +51,45 @@ def mnist1d(
         the same permutation of all inputs, so that neighbours mean nothing.
     per_class
         scores have the recall of every class as well.
-
-    Raises
-    ------
-    RecipeError
-        where the package ``mnist1d`` is not installed, or does not do what it did.
     """
-    if importlib.util.find_spec("mnist1d") is None:
-        raise RecipeError(
-            "task 'mnist1d' needs the package mnist1d: pip install 'isthmus[mnist1d]', or use task digits"
+
+    num_samples: Annotated[int, Field(ge=50)] = 5000
+    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    length: Annotated[int, Field(ge=8)] = 40
+    noise: Annotated[float, Field(ge=0)] = 0.02
+    shuffled: bool = False
+    flat: bool = False
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
+    per_class: bool = False
+
+    def task(self) -> Classification:
+        """Raises RecipeError where the package ``mnist1d`` is not installed, or does not do what it did."""
+        made, shape = self._made(), (self.length,) if self.flat else (1, self.length)
+        train, held_out = (
+            (torch.from_numpy(made[x]).float().view(-1, *shape), torch.from_numpy(made[y]).long())
+            for x, y in (("x", "y"), ("x_test", "y_test"))
         )
-    options = {
-        "num_samples": num_samples,
-        "train_split": 1 - held_out,
-        "final_seq_length": length,
-        "iid_noise_scale": noise,
-        "shuffle_seq": shuffled,
-        "seed": seed,
-    }
-    done = subprocess.run([sys.executable, "-c", GENERATE, json.dumps(options)], capture_output=True, check=False)
-    if done.returncode:
-        last = done.stderr.decode(errors="replace").strip().split("\n")[-1]
-        raise RecipeError(
-            f"task 'mnist1d': its package failed ({last[:200]}): install the version that the lab was tested with"
-        )
-    made = np.load(io.BytesIO(done.stdout), allow_pickle=False)
-    train, held = (
-        (
-            torch.from_numpy(made[x]).float().view(-1, *((length,) if flat else (1, length))),
-            torch.from_numpy(made[y]).long(),
-        )
-        for x, y in (("x", "y"), ("x_test", "y_test"))
-    )
-    return Classification(train, held, 10, per_class=per_class)
+        return Classification(train, held_out, 10, per_class=self.per_class)
+
+    def _made(self) -> Mapping[str, np.ndarray]:
+        """What the package draws."""
+        if importlib.util.find_spec("mnist1d") is None:
+            raise RecipeError(
+                "task 'mnist1d' needs the package mnist1d: pip install 'isthmus[mnist1d]', or use task digits"
+            )
+        options = {
+            "num_samples": self.num_samples,
+            "train_split": 1 - self.held_out,
+            "final_seq_length": self.length,
+            "iid_noise_scale": self.noise,
+            "shuffle_seq": self.shuffled,
+            "seed": self.seed,
+        }
+        done = subprocess.run([sys.executable, "-c", GENERATE, json.dumps(options)], capture_output=True, check=False)
+        if done.returncode:
+            last = done.stderr.decode(errors="replace").strip().split("\n")[-1]
+            raise RecipeError(
+                f"task 'mnist1d': its package failed ({last[:200]}): install the version that the lab was tested with"
+            )
+        found: Mapping[str, np.ndarray] = np.load(io.BytesIO(done.stdout), allow_pickle=False)
+        return found

@@ -5,12 +5,14 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, Protocol, TypeVar, get_type_hints
 
 from lab.config import checked, config, references
+from lab.data.tasks.task import Task
 from lab.errors import RecipeError, one_of, shown
 
 T = TypeVar("T", bound=Callable[..., Any])
+C = TypeVar("C", bound="Options")
 
 TASKS: dict[str, Callable[..., Any]] = {}  # by name, filled by the decorator
 GROUP = "isthmus.tasks"  # of the entry points by which other packages offer theirs
@@ -37,6 +39,33 @@ def task(name: str) -> Callable[[T], T]:
             raise RecipeError(f"@task({name!r}): the name belongs to {taken.__module__}, choose another")
         TASKS[name] = found
         return found
+
+    return register
+
+
+class Options(Protocol):
+    """A dataclass (`lab.config.config`) of options, with what makes the task from them."""
+
+    def task(self) -> Task:
+        """Raises RecipeError where it cannot be made."""
+
+
+def options_of(name: str, preset: Mapping[str, Any] | None = None) -> Callable[[type[C]], type[C]]:
+    """Decorator: the task that this dataclass makes gets a name in recipes, its fields are the options.
+
+    ``preset``: values that the name stands for; those of a recipe are laid over them. Raises RecipeError as `task` does.
+    """
+    values = preset or {}
+
+    def register(cls: type[C]) -> type[C]:
+        def make(**options: Any) -> Task:
+            return checked(cls, {**values, **options}, "data").task()
+
+        takes = inspect.signature(cls).parameters.values()
+        make.__signature__ = inspect.Signature([p.replace(default=values.get(p.name, p.default)) for p in takes])  # type: ignore[attr-defined]
+        make.__name__, make.__qualname__, make.__module__, make.__doc__ = name, name, cls.__module__, cls.__doc__
+        task(name)(make)
+        return cls
 
     return register
 

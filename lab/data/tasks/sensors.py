@@ -9,15 +9,14 @@ Legend: P people, R rooms, M sensors, A activities, C channels of all sensors to
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import numpy as np
 import torch
 from pydantic import Field
 
-from lab.config import Count, Fraction
-from lab.data.tasks.registry import task
+from lab.config import Count, Fraction, config
+from lab.data.tasks.registry import options_of
 from lab.data.tasks.tensors import Classification
 from lab.errors import RecipeError
 from lab.seeds import numpy_generator
@@ -30,27 +29,9 @@ Size = Annotated[float, Field(ge=0)]
 Grouping = Literal["person", "person-room", "person-sensor"]
 
 
-@task("sensors")
-def sensors(
-    *,
-    people: Count = 6,
-    rooms: Count = 2,
-    channels: tuple[Count, ...] = (3, 2),
-    activities: Annotated[int, Field(ge=2)] = 6,
-    windows: Annotated[int, Field(ge=2)] = 20,
-    length: Annotated[int, Field(ge=8)] = 64,
-    person: Size = 0.5,
-    room: Size = 0.5,
-    noise: Size = 1.5,
-    confusion: Fraction = 1.0,
-    sensors_of: tuple[tuple[int, ...], ...] = (),
-    groups: Grouping = "person-room",
-    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.2,
-    held_out_people: Annotated[int, Field(ge=0)] = 0,
-    held_out_sensors: Literal["all", "own"] = "all",
-    seed: Annotated[int, Field(ge=0)] = 0,
-    per_class: bool = False,
-) -> Classification:
+@options_of("sensors")
+@config
+class Sensors:
     """Activities of people in rooms, seen by sensors that each confuse some of them; drawn from a seed, no download.
 
     Inputs are windows ``[C, T]``: the channels of sensor 0, then those of sensor 1, and so on; where somebody does not have a
@@ -92,71 +73,64 @@ def sensors(
     RecipeError
         for a sensor that there is not, for somebody without a sensor, and where nobody is left to train on.
     """
-    owned = _owned(sensors_of, people, len(channels))
-    if held_out_people >= people:
-        raise RecipeError(
-            f"data.held_out_people = {held_out_people} leaves none of {people} people to train on: hold out fewer"
-        )
-    world = _World(people, rooms, channels, activities, windows, length, person, room, noise, confusion, seed)
-    kept = windows - min(max(round(held_out * windows), 1), windows - 1)
-    whole = (
-        groups == "person-sensor" and held_out_sensors == "all"
-    )  # windows of all sensors are of no single sensor's group
-    train, held = _Part(world, groups), _Part(world, "person" if whole else groups)
-    for p in range(people):
-        for r in range(rooms):
-            seen = world.windows_of(p, r)  # [A, windows, C, T]
-            cut = (0 if p >= people - held_out_people else windows) if held_out_people else kept
-            train.add(seen[:, :cut], p, r, owned[p])
-            held.add(seen[:, cut:], p, r, owned[p] if held_out_sensors == "own" else tuple(range(len(channels))))
-    names = [ACTIVITIES[a] if a < len(ACTIVITIES) else f"activity {a}" for a in range(activities)]
-    return Classification(
-        train.examples(),
-        held.examples(),
-        activities,
-        train.groups(),
-        None if whole else held.groups(),
-        class_names=names,
-        per_class=per_class,
-    )
 
+    people: Count = 6
+    rooms: Count = 2
+    channels: tuple[Count, ...] = (3, 2)
+    activities: Annotated[int, Field(ge=2)] = 6
+    windows: Annotated[int, Field(ge=2)] = 20
+    length: Annotated[int, Field(ge=8)] = 64
+    person: Size = 0.5
+    room: Size = 0.5
+    noise: Size = 1.5
+    confusion: Fraction = 1.0
+    sensors_of: tuple[tuple[int, ...], ...] = ()
+    groups: Grouping = "person-room"
+    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    held_out_people: Annotated[int, Field(ge=0)] = 0
+    held_out_sensors: Literal["all", "own"] = "all"
+    seed: Annotated[int, Field(ge=0)] = 0
+    per_class: bool = False
 
-def confused_pairs(sensor: int, activities: int) -> list[tuple[int, int]]:
-    """The pairs of activities that a sensor confuses: two of three activities are in one, and its neighbour has other pairs.
-
-    So no sensor can tell all activities apart, and any two that follow each other can, together.
-    """
-    return [((2 * j + sensor) % activities, (2 * j + 1 + sensor) % activities) for j in range(activities // 3)]
-
-
-def _owned(sensors_of: tuple[tuple[int, ...], ...], people: int, num: int) -> list[tuple[int, ...]]:
-    """The sensors of every person, sorted."""
-    for mine in sensors_of:
-        if not mine or not set(mine) <= set(range(num)):
+    def __post_init__(self) -> None:
+        if not self.channels:
+            raise RecipeError("data.channels = [] is not allowed: a number for each sensor, and at least one")
+        for mine in self.sensors_of:
+            if not mine or not set(mine) <= set(range(len(self.channels))):
+                raise RecipeError(
+                    f"data.sensors_of has {list(mine)}: each person has at least one sensor, of those numbered 0 to "
+                    f"{len(self.channels) - 1} (channels says how many there are)"
+                )
+        if self.held_out_people >= self.people:
             raise RecipeError(
-                f"data.sensors_of has {list(mine)}: each person has at least one sensor, of those numbered 0 to {num - 1} (channels "
-                "says how many there are)"
+                f"data.held_out_people = {self.held_out_people} leaves none of {self.people} people to train on: hold out fewer"
             )
-    return [
-        tuple(sorted(set(sensors_of[p % len(sensors_of)]))) if sensors_of else tuple(range(num)) for p in range(people)
-    ]
 
-
-@dataclass(frozen=True)
-class _World:
-    """What is drawn: each thing from a generator of its own, so that one more person changes nobody else."""
-
-    people: int
-    rooms: int
-    channels: tuple[int, ...]
-    activities: int
-    windows: int
-    length: int
-    person: float
-    room: float
-    noise: float
-    confusion: float
-    seed: int
+    def task(self) -> Classification:
+        """Draw all windows."""
+        kept = self.windows - min(max(round(self.held_out * self.windows), 1), self.windows - 1)
+        whole = (
+            self.groups == "person-sensor" and self.held_out_sensors == "all"
+        )  # windows of all sensors are in no sensor's group
+        train, held = _Part(self, self.groups), _Part(self, "person" if whole else self.groups)
+        every = tuple(range(len(self.channels)))
+        for p in range(self.people):
+            mine = tuple(sorted(set(self.sensors_of[p % len(self.sensors_of)]))) if self.sensors_of else every
+            away = p >= self.people - self.held_out_people
+            cut = (0 if away else self.windows) if self.held_out_people else kept
+            for r in range(self.rooms):
+                seen = self.windows_of(p, r)  # [A, windows, C, T]
+                train.add(seen[:, :cut], p, r, mine)
+                held.add(seen[:, cut:], p, r, mine if self.held_out_sensors == "own" else every)
+        return Classification(
+            train.examples(),
+            held.examples(),
+            self.activities,
+            train.group_of_each(),
+            None if whole else held.group_of_each(),
+            class_names=[ACTIVITIES[a] if a < len(ACTIVITIES) else f"activity {a}" for a in range(self.activities)],
+            per_class=self.per_class,
+        )
 
     @property
     def blocks(self) -> list[slice]:
@@ -203,10 +177,18 @@ class _World:
         return seen.astype(np.float32)  # type: ignore[no-any-return]
 
 
+def confused_pairs(sensor: int, activities: int) -> list[tuple[int, int]]:
+    """The pairs of activities that a sensor confuses: two of three activities are in one, and its neighbour has other pairs.
+
+    So no sensor can tell all activities apart, and any two that follow each other can, together.
+    """
+    return [((2 * j + sensor) % activities, (2 * j + 1 + sensor) % activities) for j in range(activities // 3)]
+
+
 class _Part:
     """Examples of one part, gathered window by window."""
 
-    def __init__(self, world: _World, groups: Grouping):
+    def __init__(self, world: Sensors, groups: Grouping):
         self.world, self.grouping = world, groups
         self.inputs: list[np.ndarray] = []
         self.targets: list[np.ndarray] = []
@@ -231,5 +213,5 @@ class _Part:
     def examples(self) -> tuple[torch.Tensor, torch.Tensor]:
         return torch.from_numpy(np.concatenate(self.inputs)), torch.from_numpy(np.concatenate(self.targets))
 
-    def groups(self) -> torch.Tensor:
+    def group_of_each(self) -> torch.Tensor:
         return torch.from_numpy(np.concatenate(self.group))

@@ -1,0 +1,217 @@
+"""Clients and workers: who sits in which row, what clients keep between their turns, and what never leaves them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from lab.errors import Damaged, RecipeError
+from lab.events import Seated, Sent, Stepped
+from lab.recipes.recipe import Recipe
+from lab.runs.client_store import ClientStore
+from lab.runs.folder import RunFolder
+from lab.runs.trainer import Trainer, dry_run
+from tests.support.listed import LISTED
+from tests.support.recipes import corpus, recipe
+from tests.support.stop_and_go import stop_and_go
+
+HEAD = ("2.*",)
+
+
+def federation(**changes: Any) -> Recipe:
+    """12 clients with 8 examples each, of whom 3 take part in a round of two local steps."""
+    base: dict[str, Any] = {
+        "method": {"name": "local_sgd", "sync_every": 2, "inner_states": "kept", "max_norm": None},
+        "model": "tests.support.parts:net",
+        "data": "tests.support.parts:blobs",
+        "num_workers": 3,
+        "clients": {"num": 12},
+        "steps": 16,
+        "batch_size": 3,
+        "dtype": "float64",
+        "eval_every": 0,
+        "checkpoint_every": 1,
+        "schedule": {"warmup": 0},
+    }
+    return Recipe.of(base | changes)
+
+
+def by_plain_torch(trainer: Trainer, kept: bool, personal: bool) -> dict[int, dict[str, torch.Tensor]]:
+    """Every client with a module and an optimizer of its own, written out; what each has after its last round."""
+    r, data = trainer.recipe, trainer.setup.data
+    assert data is not None
+    first = {n: p.detach().double() for n, p in r.model.module(_shape(trainer), r.seed).named_parameters()}
+    server = {n: x.clone() for n, x in first.items()}
+    modules: dict[int, nn.Module] = {}
+    optimizers: dict[int, torch.optim.Optimizer] = {}
+    for begin in range(1, r.steps + 1, 2):
+        clients = r.clients.drawn((begin - 1) // 2, r.num_workers, r.seed)
+        for c in clients:
+            if c not in modules:
+                modules[c] = r.model.module(_shape(trainer), r.seed).double()
+            own = dict(modules[c].named_parameters())
+            if c not in optimizers or not kept:
+                optimizers[c] = torch.optim.AdamW(own.values(), lr=r.method.inner.lr, **r.method.inner.options)
+            with torch.no_grad():
+                for n, p in own.items():
+                    if not (personal and n.startswith("2.")):
+                        p.copy_(server[n])
+            for t in (begin, begin + 1):
+                x, y = data.batches.get(c, t)
+                optimizers[c].zero_grad()
+                nn.functional.cross_entropy(modules[c](x), y).backward()
+                optimizers[c].step()
+        for n in server:
+            server[n] = torch.stack([dict(modules[c].named_parameters())[n].detach() for c in clients]).mean(0)
+    return {c: {n: p.detach() for n, p in m.named_parameters()} for c, m in modules.items()} | {-1: server}
+
+
+def _shape(trainer: Trainer) -> Any:
+    from lab.runs.data import shape_of
+
+    return shape_of(trainer.recipe, trainer.setup.data)
+
+
+@pytest.mark.parametrize("personal", [False, True])
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_federation_is_what_plain_torch_makes_of_it(kept: bool, personal: bool, tmp_path: Path) -> None:
+    """Clients that come and go, their optimizers fresh or kept, their heads shared or their own."""
+    clients = {"num": 12, "inner_states": "kept" if kept else "fresh", "personal": HEAD if personal else ()}
+    trainer = Trainer(federation(clients=clients))
+    seated = [e.clients for e in trainer.events(RunFolder(tmp_path)) if isinstance(e, Seated)]
+    assert len(seated) == 8
+    assert all(len({*row}) == 3 for row in seated)
+    assert len({c for row in seated for c in row}) > 6  # others than the first three have had their turn
+    want = by_plain_torch(trainer, kept, personal)
+    for w, c in enumerate(seated[-1]):
+        for name in trainer.fleet.layout.place:
+            goal = want[c][name] if personal and name.startswith("2.") else want[-1][name]
+            torch.testing.assert_close(trainer.fleet.params.cell(name, w), goal, rtol=1e-9, atol=1e-12)
+    if personal:
+        (i,) = [i for i, b in enumerate(trainer.fleet.layout.blocks) if b.personal]
+        seating = trainer.built.roll_call.seating
+        assert seating is not None
+        away = {c for row in seated[:-1] for c in row} - {*seated[-1]}
+        kept_by = seating.store.get(sorted(away))
+        assert kept_by.keys() == away
+        block = trainer.fleet.layout.blocks[i]
+        for c in away:
+            goal = torch.cat([want[c][name].flatten() for name in block.names])
+            torch.testing.assert_close(kept_by[c][f"params/{i}"], goal, rtol=1e-9, atol=1e-12)
+
+
+def test_what_is_personal_is_not_sent() -> None:
+    """Payload by hand: all but the head, down at the beginning of a round and up at its end, for three clients."""
+    trainer = Trainer(federation(clients={"num": 12, "personal": HEAD}))
+    sent = [e for e in trainer.events() if isinstance(e, Sent)]
+    shared = (3 * 8 + 8) * 8  # bytes of the first map in float64
+    assert {(e.op, e.state, e.bytes_each) for e in sent} == {
+        ("broadcast", "params", shared),
+        ("all_reduce", "params", shared),
+    }
+    assert sum(e.bytes_all for e in sent) == 8 * 3 * 2 * shared
+
+
+@pytest.mark.parametrize("name", ["des_loc", "diloco", "noloco"])
+def test_as_many_clients_as_workers_are_workers(name: str) -> None:
+    """All take part, all the time: nothing is received, and nothing changes."""
+    plain, seated = (
+        Trainer(recipe(LISTED[name], clients={"num": num}, checkpoint_every=0), corpus=corpus()) for num in (0, 3)
+    )
+    (losses, sent), (losses_too, sent_too) = (
+        ([e.loss_W for e in events if isinstance(e, Stepped)], [e for e in events if isinstance(e, Sent)])
+        for events in (list(plain.events()), list(seated.events()))
+    )
+    assert losses == losses_too
+    assert sent == sent_too
+
+
+@pytest.mark.parametrize("name", LISTED)
+def test_a_dry_run_sends_what_the_run_sends(name: str) -> None:
+    try:
+        r = recipe(LISTED[name], clients={"num": 7, "personal": ("norm.*",)}, checkpoint_every=0)
+        trainer = Trainer(r, corpus=corpus())
+    except RecipeError as error:
+        pytest.skip(str(error))
+    sent = [e for e in trainer.events() if isinstance(e, Sent)]
+    assert sent == dry_run(r)
+    assert any(e.op == "broadcast" for e in sent)
+
+
+@pytest.mark.parametrize("inner_states", ["fresh", "kept"])
+def test_resumed_is_never_stopped(inner_states: str, tmp_path: Path) -> None:
+    stop_and_go(federation(steps=8, clients={"num": 12, "inner_states": inner_states, "personal": HEAD}), tmp_path)
+
+
+def test_a_damaged_store_is_named(tmp_path: Path) -> None:
+    r = federation(clients={"num": 12, "personal": HEAD})
+    for event in Trainer(r).events(RunFolder(tmp_path)):
+        if isinstance(event, Stepped) and event.step == 11:
+            break
+    file = tmp_path / "clients" / "round-2.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(
+        Damaged, match=r"round-2\.safetensors holds what clients of round 2 keep, and is not what was written"
+    ):
+        list(Trainer(r).events(RunFolder(tmp_path)))
+    file.unlink()
+    with pytest.raises(Damaged, match=r"round-2\.safetensors is missing"):
+        list(Trainer(r).events(RunFolder(tmp_path)))
+
+
+def test_the_store_forgets_what_nobody_needs(tmp_path: Path) -> None:
+    store = ClientStore(tmp_path)
+    for number in range(4):
+        store.put(number, {c: {"x": torch.tensor([number, c])} for c in (0, 1, number + 10)})
+    store.put(4, {c: {"x": torch.tensor([4, c])} for c in (0, 1, 10, 11)})
+    assert {c: kept["x"].tolist() for c, kept in store.get([0, 10, 12, 99]).items()} == {
+        0: [4, 0],
+        10: [4, 10],
+        12: [2, 12],
+    }
+    store.tidy(before=4)
+    assert len(list(tmp_path.glob("*.safetensors"))) == 5  # a checkpoint of round 4 may still go back to them
+    store.tidy(before=5)
+    assert sorted(f.stem for f in tmp_path.glob("*.safetensors")) == ["round-2", "round-3", "round-4"]
+    again = ClientStore(tmp_path)
+    again.open([2, 3], 4)  # as it was before round 4
+    assert {c: kept["x"].tolist() for c, kept in again.get([1, 12, 13]).items()} == {
+        1: [3, 1],
+        12: [2, 12],
+        13: [3, 13],
+    }
+    assert not (tmp_path / "round-4.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"clients": {"num": 2}}, "clients.num = 2 is less than num_workers = 3"),
+        ({"scenario": {"sample": 2}}, "leave out scenario.sample"),
+        ({"clients": {"num": 12, "personal": ["hed.*"]}}, "'hed.*' fits no parameter: there are 0.weight, 0.bias"),
+        ({"clients": {"num": 12, "personal": ["*"]}}, "leaves no parameter that is trained together"),
+        ({"clients": {"num": 1000}}, "would get no data"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_line(changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(RecipeError, match=says.replace("*", r"\*")):
+        Trainer(federation(**changes))
+
+
+def test_small_models_of_many_clients_are_computed_in_one_pass_which_changes_no_number() -> None:
+    """Eight rows and more: the one-pass path, chosen by a rule, against each worker by itself."""
+    r = federation(num_workers=8, clients={"num": 12, "personal": HEAD}, steps=6, checkpoint_every=0)
+    at_once, each = Trainer(r), Trainer(r.but(compute={"vectorised": False}))
+    assert at_once.built.grad.vectorised is not None
+    assert each.built.grad.vectorised is None
+    losses = [[e.loss_W for e in trainer.events() if isinstance(e, Stepped)] for trainer in (at_once, each)]
+    torch.testing.assert_close(torch.tensor(losses[0]), torch.tensor(losses[1]), rtol=1e-12, atol=1e-14)
+    for mine, theirs in zip(at_once.fleet.params.blocks, each.fleet.params.blocks, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-11, atol=1e-13)
+    assert Trainer(federation()).built.grad.vectorised is None  # three rows: each by itself
