@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -47,7 +48,8 @@ class Vectorised:
     ):
         self.fleet, self.precision, self.required = fleet, precision, required
         self.works = True
-        self.loss = _Loss(fleet.modules[fleet.mine[0]])
+        # Each thread has a module of its own, since a pass puts the values that it is for into the module.
+        self.losses = [_Loss(fleet.modules[w]) for w in list(fleet.mine)[: fleet.threads]]
 
     def backward(
         self, batches_of: Callable[[Sequence[int]], tuple[Tensor, Tensor]], own_loss: bool = False
@@ -70,26 +72,40 @@ class Vectorised:
             return None
         if not up:
             return loss_W
-        rows = [fleet.mine.index(w) for w in up]
-        of_all = len(rows) == len(fleet.mine)
-        stacks = {name: fleet.params[name] for name in fleet.params.names()}
-        leaves = {f"module.{n}": (x if of_all else x[rows]).detach().requires_grad_() for n, x in stacks.items()}
         inputs, targets = (x.to(fleet.device) for x in batches_of(up))
+        each = -(-len(up) // len(self.losses))
+        parts = [slice(at, min(at + each, len(up))) for at in range(0, len(up), each)]
+        one = partial(self._part, up, inputs, targets)
         try:
-            with self.precision(fleet.device), _without_a_word():
-                losses = vmap(lambda p, *batch: functional_call(self.loss, p, batch))(leaves, inputs, targets)
+            # Threads may only begin when what they all switch (a warning) is switched, and end before it is switched back.
+            with _without_a_word():
+                found = (
+                    list(fleet.pool.map(one, self.losses, parts)) if len(parts) > 1 else [one(self.losses[0], parts[0])]
+                )
         except RuntimeError as error:
             self._refuse(str(error).strip().splitlines()[0].split(". ")[0])
             return None
-        found = torch.autograd.grad(losses.sum(), list(leaves.values()), materialize_grads=True)
-        grads = [fleet.grads[name] for name in stacks]
-        if of_all:
-            torch._foreach_copy_(grads, found)
-        else:
-            for mine, new in zip(grads, found, strict=True):
-                mine[rows] = new
-        loss_W[up] = losses.detach().cpu().double()
+        loss_W[up] = torch.cat(found).cpu().double()
         return loss_W
+
+    def _part(self, up: Sequence[int], inputs: Tensor, targets: Tensor, loss: nn.Module, part: slice) -> Tensor:
+        """The pass of some of those that are up; their losses."""
+        fleet = self.fleet
+        rows = [fleet.mine.index(w) for w in up[part]]
+        at: slice | list[int] = slice(rows[0], rows[-1] + 1) if rows[-1] - rows[0] == len(rows) - 1 else rows
+        names = list(fleet.params.names())
+        leaves = {f"module.{n}": fleet.params[n][at].detach().requires_grad_() for n in names}
+        with self.precision(fleet.device):
+            losses: Tensor = vmap(lambda p, *batch: functional_call(loss, p, batch))(
+                leaves, inputs[part], targets[part]
+            )
+        found = torch.autograd.grad(losses.sum(), list(leaves.values()), materialize_grads=True)
+        if isinstance(at, slice):
+            torch._foreach_copy_([fleet.grads[n][at] for n in names], found)
+        else:
+            for n, new in zip(names, found, strict=True):
+                fleet.grads[n][at] = new
+        return losses.detach()
 
     def _refuse(self, why: str) -> None:
         self.works = False

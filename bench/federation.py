@@ -1,0 +1,140 @@
+"""Rounds a second of a federation, and its memory, as clients become many; against a plain loop, and against others where installed.
+
+50 clients a round of 100, 1,000 and 10,000; an MLP 64-128-10 on handwritten digits, 20 examples of each client's own, 5 local steps of 10
+examples, SGD, the mean of their parameters. The plain loop loads, trains and averages one sampled client after another.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from bench.common import child, ratio, take_turns
+from lab.recipes.recipe import Recipe
+from lab.runs.build import build
+from lab.runs.folder import RunFolder
+from lab.runs.trainer import Trainer
+
+ROWS, STEPS, BATCH, EXAMPLES = 50, 5, 10, 20
+COUNTS = (100, 1_000, 10_000)
+
+
+def recipe(clients: int, rounds: int = 1_000_000) -> Recipe:
+    return Recipe.of(
+        {
+            "method": {"name": "local_sgd", "sync_every": STEPS, "inner": {"name": "SGD", "lr": 0.1}, "max_norm": None},
+            "model": {"name": "mlp", "hidden": [128]},
+            "data": {"name": "digits", "image": False},
+            "split": f"draw:{EXAMPLES}",
+            "num_workers": ROWS,
+            "clients": {"num": clients},
+            "steps": rounds * STEPS,
+            "batch_size": BATCH,
+            "eval_every": 0,
+            "checkpoint_every": 0,
+            "schedule": {"warmup": 0},
+        }
+    )
+
+
+def lab(clients: int) -> Iterator[None]:
+    """Through the trainer: events and ledger written to disk."""
+    with tempfile.TemporaryDirectory() as folder:
+        done = 0
+        for event in Trainer(recipe(clients, 4_000)).events(RunFolder(folder)):
+            if event.kind == "stepped":
+                done += 1
+                if done % STEPS == 0:
+                    yield
+
+
+def plain(clients: int) -> Iterator[None]:
+    """One module, one client after another, everything in memory, nothing counted or written; one thread, which is its best here."""
+    torch.set_num_threads(1)
+    built = build(recipe(clients, 4_000))
+    data = built.setup.data
+    assert data is not None
+    net = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 10))
+    params = list(net.parameters())
+    shared = [p.detach().clone() for p in params]
+    optimizer = torch.optim.SGD(params, lr=0.1, fused=True)
+    draws = torch.Generator().manual_seed(0)
+    t = 0
+    while True:
+        chosen = torch.randperm(clients, generator=draws)[:ROWS].tolist()
+        total = [torch.zeros_like(x) for x in shared]
+        for client in chosen:
+            with torch.no_grad():
+                torch._foreach_copy_(params, shared)
+            for k in range(STEPS):
+                x, y = data.batches.get(client, t + k + 1)
+                optimizer.zero_grad()
+                F.cross_entropy(net(x), y).backward()
+                optimizer.step()
+            torch._foreach_add_(total, [p.detach() for p in params], alpha=1 / ROWS)
+        shared = total
+        t += STEPS
+        yield
+
+
+def rate(what: str, clients: int, seconds: float) -> dict[str, float]:
+    """Rounds a second, and the peak of memory that this process has of its own, in a fresh process."""
+    rounds = globals()[what](clients)
+    for _ in range(3):
+        next(rounds)
+    began, count = time.perf_counter(), 0
+    while count < 3 or time.perf_counter() - began < seconds:
+        next(rounds)
+        count += 1
+    took = time.perf_counter() - began
+    return {"rate": count / took, "peak": float(peak_bytes())}
+
+
+def peak_bytes() -> int:
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def log_bytes(clients: int, rounds: int = 40) -> float:
+    """Bytes of events a round."""
+    with tempfile.TemporaryDirectory() as folder:
+        for _ in Trainer(recipe(clients, rounds)).events(RunFolder(folder)):
+            pass
+        return (Path(folder) / "events.jsonl").stat().st_size / rounds
+
+
+def main(rounds: int = 5, seconds: float = 4.0) -> None:
+    candidates = {
+        f"lab {n:,}": (lambda n=n: child("bench.federation", what="lab", clients=n, seconds=seconds)) for n in COUNTS
+    }
+    candidates["plain loop 100"] = lambda: child("bench.federation", what="plain", clients=100, seconds=seconds)
+    seen: dict[str, list[Any]] = take_turns(candidates, rounds)
+    for name, found in seen.items():
+        per_second = statistics.median(x["rate"] for x in found)
+        print(
+            f"{name} clients: {per_second:.1f} rounds/s, peak {statistics.median(x['peak'] for x in found) / 1e6:,.0f} MB"
+        )
+    rates = {name: [x["rate"] for x in found] for name, found in seen.items()}
+    peaks = {name: [x["peak"] for x in found] for name, found in seen.items()}
+    few, many = f"lab {COUNTS[0]:,}", f"lab {COUNTS[-1]:,}"
+    print(f"  seconds a round, {COUNTS[-1]:,} clients / {COUNTS[0]:,}: {ratio(rates[few], rates[many])}")
+    print(f"  peak memory, {COUNTS[-1]:,} clients / {COUNTS[0]:,}: {ratio(peaks[many], peaks[few])}")
+    print(
+        f"  events a round, {COUNTS[-1]:,} clients / {COUNTS[0]:,}: {log_bytes(COUNTS[-1]) / log_bytes(COUNTS[0]):.3f}×"
+    )
+    print(f"  rounds/s, lab / plain loop: {ratio(rates[few], rates['plain loop 100'])}")
+
+
+if __name__ == "__main__":
+    print(json.dumps(rate(**json.loads(sys.argv[1]))))
