@@ -425,8 +425,7 @@ def plan(
     from lab.runs.plan import plan as make_plan
 
     parsed, chosen = Recipe.of(recipe, overrides), {name: network(name) for name in networks} or None
-    if parsed.data is None:
-        corpora.check(parsed.corpus)
+    corpora.check(parsed.corpus)
     for note in notes(parsed):
         click.echo(f"note: {note}", err=True)
     if sys.stderr.isatty():

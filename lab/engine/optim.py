@@ -306,21 +306,12 @@ def steps_taken(optimizer: torch.optim.Optimizer, params: Stack) -> list[list[in
     return of_blocks
 
 
-def count_as_before_(optimizer: torch.optim.Optimizer, t: int) -> None:
-    """After a checkpoint of step ``t`` without counts for ADOPT (earlier versions): count as if no worker had been down."""
-    for state in optimizer.state.values() if isinstance(optimizer, ADOPT) else ():
-        if state:
-            state.setdefault("step", torch.tensor(t - 1.0, dtype=torch.float32, device="cpu"))
-
-
-Counts = dict[
-    int, dict[int, dict[str, float]]
-]  # numbers of a row beside its state tensors, such as ``step``: by worker and block
+Counts = dict[int, list[dict[str, float]]]  # what is counted of rows, such as ``step``: by worker, ``[blocks]``
 
 
 def counts_of(optimizer: torch.optim.Optimizer, params: Stack, workers: Iterable[int]) -> Counts:
-    """What the optimizer counts of these workers' rows in this process."""
-    found: Counts = {w: {} for w in workers}
+    """What the optimizer counts of these workers' rows in this process; nothing of a block that one does not hold."""
+    found: Counts = {w: [{} for _ in params.blocks] for w in workers}
     for leaf, (i, part) in zip(optimizer.param_groups[0]["params"], _leaves(params), strict=True):
         held_by = _held(params, i, part)
         counts = _counts(optimizer.state.get(leaf, {}), len(held_by))
@@ -330,17 +321,16 @@ def counts_of(optimizer: torch.optim.Optimizer, params: Stack, workers: Iterable
     return found
 
 
-def set_counts_(optimizer: torch.optim.Optimizer, params: Stack, counts: Counts) -> None:
-    """Set what the optimizer counts of some workers' rows; what is not named stays. ``{i: {FRESH: True}}``: as before the first step."""
+def set_counts_(optimizer: torch.optim.Optimizer, params: Stack, new: Counts) -> None:
+    """Set what the optimizer counts of some workers' rows; what is not named stays. FRESH of 1: as before the first step."""
     for leaf, (i, part) in zip(optimizer.param_groups[0]["params"], _leaves(params), strict=True):
         state, held_by = optimizer.state.get(leaf), _held(params, i, part)
-        rows = [(row, counts[w][i]) for row, w in enumerate(held_by) if i in counts.get(w, {})]
-        if state and rows:
-            now = _counts(state, len(leaf))
-            for name, of_rows in now.items():
-                for row, new in rows:
-                    of_rows[row] = new.get(name, of_rows[row])
-            _write_counts_(state, now)
+        counts = _counts(state, len(held_by)) if state else {}
+        for row, w in enumerate(held_by):
+            for name in counts.keys() & new[w][i].keys() if w in new else ():
+                counts[name][row] = new[w][i][name]
+        if state and not new.keys().isdisjoint(held_by):
+            _write_counts_(state, counts)
 
 
 def take_over_(
@@ -363,16 +353,13 @@ def take_over_(
     """
     if params.dry:
         return
-    mine = counts_of(optimizer, params, params.layout.mine or range(len(known_by)))
-    everyones = all_gather({w: list(of_blocks.items()) for w, of_blocks in mine.items()})
-    known = {w: {i: dict(counts) for i, counts in of_blocks} for w, of_blocks in everyones.items()}
-    new: Counts = {w: {} for w in workers}
+    known: Counts = all_gather(counts_of(optimizer, params, params.layout.mine or range(len(known_by))))
+    new: Counts = {w: [{} for _ in params.blocks] for w in workers}
     for i, block in enumerate(params.layout.blocks):
         others = [w for w in block.everywhere if known_by[w]] or block.everywhere
         longest = max((known[w][i] for w in others), key=lambda of_row: (not of_row[FRESH], of_row.get("step", 0.0)))
-        for w in block.holders:
-            if w in new:
-                new[w][i] = longest
+        for w in new.keys() & {*block.holders}:
+            new[w][i] = longest
     set_counts_(optimizer, params, new)
 
 

@@ -437,8 +437,7 @@ def start(
         for a recipe that is wrong, or a folder that holds the run of another.
     """
     recipe = Recipe.of(recipe, overrides)
-    if recipe.data is None:
-        corpora.check(recipe.corpus)
+    corpora.check(recipe.corpus)
     run_folder = RunFolder(_path(recipe, folder, again)) if keep else None
     if run_folder is not None:
         run_folder.check_recipe(recipe)

@@ -11,9 +11,10 @@ from lab.engine import buffers
 from lab.engine.checkpoint import Json, Part, Piece, Rows, pieces_of, places, stack_of
 from lab.engine.comm import Communicator
 from lab.engine.fleet import Fleet
-from lab.engine.optim import count_as_before_, joined_counts, rows_apart, states
+from lab.engine.optim import joined_counts, rows_apart, states
 from lab.engine.stack import Block, Layout, Stack
 from lab.engine.state import State
+from lab.optimizers import ADOPT
 from lab.recipes.placement import Experts
 
 
@@ -160,6 +161,13 @@ class States(Part):
             found = states(optimizer, self._moved_by(name))
             (inner if name == "inner" else outer).update({k + part: v for k, v in found.items()})
         return inner, outer
+
+
+def count_as_before_(optimizer: torch.optim.Optimizer, t: int) -> None:
+    """After a checkpoint of step ``t`` without counts for ADOPT (earlier versions): count as if no worker had been down."""
+    for state in optimizer.state.values() if isinstance(optimizer, ADOPT) else ():
+        if state:
+            state.setdefault("step", torch.tensor(t - 1.0, dtype=torch.float32, device="cpu"))
 
 
 def leaves_of_all(layout: Layout) -> list[tuple[int, int | None]]:

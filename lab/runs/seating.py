@@ -143,10 +143,8 @@ class Seating(Part):
         if self.recipe.clients.inner_states != "kept":
             return {}
         of_blocks = counts_of(state.optimizers["inner"], state.local["params"], [worker])[worker]
-        names = {name for counts in of_blocks.values() for name in counts}
-        return {
-            f"count.{n}": torch.tensor([c[n] for c in of_blocks.values()], dtype=torch.float64) for n in sorted(names)
-        }
+        names = {name for counts in of_blocks for name in counts}
+        return {f"count.{n}": torch.tensor([c[n] for c in of_blocks], dtype=torch.float64) for n in sorted(names)}
 
     def _shapes(self, keys: Iterable[str]) -> dict[str, Tensor]:
         """What is under these keys, without numbers."""
@@ -170,10 +168,8 @@ class Seating(Part):
             x[row] = kept.get(key, 0.0)
         counts = {key.removeprefix("count."): x.tolist() for key, x in kept.items() if key.startswith("count.")}
         if counts:
-            of_blocks = {
-                i: {name: of_all[i] for name, of_all in counts.items()}
-                for i in range(len(state.local["params"].blocks))
-            }
+            num = len(state.local["params"].blocks)
+            of_blocks = [{name: of_all[i] for name, of_all in counts.items()} for i in range(num)]
             set_counts_(state.optimizers["inner"], state.local["params"], {worker: of_blocks})
 
     def _start_afresh(self) -> None:
@@ -185,12 +181,8 @@ class Seating(Part):
             return  # some of its states are agreed: they keep their counts
         for stack in own.values():
             stack.zero_()
-        blocks = range(len(state.local["params"].blocks))
-        set_counts_(
-            inner,
-            state.local["params"],
-            {w: {i: {FRESH: True, "step": 0.0} for i in blocks} for w in self.setup.fleet.mine},
-        )
+        anew = [{FRESH: 1.0, "step": 0.0} for _ in state.local["params"].blocks]
+        set_counts_(inner, state.local["params"], dict.fromkeys(self.setup.fleet.mine, anew))
 
     # checkpoints
 
