@@ -1,7 +1,7 @@
 """Several processes that run `cases.OVER_PROCESSES`, one recipe after another.
 
 python -m tests.support.over_processes FOLDER MACHINES, with WORLD_SIZE, MASTER_ADDR and MASTER_PORT set: as many processes as the
-world has, as if on so many machines. They are forked, so that torch is imported once for all. Each recipe has a run folder of its
+world has, as if on so many machines. They are forked, so that torch, and what it imports by itself in a dry run, is imported once for all. Each recipe has a run folder of its
 name; what was begun there is resumed. The first process writes each story as JSON lines beside it, and each one its own log.
 """
 
@@ -11,6 +11,9 @@ import os
 import sys
 import traceback
 from pathlib import Path
+
+import accelerate  # noqa: F401
+import torch._dynamo  # noqa: F401
 
 from lab.events import to_json
 from lab.processes.peers import join
