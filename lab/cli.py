@@ -36,6 +36,9 @@ class _Lab(click.Group):
     def main(self, args: Any = None, *rest: Any, **options: Any) -> Any:
         if args is None:
             _in_utf8()
+            from lab.runs.child import quick_
+
+            quick_()
         return super().main(args, *rest, **options)
 
     def invoke(self, ctx: click.Context) -> Any:

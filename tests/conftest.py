@@ -1,4 +1,7 @@
-"""What all tests share: one intra-op thread, a cache of their own; what takes long begins first."""
+"""What all tests share: one intra-op thread, a cache of their own; what takes long begins first.
+
+Nothing here imports torch before a test needs it: the process that only hands out tests to others (``-n``) never does.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +11,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 from hypothesis import settings
 
-import lab.runs.live
-from lab.methods import METHODS
+from lab.runs.child import quick_
 
 pytest.register_assert_rewrite("tests.support")
-from tests.support.stories import PATIENCE  # noqa: E402
 
+quick_()
 settings.register_profile("lab", deadline=None, derandomize=True, max_examples=60)
 settings.load_profile("lab")
 
@@ -51,6 +52,8 @@ def no_waiting_for_the_disk() -> Iterator[None]:
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
     """Two intra-op threads on a busy machine are slower than one, and forked processes can hang."""
+    import torch
+
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"
 
@@ -58,6 +61,9 @@ def one_thread() -> None:
 @pytest.fixture
 def nothing_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Runs in the background go to a folder of the test, and none goes on after it."""
+    import lab.runs.live
+    from tests.support.stories import PATIENCE
+
     monkeypatch.chdir(tmp_path)
     yield
     for run in lab.runs.live._RUNS:
@@ -68,6 +74,8 @@ def nothing_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
 @pytest.fixture(autouse=True)
 def registered_methods_stay() -> Iterator[None]:
     """Methods that a test registers are gone after it."""
+    from lab.methods import METHODS
+
     before = dict(METHODS)
     yield
     if before != METHODS:
@@ -78,6 +86,8 @@ def registered_methods_stay() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def global_generator_untouched() -> Iterator[None]:
     """No test, and nothing that a test calls, draws from torch's global generator for good."""
+    import torch
+
     before = torch.get_rng_state()
     yield
     assert torch.equal(before, torch.get_rng_state()), "torch's global generator was drawn from"
