@@ -153,11 +153,15 @@ class KnobChanged:
 
 @dataclass(frozen=True)
 class Seated:
-    """Which client each worker stands for, from local step ``step`` on, where there are more clients than workers."""
+    """Which client each worker stands for, from local step ``step`` on, where who takes part is a matter of the round.
+
+    Workers beyond the last client have none. Those that are ``late`` receive what all receive, and do not count in this round.
+    """
 
     kind: ClassVar[str] = "seated"
     step: int
     clients: list[int]  # by worker
+    late: list[int] = field(default_factory=list)  # workers
 
 
 @dataclass(frozen=True)

@@ -214,13 +214,13 @@ class DryRun(Protocol):
 
     @property
     def up_TW(self) -> np.ndarray:
-        """Who is up in each local step, bool ``[steps, workers]``."""
+        """Who is up in each local step, bool ``[steps, workers]``; there may be more columns of what tells steps apart."""
 
     def dry_step(self, number: int, t: Any) -> list[Sent]:
         """Local step ``number``, which the method gets as ``t``: what was sent."""
 
     def skip_to(self, up: list[bool]) -> None:
-        """Go on as if steps had passed in which nothing changed but who is up."""
+        """Go on as if steps had passed in which nothing changed but who is up: one of the rows of ``up_TW``."""
 
     def who(self) -> Any:
         """Who was up in the step before, and who holds the present state; to be compared and hashed, as is `structure`."""

@@ -100,9 +100,9 @@ def need_equal_ranks(method: Method, adapters: Adapters) -> None:
 
 
 def fetching(s: State, t: int, period: int) -> list[int]:
-    """Who fetches the server's state before local step ``t``."""
+    """Who fetches the server's state before local step ``t``. Clients that are late in a round fetch it too, and are not up."""
     up = [w for w, u in enumerate(s.fleet.up) if u]
-    return up if (t - 1) % period == 0 else [w for w in up if w in s.returned]
+    return sorted({*up, *s.returned}) if (t - 1) % period == 0 else [w for w in up if w in s.returned]
 
 
 def fetch_(s: State, comm: Communicator, t: int, period: int, inner_states: InnerStates) -> None:

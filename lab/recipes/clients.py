@@ -11,8 +11,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from lab.config import RecipeView, config
+from lab.config import Positive, RecipeView, config
 from lab.errors import RecipeError
+from lab.recipes.availability import check_available
 from lab.seeds import numpy_generator
 
 
@@ -24,8 +25,26 @@ class Clients:
     them sit down in the rows of the fleet, receive the agreed parameters (which counts as bytes, for each of them) and whatever else
     is agreed, and train on their own examples. Memory, time, events and the ledger grow with those who take part.
 
+    Clients that are late (see ``wait_for`` and ``deadline``) receive what all receive, and then do not count: here they do not train, and
+    they hand in nothing. Where fewer than ``num_workers`` are available the other rows stay empty in that round.
+
     num
-        clients that there are; 0, or as many as workers: the workers themselves, all the time.
+        clients that there are; 0, or as many as workers and none of the next six: the workers themselves, all the time.
+    sampling
+        ``uniform``: all clients are drawn alike; ``size``: with a probability that goes as the number of their examples.
+    available
+        who can take part, and when: nothing (all, always), ``day_night`` or ``day_night:<number of time zones>``, or the path of a .csv file
+        (`lab.recipes.availability`).
+    round_hours
+        how long a round takes by the clock that ``available`` goes by.
+    spread
+        of the clients' speeds: the time of a local step is log-normal over clients, exp(spread · z) times that of the median client, with
+        z drawn once for each. Only priced time changes, and who is late.
+    wait_for
+        the first so many of those who were asked count, the others are late (over-selection: Bonawitz et al. 2019, arXiv 1902.01046, ask
+        1.3 times as many as they need); 0: all are waited for.
+    deadline
+        whoever takes longer is late, in units of the time of the median client.
     inner_states
         ``fresh``: a client begins each of its rounds with a new inner optimizer (it keeps nothing); ``kept``: with the states that it had
         at the end of its last one. States that the method averages are received with the parameters either way.
@@ -33,14 +52,26 @@ class Clients:
         parameters that never leave their client, by name, as patterns (``head.*``). They are kept between its turns.
     """
 
-    num: Annotated[int, Field(ge=0)] = 0
+    num: Annotated[int, Field(ge=0, le=100_000_000)] = 0
+    sampling: Literal["uniform", "size"] = "uniform"
+    available: str = ""
+    round_hours: Positive = 1.0
+    spread: Annotated[float, Field(ge=0, le=10)] = 0.0
+    wait_for: Annotated[int, Field(ge=0)] = 0
+    deadline: Positive | None = None
     inner_states: Literal["fresh", "kept"] = "fresh"
     personal: tuple[str, ...] = ()
 
     def check(self, recipe: RecipeView) -> None:
         """Raises RecipeError where the rest of a recipe does not go with it."""
+        check_available(self.available)
         if not self.num:
             return
+        if self.wait_for > recipe.num_workers:
+            raise RecipeError(
+                f"clients.wait_for = {self.wait_for} is more than num_workers = {recipe.num_workers}, those that are asked in a round: set it "
+                "lower, or num_workers higher"
+            )
         if self.num < recipe.num_workers:
             raise RecipeError(
                 f"clients.num = {self.num} is less than num_workers = {recipe.num_workers}, those that take part in a round: set it "
@@ -57,6 +88,15 @@ class Clients:
                 "lora.ranks differ by worker, and clients sit down in any row: give one rank, or leave out clients.num"
             )
 
+    def take_turns(self, num_workers: int) -> bool:
+        """Whether who sits in a row of the fleet is a matter of the round."""
+        return self.num > num_workers or (self.num > 0 and (self.some_are_missing or self.spread > 0))
+
+    @property
+    def some_are_missing(self) -> bool:
+        """Whether there may be rows in a round that do not count."""
+        return bool(self.available or self.wait_for or self.deadline is not None)
+
     def is_personal(self, name: str) -> bool:
         """Whether a parameter never leaves its client."""
         return any(fnmatch.fnmatchcase(name, pattern) for pattern in self.personal)
@@ -72,6 +112,6 @@ class Clients:
             raise RecipeError("clients.personal leaves no parameter that is trained together: name fewer")
 
     def drawn(self, round_number: int, num_rows: int, seed: int) -> list[int]:
-        """The clients of a round (from 0), sorted: a function of these numbers alone."""
+        """The clients of a round (from 0) of whom all are alike and available, sorted: a function of these numbers alone."""
         rng = numpy_generator(seed, "clients", round_number)
         return sorted(rng.choice(self.num, num_rows, replace=False).tolist())

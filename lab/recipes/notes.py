@@ -82,10 +82,20 @@ def _never_sent(recipe: Recipe) -> Iterator[str]:
 def _unused(recipe: Recipe) -> Iterator[str]:
     """Settings of what is not switched on, where they are not the default."""
     scenario, schedule, lora = recipe.scenario, recipe.schedule, recipe.lora
-    adapters, experts = bool(lora.ranks), recipe.model.layers_and_experts[1]
+    adapters, experts, clients = bool(lora.ranks), recipe.model.layers_and_experts[1], recipe.clients
+    of_rounds = ("inner_states", "sampling", "available", "spread", "wait_for", "deadline")
     for where, part, names, used, needs in (
         ("scenario.", scenario, ("mean_outage",), scenario.failure_rate, "scenario.failure_rate"),
         ("scenario.", scenario, ("sample_every",), scenario.sample, "scenario.sample"),
+        ("clients.", clients, of_rounds, clients.num, "clients.num"),
+        ("clients.", clients, ("round_hours",), clients.available, "clients.available"),
+        (
+            "clients.",
+            clients,
+            ("deadline",),
+            clients.spread or not clients.num or (clients.deadline or 1) < 1,
+            "clients.spread",
+        ),
         ("schedule.", schedule, ("decay_fraction",), schedule.kind == "wsd", "schedule.kind=wsd"),
         ("schedule.", schedule, ("final",), schedule.kind != "constant", "schedule.kind=cosine or wsd"),
         ("lora.", lora, ("targets", "scale", "alpha", "train", "init"), adapters, "lora.ranks"),

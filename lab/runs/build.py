@@ -150,7 +150,7 @@ def _assembled(
         follow_rows(state, comm, world)
     grad = Gradients(recipe, data, comm, at_once)
     setup = Setup(recipe, fleet, state, comm, world, data, experts, adapters, lambda t: grad.at(t, state))
-    come_and_go = recipe.clients.num > recipe.num_workers
+    come_and_go = recipe.clients.take_turns(recipe.num_workers)
     buffers = BufferSync(recipe.buffers, state, comm, lambda: round_steps(knobs.method), come_and_go)
     seating = Seating(setup) if come_and_go else None
     roll_call = RollCall(setup, lambda: knobs.values.get("down", ()), seating, buffers.catch_up_)

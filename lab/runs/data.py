@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -13,6 +14,7 @@ from lab.config.references import Call
 from lab.data import Batches, Corpus, load_tokenizer, split_windows, validation_batches
 from lab.data.cache import read_corpus
 from lab.data.shards import sizes
+from lab.data.splits import parse_split
 from lab.data.tasks.data import load_task
 from lab.data.tasks.dealt import Dealt, check_task, deal, vocab_size
 from lab.data.tasks.examples import is_there, load_examples, task_name
@@ -65,6 +67,23 @@ def _dealt(recipe: Recipe, task: Task) -> Dealt:
         batches_seed=derive(recipe.seed, "batches"),
         num_validation=recipe.eval_windows,
         dtype=getattr(torch, recipe.dtype),
+    )
+
+
+def sizes_unread(recipe: Recipe) -> Sequence[int] | None:
+    """Examples of every client, as far as they decide what a dry run sends; None where they do not, or are all alike.
+
+    Raises RecipeError where text would have to be read to know them.
+    """
+    clients = recipe.clients
+    decide = clients.sampling == "size" and (clients.wait_for or clients.deadline is not None)
+    if not decide or parse_split(recipe.split).kind == "draw":
+        return None
+    if recipe.data is not None:
+        return _dealt(recipe, make_task(recipe.data)).samples_W
+    raise RecipeError(
+        "clients.sampling = 'size' with wait_for or deadline: who is late depends on how much text each has, which is not known before it "
+        "is read; use clients.sampling=uniform, or split=draw:<n>"
     )
 
 

@@ -24,7 +24,8 @@ class DryRun:
 
     @property
     def up_TW(self) -> np.ndarray:
-        return self.roll_call.up_TW
+        up_TW, asked_TW = self.roll_call.up_TW, self.roll_call.asked_TW
+        return up_TW if asked_TW is up_TW else np.concatenate([up_TW, asked_TW], axis=1)
 
     def dry_step(self, number: int, t: Any) -> list[Sent]:
         setup = self.setup
@@ -38,7 +39,7 @@ class DryRun:
         return setup.comm.ledger.new()
 
     def skip_to(self, up: list[bool]) -> None:
-        self.setup.fleet.set_up(up)
+        self.setup.fleet.set_up(up[: self.setup.fleet.num_workers])
 
     def who(self) -> tuple[tuple[bool, ...], tuple[bool, ...]]:
         return tuple(self.setup.fleet.up), tuple(self.setup.fleet.last_up)

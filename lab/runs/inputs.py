@@ -1,4 +1,4 @@
-"""What a run reads besides its recipe: text and tokenizer, and the files of a model, of starting values and of an adapter.
+"""What a run reads besides its recipe: text and tokenizer, the files of a model, starting values or an adapter, who is available.
 
 The id of a run follows from its recipe alone. What the named files held is recorded with it: ``inputs.json`` in its
 folder, and the digests in its checkpoints and in its first event. So a run can tell whether the files are still what they
@@ -20,12 +20,14 @@ from lab.data.files import digests, expanded
 from lab.data.training_data import TrainingData
 from lab.errors import LabError, RecipeError
 from lab.models.hf import HF
+from lab.recipes.availability import is_file
 from lab.recipes.recipe import Recipe
 from lab.runs.pretrain import base_file, base_size
 
 NAMED = 3  # files in a message
 TEXT = "text"
 CALLED = {TEXT: "text", "model": "model", "start": "starting values", "adapter": "adapter"}
+CALLED |= {"available": "table of who is available"}
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ def of_run(recipe: Recipe, text: TrainingData) -> dict[str, Input]:
 
 
 def of_files(recipe: Recipe) -> dict[str, Input]:
-    """The files of a model, of starting values and of an adapter, as far as they lie on this machine."""
+    """The files of a model, of starting values, of an adapter and of who is available, as far as they lie on this machine."""
     places: dict[str, list[Path]] = {}
     if isinstance(recipe.model, HF):
         folder = expanded(recipe.model.path, "model")
@@ -77,6 +79,8 @@ def of_files(recipe: Recipe) -> dict[str, Input]:
     if recipe.lora.values:
         folder = expanded(recipe.lora.values, "lora.values")
         places["adapter"] = [folder / "adapter_config.json", folder / "adapter_model.safetensors"]
+    if is_file(recipe.clients.available):
+        places["available"] = [expanded(recipe.clients.available, "clients.available")]
     found: dict[str, Input] = {}
     for part, paths in places.items():
         there = [path for path in paths if os.path.isfile(path)]

@@ -39,6 +39,9 @@ class RollCall(Part):
         self.setup, self.killed, self.seating, self.catch_up_ = setup, killed, seating, catch_up_
         # Who is up in each local step, bool ``[steps, workers]``.
         self.up_TW: np.ndarray = recipe.scenario.trace(recipe.num_workers, recipe.steps, recipe.seed).numpy()
+        self.asked_TW = self.up_TW  # who receives the model when a round begins, if it begins then
+        if seating is not None and recipe.clients.some_are_missing:
+            self.up_TW, self.asked_TW = seating.counted_TW(self.up_TW)
         self.experts = setup.experts
         self.draw = self.experts.draw if self.experts is not None else 0  # the table that was reported last
         self.lost: set[str] = set()  # tensors that no worker which is up holds, as last reported
@@ -73,9 +76,11 @@ class RollCall(Part):
         seating = self.seating if self.seating is not None and self.seating.begins(t) else None
         if now == fleet.up and number > 1 and seating is None:
             return
-        returned = [w for w, up in enumerate(now) if up and (seating is not None or not fleet.last_up[w])]
+        back = [w for w, up in enumerate(now) if up and not fleet.last_up[w]]
         left = [w for w, up in enumerate(fleet.up) if up and not now[w]]
+        returned = back
         if seating is not None:
+            returned = [w for w, asked in enumerate(self.asked_TW[number - 1].tolist()) if asked and w not in killed]
             seating.leave()
             yield seating.sit_down(number)
         state.returned = returned
@@ -89,18 +94,19 @@ class RollCall(Part):
         for block in fleet.layout.blocks:
             setup.world.note_up(block, now)
         if number > 1 or not all(now):
-            yield WorkersChanged(number, [w for w, up in enumerate(now) if up], returned, left)
+            yield WorkersChanged(number, [w for w, up in enumerate(now) if up], back, left)
 
     def _catch_up_(self, returned: list[int]) -> None:
         setup, state, last_up = self.setup, self.setup.state, self.setup.fleet.last_up
         catch_up: str = setup.recipe.scenario.catch_up
+        from_shared = False
         names = ["params"] if catch_up == "params" else list(state.local)
         if self.seating is not None:  # they bring the rest themselves
             catch_up = "agreed"
             names = [name for name in state.local if name == "params" or name in setup.recipe.method.averages]
             if "params" in state.shared and state.shared["params"].layout is state.local["params"].layout:
                 names.remove("params")  # at the beginning of a round they are what is agreed, which is sent below
-                state.local["params"].copy_(state.shared["params"], [True] * len(last_up))
+                from_shared = True
         state.received = names
         for name in names:
             setup.comm.broadcast_(setup.latest(name), state.local[name], name, returned, last_up)
@@ -109,6 +115,8 @@ class RollCall(Part):
             take_over_(inner, state.local["params"], returned, last_up, all_gather)
         for name, stack in state.shared.items():  # kept once in this process; they receive it all the same
             setup.comm.broadcast_(stack, stack, name, returned, last_up)
+        if from_shared:
+            state.local["params"].copy_(state.shared["params"], [w in returned for w in range(len(last_up))])
         self.catch_up_(returned, last_up)
 
     def json(self) -> Json:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,7 +18,9 @@ from lab.events import Seated
 from lab.methods import declared
 from lab.methods.registry import round_steps
 from lab.probes.probe import Setup
+from lab.recipes.selection import Selection
 from lab.runs.client_store import ClientStore
+from lab.runs.data import sizes_unread
 
 KEPT_CHECKPOINTS = 2  # a run can be taken up at any of them
 
@@ -37,10 +40,21 @@ class Seating(Part):
         self.first: dict[str, Tensor] = {}  # what a client has before its first turn, by key, ``[P]``
         self._files: list[int] = []  # rounds of which the store has something, by the checkpoint that was taken up
         self._saved: deque[int] = deque(maxlen=KEPT_CHECKPOINTS)  # rounds that were over when checkpoints were written
-        setup.state.clients_W = self.drawn(0)
+        recipe, data = setup.recipe, setup.data
+        sizes = data.samples_W if data is not None else sizes_unread(recipe)
+        self.selection = Selection(recipe.clients, recipe.num_workers, recipe.seed, sizes)
+        self.now = self.selection.of_round(0)
+        setup.state.clients_W = self.now.clients
 
-    def drawn(self, number: int) -> list[int]:
-        return self.recipe.clients.drawn(number, self.recipe.num_workers, self.recipe.seed)
+    def counted_TW(self, up_TW: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Of those that are up in each local step, bool ``[steps, workers]``: who counts in its round, and who is asked in it."""
+        up_TW, asked_TW = up_TW.copy(), up_TW.copy()
+        for number, first in enumerate(range(0, len(up_TW), self.period)):
+            selected, here = self.selection.of_round(number), slice(first, first + self.period)
+            asked_TW[here, len(selected.clients) :] = False
+            up_TW[here] &= asked_TW[here]
+            up_TW[here, selected.late] = False
+        return up_TW, asked_TW
 
     def begins(self, t: Any) -> bool:
         """Whether a round begins with local step ``t``."""
@@ -65,7 +79,8 @@ class Seating(Part):
         if not self.rounds:
             self.first = {key: x[0].clone() for key, x in rows.items()}
             return
-        up = [w for w, is_up in enumerate(setup.fleet.last_up) if is_up]
+        clients, late = setup.state.clients_W, self.now.late
+        up = [w for w, is_up in enumerate(setup.fleet.last_up) if is_up and w < len(clients) and w not in late]
         here = {w: self._row(rows, w) for w in up if w in setup.fleet.mine}
         everywhere = setup.world.all_gather_json(sorted({key for row in here.values() for key in row}))
         keys = sorted({key for keys in everywhere for key in keys})
@@ -81,18 +96,22 @@ class Seating(Part):
             }
         )
         if setup.world.first:
-            clients = setup.state.clients_W
             self.store.put(self.rounds - 1, {clients[w]: {k: x.cpu() for k, x in handed[w].items()} for w in up})
             self.store.tidy(self._saved[0] if len(self._saved) == KEPT_CHECKPOINTS else 0)
 
     def sit_down(self, t: int) -> Seated:
         """The clients of the round that begins with local step ``t`` take their rows."""
-        state, data = self.setup.state, self.setup.data
         self.rounds = (t - 1) // self.period + 1
-        state.clients_W = self.drawn(self.rounds - 1)
+        self._take_seats()
+        return Seated(t, self.now.clients, self.now.late)
+
+    def _take_seats(self) -> None:
+        state, data = self.setup.state, self.setup.data
+        self.now = self.selection.of_round(self.rounds - 1)
+        state.clients_W = self.now.clients
         if data is not None:
-            state.samples_W = [data.samples_W[c] for c in state.clients_W]
-        return Seated(t, list(state.clients_W))
+            empty = self.recipe.num_workers - len(self.now.clients)
+            state.samples_W = [*(data.samples_W[c] for c in self.now.clients), *[0] * empty]
 
     def arrive(self) -> None:
         """Those who sit there now bring what they kept, when they have received what is agreed."""
@@ -107,7 +126,8 @@ class Seating(Part):
             {w: {k: x if x.is_meta else x.to(device) for k, x in named.items()} for w, named in sent.items()}
         )
         for w in setup.fleet.mine:
-            self._take_row(w, got[w] if clients[w] in known else self.first)
+            if w < len(clients):
+                self._take_row(w, got[w] if clients[w] in known else self.first)
 
     # rows
 
@@ -188,14 +208,12 @@ class Seating(Part):
 
     def json(self) -> Json:
         self._saved.append(self.rounds - 1)
-        return {"clients": [self.rounds, list(self.setup.state.clients_W), list(self._saved), self.store.rounds()]}
+        return {"clients": [self.rounds, list(self._saved), self.store.rounds()]}
 
     def load_json(self, values: Json, step: int) -> None:
-        self.rounds, clients, saved, self._files = values["clients"]
-        self.setup.state.clients_W = clients
+        self.rounds, saved, self._files = values["clients"]
         self._saved = deque(saved, KEPT_CHECKPOINTS)
-        if self.setup.data is not None:
-            self.setup.state.samples_W = [self.setup.data.samples_W[c] for c in clients]
+        self._take_seats()
 
     def tensors(self) -> Iterator[Piece]:
         for key, x in self.first.items() if self.setup.world.first else ():

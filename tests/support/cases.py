@@ -144,6 +144,11 @@ OVER_PROCESSES: dict[str, Recipe] = (
         ),
         "clients who start afresh": of_four(LISTED["diloco"], clients={"num": 9}),
         "clients who owe something": of_four("ddp", codecs={"grads": "topk:0.2"}, clients={"num": 7}),
+        "clients who are late or asleep": of_four(
+            LISTED["diloco"],
+            clients={"num": 9, "spread": 0.8, "wait_for": 3, "available": "day_night:2", "round_hours": 5},
+            scenario=STORM,
+        ),
         "experts on one": of_four(LISTED["diloco"], placement=Placement(overlap=1), **EXPERTS),
         "classes of images, storm": of_four(LISTED["des_loc"], scenario=STORM, **IMAGES),
         "sensors of people": of_four(LISTED["diloco"], **SENSORS),
