@@ -116,6 +116,7 @@ CHANGES: dict[str, Any] = {
     "tokenizer": "hub:gpt2",
     "split": "domain",
     "num_workers": 5,
+    "clients": {"num": 9},
     "steps": 201,
     "batch_size": 9,
     "context": 65,
