@@ -117,3 +117,16 @@ def test_clients_bring_no_buffers_of_their_own() -> None:
     with pytest.raises(RecipeError, match="nobody keeps a client's own buffers: set buffers=averaged"):
         Trainer(r)
     Trainer(r.but(model=r.to_dict()["model"] | {"norm": "group"}))
+
+
+def test_bytes_of_resnet18_by_hand() -> None:
+    """Twenty BatchNorms with 4,800 channels: two numbers of four bytes for each channel, and twenty counts of eight."""
+    of = {"model": "resnet18", "num_workers": 2, "steps": 1, "dtype": "float32"}
+    first, averaged = (normed("ddp", buffers=kind, **of) for kind in ("first", "averaged"))
+    sent = [x for x in dry_run(first) if x.state == "buffers"]
+    assert [(x.op, x.workers, x.payload_bytes) for x in sent] == [
+        ("broadcast", (1,), {"norm": 2 * 4800 * 4}),
+        ("broadcast", (1,), {"norm": 20 * 8}),
+    ]
+    (one,) = [x for x in dry_run(averaged) if x.state == "buffers"]
+    assert (one.op, one.workers, one.payload_bytes) == ("all_reduce", (0, 1), {"norm": 38_400})

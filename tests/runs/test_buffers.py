@@ -17,7 +17,7 @@ from lab.methods.ddp import DDP
 from lab.methods.local_sgd import LocalSGD
 from lab.recipes.buffers import Buffers
 from lab.runs.buffers import STATE, BufferSync
-from tests.support.bench import F64, batch, close, fill_
+from tests.support.bench import F64, Silent, batch, close, fill_, other
 from tests.support.buffered import Synced, normed
 
 SGD = Optimizer("SGD", 0.1)
@@ -162,6 +162,24 @@ def test_a_buffer_that_is_replaced_is_averaged_as_well() -> None:
     assert close(bench.buffers(1)["seen"], want)
     bench.run(1)
     assert close(bench.buffers(1)["seen"], want + batch(1, 3)[0].sum(0))
+
+
+@pytest.mark.parametrize("kind", ["local", "averaged"])
+def test_with_a_silent_communicator_everybody_is_alone(kind: Any) -> None:
+    """Other data at one worker changes its own buffers and nobody else's."""
+    mine = Synced(LocalSGD(2, SGD), Buffers(kind, 2), communicator=Silent).run(5)
+    changed = Synced(LocalSGD(2, SGD), Buffers(kind, 2), communicator=Silent, batch=other({1: 77})).run(5)
+    for w, name in itertools.product(range(3), ("norm.running_mean", "norm.running_var")):
+        assert torch.equal(mine.buffers(w)[name], changed.buffers(w)[name]) == (w != 1)
+
+
+@pytest.mark.parametrize("kind", ["local", "averaged"])
+def test_relabelling_workers_relabels_their_buffers(kind: Any) -> None:
+    deal = {0: 2, 1: 0, 2: 1}
+    plain, dealt = (Synced(LocalSGD(3, SGD), Buffers(kind, 2), batch=b).run(5) for b in (batch, other(deal)))
+    for w, name in itertools.product(range(3), plain.buffers(0)):
+        assert close(plain.buffers(deal[w])[name], dealt.buffers(w)[name])
+    assert plain.records == dealt.records
 
 
 # --- what is sent ----------------------------------------------------------------------------------------------------
