@@ -652,6 +652,7 @@ def list_(runs: str) -> None:
     from lab.engine.optim import ELEMENTWISE
     from lab.errors import plain
     from lab.methods import METHODS, declared
+    from lab.models.registry import MODELS
     from lab.recipes.presets import PRESETS
     from lab.recipes.recipe import SIZES
     from lab.runs.folder import stored
@@ -664,7 +665,7 @@ def list_(runs: str) -> None:
     for name, cls in sorted(METHODS.items(), key=lambda item: declared(item[1]).server):
         _row(f"  {name:<16} ", first_line(cls))
     _row("presets      ", ", ".join(PRESETS))
-    _row("models       ", ", ".join(SIZES))
+    _row("models       ", ", ".join([*SIZES, *MODELS]))
     _row("optimizers   ", ", ".join(ELEMENTWISE))
     _row("corpora      ", ", ".join(CORPORA))
     _row("tasks        ", ", ".join(f"task:{name}" for name in TASKS))
@@ -699,9 +700,11 @@ def _in_short(folder: RunFolder) -> str:
         ended, recipe, last = folder.end(), folder.recipe(), folder.last_evaluated()
     except LabError as error:
         return f"{'damaged':<12}{error}"
-    model = next((name for name, size in SIZES.items() if size == recipe.model), type(recipe.model).__name__)
+    named = recipe.to_dict()["model"].get("name", type(recipe.model).__name__)
+    model = next((name for name, size in SIZES.items() if size == recipe.model), named)
+    data = recipe.corpus if recipe.data is None else recipe.data.name
     done = f"{ended.step:,} of " if ended and ended.step != recipe.steps else ""
-    word = f"{ended.status if ended else 'unfinished':<12}{model} on {recipe.corpus}, {done}{recipe.steps:,} steps"
+    word = f"{ended.status if ended else 'unfinished':<12}{model} on {data}, {done}{recipe.steps:,} steps"
     return word + ("" if last is None else f", validation loss {last.loss:.4f}")
 
 
