@@ -31,7 +31,8 @@ def own_stores(folder: str) -> None:
 
 
 def rates(shape: dict[str, Any], tracker: str, blocks: int, seconds: float) -> dict[str, Any]:
-    """Steps a second in blocks that take turns: one with the tracker, one without. Two runs of a recipe, one of them tracked.
+    """Steps a second, and steps a second of processor time (which others on the machine do not change), in blocks that take turns: one
+    with the tracker, one without. Two runs of a recipe, one of them tracked.
 
     The run that is not looked at stands still, and so does the tracker. What begins (a database, a process of the tracker's own) is over
     before the first block that counts.
@@ -42,15 +43,16 @@ def rates(shape: dict[str, Any], tracker: str, blocks: int, seconds: float) -> d
         gated = Gated(tracker_named(tracker))
         sink = Sink(gated, tracker, recipe.id, False)
         runs = {True: tracked(Trainer(recipe).events(), [sink]), False: tracked(Trainer(recipe).events(), [])}
-        out: dict[bool, list[float]] = {True: [], False: []}
+        out: dict[bool, list[tuple[float, float]]] = {True: [], False: []}
         for k in range(2 * blocks + 2):
             with_it = k % 2 == 1
             (gated.gate.set if with_it else gated.gate.clear)()
-            began, steps = time.perf_counter(), 0
+            began, spent, steps = time.perf_counter(), time.process_time(), 0
             while time.perf_counter() - began < seconds:
                 steps += isinstance(next(runs[with_it]), Stepped)
             if k >= 2:  # the first two warm up
-                out[with_it].append(steps / (time.perf_counter() - began))
+                both = time.perf_counter() - began, time.process_time() - spent
+                out[with_it].append((steps / both[0], steps / both[1]))
         waiting, problems = len(sink._rows), list(sink.problems)
         left_out = sink._left_out
         gated.gate.set()
@@ -63,12 +65,47 @@ class Gated:
     """A tracker that works while its gate is open, so that what it has to do for one block is not done in the next."""
 
     def __init__(self, tracker: Tracker):
-        self.tracker, self.gate = tracker, threading.Event()
-        self.start, self.note, self.finish = tracker.start, tracker.note, tracker.finish
+        self.tracker, self.gate, self.started = tracker, threading.Event(), threading.Event()
+        self.note, self.finish = tracker.note, tracker.finish
+
+    def start(self, recipe: Mapping[str, Any], name: str, resume: bool) -> int:
+        last = self.tracker.start(recipe, name, resume)
+        self.started.set()
+        return last
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         self.gate.wait()
         self.tracker.log(values, step)
+
+
+def costs(shape: dict[str, Any], tracker: str, steps: int = 400) -> tuple[float, float]:
+    """Milliseconds of processor time, threads and processes of the tracker's own included: of a row at the tracker, and of a local step.
+
+    Without a clock on the wall, so that others on the machine do not matter.
+    """
+    import psutil
+
+    def spent() -> float:
+        children = sum(sum(child.cpu_times()[:2]) for child in psutil.Process().children(recursive=True))
+        return time.process_time() + children
+
+    recipe = Recipe.of("diloco", []).but(**shape, steps=steps, eval_every=0, checkpoint_every=0)
+    began = spent()
+    events: list[Event] = list(Trainer(recipe).events())
+    of_step = spent() - began
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
+        own_stores(folder)
+        gated = Gated(tracker_named(tracker))
+        gated.gate.set()
+        sink = Sink(gated, tracker, recipe.id, False)
+        sink.add(events[0])
+        gated.started.wait()
+        began = spent()
+        for event in events[1:]:
+            sink.add(event)
+        sink.close()
+        of_row = spent() - began
+    return 1e3 * of_row / steps, 1e3 * of_step / steps
 
 
 class Nothing:
@@ -112,8 +149,13 @@ def main(blocks: int = 10, seconds: float = 2.0) -> None:
                 print(f"  {tracker} is not installed")
                 continue
             seen = child("bench.track", what="rates", shape=shape, tracker=tracker, blocks=blocks, seconds=seconds)
+            row, step = child("bench.track", what="costs", shape=shape, tracker=tracker)
+            print(
+                f"  {tracker}: a row takes {row:.2f} ms of processor time, a local step {step:.2f} ms: {row / step:.1%}"
+            )
             late = f", {seen['waiting']:,} steps still waited, {seen['left_out']:,} were left out"
-            print(f"  {tracker}: throughput with it / without it: {ratio(seen['with'], seen['without'])}{late}")
+            wall, cpu = (ratio(*([x[i] for x in seen[which]] for which in ("with", "without"))) for i in (0, 1))
+            print(f"  {tracker}: throughput with it / without it: {wall}; of processor time: {cpu}{late}")
             for problem in seen["problems"]:
                 print(f"    {problem}")
 
@@ -121,4 +163,4 @@ def main(blocks: int = 10, seconds: float = 2.0) -> None:
 if __name__ == "__main__":
     asked = json.loads(sys.argv[1])
     what = asked.pop("what")
-    print(json.dumps({"rates": rates, "folding": folding}[what](**asked)))
+    print(json.dumps({"rates": rates, "folding": folding, "costs": costs}[what](**asked)))
