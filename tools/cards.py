@@ -17,7 +17,7 @@ from typing import Any
 from lab.costs.network import human
 from lab.engine.optim import Optimizer
 from lab.events import Sent
-from lab.methods import METHODS, declared
+from lab.methods import METHODS
 from lab.recipes.recipe import Recipe
 from lab.runs.plan import Plan, plan
 
@@ -119,7 +119,7 @@ def index() -> str:
         "| card | in one line | fewer bytes than DDP | on a ring | most in one step | numbers kept |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
-    for name, cls in sorted(METHODS.items(), key=lambda item: declared(item[1]).server):
+    for name, cls in sorted(METHODS.items(), key=lambda item: bool(Recipe.of(item[0]).lora.ranks)):
         p = planned(name)
         says = (sys.modules[cls.__module__].__doc__ or "").strip().splitlines()[0]
         most = max(max(by_step([x for x in p.ledger if w in x.workers]).values()) for w in range(p.recipe.num_workers))

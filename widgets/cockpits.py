@@ -21,7 +21,7 @@ from lab.costs.network import NETWORKS, duration, human
 from lab.data import CORPORA, corpora
 from lab.errors import LabError
 from lab.events import Ended, Event
-from lab.methods import METHODS, declared, name_of, parse_method
+from lab.methods import METHODS, name_of, parse_method
 from lab.recipes.presets import PRESETS
 from lab.recipes.recipe import Recipe
 from lab.runs.folder import RunFolder
@@ -73,8 +73,8 @@ class RunSetup:
         self.views: list[View] = []  # that show this run alone
         self._asked = 0  # changes so far: only the forecast after the last one is shown
         mine = name_of(recipe.method)
-        served = declared(recipe.method).server
-        alike = [name for name in HERE if name in METHODS and declared(METHODS[name]).server == served]
+        adapts = bool(recipe.lora.ranks)
+        alike = [name for name in HERE if name in METHODS and ("lora" in PRESETS[name]) == adapts]
         names = [mine, *(name for name in alike if name != mine)]
         self.method = _field(ipywidgets.Dropdown(options=names, value=mine), "method")
         self.workers = _field(Whole(recipe.num_workers), "workers")

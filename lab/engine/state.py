@@ -43,9 +43,11 @@ class State:
     # Which worker holds which rank segments, if the model has adapters (`lab.methods.lora_factors.Adapters`).
     adapters: object = None
     samples_W: Sequence[int] | None = None  # examples of every worker; None in a dry run
-    clients_W: Sequence[
-        int
-    ] = ()  # which client sits in the row of every worker, where there are more clients; empty: itself
+    # Where there are more clients than workers: which of them sits in the row of every worker, and how many there are, with how
+    # many examples in all.
+    clients_W: Sequence[int] = ()
+    num_clients: int = 0
+    num_samples: int = 0
     # A server keeps the model: what it is, is shared["params"], and the method itself hands it out.
     served: bool = False
     returned: Sequence[int] = ()  # who is back in this step

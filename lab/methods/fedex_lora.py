@@ -15,12 +15,9 @@ from lab.engine.stack import at_least_float32, clip_
 from lab.engine.state import Grad, State, numeric
 from lab.methods.lora_factors import mean, samples, stacked
 from lab.methods.lora_rounds import (
-    InnerStates,
-    Weight,
     adapters_of,
     add_to_base_,
     agreed_base,
-    fetching,
     hand_in,
     need_equal_ranks,
     open_,
@@ -28,6 +25,7 @@ from lab.methods.lora_rounds import (
     start_,
 )
 from lab.methods.registry import method
+from lab.methods.rounds import InnerStates, Weight, fetching
 
 
 @method("fedex_lora", server=True, equal_ranks=True)

@@ -13,8 +13,9 @@ from lab.engine.comm import Communicator
 from lab.engine.optim import AdamW, Optimizer
 from lab.engine.stack import clip_
 from lab.engine.state import Grad, State
-from lab.methods.lora_rounds import InnerStates, Weight, fetch_, mean_of_holders, open_
+from lab.methods.lora_rounds import fetch_, mean_of_holders, open_
 from lab.methods.registry import method
+from lab.methods.rounds import InnerStates, Weight
 
 
 @method("ffa_lora", server=True, trains_B_alone=True)

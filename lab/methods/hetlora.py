@@ -17,8 +17,9 @@ from lab.engine.stack import Stack, clip_
 from lab.engine.state import Grad, Loss, State, numeric
 from lab.engine.world import Named
 from lab.methods.lora_factors import Pair, cells, mean, padded, product_norm, shares
-from lab.methods.lora_rounds import InnerStates, adapters_of, fetching, open_, rescale_, start_
+from lab.methods.lora_rounds import adapters_of, open_, rescale_, start_
 from lab.methods.registry import method
+from lab.methods.rounds import InnerStates, fetching
 from lab.models.lora import adapters as adapters_in
 from lab.models.lora import cut_to
 

@@ -1,14 +1,9 @@
-"""A federation with a server: it keeps the model, every round its clients fetch their part, train it, and hand it in.
-
-What the clients hand in is counted as such (``reduce`` or ``gather`` in the ledger), and what they fetch as ``broadcast``.
-Who is up at the beginning of a round takes part in it; who comes back in its midst fetches the server's state then.
-"""
+"""Rounds with a server (`lab.methods.rounds`) whose clients train adapters: every client fetches its part, and hands it in."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from functools import partial
-from typing import Literal
 
 import torch
 
@@ -21,9 +16,7 @@ from lab.engine.world import Named
 from lab.errors import RecipeError
 from lab.methods.lora_factors import Adapters, Pair
 from lab.methods.registry import METHODS, Method, declared, name_of
-
-Weight = Literal["samples", "uniform"]
-InnerStates = Literal["reset", "kept"]
+from lab.methods.rounds import InnerStates, Weight, beginning, fetching, weights_of
 
 
 def open_(s: State, inner: Optimizer, inner_states: InnerStates, train: str = "both") -> Adapters:
@@ -37,7 +30,7 @@ def open_(s: State, inner: Optimizer, inner_states: InnerStates, train: str = "b
     if inner_states == "reset":
         inner.check_reset()
     s.optimizers["inner"] = inner.over(s.local["params"], s.grads)
-    s.shared["params"] = _beginning(s.fleet)
+    s.shared["params"] = beginning(s.fleet)
     return adapters
 
 
@@ -46,18 +39,6 @@ def adapters_of(s: State) -> Adapters:
     if not isinstance(s.adapters, Adapters):
         raise RecipeError("this method aggregates adapters: set lora.ranks, for example lora.ranks=[4,8,16,16]")
     return s.adapters
-
-
-def _beginning(fleet: Fleet) -> Stack:
-    """The server's state, of all tensors: also of those that no worker of this process holds."""
-    stack = fleet.params.first()
-    missing = [i for i, x in enumerate(stack.blocks) if not len(x)]
-    for i in missing:
-        stack.blocks[i] = stack.blocks[i].new_zeros(1, stack.layout.blocks[i].numel)
-    values = dict(fleet.build(None).named_parameters()) if missing and 0 in fleet.mine else {}
-    for name in [n for i in missing for n in stack.layout.blocks[i].names if n in values]:
-        stack[name].copy_(values[name].detach())
-    return stack
 
 
 def agreed_base(fleet: Fleet, names: Iterable[str]) -> Stack:
@@ -97,12 +78,6 @@ def need_equal_ranks(method: Method, adapters: Adapters) -> None:
             f"{name_of(method)} is defined for clients of one rank, but lora.ranks = {list(adapters.ranks_W)}: give one rank, or "
             f"use {', '.join(others)} or {last}"
         )
-
-
-def fetching(s: State, t: int, period: int) -> list[int]:
-    """Who fetches the server's state before local step ``t``. Clients that are late in a round fetch it too, and are not up."""
-    up = [w for w, u in enumerate(s.fleet.up) if u]
-    return sorted({*up, *s.returned}) if (t - 1) % period == 0 else [w for w in up if w in s.returned]
 
 
 def fetch_(s: State, comm: Communicator, t: int, period: int, inner_states: InnerStates) -> None:
@@ -152,7 +127,7 @@ def mean_of_holders(s: State, comm: Communicator, weight: Weight) -> None:
     What nobody who is up holds keeps its value.
     """
     rescale_(s, [w for w, u in enumerate(s.fleet.up) if u], up=True)
-    n_W = [float(n) for n in s.samples_W] if weight == "samples" and s.samples_W else None
+    n_W = weights_of(s, weight)
     s.shared["params"] = comm.mean(
         s.local["params"], "params", weights_W=n_W, fallback=s.shared["params"], to_server=True
     )

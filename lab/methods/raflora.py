@@ -15,8 +15,9 @@ from lab.engine.stack import clip_
 from lab.engine.state import Grad, State, numeric
 from lab.engine.world import Named
 from lab.methods.lora_factors import refactored, samples, stacked
-from lab.methods.lora_rounds import InnerStates, Weight, adapters_of, fetch_, hand_in, open_, pairs_of
+from lab.methods.lora_rounds import adapters_of, fetch_, hand_in, open_, pairs_of
 from lab.methods.registry import method
+from lab.methods.rounds import InnerStates, Weight
 
 
 @method("raflora", server=True)

@@ -70,6 +70,8 @@ class Declared:
         of adapters it trains B, and A stays as it is: ``lora.train = "B"``.
     keeps
         local states that belong to a client and go where it goes, such as control variates.
+    holds
+        states of its server that a client has to hold while it trains, such as what it is pulled towards.
     """
 
     name: str
@@ -79,6 +81,7 @@ class Declared:
     equal_ranks: bool = False
     trains_B_alone: bool = False
     keeps: tuple[str, ...] = ()
+    holds: tuple[str, ...] = ()
 
 
 METHODS: dict[str, type[Method]] = {}  # by name, filled by the decorator
@@ -95,6 +98,7 @@ def method(
     equal_ranks: bool = False,
     trains_B_alone: bool = False,
     keeps: tuple[str, ...] = (),
+    holds: tuple[str, ...] = (),
 ) -> Callable[[type[T]], type[T]]:
     """Decorator: gives a class of the form `Method` its name in recipes, with what it needs from others (`Declared`).
 
@@ -109,7 +113,7 @@ def method(
         raise RecipeError(
             f'@method above {getattr(name, "__name__", shown(name))} has no name: write @method("fed_prox")'
         )
-    declared = Declared(name, server, moves_experts, own_loss, equal_ranks, trains_B_alone, keeps)
+    declared = Declared(name, server, moves_experts, own_loss, equal_ranks, trains_B_alone, keeps, holds)
 
     def register(cls: type[T]) -> type[T]:
         if not re.fullmatch("[a-z][a-z0-9_]*", name):

@@ -14,8 +14,9 @@ from lab.engine.comm import Communicator
 from lab.engine.optim import AdamW, Optimizer
 from lab.engine.stack import clip_
 from lab.engine.state import Grad, State
-from lab.methods.lora_rounds import InnerStates, Weight, coverage, fetch_, mean_of_holders, open_
+from lab.methods.lora_rounds import coverage, fetch_, mean_of_holders, open_
 from lab.methods.registry import method
+from lab.methods.rounds import InnerStates, Weight
 
 
 @method("zero_padding", server=True)

@@ -37,6 +37,20 @@ _CLIENTS: dict[str, Any] = {
 }
 _EQUAL = _CLIENTS | {"lora": _CLIENTS["lora"] | {"ranks": [16]}}
 
+# Fifty clients with digits of their own, of whom ten take part in a round.
+_FEDERATION: dict[str, Any] = {
+    "model": {"name": "mlp", "hidden": [128]},
+    "data": "digits",
+    "split": "dirichlet:0.3",
+    "num_workers": 10,
+    "clients": {"num": 50},
+    "batch_size": 10,
+    "steps": 500,
+    "eval_every": 50,
+    "eval_windows": 360,
+}
+_SGD = {"name": "SGD", "lr": 0.1}
+
 _FOMOE_STEP = {"params": 32, "exp_avg": 32, "exp_avg_sq": 32}
 
 # DES-LOC's billion-scale run (section 5 of the paper): four workers, two million tokens a step, context 2048.
@@ -87,6 +101,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "placement": {"overlap": 2},
         "method": {"name": "fomoe", "sync_every": {"params": 16, "exp_avg": 16, "exp_avg_sq": 16}, "inner": _ADAMW},
     },
+    "fedprox": _FEDERATION | {"method": {"name": "fedprox", "sync_every": 10, "inner": _SGD}},
+    "scaffold": _FEDERATION | {"method": {"name": "scaffold", "sync_every": 10, "inner": _SGD}},
     "prelort": _CLIENTS | {"method": {"name": "prelort", "inner": _ADAMW}},
     "fedit": _EQUAL | {"method": {"name": "fedit", "inner": _ADAMW}},
     "zero_padding": _CLIENTS | {"method": {"name": "zero_padding", "inner": _ADAMW}},

@@ -13,7 +13,7 @@ from lab.engine.fleet import Fleet, saved_buffers
 from lab.engine.stack import Layout, Stack
 from lab.engine.state import State
 from lab.errors import RecipeError
-from lab.methods.lora_rounds import fetching
+from lab.methods.rounds import fetching
 from lab.recipes.buffers import Buffers
 
 STATE = "buffers"  # its name in the ledger, and where a server keeps it

@@ -16,7 +16,7 @@ from lab.costs.network import DEVICES, NETWORKS, Bill, Network, described, devic
 from lab.engine.fleet import Fleet
 from lab.engine.state import State
 from lab.events import Sent
-from lab.methods.registry import name_of, round_steps
+from lab.methods.registry import declared, name_of, round_steps
 from lab.models.moe import MoE
 from lab.recipes.notes import notes
 from lab.recipes.recipe import Recipe
@@ -259,8 +259,8 @@ def _plan(recipe: Recipe, networks: Mapping[str, Network], device: str, devices_
 def _held_bytes_W(recipe: Recipe, state: State) -> list[int]:
     """Parameters, gradients and states of each worker."""
     stacks = [state.grads, *state.local.values()]
-    if not state.served:  # else a server keeps what is agreed
-        stacks += state.shared.values()
+    held = declared(recipe.method).holds if state.served else state.shared  # a server keeps the rest of what is agreed
+    stacks += [state.shared[name] for name in held]
     held_W = [0] * recipe.num_workers
     for block, x in ((block, x) for s in stacks for block, x in zip(s.layout.blocks, s.blocks, strict=True)):
         for w in block.everywhere:

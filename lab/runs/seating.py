@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lab.data.shards import total
 from lab.engine.checkpoint import Json, Part, Piece, Rows
 from lab.engine.optim import FRESH, counts_of, set_counts_, states
 from lab.errors import Damaged
@@ -45,6 +46,8 @@ class Seating(Part):
         self.selection = Selection(recipe.clients, recipe.num_workers, recipe.seed, sizes)
         self.now = self.selection.of_round(0)
         setup.state.clients_W = self.now.clients
+        setup.state.num_clients = recipe.clients.num
+        setup.state.num_samples = total(data.samples_W) if data is not None else 0
 
     def counted_TW(self, up_TW: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Of those that are up in each local step, bool ``[steps, workers]``: who counts in its round, and who is asked in it."""

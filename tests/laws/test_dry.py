@@ -66,7 +66,10 @@ SMALL = [n for n in PRESETS if n not in ("fomoe_104B", "fomoe_1.8B")]
 @pytest.mark.parametrize("scenario", [{}, ROUGH, SAMPLED], ids=["calm", "rough", "sampled"])
 @pytest.mark.parametrize("name", SMALL)
 def test_every_preset(name: str, scenario: dict[str, Any]) -> None:
-    check(Recipe.of(name).but(steps=130, schedule={}, scenario=scenario))
+    r = Recipe.of(name)
+    if r.clients.num and scenario is SAMPLED:
+        pytest.skip("its clients are drawn already")
+    check(r.but(steps=130, schedule={}, scenario=scenario))
 
 
 @every_name

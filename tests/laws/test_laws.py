@@ -23,7 +23,7 @@ from lab.engine.optim import ELEMENTWISE, ZERO_AT_START, AdamW, Nesterov, Optimi
 from lab.engine.stack import Stack
 from lab.errors import Diverged, RecipeError
 from lab.events import Ended, Evaluated, Event, Sent, Stepped, Warned, WorkersChanged, to_json
-from lab.methods import Method, noloco
+from lab.methods import Method, declared, noloco
 from lab.methods.ddp import DDP
 from lab.methods.demo import DeMo
 from lab.methods.des_loc import DESLOC
@@ -31,12 +31,13 @@ from lab.methods.diloco import DiLoCo
 from lab.methods.local_adam import LocalAdam
 from lab.methods.local_sgd import LocalSGD
 from lab.methods.noloco import NoLoCo
+from lab.methods.scaffold import SCAFFOLD
 from lab.probes.probe import Setup
 from lab.recipes.scenario import Outage, Scenario
 from lab.runs.folder import RunFolder
 from lab.runs.trainer import Trainer, dry_run, train
 from tests.support.bench import Bench, Silent, batch, build, close, each_its_own, flat, other
-from tests.support.every import every_method, every_name
+from tests.support.every import every_method, every_name, every_peer, every_served
 from tests.support.listed import ADOPT, LISTED, RMSPROP, SGD, SGDM
 from tests.support.plain import plain
 from tests.support.recipes import corpus, recipe
@@ -115,13 +116,15 @@ def test_equal_workers_stay_equal(method: Method) -> None:
 def test_workers_agree_after_a_sync(name: str) -> None:
     """Whenever all workers have just handed over a state in full, they leave with the same one.
 
-    What the methods promise that never hand over a state in full stands in their own tests (`IN_PARTS`).
+    What the methods promise that never hand over a state in full stands in their own tests (`IN_PARTS`). With a server they have
+    the same one when they have fetched it, and before they move: in the first step of a round nobody does here.
     """
-    lab, synced = Bench(LISTED[name]), 0
+    need = declared(LISTED[name])
+    lab, synced = Bench(LISTED[name], schedule=lambda t: float(t % 2 == 0 or not need.server)), 0
     for t in range(1, STEPS + 1):
         lab.run(1)
         for r in lab.records:
-            stack = lab.state.local.get(r.state)
+            stack = lab.state.local.get(r.state) if r.op != "reduce" and r.state not in need.keeps else None
             whole = stack is not None and r.bytes_each == 8 * sum(b.numel for b in stack.layout.blocks)
             if r.step == t and whole and r.workers == (0, 1, 2):
                 assert torch.equal(lab.of(0, r.state), lab.of(1, r.state)), (t, r.state)
@@ -320,7 +323,7 @@ def test_a_codec_that_keeps_everything_changes_nothing(spec: str) -> None:
 STORMY = Scenario(outages=(Outage(worker=1, first=3, last=4), Outage(worker=2, last=2)))
 SAMPLED = Scenario(sample=2, sample_every=2, catch_up="params")
 CODECS = {"params": "int8", "grads": "topk:0.1", "exp_avg": "bfloat16", "momentum_buffer": "float16"}
-CODECS |= {"slow": "int8", "gradient": "int8", "residual": "bfloat16"}
+CODECS |= {"control": "int8", "slow": "int8", "gradient": "int8", "residual": "bfloat16"}
 
 
 def narrowed(method: Method) -> dict[str, str]:
@@ -392,7 +395,7 @@ def test_down_is_still_and_silent(method: Method) -> None:
     assert any((t, 0) in spoke for t in down)
 
 
-@every_method
+@every_peer
 @pytest.mark.parametrize("catch_up", ["all", "params"])
 def test_back_listens_first(method: Method, catch_up: str) -> None:
     """A worker that is back receives the mean of those who were up, before its step and before it sends anything."""
@@ -416,7 +419,7 @@ def test_back_listens_first(method: Method, catch_up: str) -> None:
     assert not [r for r in back[len(listens) :] if r.op == "broadcast"]
 
 
-@every_method
+@every_peer
 def test_back_receives_all_that_it_needs(method: Method) -> None:
     """A worker that missed a sync does not know the agreed state either: all of it is handed to it, and counted."""
     steps, first = 8, 2
@@ -429,6 +432,23 @@ def test_back_receives_all_that_it_needs(method: Method) -> None:
     received = sum(sum(r.payload_bytes.values()) for r in trainer.comm.ledger if r.op == "broadcast" and 1 in r.workers)
     assert received == 8 * numbers
     assert numbers >= trainer.fleet.num_params()
+
+
+@every_served
+def test_back_fetches_first(method: Method) -> None:
+    """Where a server keeps the model, who is back in mid-round fetches all that the server has for it, and begins there."""
+    lab = Bench(method, schedule=lambda t: float(t != 4)).run(2)  # so that what is fetched in step 4 can be seen
+    server = {name: lab.shared(name) for name in lab.state.shared}
+    lab.fleet.up = [True, False, True]
+    lab.run(1)
+    lab.fleet.up, lab.state.returned = [True] * 3, [1]
+    lab.run(1)
+    assert torch.equal(lab.of(1), server["params"])
+    assert not torch.equal(lab.of(0), server["params"])
+    back = [r for r in lab.records if r.step == 4 and 1 in r.workers]
+    fetched = [r for r in itertools.takewhile(lambda r: r.op == "broadcast", back) if r.workers == (1,)]
+    assert {r.state: r.bytes_each for r in fetched} == {name: 8 * len(x) for name, x in server.items()}
+    assert {r.op for r in back[len(fetched) :]} == {"reduce"}
 
 
 @every_method
@@ -475,6 +495,8 @@ def test_the_rest_of_the_run_does_not_hang_on_who_is_down() -> None:
     """While a worker is down, the others train as if it did not exist (their batches stay their own)."""
     up = [True, False, True]
     for method in LISTED.values():
+        if isinstance(method, SCAFFOLD):  # its server counts those who are away: |S| / N
+            continue
         three, two = Bench(method), Bench(method, 2, batch=other({1: 2}))
         three.fleet.up = up
         three.run(STEPS)

@@ -42,7 +42,7 @@ from lab.study import toy_adapters as toy
 from lab.study.bench import Bench
 from tests.support.bench import F64, Silent, close, each_its_own
 from tests.support.cases import SERVED
-from tests.support.listed import SERVERS
+from tests.support.listed import OF_ADAPTERS
 from tests.support.recipes import corpus, recipe
 from tests.support.stop_and_go import stop_and_go
 from tests.support.stories import story
@@ -104,7 +104,7 @@ def short(method: Method) -> Any:
     return dataclasses.replace(method, sync_every=2, inner=AdamW(3e-2))  # type: ignore[type-var]
 
 
-EVERY: dict[str, Any] = {name: short(METHODS[name]()) for name in SERVERS} | {
+EVERY: dict[str, Any] = {name: short(METHODS[name]()) for name in OF_ADAPTERS} | {
     "prelort none": PreLort(2, nested="none"),
     "prelort sample": PreLort(2, nested="sample", truncations="powers", inner_states="kept"),
     "prelort sandwich": PreLort(2, nested="sandwich", omega="last", uncovered="zero"),
@@ -746,7 +746,7 @@ def test_a_run_without_a_whole_round_says_so() -> None:
     assert said == ["no round was finished, so nothing was aggregated: set method.sync_every below steps"]
 
 
-@pytest.mark.parametrize("name", SERVERS)
+@pytest.mark.parametrize("name", OF_ADAPTERS)
 def test_federations_in_bfloat16_keep_what_nobody_moves(name: str) -> None:
     """Decompositions, weights and sums are in float32: 12 rounds of clients that do not move leave the product as it was."""
     method = dataclasses.replace(METHODS[name](), sync_every=1, inner=AdamW(1e-30), max_norm=None)  # type: ignore[type-var]

@@ -43,6 +43,7 @@ RESUMED = (
     "lordo, drawn",
     "local_sgd reset, drawn",
     "ddp topk",
+    "scaffold, clients",
     "streaming_diloco three",
     "des_loc outer, storm, measured",
     "experts that move, measured",

@@ -139,7 +139,7 @@ def test_names_and_links_lead_somewhere(page: Path) -> None:
         assert exists(today(name) if log else name), name
     for file in re.findall(r"`((?:lab|tests|docs|widgets|bench)/[\w/]+\.\w+)`", text):
         now = today(file.removesuffix(".py").replace("/", ".")).replace(".", "/") + ".py" if log else file
-        written = re.search("fedprox|waiting", file)  # by the page itself
+        written = re.search("my_fedprox|waiting", file)  # by the page itself
         assert written or (ROOT / file).exists() or (ROOT / now).exists(), file
     for link in re.findall(r"\]\((?!https?:)([^)#]+)", text):
         assert (page.parent / link).exists(), link
@@ -181,7 +181,7 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     files = dict(re.findall(r"^\*\*`([^`]+)`\*\*[^\n]*\n\n```python\n(.*?)```", TUTORIAL, flags=re.S | re.M))
     for name, code in files.items():
         (root / name).write_text(code)
-    assert sorted(files) == ["lab/methods/fedprox.py", "tests/methods/test_fedprox.py"]
+    assert sorted(files) == ["lab/methods/my_fedprox.py", "tests/methods/test_my_fedprox.py"]
     assert sum(lines_of_code(root / name) for name in files) < 45
     return root
 
@@ -189,7 +189,7 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_method_of_the_page_is_in_our_style(copy: Path) -> None:
     """Whoever copies it into a checkout passes `make lint`."""
     pytest.importorskip("ruff")
-    in_copy(copy, "-m", "ruff", "check", "--no-cache", "lab/methods/fedprox.py", "tests/methods/test_fedprox.py")
+    in_copy(copy, "-m", "ruff", "check", "--no-cache", "lab/methods/my_fedprox.py", "tests/methods/test_my_fedprox.py")
 
 
 def in_copy(copy: Path, *arguments: str, stdin: str = "") -> str:
@@ -229,7 +229,7 @@ def test_the_commands_of_the_page_work(copy: Path) -> None:
     told = in_copy(copy, "-", stdin=RUN.format(commands=commands) + calendar)
     for shown in printed("text"):
         assert shown.strip() in told
-    assert len(re.findall(r"^(?:fedprox|diloco)-4w-\w+ .* done .* 3\.68 MB", told, flags=re.M)) == 2
+    assert len(re.findall(r"^(?:my_fedprox|diloco)-4w-\w+ .* done .* 3\.68 MB", told, flags=re.M)) == 2
 
 
 # --- write your own view ---------------------------------------------------------------------------------------------

@@ -13,10 +13,11 @@ from lab.methods.fomoe import FoMoE
 from lab.methods.prelort import PreLort
 from lab.models.lora import LoRA
 from lab.models.moe import MoE
+from lab.recipes.clients import Clients
 from lab.recipes.placement import Placement
 from lab.recipes.recipe import Recipe
 from lab.recipes.scenario import Outage, Scenario
-from tests.support.listed import LISTED, SERVERS
+from tests.support.listed import LISTED, OF_ADAPTERS
 from tests.support.recipes import TINY, normed, recipe
 
 STORM = Scenario(outages=(Outage(worker=1, first=3, last=4), Outage(worker=2, last=2)))
@@ -83,7 +84,7 @@ SERVED = {
         ),
         scenario=FIRST_GONE,
     )
-    for name in SERVERS
+    for name in OF_ADAPTERS
 }
 
 
@@ -110,6 +111,10 @@ OVER_PROCESSES: dict[str, Recipe] = (
     | {f"{name}, storm": of_four(LISTED[name], scenario=STORM) for name in ("des_loc outer", "streaming_diloco three")}
     | {f"{name}, drawn": of_four(LISTED[name], scenario=DRAWN) for name in COUNTING_APART}
     | {
+        "fedprox kept, clients": of_four(LISTED["fedprox kept"], clients=Clients(num=6, inner_states="kept")),
+        "scaffold, clients": of_four(
+            LISTED["scaffold"], clients=Clients(num=6, personal=("blocks.0.mlp*",)), scenario=STORM
+        ),
         "ddp topk": of_four("ddp", codecs={"grads": "topk:0.2"}, scenario=STORM),
         "diloco int8": of_four(LISTED["diloco"], codecs={"params": "int8"}, scenario=STORM),
         "diloco bfloat16": of_four(LISTED["diloco"], codecs={"params": "bfloat16"}, dtype="float32"),

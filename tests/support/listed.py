@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from lab.engine.optim import Nesterov, Optimizer
+from lab.engine.optim import AdamW, Nesterov, Optimizer
 from lab.methods import METHODS, Method, declared
 from lab.methods.ddp import DDP
 from lab.methods.demo import DeMo
 from lab.methods.des_loc import DESLOC
 from lab.methods.diloco import DiLoCo
+from lab.methods.fedprox import FedProx
 from lab.methods.fomoe import FoMoE
 from lab.methods.local_adam import LocalAdam
 from lab.methods.local_sgd import LocalSGD
@@ -18,15 +19,21 @@ from lab.methods.lordo import LoRDO, QHAdam
 from lab.methods.mt_dao import MTDAO, QHADOPT, Warm
 from lab.methods.noloco import NoLoCo
 from lab.methods.photon import Photon
+from lab.methods.scaffold import SCAFFOLD
 from lab.methods.sparta import SPARTA
 from lab.methods.streaming_diloco import StreamingDiLoCo
+from lab.recipes.presets import PRESETS
 
 
 def shortened(method: Method, longest: int = 4) -> Method:
-    """The same method with every period at most ``longest``, different ones kept different where there is room."""
+    """The same method with every period at most ``longest``, different ones kept different where there is room.
+
+    With a server two: clients can be drawn for its rounds.
+    """
     periods: Any = getattr(method, "sync_every", None)
     if isinstance(periods, int):
-        return dataclasses.replace(method, sync_every=min(3, periods))  # type: ignore[type-var]
+        most = 2 if declared(method).server else 3
+        return dataclasses.replace(method, sync_every=min(most, periods))  # type: ignore[type-var]
     if isinstance(periods, dict):
         rank = {p: min(longest, 2 + i) for i, p in enumerate(sorted(set(periods.values())))}
         return dataclasses.replace(method, sync_every={k: rank[p] for k, p in periods.items()})  # type: ignore[type-var]
@@ -57,11 +64,11 @@ TWO = QHADOPT(1e-2, (0.5, 0.9, 0.99), (0.3, 0.6))
 TWO_PERIODS = {"params": 2, "exp_avg_1": 2, "exp_avg_2": 3, "exp_avg_sq": 4}
 
 
-# Methods that aggregate adapters at a server stand in `test_federated`.
-SERVERS = [name for name, cls in METHODS.items() if declared(cls).server]
+# Methods that aggregate adapters, all of them at a server, stand in `test_federated`.
+OF_ADAPTERS = [name for name in METHODS if "lora" in PRESETS.get(name, ())]
 
 
-LISTED: dict[str, Method] = {name: shortened(cls()) for name, cls in METHODS.items() if name not in SERVERS} | {
+LISTED: dict[str, Method] = {name: shortened(cls()) for name, cls in METHODS.items() if name not in OF_ADAPTERS} | {
     "ddp SGD unclipped": DDP(inner=SGD, max_norm=None),
     "ddp ADOPT": DDP(inner=ADOPT),
     "local_sgd SGD": LocalSGD(sync_every=2, inner=SGD),
@@ -97,4 +104,8 @@ LISTED: dict[str, Method] = {name: shortened(cls()) for name, cls in METHODS.ite
     "demo one wave": DeMo(decay=0.9, topk=1, chunk=2, max_norm=0.5),
     "demo no sign": DeMo(SGD, 0.8, 2, 3, sign=False),
     "mt_dao QHM": MTDAO({"params": 3, "exp_avg": 2}, QHM),
+    "fedprox AdamW": FedProx(2, 0.5, AdamW(3e-2), weight="samples", max_norm=0.5),
+    "fedprox kept": FedProx(2, 1.0, SGDM, "kept"),
+    "scaffold I": SCAFFOLD(2, SGDM, option="I", max_norm=0.5),
+    "scaffold samples": SCAFFOLD(2, Optimizer("SGD", 3e-2, {"weight_decay": 0.1}), 1.7, weight="samples"),
 }

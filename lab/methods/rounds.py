@@ -1,0 +1,47 @@
+"""Rounds with a server: it keeps the model, clients fetch it when a round begins, and hand in what became of it.
+
+Who is up at the beginning of a round takes part in it; who comes back in its midst fetches the server's state then. What is handed in
+is counted as such (``reduce`` or ``gather`` in the ledger), and what is fetched as ``broadcast``.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from lab.engine.fleet import Fleet
+from lab.engine.stack import Block, Stack
+from lab.engine.state import State
+
+Weight = Literal["samples", "uniform"]
+InnerStates = Literal["reset", "kept"]
+
+
+def beginning(fleet: Fleet) -> Stack:
+    """The server's state when a run begins, of all tensors: also of those that no worker of this process holds."""
+    stack = fleet.params.first()
+    missing = [i for i, x in enumerate(stack.blocks) if not len(x)]
+    for i in missing:
+        stack.blocks[i] = stack.blocks[i].new_zeros(1, stack.layout.blocks[i].numel)
+    values = dict(fleet.build(None).named_parameters()) if missing and 0 in fleet.mine else {}
+    for name in [n for i in missing for n in stack.layout.blocks[i].names if n in values]:
+        stack[name].copy_(values[name].detach())
+    return stack
+
+
+def fetching(s: State, t: int, period: int) -> list[int]:
+    """Who fetches the server's state before local step ``t``. Clients that are late in a round fetch it too, and are not up."""
+    up = [w for w, u in enumerate(s.fleet.up) if u]
+    return sorted({*up, *s.returned}) if (t - 1) % period == 0 else [w for w in up if w in s.returned]
+
+
+def weights_of(s: State, weight: Weight) -> list[float] | None:
+    """What each worker counts in a mean, ``[N]``: its examples, or (None) as much as any other."""
+    return [float(n) for n in s.samples_W] if weight == "samples" and s.samples_W else None
+
+
+def share_of_all(s: State, weight: Weight, block: Block) -> float:
+    """|S| / N: what the holders of a block that are up count, over what all count that there are, clients that sit nowhere included."""
+    n_W = weights_of(s, weight) or [1.0] * s.fleet.num_workers
+    everybody: float = s.num_samples if weight == "samples" else s.num_clients
+    everybody = everybody or sum(n_W[w] for w in block.everywhere)  # where all clients are workers
+    return sum(n_W[w] for w in block.everywhere if s.fleet.up[w]) / everybody
