@@ -546,11 +546,14 @@ def of_wandb(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     from tests.support.wandb_files import records
 
     def newest(name: str) -> list[Any]:
-        files = list(folder.glob(f"wandb/offline-run-*/run-{name}.wandb"))
-        until(
-            lambda: all(r[-1].WhichOneof("record_type") == "exit" for r in map(records, files))
-        )  # a process of its own
-        return records(max(files, key=lambda file: file.stat().st_mtime_ns))
+        files = [path / f"run-{name}.wandb" for path in folder.glob(f"wandb/offline-run-*-{name}*")]
+
+        def closed(file: Path) -> bool:  # by a process of its own, some time after the run has been told to finish
+            found = records(file) if file.exists() else []
+            return bool(found) and found[-1].WhichOneof("record_type") == "exit"
+
+        until(lambda: all(map(closed, files)))
+        return records(max(files))  # their names have the second, and then a number
 
     def read(name: str) -> dict[str, list[tuple[int, float]]]:
         out: dict[str, list[tuple[int, float]]] = {}

@@ -19,6 +19,8 @@ def records(file: Path) -> list[Any]:
             at += BLOCK - at % BLOCK
             continue
         _, length, kind = struct.unpack("<IHB", data[at : at + HEAD])
+        if at + HEAD + length > len(data):  # it is being written
+            break
         whole += data[at + HEAD : at + HEAD + length]
         at += HEAD + length
         if kind in (1, 4):  # all of it, or the last part
