@@ -22,7 +22,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from lab.costs.network import Bill, Meter, Network
+from lab.costs.network import Bill, Meter, Network, Turn
 from lab.events import Sent
 
 Over = Callable[[np.ndarray], Any]  # a value that follows from the number of the step, for many of them, ``[n] -> [n]``
@@ -183,9 +183,10 @@ class Calendar:
         num_workers: int,
         compute_seconds: float = 0.0,
         slow: dict[int, float] | None = None,
+        turns: Sequence[Turn] = (),
     ) -> Bill:
         """What it costs on a network, as `lab.costs.network.Network.price` says of the records, each kind of step looked at once."""
-        meter = Meter(network, num_workers, compute_seconds, slow)
+        meter = Meter(network, num_workers, compute_seconds, slow, turns)
         seconds, _ = meter.through(np.arange(1, len(self.which_T) + 1), self.which_T, self.kinds)
         return meter.bill(np.concatenate([[0.0], seconds]))
 

@@ -28,7 +28,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Annotated, Literal
@@ -40,6 +41,7 @@ from lab.config import Fraction, Positive, config
 from lab.errors import RecipeError, one_of, shown
 from lab.events import Sent
 
+Turn = tuple[int, Sequence[float]]  # from which step on a local step takes how many times longer, by worker
 FRAMING = {"none": 1.0, "ethernet": (1514 + 66 / 2) / 1448}  # bytes on a link per byte of payload
 
 
@@ -75,6 +77,7 @@ class Network:
         steps: int,
         compute_seconds: float = 0.0,
         slow: dict[int, float] | None = None,
+        turns: Sequence[Turn] = (),
     ) -> Bill:
         """What a ledger costs on this network.
 
@@ -83,8 +86,10 @@ class Network:
         compute_seconds
             of one local step at a worker; ``slow`` gives factors for single workers. Workers run on by themselves and wait
             for each other only where they exchange something.
+        turns
+            factors that change along the run, as other clients take the place of a worker; those of ``slow`` come on top.
         """
-        meter = Meter(self, num_workers, compute_seconds, slow)
+        meter = Meter(self, num_workers, compute_seconds, slow, turns)
         at_step = [0.0]
         for step, records in groupby(sent, key=lambda r: r.step):
             at_step += meter.until(step, records)
@@ -134,7 +139,7 @@ class Network:
 
 
 class Meter:
-    """Prices a ledger step by step, as it grows; what it has seen so far is in its attributes."""
+    """Prices a ledger step by step, as it grows; what it has seen so far is in its attributes. ``turns`` may grow as well."""
 
     def __init__(
         self,
@@ -142,21 +147,26 @@ class Meter:
         num_workers: int,
         compute_seconds: float = 0.0,
         slow: dict[int, float] | None = None,
+        turns: Sequence[Turn] = (),
     ):
-        self.network, self.done = network, 0
+        self.network, self.done, self.turns = network, 0, turns
         self.wire_bytes_W = [0.0] * num_workers
         self.wire_bytes_by_state: dict[str, float] = {}
         self.communication_seconds = 0.0
-        self._pace = [compute_seconds * (slow or {}).get(w, 1.0) for w in range(num_workers)]
+        self._own_pace = [compute_seconds * (slow or {}).get(w, 1.0) for w in range(num_workers)]
+        self._pace = self._own_pace  # seconds of a local step, by worker
         self._clock = [0.0] * num_workers
         self._costs: dict[tuple[str, int, tuple[int, ...]], tuple[float, float]] = {}
 
     def until(self, step: int, records: Iterable[Sent] = ()) -> list[float]:
         """Go on to ``step``, at whose end this is sent: seconds since the start at the end of every step on the way."""
-        clock, steps = self._clock, step - self.done
-        alone = [max(c + p * k for c, p in zip(clock, self._pace, strict=True)) for k in range(1, steps + 1)]
-        self._clock = clock = [c + p * steps for c, p in zip(clock, self._pace, strict=True)]
-        self.done = step
+        alone = list[float]()
+        for last in self._turns_until(step):
+            steps = last - self.done
+            alone += [max(c + p * k for c, p in zip(self._clock, self._pace, strict=True)) for k in range(1, steps + 1)]
+            self._clock = [c + p * steps for c, p in zip(self._clock, self._pace, strict=True)]
+            self.done = last
+        clock = self._clock
         # What leaves in one step for the same workers in the same way is one transfer.
         together: dict[tuple[str, tuple[int, ...]], int] = {}
         for r in records:
@@ -179,6 +189,16 @@ class Meter:
             alone[-1] = over
         return alone
 
+    def _turns_until(self, step: int) -> Iterator[int]:
+        """Cut the steps from here to ``step`` where the pace changes: set it for each part, and yield its last step."""
+        last = self.done
+        while last < step:
+            i = bisect_right(self.turns, last + 1, key=lambda turn: turn[0])
+            if i:
+                self._pace = [p * f for p, f in zip(self._own_pace, self.turns[i - 1][1], strict=True)]
+            last = min(step, self.turns[i][0] - 1) if i < len(self.turns) else step
+            yield last
+
     def through(
         self, steps: np.ndarray, which: np.ndarray, kinds: Sequence[Sequence[Sent]]
     ) -> tuple[np.ndarray, np.ndarray]:
@@ -188,26 +208,36 @@ class Meter:
         -------
         seconds since the start, and bytes on the wire of all workers, at the end of every step.
         """
-        everybody = len(self._clock)
-        if len({*self._clock}) > 1 or any(len(r.workers) < everybody for records in kinds for r in records):
+        seconds, wire, at = np.empty(len(steps)), np.empty(len(steps)), 0
+        for last in self._turns_until(int(steps[-1]) if len(steps) else self.done):
+            end = int(np.searchsorted(steps, last, side="right"))
+            seconds[at:end], wire[at:end] = self._at_one_pace(steps[at:end], which[at:end], kinds)
+            more, self.done, at = last - self.done, last, end
+            self._clock = [c + p * more for c, p in zip(self._clock, self._pace, strict=True)]
+        return seconds, wire
+
+    def _at_one_pace(
+        self, steps: np.ndarray, which: np.ndarray, kinds: Sequence[Sequence[Sent]]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        everybody, there = len(self._clock), np.unique(which).tolist()
+        if len({*self._clock}) > 1 or any(len(r.workers) < everybody for k in there for r in kinds[k]):
             return self._in_groups(steps, which, kinds)
         # Whenever anything is sent all wait for all, so the slowest sets the pace and what is sent adds to it.
-        lasts, wires, began = [], [], sum(self.wire_bytes_W)
-        for k, times in enumerate(np.bincount(which, minlength=len(kinds)).tolist()):
+        lasts, wires, began = np.zeros(len(kinds)), np.zeros(len(kinds)), sum(self.wire_bytes_W)
+        for k in there:
             of_one = Meter(self.network, everybody)
             of_one.until(1, kinds[k])
-            lasts.append(of_one.communication_seconds)
-            wires.append(sum(of_one.wire_bytes_W))
-            self._add(of_one, times)
+            lasts[k], wires[k] = of_one.communication_seconds, sum(of_one.wire_bytes_W)
+            self._add(of_one, int((which == k).sum()))
         sends = np.array([bool(records) for records in kinds])[which]
-        seconds = self._clock[0] + max(self._pace) * (steps - self.done) + np.array(lasts)[which].cumsum()
+        seconds = self._clock[0] + max(self._pace) * (steps - self.done) + lasts[which].cumsum()
         if len(steps):
             since, at = self.done, self._clock[0]
             for row in np.flatnonzero(sends)[-1:]:  # when all clocks showed the same
                 since, at = int(steps[row]), float(seconds[row])
             self.done = int(steps[-1])
             self._clock = [at + p * (self.done - since) for p in self._pace]
-        return seconds, began + np.array(wires)[which].cumsum()
+        return seconds, began + wires[which].cumsum()
 
     def _in_groups(
         self, steps: np.ndarray, which: np.ndarray, kinds: Sequence[Sequence[Sent]]
@@ -235,7 +265,7 @@ class Meter:
             key = int(which[row]), int(steps[row]) - self.done, ahead
             if key not in known:
                 one = Meter(self.network, len(ahead))
-                one._pace, one._clock = self._pace, list(ahead)
+                one._pace, one._clock = self._pace, list(ahead)  # it has no turns, and keeps it
                 one.until(key[1], kinds[key[0]])
                 least = min(one._clock)
                 known[key] = least, tuple(c - least for c in one._clock), one

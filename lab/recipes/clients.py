@@ -90,12 +90,17 @@ class Clients:
 
     def take_turns(self, num_workers: int) -> bool:
         """Whether who sits in a row of the fleet is a matter of the round."""
-        return self.num > num_workers or (self.num > 0 and (self.some_are_missing or self.spread > 0))
+        return self.num > num_workers or (self.num > 0 and self.sets_the_pace)
 
     @property
     def some_are_missing(self) -> bool:
         """Whether there may be rows in a round that do not count."""
         return bool(self.available or self.wait_for or self.deadline is not None)
+
+    @property
+    def sets_the_pace(self) -> bool:
+        """Whether how long a local step takes is a matter of who sits there."""
+        return self.spread > 0 or self.some_are_missing
 
     def is_personal(self, name: str) -> bool:
         """Whether a parameter never leaves its client."""

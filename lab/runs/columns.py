@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from lab.costs.calendar import Kinds
-from lab.costs.network import Bill, Meter, Network
+from lab.costs.network import Bill, Meter, Network, Turn
 from lab.engine.ledger import Ledger
 from lab.events import (
     Covered,
@@ -25,6 +25,7 @@ from lab.events import (
     Placed,
     Routed,
     Saturated,
+    Seated,
     Sent,
     Started,
     Stepped,
@@ -33,6 +34,7 @@ from lab.events import (
     WorkersChanged,
 )
 from lab.recipes.recipe import Recipe
+from lab.recipes.selection import pace_W
 from lab.runs import table
 from lab.runs.growing import Growing
 
@@ -40,7 +42,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _LISTS = {Drifted: "drifted", WorkersChanged: "changes", KnobChanged: "turned", Warned: "warnings", Placed: "placed"}
-_LISTS |= {Routed: "routed", Covered: "covered", Truncated: "truncated", Measured: "measured"}
+_LISTS |= {Seated: "seated", Routed: "routed", Covered: "covered", Truncated: "truncated", Measured: "measured"}
 
 
 @dataclass(repr=False)
@@ -66,6 +68,7 @@ class Columns:
     turned: list[KnobChanged] = field(default_factory=list)
     warnings: list[Warned] = field(default_factory=list)
     placed: list[Placed] = field(default_factory=list)
+    seated: list[Seated] = field(default_factory=list)
     routed: list[Routed] = field(default_factory=list)
     saturated: Saturated | None = None
     scores: list[dict[str, float]] = field(default_factory=list)
@@ -183,6 +186,7 @@ class Columns:
             steps=steps,
             compute_seconds=compute_seconds,
             slow=slowness(self.started),
+            turns=list(turns(self.recipe, self.seated)),
         )
 
     def priced(self, network: Network, compute_seconds: float | None = None) -> Price:
@@ -290,7 +294,7 @@ class Curves:
         price, asked = self._price, (network, compute_seconds)
         if price is None or price.asked != asked or price.rows_timed < enough:
             price = self._price = Price(run, network, compute_seconds, rows)
-        price.go_on(self, run.eval_row)
+        price.go_on(self, run.eval_row, run.seated)
         return price
 
 
@@ -300,14 +304,18 @@ class Price:
     def __init__(self, run: Columns, network: Network, compute_seconds: float | None, rows_timed: int):
         self.asked, self.rows_timed = (network, compute_seconds), rows_timed
         num_workers, seconds, slow = 0, 0.0, dict[int, float]()
+        self.recipe, self.turns, self.rounds = None, list[Turn](), 0
         if run.started is not None:
-            num_workers, slow = run.num_workers, slowness(run.started)
+            self.recipe, num_workers, slow = run.recipe, run.num_workers, slowness(run.started)
             seconds = pace(run.seconds, run.started) if compute_seconds is None else compute_seconds
-        self.meter = Meter(network, num_workers, seconds, slow)
+        self.meter = Meter(network, num_workers, seconds, slow, self.turns)
         self.seconds, self.wire_bytes, self.eval_seconds = Growing(), Growing(), Growing()
 
-    def go_on(self, curves: Curves, eval_row: Sequence[int]) -> None:
+    def go_on(self, curves: Curves, eval_row: Sequence[int], seated: Sequence[Seated]) -> None:
         """Up to the rows and evaluations that there are by now: many rows at once, a few one by one."""
+        if self.recipe is not None:
+            self.turns += turns(self.recipe, seated[self.rounds :])
+            self.rounds = len(seated)
         first, end = len(self.seconds), len(curves.bytes)
         kinds = curves.kinds.kinds
         if end - first > max(MANY, len(kinds)):
@@ -321,6 +329,13 @@ class Price:
                 self.wire_bytes.append(sum(self.meter.wire_bytes_W))
         for row in eval_row[len(self.eval_seconds) :]:
             self.eval_seconds.append(self.seconds[row] if row >= 0 else 0.0)
+
+
+def turns(recipe: Recipe, seated: Iterable[Seated]) -> Iterator[Turn]:
+    """How fast workers are in each round, as the clients that sit there are."""
+    clients = recipe.clients
+    for e in seated if clients.sets_the_pace else ():
+        yield e.step, pace_W(clients, e.clients, e.late, recipe.num_workers, recipe.seed)
 
 
 def slowness(started: Started) -> dict[int, float]:

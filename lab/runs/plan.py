@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from lab.costs.calendar import Calendar, calendar
 from lab.costs.fomoe import Costs
-from lab.costs.network import DEVICES, NETWORKS, Bill, Network, described, device_named, human, step_seconds
+from lab.costs.network import DEVICES, NETWORKS, Bill, Network, Turn, described, device_named, human, step_seconds
 from lab.engine.fleet import Fleet
 from lab.engine.state import State
 from lab.events import Sent
@@ -24,6 +24,7 @@ from lab.runs.build import build
 from lab.runs.data import shape_of
 from lab.runs.trial import products
 
+MANY = 16  # workers that are no longer told one by one
 UNITS = {"hours": 1, "minutes": 60, "seconds": 3600}  # in an hour
 
 
@@ -147,7 +148,9 @@ class Plan:
             )
         if len({human(b) for b in self.payload_bytes_W}) > 1:
             lines.append(
-                "  workers differ: " + ", ".join(f"{w}: {human(b)}" for w, b in enumerate(self.payload_bytes_W))
+                f"  workers differ: {human(min(self.payload_bytes_W))} to {human(self.payload_bytes)}"
+                if len(self.payload_bytes_W) > MANY
+                else "  workers differ: " + ", ".join(f"{w}: {human(b)}" for w, b in enumerate(self.payload_bytes_W))
             )
         if self.forecasts:
             longest = max(f.total_hours for f in self.forecasts)
@@ -221,8 +224,9 @@ def _plan(recipe: Recipe, networks: Mapping[str, Network], device: str, devices_
     busiest = payload_W.index(max(payload_W))
     ddp, local_adam = _compared_with(recipe, fleet)
     frozen = list(fleet.constants.values()) if recipe.lora.ranks else []
-    active = max(_active_params(recipe, p) for p in params_W)
+    active = max(_active_params(recipe, p) for p in {*params_W})
     active += sum(x.numel() for x in frozen) * 2 / 3  # forward, and backward to what is before them
+    turns = built.roll_call.seating.turns if built.roll_call.seating is not None else []
     seconds = step_seconds(active, recipe.per_batch, device) / devices_per_worker
     topology: Literal["ring", "server"] = "server" if state.served else "ring"
     return Plan(
@@ -250,6 +254,7 @@ def _plan(recipe: Recipe, networks: Mapping[str, Network], device: str, devices_
                 sent,
                 ddp,
                 seconds,
+                turns,
             )
             for name, net in networks.items()
         ],
@@ -269,7 +274,10 @@ def _held_bytes_W(recipe: Recipe, state: State) -> list[int]:
 
 
 def _compared_with(recipe: Recipe, fleet: Fleet) -> tuple[Calendar, Calendar]:
-    """What DDP and Local Adam would send with the whole model, and adapters of the largest rank, at every worker."""
+    """What DDP and Local Adam would send with the whole model, and adapters of the largest rank, at every worker.
+
+    Under DDP all workers are there all the time, also where clients take turns: it could not do without one of them.
+    """
     inner = vars(recipe.method.inner)
     everywhere = recipe.but(codecs={}, placement={})
     if recipe.lora.ranks:
@@ -325,12 +333,19 @@ def _states(sent: Calendar, worker: int) -> list[StatePlan]:
 
 
 def _forecast(
-    name: str, networks: tuple[Network, Network], recipe: Recipe, sent: Calendar, ddp: Calendar, seconds: float
+    name: str,
+    networks: tuple[Network, Network],
+    recipe: Recipe,
+    sent: Calendar,
+    ddp: Calendar,
+    seconds: float,
+    turns: Sequence[Turn],
 ) -> Forecast:
-    """``networks``: of the method, and of DDP."""
+    """``networks``: of the method, and of DDP, whose workers are as fast."""
 
     def price(network: Network, what: Calendar) -> Bill:
-        return what.price(network, num_workers=recipe.num_workers, compute_seconds=seconds, slow=recipe.scenario.slow)
+        slow = recipe.scenario.slow
+        return what.price(network, num_workers=recipe.num_workers, compute_seconds=seconds, slow=slow, turns=turns)
 
     mine, theirs = price(networks[0], sent), price(networks[1], ddp)
     hours = 3600.0

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lab.costs.network import Turn
 from lab.data.shards import total
 from lab.engine.checkpoint import Json, Part, Piece, Rows
 from lab.engine.optim import FRESH, counts_of, set_counts_, states
@@ -19,7 +20,7 @@ from lab.events import Seated
 from lab.methods import declared
 from lab.methods.registry import round_steps
 from lab.probes.probe import Setup
-from lab.recipes.selection import Selection
+from lab.recipes.selection import Selection, pace_W
 from lab.runs.client_store import ClientStore
 from lab.runs.data import sizes_unread
 
@@ -58,6 +59,18 @@ class Seating(Part):
             up_TW[here] &= asked_TW[here]
             up_TW[here, selected.late] = False
         return up_TW, asked_TW
+
+    @property
+    def turns(self) -> list[Turn]:
+        """How fast the rows are in each round of the run."""
+        clients, recipe = self.recipe.clients, self.recipe
+        if not clients.sets_the_pace:
+            return []
+        found = list[Turn]()
+        for number, first in enumerate(range(1, recipe.steps + 1, self.period)):
+            selected = self.selection.of_round(number)
+            found.append((first, pace_W(clients, selected.clients, selected.late, recipe.num_workers, recipe.seed)))
+        return found
 
     def begins(self, t: Any) -> bool:
         """Whether a round begins with local step ``t``."""

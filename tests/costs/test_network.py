@@ -46,6 +46,19 @@ def test_frames_on_an_ethernet() -> None:
     assert growth == pytest.approx((2 * 1514 + 66) / (2 * 1448))
 
 
+def test_clients_of_other_speeds_take_their_turns() -> None:
+    """Two workers that wait for each other after steps 2 and 4; from step 3 on others sit there. A link that takes no time."""
+    free = Network(bits_per_second=1e30)
+    records = [sent(2, (0, 1)), sent(4, (0, 1))]
+    turns = [(1, (1.0, 3.0)), (3, (2.0, 0.5))]
+    bill = price(records, free, steps=5, workers=2, compute_seconds=1.0, turns=turns)
+    np.testing.assert_allclose(bill.at_step, [0, 3, 6, 8, 10, 12])
+    bill = price(records, free, steps=5, workers=2, compute_seconds=1.0, turns=turns, slow={1: 8.0})
+    np.testing.assert_allclose(bill.at_step, [0, 24, 48, 52, 56, 60])
+    alone = price([sent(4, (1,), op="gather")], free, steps=4, workers=2, compute_seconds=1.0, turns=turns)
+    np.testing.assert_allclose(alone.at_step, [0, 3, 6, 6.5, 7])  # worker 0 is at 1, 2, 4, 6
+
+
 # topology, op, n workers -> seconds, bytes on all wires (in payloads S). B = one payload a second, the server four.
 FORMS = [
     ("ring", "all_reduce", 2, 1.0 + 2 * L, 2),

@@ -11,13 +11,16 @@ import torch
 from torch import nn
 
 from lab.costs.calendar import calendar
+from lab.costs.network import Network, Turn
 from lab.errors import RecipeError
 from lab.events import Seated, Sent, Stepped, WorkersChanged
 from lab.recipes.recipe import Recipe
-from lab.recipes.selection import Selection
+from lab.recipes.selection import Selection, slowness
 from lab.runs.build import build
+from lab.runs.columns import Columns
 from lab.runs.data import shape_of
 from lab.runs.folder import RunFolder
+from lab.runs.plan import plan
 from lab.runs.trainer import Trainer, dry_run
 from tests.support.listed import LISTED
 from tests.support.recipes import corpus, recipe
@@ -76,6 +79,12 @@ def by_plain_torch(trainer: Trainer) -> dict[str, torch.Tensor]:
         if trained:
             server.load_state_dict({n: torch.stack([x[n] for x in trained]).mean(0) for n in trained[0]})
     return server.state_dict()
+
+
+def _turns(r: Recipe) -> list[Turn]:
+    seating = build(r, dry=True).roll_call.seating
+    assert seating is not None
+    return seating.turns
 
 
 def options(name: str, away: str) -> dict[str, Any]:
@@ -203,6 +212,49 @@ def test_all_clients_in_rows_may_take_turns_as_well() -> None:
     assert len({tuple(e.late) for e in seats}) == 1
     assert len(seats[0].late) == 1
     np.testing.assert_array_equal([e.num_up for e in events if isinstance(e, Stepped)], 3)
+
+
+@pytest.mark.parametrize("name", ["late", "late and away", "spread"])
+def test_a_round_takes_as_long_as_those_it_waits_for(name: str, away: str) -> None:
+    """The clocks of all rows, written out; a run that is priced as it grows, at its end, and before it began."""
+    clients = {"num": 12, "spread": 0.8} if name == "spread" else options(name, away)
+    r = federation(clients=clients, steps=12)
+    columns, growing = Columns(), Columns()
+    free = Network(bits_per_second=1e30)
+    for event in Trainer(r).events():
+        columns.add(event)
+        growing.add(event)
+        price = growing.priced(free, compute_seconds=2.0)
+    clock, want = np.zeros(4), list[float]()
+    for e in columns.seated:
+        slow = np.zeros(4)
+        slow[: len(e.clients)] = slowness(r.clients, e.clients, r.seed)
+        asked = [w < len(e.clients) for w in range(4)]
+        counted = [a and w not in e.late for w, a in enumerate(asked)]
+        if e.late:  # over when three are there, or at twice the time of the median client
+            slow[e.late] = 2.0 if sum(counted) < min(3, len(e.clients)) else 0.0
+        for who in (
+            asked,
+            counted,
+        ):  # the model is received at the end of the first step, and handed in after the second
+            clock += 2.0 * slow
+            clock[who] = clock[who].max()
+            want.append(clock.max())
+    np.testing.assert_allclose(columns.price(free, 2.0).at_step[1:], want)
+    np.testing.assert_allclose(price.seconds.values, want)
+    sent = calendar(build(r, dry=True).dry_run())
+    bill = sent.price(free, num_workers=4, compute_seconds=2.0, turns=_turns(r))
+    np.testing.assert_allclose(bill.at_step[1:], want)
+
+
+def test_a_plan_prices_the_speeds_of_clients() -> None:
+    """Without a spread every round is as fast as the median client; with one it waits for its slowest."""
+    even, uneven = (plan(federation(clients={"num": 12, "spread": s}, steps=64), device="laptop") for s in (0.0, 0.8))
+    slowest = [max(pace) for _, pace in _turns(uneven.recipe)]
+    assert len(slowest) == 32
+    for a, b in zip(even.forecasts, uneven.forecasts, strict=True):
+        assert b.compute_hours / a.compute_hours == pytest.approx(np.mean(slowest), rel=1e-6)
+        assert b.communication_hours == pytest.approx(a.communication_hours)
 
 
 @pytest.mark.parametrize("method", ["local_sgd", "diloco"])

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lab.costs.network import NETWORKS, Meter, Network
+from lab.costs.network import NETWORKS, Meter, Network, Turn
 from lab.engine.comm import Meeting
 from lab.engine.ledger import Ledger
 from lab.engine.stack import Stack
@@ -197,6 +197,7 @@ records = st.builds(
 )
 
 
+TURNS: list[Turn] = [(1, (1.0, 2.0, 0.0, 1.0)), (3, (4.0, 0.5, 1.0, 1.0)), (8, (1.0, 1.0, 1.0, 1.0))]
 RECORD = Sent(1, "all_reduce", "params", (0, 2), {"mlp": 1000})  # of some workers, so that others go on by themselves
 
 
@@ -204,7 +205,7 @@ RECORD = Sent(1, "all_reduce", "params", (0, 2), {"mlp": 1000})  # of some worke
 def test_a_meter_read_at_every_step_shows_the_bill(sent: list[Sent], topology: Any, overlap: float) -> None:
     network = Network(bits_per_second=1e6, latency_seconds=0.01, topology=topology, overlap=overlap, links={2: 1e5})
     sent.sort(key=lambda r: r.step)
-    given_to = {"num_workers": 4, "compute_seconds": 0.3, "slow": {1: 2.0}}
+    given_to = {"num_workers": 4, "compute_seconds": 0.3, "slow": {1: 2.0}, "turns": TURNS}
     bill = network.price(sent, steps=14, **given_to)
     meter = Meter(network, **given_to)
     at_step = [meter.until(t, [r for r in sent if r.step == t])[0] for t in range(1, 15)]
@@ -218,16 +219,17 @@ def test_a_meter_read_at_every_step_shows_the_bill(sent: list[Sent], topology: A
     st.sampled_from(["ring", "server", "all_to_all"]),
     st.floats(0, 1),
     st.booleans(),
+    st.sampled_from([(), TURNS, [(4, (3.0, 1.0, 1.0, 1.0))]]),
 )
 def test_many_steps_at_once_cost_what_they_cost_one_by_one(
-    kinds: list[list[Sent]], which: list[int], topology: Any, overlap: float, everybody: bool
+    kinds: list[list[Sent]], which: list[int], topology: Any, overlap: float, everybody: bool, turns: list[Turn]
 ) -> None:
     """Where every transfer is among all workers, which is priced in one go, and where it is not; and what comes after."""
     network = Network(bits_per_second=1e6, latency_seconds=0.01, topology=topology, overlap=overlap, links={2: 1e5})
     if everybody:
         kinds = [[replace(r, workers=(0, 1, 2, 3)) for r in kind] for kind in kinds]
     steps, rows = np.arange(1, len(which) + 1), np.array([k % len(kinds) for k in which])
-    given_to = {"num_workers": 4, "compute_seconds": 0.3, "slow": {1: 2.0}}
+    given_to = {"num_workers": 4, "compute_seconds": 0.3, "slow": {1: 2.0}, "turns": turns}
     single, at_once = Meter(network, **given_to), Meter(network, **given_to)
     expected = [(single.until(t, kinds[k])[-1], sum(single.wire_bytes_W)) for t, k in zip(steps, rows, strict=True)]
     seconds, wire = at_once.through(steps, rows, kinds)

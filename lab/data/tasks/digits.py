@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import torch
 from pydantic import Field
 
 from lab.data.tasks.registry import task
 from lab.data.tasks.tensors import Classification, hold_out
+from lab.errors import RecipeError
 
 LARGEST = 16.0  # of a pixel
 
@@ -32,11 +36,24 @@ def digits(
     per_class
         scores have the recall of every digit as well.
     """
-    from sklearn.datasets import load_digits
-
-    pixels, truth = load_digits(return_X_y=True)
+    rows = _rows()
+    pixels, truth = rows[:, :-1], rows[:, -1].astype(np.int64)
     inputs = torch.from_numpy(pixels / LARGEST).float()
     inputs = inputs.view(-1, 1, 8, 8) if image else inputs
-    targets = torch.from_numpy(truth).long()
+    targets = torch.from_numpy(truth)
     train, held = map(torch.from_numpy, hold_out(truth, held_out, seed))
     return Classification((inputs[train], targets[train]), (inputs[held], targets[held]), 10, per_class=per_class)
+
+
+def _rows() -> np.ndarray:
+    """64 pixels and the digit, ``[E, 65]``, as ``sklearn.datasets.load_digits`` reads them.
+
+    That has to be imported first, which takes a second or two and 150 MB: more than all else that a plan takes.
+    """
+    package = find_spec("sklearn")
+    if package is None or not package.submodule_search_locations:
+        raise RecipeError("data digits come with scikit-learn, which is not installed: pip install scikit-learn")
+    rows: np.ndarray = np.loadtxt(
+        Path(package.submodule_search_locations[0], "datasets", "data", "digits.csv.gz"), delimiter=","
+    )
+    return rows
