@@ -103,7 +103,7 @@ def _of_examples(recipe: Recipe, call: Call) -> TrainingData:
     )
 
 
-def _tokens_that_count(targets: Tensor) -> int:
+def tokens_that_count(targets: Tensor) -> int:
     return int((targets != IGNORED).sum())
 
 
@@ -122,7 +122,7 @@ def _of_task(recipe: Recipe, name: str) -> TrainingData:
         task.validation(recipe.batch_size, recipe.eval_windows),
         task.samples_W,
         partial(task.scores, num_examples=recipe.eval_windows),
-        _tokens_that_count,
+        tokens_that_count,
         digest=_digest(task.fingerprint, task.encoder.tokenizer.content),
     )
 
@@ -137,7 +137,7 @@ def _of_text(recipe: Recipe, corpus: Corpus | None, progress: bool) -> TrainingD
         validation_batches(corpus.validation, context, recipe.batch_size, recipe.eval_windows),
         sizes(shards),
         lambda model: {},
-        _tokens_that_count,
+        tokens_that_count,
         corpus.floor_bits * math.log(2) if corpus.floor_bits is not None else None,
         corpus.bytes_per_token,
         corpus_digest(corpus),

@@ -32,6 +32,7 @@ from lab.processes.peers import join
 from lab.recipes.compute import SMALL, Compute, vectorised
 from lab.recipes.recipe import Recipe
 from lab.runs.build import build_fleet, check_memory
+from lab.runs.data import tokens_that_count
 from lab.runs.folder import RunFolder
 from lab.runs.trainer import Trainer
 from lab.seeds import generator
@@ -75,7 +76,7 @@ def test_parts_of_a_batch_have_its_gradient(parts: int) -> None:
     want = torch.cat([p.grad.flatten() for p in module.parameters()])  # type: ignore[union-attr]
     module.zero_grad()
     total = 0.0
-    for loss in Compute(accumulate=parts).losses(module.loss, *batch(), CPU):  # type: ignore[arg-type]
+    for loss in Compute(accumulate=parts).losses(module.loss, *batch(), CPU, tokens_that_count):  # type: ignore[arg-type]
         loss.backward()
         total += loss.item()
     assert close(torch.cat([p.grad.flatten() for p in module.parameters()]), want)  # type: ignore[union-attr]
@@ -90,7 +91,7 @@ def test_a_part_is_made_only_when_the_one_before_is_done() -> None:
         seen.append(len(ids))
         return ids.sum()
 
-    parts = Compute(accumulate=3).losses(of, torch.ones(7, 2), torch.ones(7, 2), CPU)
+    parts = Compute(accumulate=3).losses(of, torch.ones(7, 2), torch.ones(7, 2), CPU, Tensor.numel)
     next(parts)
     assert seen == [3]
     list(parts)
