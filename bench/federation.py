@@ -61,29 +61,30 @@ def lab(clients: int) -> Iterator[None]:
 def plain(clients: int) -> Iterator[None]:
     """One module, one client after another, everything in memory, nothing counted or written; one thread, which is its best here."""
     torch.set_num_threads(1)
-    built = build(recipe(clients, 4_000))
-    data = built.setup.data
+    data = build(recipe(clients, 4_000)).setup.data
     assert data is not None
+    batches = [[data.batches.get(c, t) for t in range(1, 1 + EXAMPLES // BATCH)] for c in range(clients)]
+    own = [[torch.cat(x) for x in zip(*of_client, strict=True)] for of_client in batches]
     net = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 10))
     params = list(net.parameters())
     shared = [p.detach().clone() for p in params]
     optimizer = torch.optim.SGD(params, lr=0.1, fused=True)
     draws = torch.Generator().manual_seed(0)
-    t = 0
     while True:
-        chosen = torch.randperm(clients, generator=draws)[:ROWS].tolist()
         total = [torch.zeros_like(x) for x in shared]
-        for client in chosen:
+        for client in torch.randperm(clients, generator=draws)[:ROWS].tolist():
             with torch.no_grad():
                 torch._foreach_copy_(params, shared)
+            inputs, targets = own[client]
             for k in range(STEPS):
-                x, y = data.batches.get(client, t + k + 1)
+                if k % (EXAMPLES // BATCH) == 0:
+                    order = torch.randperm(EXAMPLES, generator=draws)
+                at = order[k % 2 * BATCH : (k % 2 + 1) * BATCH]
                 optimizer.zero_grad()
-                F.cross_entropy(net(x), y).backward()
+                F.cross_entropy(net(inputs[at]), targets[at]).backward()
                 optimizer.step()
             torch._foreach_add_(total, [p.detach() for p in params], alpha=1 / ROWS)
         shared = total
-        t += STEPS
         yield
 
 

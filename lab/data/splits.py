@@ -6,9 +6,9 @@ that no position is predicted in two windows. Its domain is that of the document
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -18,6 +18,7 @@ from lab.data.cache import Tokens
 from lab.data.shards import Drawn, Lazy, Shards, rounded, sizes
 from lab.errors import RecipeError, one_of
 from lab.seeds import numpy_generator
+from lab.seeds.permutations import permutations
 
 if TYPE_CHECKING:
     import torch
@@ -236,12 +237,16 @@ class Order:
     """Which items of its shard a worker takes in each batch, as a pure function of (seed, worker, t).
 
     A worker goes through its shard without replacement, epoch after epoch, in a fresh order each time. A batch at the
-    end of an epoch takes its rest from the next one. May be asked from several threads.
+    end of an epoch takes its rest from the next one. May be asked from several threads. Clients with draws of their own (`Drawn`), of
+    whom there may be very many, are looked up together.
     """
 
     shards: Shards
     batch_size: int
     seed: int
+    _together: dict[str, tuple[tuple[int, ...], np.ndarray]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
     # worker -> (epoch, its items in order): only a cache, of some workers, each pair replaced whole, so threads may race on it
     _epochs: dict[int, tuple[int, np.ndarray]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
@@ -272,6 +277,9 @@ class Order:
         """Indices of the items in batch ``t`` (from 1) of ``worker``, int64 [batch_size]."""
         if t < 1 or not 0 <= worker < len(self.shards):
             raise IndexError(f"worker {worker} of {len(self.shards)}, batch {t}: workers count from 0, batches from 1")
+        if isinstance(self.shards, Drawn):
+            alone: np.ndarray = self.items_of([worker], t)[0]
+            return alone
         size = self._sizes[worker]
         start, need = (t - 1) * self.batch_size, self.batch_size
         parts = []
@@ -280,6 +288,31 @@ class Order:
             parts.append(self._epoch(worker, epoch)[at : at + need])
             start, need = start + len(parts[-1]), need - len(parts[-1])
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def items_of(self, workers: Sequence[int], t: int) -> np.ndarray:
+        """The same of some workers, int64 [workers, batch_size]."""
+        drawn = self.shards
+        if not isinstance(drawn, Drawn):
+            return np.stack([self.items(w, t) for w in workers])
+        who = tuple(workers)
+        items = self._remembered("shards", who, lambda: np.stack([drawn.of(w) for w in who]))
+        places = np.arange((t - 1) * self.batch_size, t * self.batch_size)
+        parts = []
+        for epoch in np.unique(places // drawn.size).tolist():
+            at = places[places // drawn.size == epoch] % drawn.size
+            ids = np.stack([np.array(who), np.full(len(who), epoch)], axis=1)
+            make = partial(permutations, self.seed, "epoch", ids, drawn.size)
+            order = self._remembered(f"epoch {epoch % 2}", (*who, epoch), make)
+            parts.append(np.take_along_axis(items, order[:, at], axis=1))
+        together: np.ndarray = np.concatenate(parts, axis=1)
+        return together
+
+    def _remembered(self, what: str, key: tuple[int, ...], make: Callable[[], np.ndarray]) -> np.ndarray:
+        """What was made last, if it was for the same; replaced whole, so threads may race on it."""
+        found = self._together.get(what)
+        if found is None or found[0] != key:
+            found = self._together[what] = key, make()
+        return found[1]
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ class TensorBatches:
 
     def get_all(self, workers: Sequence[int], t: int) -> tuple[Tensor, Tensor]:
         """The same of some workers, gathered at once: ``[W, B, *shape]`` and ``[W, B, *]``."""
-        index = torch.from_numpy(np.concatenate([self.order.items(w, t) for w in workers]))
+        index = torch.from_numpy(self.order.items_of(workers, t).ravel())
         inputs, targets = self.examples.take(index, self.dtype)
         return inputs.unflatten(0, (len(workers), -1)), targets.unflatten(0, (len(workers), -1))
 
