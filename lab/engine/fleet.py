@@ -26,8 +26,8 @@ import torch
 from torch import Tensor, nn
 
 from lab.engine.stack import Block, Layout, Stack
-from lab.engine.surroundings import one_core_
 from lab.seeds.draws import Draws
+from lab.seeds.surroundings import one_core_
 
 
 def _share_one_heap() -> None:

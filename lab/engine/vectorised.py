@@ -22,6 +22,9 @@ from torch.func import functional_call, vmap
 from lab.engine.fleet import Fleet
 from lab.errors import RecipeError
 
+# Of values ``[W, …]`` of all parameters, inputs and targets: losses ``[W]``, and the gradients.
+Pass = Callable[[Sequence[Tensor], Tensor, Tensor], list[Tensor]]
+
 
 class _Loss(nn.Module):
     def __init__(self, module: nn.Module):
@@ -41,15 +44,21 @@ class Vectorised:
         entered around the forward pass on a device (`torch.autocast`, or nothing).
     required
         raise RecipeError where it does not work; else `backward` says so by None, once and for all.
+    quickly
+        what to make of a pass, so that it takes less time and gives the same.
     """
 
     def __init__(
-        self, fleet: Fleet, precision: Callable[[torch.device], AbstractContextManager[object]], required: bool
+        self,
+        fleet: Fleet,
+        precision: Callable[[torch.device], AbstractContextManager[object]],
+        required: bool,
+        quickly: Callable[[Pass], Pass] = lambda one: one,
     ):
         self.fleet, self.precision, self.required = fleet, precision, required
         self.works = True
         # Each thread has a module of its own, since a pass puts the values that it is for into the module.
-        self.losses = [_Loss(fleet.modules[w]) for w in list(fleet.mine)[: fleet.threads]]
+        self.passes = [quickly(self._pass(_Loss(fleet.modules[w]))) for w in list(fleet.mine)[: fleet.threads]]
 
     def backward(
         self, batches_of: Callable[[Sequence[int]], tuple[Tensor, Tensor]], own_loss: bool = False
@@ -73,14 +82,14 @@ class Vectorised:
         if not up:
             return loss_W
         inputs, targets = (x.to(fleet.device) for x in batches_of(up))
-        each = -(-len(up) // len(self.losses))
+        each = -(-len(up) // len(self.passes))
         parts = [slice(at, min(at + each, len(up))) for at in range(0, len(up), each)]
         one = partial(self._part, up, inputs, targets)
         try:
             # Threads may only begin when what they all switch (a warning) is switched, and end before it is switched back.
             with _without_a_word():
                 found = (
-                    list(fleet.pool.map(one, self.losses, parts)) if len(parts) > 1 else [one(self.losses[0], parts[0])]
+                    list(fleet.pool.map(one, self.passes, parts)) if len(parts) > 1 else [one(self.passes[0], parts[0])]
                 )
         except RuntimeError as error:
             self._refuse(str(error).strip().splitlines()[0].split(". ")[0])
@@ -88,24 +97,28 @@ class Vectorised:
         loss_W[up] = torch.cat(found).cpu().double()
         return loss_W
 
-    def _part(self, up: Sequence[int], inputs: Tensor, targets: Tensor, loss: nn.Module, part: slice) -> Tensor:
+    def _pass(self, loss: nn.Module) -> Pass:
+        def run(values: Sequence[Tensor], inputs: Tensor, targets: Tensor) -> list[Tensor]:
+            leaves = {f"module.{n}": x.detach().requires_grad_() for n, x in zip(names, values, strict=True)}
+            with self.precision(device):
+                losses = vmap(lambda p, *batch: functional_call(loss, p, batch))(leaves, inputs, targets)
+            return [losses.detach(), *torch.autograd.grad(losses.sum(), [*leaves.values()], materialize_grads=True)]
+
+        names, device = list(self.fleet.params.names()), self.fleet.device
+        return run
+
+    def _part(self, up: Sequence[int], inputs: Tensor, targets: Tensor, one: Pass, part: slice) -> Tensor:
         """The pass of some of those that are up; their losses."""
-        fleet = self.fleet
-        rows = [fleet.mine.index(w) for w in up[part]]
+        fleet, rows = self.fleet, [self.fleet.mine.index(w) for w in up[part]]
         at: slice | list[int] = slice(rows[0], rows[-1] + 1) if rows[-1] - rows[0] == len(rows) - 1 else rows
         names = list(fleet.params.names())
-        leaves = {f"module.{n}": fleet.params[n][at].detach().requires_grad_() for n in names}
-        with self.precision(fleet.device):
-            losses: Tensor = vmap(lambda p, *batch: functional_call(loss, p, batch))(
-                leaves, inputs[part], targets[part]
-            )
-        found = torch.autograd.grad(losses.sum(), list(leaves.values()), materialize_grads=True)
+        losses, *found = one([fleet.params[n][at] for n in names], inputs[part], targets[part])
         if isinstance(at, slice):
             torch._foreach_copy_([fleet.grads[n][at] for n in names], found)
         else:
             for n, new in zip(names, found, strict=True):
                 fleet.grads[n][at] = new
-        return losses.detach()
+        return losses
 
     def _refuse(self, why: str) -> None:
         self.works = False

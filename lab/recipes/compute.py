@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from lab.config import Count, RecipeView, config
 from lab.engine.fleet import Fleet, saved_buffers
-from lab.engine.vectorised import Vectorised
+from lab.engine.vectorised import Pass, Vectorised
 from lab.errors import RecipeError
 
 # Below this many multiplications of parameters with tokens, a worker's step takes less time on a GPU than its launches: about
@@ -102,10 +103,13 @@ class Compute:
                 yield loss * (num / sum(count)) if self.accumulate > 1 else loss
 
 
-def vectorised(fleet: Fleet, compute: Compute, tokens: int, clients: bool = False) -> Vectorised | None:
+def vectorised(
+    fleet: Fleet, compute: Compute, tokens: int, clients: bool = False, ours: bool = False
+) -> Vectorised | None:
     """For steps of so many tokens or examples a worker; None where each worker computes by itself. Raises RecipeError.
 
-    ``clients``: the workers are clients of a federation, of whom there are many and whose models are small.
+    ``clients``: the workers are clients of a federation, of whom there are many and whose models are small. ``ours``: model and task are
+    the lab's own.
     """
     alike = all(block.holders == tuple(fleet.mine) for block in fleet.layout.blocks)
     if compute.vectorised:
@@ -119,7 +123,40 @@ def vectorised(fleet: Fleet, compute: Compute, tokens: int, clients: bool = Fals
     if clients and fleet.device.type == "cpu":
         work = max(map(fleet.num_params, fleet.mine)) * tokens
         faster = alike and compute.accumulate == 1 and len(fleet.mine) >= MANY and work < SMALL_ON_A_CPU
-    return Vectorised(fleet, compute.precision, required=False) if compute.vectorised is None and faster else None
+    if compute.vectorised is not None or not faster:
+        return None
+    return Vectorised(
+        fleet, compute.precision, required=False, quickly=Replayed if clients and ours else lambda one: one
+    )
+
+
+PASSES = 500  # before the next is worth writing down, which takes about as long
+_WRITING = threading.Lock()
+
+
+class Replayed:
+    """A pass over a small model, after its first times as the list of operations that it was: most of its time is Python's.
+
+    The operations are the same, and so are the results, bit for bit. Only for models and losses in which nothing but their operands
+    decides what is computed, as in those of the lab.
+    """
+
+    def __init__(self, one: Pass):
+        self.one, self.times = one, 0
+        self.written: dict[tuple[torch.Size, ...], Pass] = {}  # by the shapes of what goes in
+
+    def __call__(self, values: Sequence[Tensor], inputs: Tensor, targets: Tensor) -> list[Tensor]:
+        self.times += 1
+        if self.times < PASSES:
+            return self.one(values, inputs, targets)
+        key = (inputs.shape, targets.shape)
+        with torch.no_grad():
+            if key not in self.written:
+                from torch.fx.experimental.proxy_tensor import make_fx
+
+                with _WRITING, torch.enable_grad():
+                    self.written[key] = make_fx(self.one)(values, inputs, targets).forward
+            return self.written[key](values, inputs, targets)
 
 
 def only_cpus() -> bool:

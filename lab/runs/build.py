@@ -18,7 +18,6 @@ from lab.engine.codecs import codec
 from lab.engine.comm import Communicator
 from lab.engine.fleet import Fleet, num_cores
 from lab.engine.state import State
-from lab.engine.surroundings import isolated
 from lab.engine.world import OneProcess, World
 from lab.errors import RecipeError
 from lab.methods import declared
@@ -53,6 +52,7 @@ from lab.runs.roll_call import RollCall
 from lab.runs.seating import Seating
 from lab.runs.start import start_values_
 from lab.runs.trial import floats_kept, try_out
+from lab.seeds.surroundings import isolated
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,9 @@ def _assembled(
 ) -> Built:
     at_once = None  # all workers in one pass, where that is faster
     if data and recipe.compute.vectorised is not False:
-        at_once = vectorised(fleet, recipe.compute, recipe.per_batch, recipe.clients.num > recipe.num_workers)
+        at_once = vectorised(
+            fleet, recipe.compute, recipe.per_batch, recipe.clients.num > recipe.num_workers, not recipe.own
+        )
     codecs = {state: codec(spec) for state, spec in recipe.codecs.items()}
     if data and any(c.sparse for c in codecs.values()):
         # Whether they fit is known when the method first sends: better now than in mid-run.

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 
 from lab.engine.state import Grad
-from lab.engine.surroundings import isolated
 from lab.events import Sent
 from lab.methods import Method
 from lab.probes.probe import Setup
 from lab.runs.buffers import BufferSync
 from lab.runs.roll_call import RollCall
+from lab.seeds.surroundings import isolated
 
 
 class DryRun:

@@ -32,7 +32,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 from lab.config.references import CELL, is_reference
 from lab.costs.network import Network
 from lab.data import corpora
-from lab.engine.surroundings import one_core_
 from lab.errors import LabError, RecipeError
 from lab.events import Ended, Event, KnobChanged, Sent, Started, Stepped
 from lab.files import located, numbered, shown, working_folder, working_in
@@ -45,6 +44,7 @@ from lab.runs.knobs import STOP, validate_knob
 from lab.runs.launch import events_over_processes
 from lab.runs.track import Sink, Track, sinks, tracked
 from lab.runs.trainer import Trainer
+from lab.seeds.surroundings import one_core_
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -27,7 +27,6 @@ from lab.data.cache import cache_folder
 from lab.engine.checkpoint import Checkpoint, restore_, snapshot
 from lab.engine.fleet import Fleet
 from lab.engine.stack import Stack
-from lab.engine.surroundings import isolated, one_core
 from lab.engine.world import World
 from lab.errors import Diverged, LabError, RecipeError
 from lab.events import (
@@ -58,6 +57,7 @@ from lab.runs.inputs import Inputs, of_digests, same_everywhere
 from lab.runs.knobs import STOP, KnobSource
 from lab.runs.pretrain import base_recipe
 from lab.runs.track import Track, sinks, tracked
+from lab.seeds.surroundings import isolated, one_core
 
 
 class Folder(Protocol):
@@ -147,7 +147,7 @@ class Trainer:
 
         With a folder they are also written there, with checkpoints. What the folder already holds of this run is replayed
         up to its last whole checkpoint, and the run goes on from there. Between two events the run works apart from what its
-        thread has set for itself (`lab.engine.surroundings`); whoever takes the events has that back.
+        thread has set for itself (`lab.seeds.surroundings`); whoever takes the events has that back.
         """
         events = self._events(folder)
         try:

@@ -11,6 +11,7 @@ from torch import nn
 
 from lab.errors import Damaged, RecipeError
 from lab.events import Seated, Sent, Stepped
+from lab.recipes.compute import Replayed
 from lab.recipes.recipe import Recipe
 from lab.runs.client_store import ClientStore
 from lab.runs.folder import RunFolder
@@ -215,3 +216,34 @@ def test_small_models_of_many_clients_are_computed_in_one_pass_which_changes_no_
     for mine, theirs in zip(at_once.fleet.params.blocks, each.fleet.params.blocks, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-11, atol=1e-13)
     assert Trainer(federation()).built.grad.vectorised is None  # three rows: each by itself
+
+
+def test_a_pass_that_is_replayed_gives_the_same_bit_for_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also when somebody is down, so that there are other shapes, and over both threads."""
+    r = Recipe.of(
+        {
+            "method": {"name": "local_sgd", "sync_every": 2},
+            "model": {"name": "mlp", "hidden": [8]},
+            "data": "digits",
+            "split": "draw:6",
+            "num_workers": 9,
+            "clients": {"num": 40},
+            "steps": 12,
+            "batch_size": 4,
+            "scenario": {"failure_rate": 0.05},
+            "eval_every": 0,
+            "checkpoint_every": 0,
+            "schedule": {"warmup": 0},
+        }
+    )
+    runs = []
+    for passes in (1_000, 3):
+        monkeypatch.setattr("lab.recipes.compute.PASSES", passes)
+        trainer = Trainer(r)
+        runs.append(([e.loss_W for e in trainer.events() if isinstance(e, Stepped)], trainer))
+    assert runs[0][0] == runs[1][0]
+    vectorised = runs[1][1].built.grad.vectorised
+    assert vectorised is not None
+    assert all(isinstance(one, Replayed) and len(one.written) > 1 for one in vectorised.passes)
+    for mine, theirs in zip(runs[0][1].fleet.params.blocks, runs[1][1].fleet.params.blocks, strict=True):
+        assert torch.equal(mine, theirs)
