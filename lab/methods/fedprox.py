@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated
 
 from pydantic import Field
 from torch import Tensor
 
-from lab.config import Period, Positive, config
+from lab.config import Period, Positive, RecipeView, config
 from lab.engine.comm import Communicator
 from lab.engine.optim import Optimizer, reset_
 from lab.engine.stack import clip_
 from lab.engine.state import Grad, State, numeric
-from lab.methods.registry import method
+from lab.methods.registry import method, never_synced
 from lab.methods.rounds import InnerStates, Weight, beginning, fetching, weights_of
 
 
@@ -56,6 +57,11 @@ class FedProx:
     @property
     def averages(self) -> tuple[str, ...]:
         return ("params",)
+
+    def notes(self, recipe: RecipeView) -> Iterator[str]:
+        yield from never_synced(self.sync_every, recipe.steps)
+        if self.inner_states == "kept" and not self.inner.state_names:
+            yield f"method.inner_states = 'kept' makes no difference: {self.inner.name} keeps nothing"
 
     def init(self, s: State) -> None:
         s.optimizers["inner"] = self.inner.over(s.local["params"], s.grads)

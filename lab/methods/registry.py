@@ -135,8 +135,7 @@ def method(
                 f"@method({name!r}): {cls.__name__} lacks {', '.join(sorted(missing, key=REQUIRED.index))}; "
                 "lab.methods.Method says what a method has"
             )
-        found: Any = cls
-        METHODS[name], _DECLARED[cls] = found, declared
+        METHODS[name], _DECLARED[cls] = cls, declared  # type: ignore[assignment]
         return cls
 
     return register

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal
 
 from pydantic import Field
 from torch import Tensor
 
-from lab.config import Period, Positive, config
+from lab.config import Period, Positive, RecipeView, config
 from lab.engine.comm import Communicator
 from lab.engine.optim import Optimizer
 from lab.engine.stack import Stack, at_least_float32, clip_
 from lab.engine.state import Grad, State, numeric
 from lab.errors import RecipeError
-from lab.methods.registry import method
+from lab.methods.registry import method, never_synced
 from lab.methods.rounds import Weight, beginning, fetching, share_of_all, weights_of
 
 
@@ -69,6 +70,9 @@ class SCAFFOLD:
     def averages(self) -> tuple[str, ...]:
         return ("params", "control")
 
+    def notes(self, recipe: RecipeView) -> Iterator[str]:
+        yield from never_synced(self.sync_every, recipe.steps)
+
     def init(self, s: State) -> None:
         s.optimizers["inner"] = self.inner.over(s.local["params"], s.grads)
         s.shared["params"] = beginning(s.fleet)  # x
@@ -107,11 +111,9 @@ class SCAFFOLD:
 
     @numeric
     def _correct_(self, s: State) -> None:
-        """g_i − c_i + c."""
-        c, c_i = s.shared["control"], s.local["control"]
-        for i, block in enumerate(c_i.layout.blocks):
-            if not block.personal:
-                s.grads.blocks[i].add_(c.blocks[i] - c_i.blocks[i])  # [1, P] − [H, P]
+        """g_i − c_i + c. Of what is personal both are zero."""
+        for g, c, c_i in zip(s.grads.blocks, s.shared["control"].blocks, s.local["control"].blocks, strict=True):
+            g.add_(c - c_i)  # [1, P] − [H, P]
 
     @numeric
     def _renew_control_(self, s: State, change: Stack) -> None:

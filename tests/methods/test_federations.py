@@ -18,6 +18,7 @@ from lab.methods.local_sgd import LocalSGD
 from lab.methods.photon import FedAvg, Photon
 from lab.methods.scaffold import SCAFFOLD
 from lab.recipes.clients import Clients
+from lab.recipes.notes import notes
 from lab.recipes.recipe import Recipe
 from lab.recipes.scenario import Outage, Scenario
 from lab.runs.plan import plan
@@ -355,6 +356,7 @@ def test_a_federation_in_plain_torch(name: str) -> None:
             assert close(trainer.state.shared["control"][n][0], want.c[n], 1e-9), n
             for i, of_client in mine.items():
                 assert close(of_client[n], want.c_i[i][n], 1e-9), (i, n)
+        assert not any(of_client[n].any() for n in want.own for of_client in mine.values())
     for n in want.own:
         for w, i in enumerate(seats[-1]):
             if r.scenario == Scenario():
@@ -445,6 +447,17 @@ def test_options_out_of_range_are_refused() -> None:
         with pytest.raises(RecipeError, match=says) as info:
             make()
         assert "\n" not in str(info.value)
+
+
+def test_what_makes_no_difference_gets_a_note() -> None:
+    for method in (FedProx(9), SCAFFOLD(9)):
+        assert notes(recipe(method)) == [
+            "method.sync_every = 9 is longer than the 6 steps of the run: nothing is ever synchronised"
+        ]
+    assert notes(recipe(FedProx(2, inner_states="kept"))) == [
+        "method.inner_states = 'kept' makes no difference: SGD keeps nothing"
+    ]
+    assert notes(recipe(FedProx(2, inner=SGDM, inner_states="kept"))) == notes(recipe(SCAFFOLD(2))) == []
 
 
 # --- the presets ------------------------------------------------------------------------------------------------------

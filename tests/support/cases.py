@@ -113,7 +113,7 @@ OVER_PROCESSES: dict[str, Recipe] = (
     | {
         "fedprox kept, clients": of_four(LISTED["fedprox kept"], clients=Clients(num=6, inner_states="kept")),
         "scaffold, clients": of_four(
-            LISTED["scaffold"], clients=Clients(num=6, personal=("blocks.0.mlp*",)), scenario=STORM
+            LISTED["scaffold"], clients=Clients(num=6, personal=("blocks.0.mlp*",), wait_for=3), scenario=STORM
         ),
         "ddp topk": of_four("ddp", codecs={"grads": "topk:0.2"}, scenario=STORM),
         "diloco int8": of_four(LISTED["diloco"], codecs={"params": "int8"}, scenario=STORM),

@@ -50,7 +50,9 @@ def small(recipe: dict[str, Any], stormy: bool) -> dict[str, Any]:
         "eval_windows": 4,
         "checkpoint_every": 6,
     }
-    recipe |= {"schedule": {}, "start": "", "model": "moe-nano" if experts else "nano"}
+    recipe |= {"schedule": {}, "start": ""}
+    if recipe.get("data") is None:
+        recipe["model"] = "moe-nano" if experts else "nano"
     if not adapters:
         recipe["corpus"] = "grammar?tokens=40000&symbols=32"
     if experts:
