@@ -1,17 +1,21 @@
 """Rounds a second of a federation, and its memory, as clients become many; against a plain loop, and against others where installed.
 
 50 clients a round of 100, 1,000 and 10,000; an MLP 64-128-10 on handwritten digits, 20 examples of each client's own, 5 local steps of 10
-examples, SGD, the mean of their parameters. The plain loop loads, trains and averages one sampled client after another.
+examples, SGD, the mean of their parameters. The plain loop loads, trains and averages one sampled client after another. Others are measured where ``ISTHMUS_PEERS`` names a
+Python that has them (``pip install 'flwr[simulation]' pfl``).
 """
 
 from __future__ import annotations
 
 import json
+import os
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +95,7 @@ def plain(clients: int) -> Iterator[None]:
 def rate(what: str, clients: int, seconds: float) -> dict[str, float]:
     """Rounds a second, and the peak of memory that this process has of its own, in a fresh process."""
     rounds = globals()[what](clients)
-    for _ in range(3):
+    for _ in range(120):  # until nothing changes any more
         next(rounds)
     began, count = time.perf_counter(), 0
     while count < 3 or time.perf_counter() - began < seconds:
@@ -115,17 +119,33 @@ def log_bytes(clients: int, rounds: int = 40) -> float:
         return (Path(folder) / "events.jsonl").stat().st_size / rounds
 
 
+def others() -> dict[str, Callable[[], dict[str, float]]]:
+    """Those that the Python named by ``ISTHMUS_PEERS`` has: flwr, pfl. Each in a process of its own."""
+    python = os.environ.get("ISTHMUS_PEERS")
+    if not python:
+        return {}
+
+    def run(name: str, rounds: int) -> dict[str, float]:
+        command = [python, str(Path(__file__).parent / "peers" / f"with_{name}.py"), "100", str(rounds)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise SystemExit(done.stderr)
+        return dict(json.loads(done.stdout.splitlines()[-1]))
+
+    return {"pfl": lambda: run("pfl", 60), "flower": lambda: run("flower", 10)}
+
+
 def main(rounds: int = 5, seconds: float = 4.0) -> None:
-    candidates = {
-        f"lab {n:,}": (lambda n=n: child("bench.federation", what="lab", clients=n, seconds=seconds)) for n in COUNTS
+    candidates: dict[str, Any] = {
+        f"lab {n:,}": partial(child, "bench.federation", what="lab", clients=n, seconds=seconds) for n in COUNTS
     }
-    candidates["plain loop 100"] = lambda: child("bench.federation", what="plain", clients=100, seconds=seconds)
+    candidates["plain loop 100"] = partial(child, "bench.federation", what="plain", clients=100, seconds=seconds)
+    candidates |= others()
     seen: dict[str, list[Any]] = take_turns(candidates, rounds)
     for name, found in seen.items():
         per_second = statistics.median(x["rate"] for x in found)
-        print(
-            f"{name} clients: {per_second:.1f} rounds/s, peak {statistics.median(x['peak'] for x in found) / 1e6:,.0f} MB"
-        )
+        peak = statistics.median(x["peak"] for x in found) / 1e6
+        print(f"{name}: {per_second:.1f} rounds/s, peak {peak:,.0f} MB")
     rates = {name: [x["rate"] for x in found] for name, found in seen.items()}
     peaks = {name: [x["peak"] for x in found] for name, found in seen.items()}
     few, many = f"lab {COUNTS[0]:,}", f"lab {COUNTS[-1]:,}"
@@ -134,7 +154,10 @@ def main(rounds: int = 5, seconds: float = 4.0) -> None:
     print(
         f"  events a round, {COUNTS[-1]:,} clients / {COUNTS[0]:,}: {log_bytes(COUNTS[-1]) / log_bytes(COUNTS[0]):.3f}×"
     )
-    print(f"  rounds/s, lab / plain loop: {ratio(rates[few], rates['plain loop 100'])}")
+    for name in [*rates][len(COUNTS) :]:
+        print(
+            f"  lab / {name}: rounds/s {ratio(rates[few], rates[name])}, peak memory {ratio(peaks[few], peaks[name])}"
+        )
 
 
 if __name__ == "__main__":
