@@ -14,6 +14,7 @@ The loop that makes them, in pseudo-code::
         Drifted                 just before params are averaged, and with every evaluation: how far apart the workers are
         Evaluated               every eval_every steps: the averaged model on the validation windows
         Truncated               with it, for a model with adapters: the same at every prefix
+        ClientsScored           with it, where clients hold out examples of their own: how the scores are spread over clients
         Measured …              the metrics that the recipe asks for
         Routed                  every routing_every steps: where the routers send their tokens
         Checkpointed            every checkpoint_every steps
@@ -232,6 +233,34 @@ class Truncated:
 
 
 @dataclass(frozen=True)
+class ClientsScored:
+    """The agreed model on the examples that clients hold out of their own, and with what each keeps for itself (`clients.personal`).
+
+    A distribution over clients has ``mean``, ``std``, ``worst_tenth`` (the mean of those who are worst off), ``p0`` … ``p100``
+    (percentiles `PERCENTILES`) and ``num``. What is better than what: `lower_is_better`.
+    """
+
+    kind: ClassVar[str] = "clients_scored"
+    step: int
+    shared: dict[str, dict[str, float]]  # by score: all clients that are looked at
+    own: dict[str, dict[str, float]]  # of them those who keep something by now, each with what it keeps
+    gain: dict[
+        str, dict[str, float]
+    ]  # by how much that is better than the agreed model, and ``share``: for how many it is
+    clients: list[int]  # who takes part at present, and holds out something
+    shared_C: dict[str, list[float | None]]  # each of them by score; None where no target counts
+    own_C: dict[str, list[float | None]]
+
+
+PERCENTILES = (0, 5, 10, 25, 50, 75, 90, 95, 100)
+
+
+def lower_is_better(score: str) -> bool:
+    """Whether less of it is better: of losses and errors."""
+    return score in ("loss", "mse", "mae", "perplexity", "calibration_error")
+
+
+@dataclass(frozen=True)
 class Measured:
     """One of the metrics that ``recipe.metrics`` asks for (`lab.probes.measure`); None for what is not finite."""
 
@@ -277,6 +306,7 @@ Event = (
     | Saturated
     | Covered
     | Truncated
+    | ClientsScored
     | Measured
     | Checkpointed
     | Warned

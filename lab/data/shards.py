@@ -132,6 +132,13 @@ class Portion(Lazy):
         return held_out if self.held_out else of_shard - held_out
 
 
+def portions(shards: Shards, share: float, seed: int) -> tuple[Shards, Shards | None]:
+    """What owners train on, and what they hold out (`Portion`): None, where they hold out nothing."""
+    if not share:
+        return shards, None
+    return Portion(shards, share, seed), Portion(shards, share, seed, held_out=True)
+
+
 def sizes(shards: Shards) -> Sequence[int]:
     """How many items each has."""
     return shards.sizes if isinstance(shards, Lazy) else [len(shard) for shard in shards]

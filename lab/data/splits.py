@@ -343,7 +343,11 @@ class Batches:
 
     def get(self, worker: int, t: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Inputs and targets of batch ``t`` (from 1) of ``worker``: int64 [batch_size, context] each."""
-        return _tensors(self._rows[self._order.items(worker, t)])
+        return self.take(self._order.items(worker, t))
+
+    def take(self, index: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        """Inputs and targets of some windows, int64 [len(index), context] each."""
+        return _tensors(self._rows[index])
 
 
 def evenly_spaced(total: int, num: int, item: str) -> np.ndarray:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 from torch import Tensor, nn
+
+from lab.data.shards import Shards
 
 
 class BatchSource(Protocol):
@@ -14,6 +17,29 @@ class BatchSource(Protocol):
 
     def get(self, worker: int, t: int) -> tuple[Tensor, Tensor]:
         """Inputs and targets of batch ``t`` (from 1) of ``worker``."""
+
+
+ByExample = Callable[[nn.Module, Tensor, Tensor], Mapping[str, Tensor]]  # of (module, inputs, targets)
+Scores = Callable[[nn.Module, Tensor, Tensor], dict[str, float]]
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """What clients hold out of their own examples, do not train on, and are scored on.
+
+    shards
+        whose is which, as indices ``[E]``; a client with one example holds none out.
+    take
+        inputs and targets of some, on the CPU.
+    by_example
+        ``loss`` first, and other scores, of each of some examples by itself, float64 ``[E]`` on the CPU, NaN where its target does not
+        count; a module may be anywhere. None where a task does not have it: then ``scores`` says all of a client's examples together.
+    """
+
+    shards: Shards
+    take: Callable[[np.ndarray], tuple[Tensor, Tensor]]
+    by_example: ByExample | None
+    scores: Scores = lambda module, inputs, targets: {}
 
 
 @dataclass(frozen=True)
@@ -34,3 +60,4 @@ class TrainingData:
     input_shape: tuple[int, ...] = ()
     num_outputs: int = 0
     loss: Callable[[nn.Module, Tensor, Tensor], Tensor] | None = None
+    held_out: HeldOut | None = None  # by clients, of their own

@@ -48,6 +48,9 @@ class Clients:
     inner_states
         ``fresh``: a client begins each of its rounds with a new inner optimizer (it keeps nothing); ``kept``: with the states that it had
         at the end of its last one. States that the method averages are received with the parameters either way.
+    held_out, scored
+        share of its own examples that a client does not train on, and is scored on whenever the agreed model is evaluated; and of how
+        many clients, a sample that stays the same (0: all). Under ``draw`` splits others may train on what one holds out.
     personal
         parameters that never leave their client, by name, as patterns (``head.*``). They are kept between its turns.
     """
@@ -60,6 +63,8 @@ class Clients:
     wait_for: Annotated[int, Field(ge=0)] = 0
     deadline: Positive | None = None
     inner_states: Literal["fresh", "kept"] = "fresh"
+    held_out: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    scored: Annotated[int, Field(ge=0)] = 256
     personal: tuple[str, ...] = ()
 
     def check(self, recipe: RecipeView) -> None:

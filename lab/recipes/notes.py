@@ -88,6 +88,7 @@ def _unused(recipe: Recipe) -> Iterator[str]:
         ("scenario.", scenario, ("mean_outage",), scenario.failure_rate, "scenario.failure_rate"),
         ("scenario.", scenario, ("sample_every",), scenario.sample, "scenario.sample"),
         ("clients.", clients, of_rounds, clients.num, "clients.num"),
+        ("clients.", clients, ("scored",), clients.held_out, "clients.held_out"),
         ("clients.", clients, ("round_hours",), clients.available, "clients.available"),
         (
             "clients.",

@@ -33,6 +33,7 @@ from lab.models.shape import Shape
 from lab.probes.adapters import AdapterProbe
 from lab.probes.drift import DriftProbe
 from lab.probes.evaluation import EvaluationProbe
+from lab.probes.fairness import FairnessProbe
 from lab.probes.measure import measures
 from lab.probes.probe import Probe, Setup
 from lab.probes.routing import RoutingProbe
@@ -156,7 +157,7 @@ def _assembled(
     buffers = BufferSync(recipe.buffers, state, comm, lambda: round_steps(knobs.method), come_and_go)
     seating = Seating(setup) if come_and_go else None
     roll_call = RollCall(setup, lambda: knobs.values.get("down", ()), seating, buffers.catch_up_)
-    probes = [] if setup.dry else probes_of(setup)
+    probes = [] if setup.dry else probes_of(setup, seating)
     for probe in probes:
         comm.subscribe(probe.before_average)
     parts: list[Part] = [Holders(fleet, experts), States(state, comm), roll_call, knobs, *probes]
@@ -164,9 +165,13 @@ def _assembled(
     return Built(setup, grad, knobs, buffers, roll_call, probes, parts, inputs)
 
 
-def probes_of(setup: Setup) -> list[Probe]:
+def probes_of(setup: Setup, seating: Seating | None = None) -> list[Probe]:
     """Return the probes of a run, in the order in which the trainer calls them."""
     probes = [*measures(setup), EvaluationProbe(setup)]
+    if setup.data is not None and setup.data.held_out is not None:
+        probes.append(
+            FairnessProbe(setup, setup.data.held_out, seating.personal if seating is not None else lambda clients: {})
+        )
     if setup.adapters is not None:
         probes.append(AdapterProbe(setup, setup.adapters))
     elif setup.experts is not None and setup.recipe.routing_every:

@@ -96,8 +96,8 @@ class ClientStore:
         write_with_digest(self._file(number), save(tensors), {"clients": clients})
         self._note(number, clients)
 
-    def get(self, clients: Sequence[int]) -> dict[int, Kept]:
-        """What these clients keep; those who never took part are left out."""
+    def get(self, clients: Sequence[int], begins: str = "") -> dict[int, Kept]:
+        """What these clients keep, of keys that begin so; those who never took part are left out."""
         found: dict[int, dict[str, Tensor]] = {}
         by_file: dict[int, list[tuple[int, int]]] = {}
         for client in clients:
@@ -106,7 +106,7 @@ class ClientStore:
                 by_file.setdefault(number, []).append((client, row))
         for number, rows in by_file.items():
             with safe_open(self._file(number), framework="pt") as f:
-                for key in f.keys():  # noqa: SIM118
+                for key in (key for key in f.keys() if key.startswith(begins)):  # noqa: SIM118
                     part = f.get_slice(key)
                     for client, row in rows:
                         found.setdefault(client, {})[key] = part[row : row + 1][0]

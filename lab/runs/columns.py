@@ -15,6 +15,7 @@ from lab.costs.calendar import Kinds
 from lab.costs.network import Bill, Meter, Network, Turn
 from lab.engine.ledger import Ledger
 from lab.events import (
+    ClientsScored,
     Covered,
     Drifted,
     Ended,
@@ -42,7 +43,14 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _LISTS = {Drifted: "drifted", WorkersChanged: "changes", KnobChanged: "turned", Warned: "warnings", Placed: "placed"}
-_LISTS |= {Seated: "seated", Routed: "routed", Covered: "covered", Truncated: "truncated", Measured: "measured"}
+_LISTS |= {
+    Seated: "seated",
+    ClientsScored: "clients_scored",
+    Routed: "routed",
+    Covered: "covered",
+    Truncated: "truncated",
+    Measured: "measured",
+}
 
 
 @dataclass(repr=False)
@@ -74,6 +82,7 @@ class Columns:
     scores: list[dict[str, float]] = field(default_factory=list)
     covered: list[Covered] = field(default_factory=list)
     truncated: list[Truncated] = field(default_factory=list)
+    clients_scored: list[ClientsScored] = field(default_factory=list)
     measured: list[Measured] = field(default_factory=list)
     row_ends: list[int] = field(
         default_factory=list

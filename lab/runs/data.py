@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -13,15 +14,16 @@ from torch import Tensor
 from lab.config.references import Call
 from lab.data import Batches, Corpus, load_tokenizer, split_windows, validation_batches
 from lab.data.cache import read_corpus
-from lab.data.shards import sizes
+from lab.data.shards import portions, sizes
 from lab.data.splits import parse_split
+from lab.data.tasks import scores
 from lab.data.tasks.data import load_task
 from lab.data.tasks.dealt import Dealt, check_task, deal, vocab_size
 from lab.data.tasks.examples import is_there, load_examples, task_name
 from lab.data.tasks.registry import check_options, find_task
 from lab.data.tasks.task import IGNORED, Task
 from lab.data.tasks.tensors import fingerprint
-from lab.data.training_data import TrainingData
+from lab.data.training_data import HeldOut, TrainingData
 from lab.errors import RecipeError
 from lab.models.own import one_line
 from lab.models.shape import Shape
@@ -66,6 +68,7 @@ def _dealt(recipe: Recipe, task: Task) -> Dealt:
         batch_size=recipe.batch_size,
         batches_seed=derive(recipe.seed, "batches"),
         num_validation=recipe.eval_windows,
+        share_held_out=recipe.clients.held_out,
         dtype=getattr(torch, recipe.dtype),
     )
 
@@ -100,6 +103,7 @@ def _of_examples(recipe: Recipe, call: Call) -> TrainingData:
         input_shape=dealt.input_shape,
         num_outputs=dealt.num_outputs,
         loss=dealt.loss,
+        held_out=dealt.held_out,
     )
 
 
@@ -116,6 +120,8 @@ def _of_task(recipe: Recipe, name: str) -> TrainingData:
         seed=derive(recipe.seed, "split"),
         tokenizer=recipe.tokenizer,
     )
+    trained, own = portions(task.shards, recipe.clients.held_out, derive(recipe.seed, "split"))
+    task = replace(task, shards=trained)
     return TrainingData(
         task.vocab_size,
         task.batches(recipe.batch_size, derive(recipe.seed, "batches")),
@@ -124,16 +130,19 @@ def _of_task(recipe: Recipe, name: str) -> TrainingData:
         partial(task.scores, num_examples=recipe.eval_windows),
         tokens_that_count,
         digest=_digest(task.fingerprint, task.encoder.tokenizer.content),
+        held_out=None if own is None else HeldOut(own, task.train_rows.tensors, scores.by_row),
     )
 
 
 def _of_text(recipe: Recipe, corpus: Corpus | None, progress: bool) -> TrainingData:
     corpus = corpus or read_corpus(recipe.corpus, tokenizer=recipe.tokenizer, progress=progress)
     context, split = recipe.context, derive(recipe.seed, "split")
-    shards = split_windows(corpus.train, recipe.num_clients, context, recipe.split, split)
+    dealt = split_windows(corpus.train, recipe.num_clients, context, recipe.split, split)
+    shards, own = portions(dealt, recipe.clients.held_out, split)
+    batches = Batches(corpus.train, shards, recipe.batch_size, context, derive(recipe.seed, "batches"))
     return TrainingData(
         corpus.vocab_size,
-        Batches(corpus.train, shards, recipe.batch_size, context, derive(recipe.seed, "batches")),
+        batches,
         validation_batches(corpus.validation, context, recipe.batch_size, recipe.eval_windows),
         sizes(shards),
         lambda model: {},
@@ -142,6 +151,7 @@ def _of_text(recipe: Recipe, corpus: Corpus | None, progress: bool) -> TrainingD
         corpus.bytes_per_token,
         corpus_digest(corpus),
         f"{recipe.corpus}: {corpus.note}" if corpus.note else "",
+        held_out=None if own is None else HeldOut(own, batches.take, scores.by_row),
     )
 
 

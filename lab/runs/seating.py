@@ -145,6 +145,11 @@ class Seating(Part):
             if w < len(clients):
                 self._take_row(w, got[w] if clients[w] in known else self.first)
 
+    def personal(self, clients: Sequence[int]) -> dict[int, dict[int, Tensor]]:
+        """What these clients keep of the blocks of ``params`` that are personal, as of their last turn that is over, by block."""
+        kept = self.store.get(clients, begins="params/")
+        return {c: {int(key.split("/")[1]): x for key, x in named.items()} for c, named in kept.items()}
+
     # rows
 
     def _stacks(self) -> Iterator[tuple[str, Tensor]]:

@@ -15,6 +15,7 @@ column                      type      what, and its unit
 ``validation_loss``         float64   of the agreed model, as the task counts it; ``validation_accuracy`` and other scores
 ``drift_to_mean``           float64   root mean square over parameters and workers, before an average; ``drift_to_shared``
 ``drift_after_average``     float64   likewise, when the agreed model was evaluated
+``clients_accuracy_mean``    float64   over clients, on what each holds out; ``…_worst_tenth``, ``clients_own_…`` with what each keeps
 ``alignment_cosine`` …      float64   metrics that the recipe asks for; where they are lists, ``…_0``, ``…_1``
 ``knob_lr`` …               string    JSON of what a knob was set to, in the first step in which it counts
 ``warning``                 string    what the run warned of; several in one step on lines of their own
@@ -36,7 +37,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from lab.errors import RecipeError, one_of
-from lab.events import Drifted, Ended, KnobChanged, Measured, Sent, Started, Warned
+from lab.events import ClientsScored, Drifted, Ended, KnobChanged, Measured, Sent, Started, Warned
 from lab.files import write_atomically
 
 if TYPE_CHECKING:
@@ -77,6 +78,7 @@ class Folded(Protocol):
     drifted: list[Drifted]
     turned: list[KnobChanged]
     warnings: list[Warned]
+    clients_scored: list[ClientsScored]
     measured: list[Measured]
 
     @property
@@ -166,6 +168,8 @@ def _seen(run: Folded) -> Iterator[tuple[int, Values]]:
     for looked in run.drifted:
         both = {"drift_to_mean": rms(looked.to_mean_W), "drift_to_shared": rms(looked.to_shared_W)}
         yield looked.step, {name: x for name, x in both.items() if x is not None}
+    for by_client in run.clients_scored:
+        yield by_client.step, dict(over_clients(by_client))
     for event in run.measured:
         yield event.step, {name.replace("/", "_"): x for name, x in measured(event) if x is not None}
     for turned in run.turned:
@@ -174,6 +178,15 @@ def _seen(run: Folded) -> Iterator[tuple[int, Values]]:
     for warned in run.warnings:
         texts.setdefault(warned.step, []).append(warned.message)
     yield from ((step, {"warning": "\n".join(lines)}) for step, lines in texts.items())
+
+
+def over_clients(event: ClientsScored) -> Iterator[tuple[str, float]]:
+    """What is to be followed of a distribution over clients: ``clients_loss_mean``, ``clients_own_loss_worst_tenth``."""
+    for kind, by_score in (("", event.shared), ("own_", event.own)):
+        for score, about in by_score.items():
+            yield from (
+                (f"clients_{kind}{score}_{what}", about[what]) for what in ("mean", "worst_tenth") if what in about
+            )
 
 
 def rms(values_W: Sequence[float | None]) -> float | None:

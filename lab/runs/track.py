@@ -36,10 +36,22 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lab.errors import plain
-from lab.events import Drifted, Ended, Evaluated, Event, KnobChanged, Measured, Sent, Started, Stepped, Warned
+from lab.events import (
+    ClientsScored,
+    Drifted,
+    Ended,
+    Evaluated,
+    Event,
+    KnobChanged,
+    Measured,
+    Sent,
+    Started,
+    Stepped,
+    Warned,
+)
 from lab.recipes.recipe import Recipe
 from lab.runs.folder import RunFolder
-from lab.runs.table import measured, rms
+from lab.runs.table import measured, over_clients, rms
 from lab.runs.trackers.tracker import Tracker, tracker
 
 DEFAULT = "ISTHMUS_TRACK"  # environment variable: trackers, separated by commas, of runs that name none
@@ -92,6 +104,9 @@ class Fold:
             case Drifted():
                 both = {"drift/to_mean": event.to_mean_W, "drift/to_shared": event.to_shared_W}
                 self._put(event.step, {name: rms(x) for name, x in both.items()}, rare=True)
+            case ClientsScored():
+                of_all = over_clients(event)
+                self._put(event.step, {name.replace("_", "/", 1): x for name, x in of_all}, rare=True)
             case Measured():
                 self._put(event.step, {_plain(name): x for name, x in measured(event)}, rare=True)
             case Warned():

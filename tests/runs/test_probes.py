@@ -78,7 +78,7 @@ def test_a_probe_of_ones_own_looks_and_is_checkpointed(tmp_path: Path, monkeypat
     r = recipe("local_adam", steps=6, checkpoint_every=3)
     plain = story(Trainer(r, corpus=corpus()).events())
     probes_of = build.probes_of
-    monkeypatch.setattr(build, "probes_of", lambda setup: [*probes_of(setup), LargestStep(setup)])
+    monkeypatch.setattr(build, "probes_of", lambda *given: [*probes_of(*given), LargestStep(given[0])])
     whole = story(Trainer(r, corpus=corpus()).events())
     told = [e for e in whole if isinstance(e, Measured)]
     assert [e.step for e in told] == [2, 4, 6]

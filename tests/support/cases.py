@@ -149,6 +149,11 @@ OVER_PROCESSES: dict[str, Recipe] = (
         ),
         "clients who start afresh": of_four(LISTED["diloco"], clients={"num": 9}),
         "clients who owe something": of_four("ddp", codecs={"grads": "topk:0.2"}, clients={"num": 7}),
+        "clients who are scored": of_four(
+            LISTED["local_sgd"],
+            clients={"num": 9, "personal": ("norm.*",), "held_out": 0.3, "scored": 6},
+            scenario=STORM,
+        ),
         "clients who are late or asleep": of_four(
             LISTED["diloco"],
             clients={"num": 9, "spread": 0.8, "wait_for": 3, "available": "day_night:2", "round_hours": 5},

@@ -14,10 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lab.data.shards import sizes
+from lab.data.shards import Shards, portions, sizes
 from lab.data.splits import Order, cut, evenly_spaced, parse_split, partition
 from lab.data.tasks.task import Examples, Task
 from lab.data.tasks.tensors import fingerprint
+from lab.data.training_data import HeldOut
 from lab.errors import RecipeError, shown
 
 
@@ -58,6 +59,8 @@ class Dealt:
         tokens that there are, where inputs are tokens; 0 else.
     loss, num_targets
         those of the task (`lab.data.tasks.task.Task`).
+    held_out
+        what workers hold out of their own examples.
     """
 
     batches: TensorBatches
@@ -70,6 +73,7 @@ class Dealt:
     vocab_size: int
     loss: Callable[[nn.Module, Tensor, Tensor], Tensor]
     num_targets: Callable[[Tensor], int]
+    held_out: HeldOut | None = None
 
 
 def deal(
@@ -81,6 +85,7 @@ def deal(
     num_validation: int = 256,
     split_seed: int = 0,
     batches_seed: int = 0,
+    share_held_out: float = 0.0,
     dtype: torch.dtype = torch.float32,
 ) -> Dealt:
     """Deal the examples of a task to workers.
@@ -95,6 +100,8 @@ def deal(
         held-out examples that the model is scored on, evenly spaced, with every class in its share; all where there are fewer.
     split_seed, batches_seed
         who gets what, and in which order. Neither depends on the other, nor on anything drawn elsewhere.
+    share_held_out
+        the part of its own examples that each worker does not train on.
     dtype
         of inputs and targets that are floats.
 
@@ -105,7 +112,9 @@ def deal(
     """
     check_task(task)
     train, held_out = task.train, task.held_out
-    shards = partition(_domains(train, split), num_workers, split, split_seed)
+    shards, own = portions(
+        partition(_domains(train, split), num_workers, split, split_seed), share_held_out, split_seed
+    )
     chosen = torch.from_numpy(_validation(held_out, num_validation))
     scored = held_out.select(chosen, dtype)
     parts = [torch.from_numpy(part) for part in cut(np.arange(len(scored)), batch_size)]
@@ -120,7 +129,21 @@ def deal(
         vocab_size=vocab_size(task),
         loss=task.loss,
         num_targets=task.num_targets,
+        held_out=None if own is None else _held_out(task, own, dtype),
     )
+
+
+def _held_out(task: Task, shards: Shards, dtype: torch.dtype) -> HeldOut:
+    def take(index: np.ndarray) -> tuple[Tensor, Tensor]:
+        return task.train.take(torch.from_numpy(index), dtype)
+
+    @torch.no_grad()
+    def scores(module: nn.Module, inputs: Tensor, targets: Tensor) -> dict[str, float]:
+        device = next((p.device for p in module.parameters()), torch.device("cpu"))
+        loss = float(task.loss(module, inputs.to(device), targets.to(device)))
+        return {"loss": loss} | task.scores(module, Examples(inputs, targets))
+
+    return HeldOut(shards, take, getattr(task, "by_example", None), scores)
 
 
 def check_task(task: Any, name: str = "data") -> None:

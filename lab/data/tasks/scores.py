@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+AT_ONCE = 32  # rows of a forward pass
+
 
 def _logits(model: nn.Module, ids: Tensor, rows: Tensor, at: Tensor) -> Tensor:
     """Those after single positions, ``[len(rows), V]``: computed where the model is, looked at on the CPU."""
@@ -25,6 +27,12 @@ def nats_of_rows(model: nn.Module, ids: Tensor, targets: Tensor) -> Tensor:
     rows, at = (targets >= 0).nonzero(as_tuple=True)
     loss = F.cross_entropy(_logits(model, ids, rows, at).double(), targets[rows, at], reduction="none")
     return torch.zeros(len(ids), dtype=torch.float64).index_add_(0, rows, loss)
+
+
+def by_row(model: nn.Module, ids: Tensor, targets: Tensor) -> dict[str, Tensor]:
+    """``loss``: the mean over the targets of each row, nats per token, float64 [B]; NaN for a row without any."""
+    parts = [nats_of_rows(model, *part) for part in zip(ids.split(AT_ONCE), targets.split(AT_ONCE), strict=True)]
+    return {"loss": torch.cat(parts) / (targets >= 0).sum(1).double()}
 
 
 def nats(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[float, int]:

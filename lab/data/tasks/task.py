@@ -102,4 +102,8 @@ class Task(Protocol):
         """How many targets of a batch count: with it, means over examples are exact, whatever the size of a batch."""
 
     def scores(self, module: nn.Module, examples: Examples) -> dict[str, float]:
-        """What a module in eval mode is worth on some examples: ``accuracy`` and the like."""
+        """What a module in eval mode is worth on some examples: ``accuracy`` and the like.
+
+        A task may have ``by_example(module, inputs, targets)`` besides: ``loss`` and other scores of each example by itself, float64
+        ``[B]`` on the CPU. Then many clients are scored in one pass (``clients.held_out``), and else one after another.
+        """

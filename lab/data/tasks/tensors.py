@@ -101,6 +101,14 @@ class Classification:
             found |= {f"recall of {name}": value["recall"] for name, value in by_class.items()}
         return found
 
+    def by_example(self, module: nn.Module, inputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """``loss`` in nats and ``accuracy`` (1 or 0) of each example, float64 ``[B]``; NaN where its target does not count."""
+        counts = targets != IGNORED
+        logits = _outputs(module, Examples(inputs, targets), (self.num_outputs,))
+        loss = F.cross_entropy(logits, targets.where(counts, 0), reduction="none")
+        found = {"loss": loss, "accuracy": (logits.argmax(1) == targets).double()}
+        return {name: x.where(counts, torch.nan) for name, x in found.items()}
+
     def scores_by_class(self, module: nn.Module, examples: Examples) -> dict[str, dict[str, float]]:
         """``precision``, ``recall`` (the accuracy within a class), ``f1`` and ``support`` (examples) of every class that occurs."""
         return metrics.by_class(*self._answers(module, examples), self.class_names)
@@ -153,6 +161,12 @@ class Regression:
     def num_targets(self, targets: Tensor) -> int:
         """All numbers."""
         return targets.numel()
+
+    def by_example(self, module: nn.Module, inputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """``loss`` (mean squared error) and ``mae`` of each example, float64 ``[B]``."""
+        apart = _outputs(module, Examples(inputs, targets), tuple(targets.shape[1:])) - targets
+        apart = apart.reshape(len(targets), -1).double()
+        return {"loss": apart.square().mean(1), "mae": apart.abs().mean(1)}
 
     def scores(self, module: nn.Module, examples: Examples) -> dict[str, float]:
         """``mse``, ``mae`` and ``r2`` of a module in eval mode, see `lab.data.tasks.metrics.of_numbers`."""

@@ -1,0 +1,181 @@
+"""Who gains, who loses: the agreed model on examples that each client holds out of its own, and with what it keeps for itself.
+
+Legend: C clients that are looked at, E their examples.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lab.data.splits import cut
+from lab.data.training_data import HeldOut
+from lab.engine.stack import Stack
+from lab.events import PERCENTILES, ClientsScored, lower_is_better
+from lab.probes.evaluation import Evaluator
+from lab.probes.probe import Agreed, Probe, Setup
+from lab.seeds import numpy_generator
+
+AT_ONCE = 4096  # examples that are gathered together
+KEPT_AT_ONCE = 256  # clients whose own parameters are read together
+Own = Mapping[int, Mapping[int, Tensor]]  # a row ``[P]`` of each block that is personal, by client
+Table = dict[str, np.ndarray]  # by score, ``[C]``; NaN: not known
+
+
+class FairnessProbe(Probe):
+    """Whenever the agreed model is evaluated: its scores by client, and those of what each client has.
+
+    ``kept``: what clients that are away keep of their personal parameters, at the first process. The agreed model is scored on the
+    examples of all clients in one pass, that of each client in a pass of its own. Of one client at most ``eval_windows`` examples count.
+    """
+
+    def __init__(self, setup: Setup, held_out: HeldOut, kept: Callable[[Sequence[int]], Own]):
+        self.setup, self.held_out, self.kept = setup, held_out, kept
+        self.evaluator, self.clients = Evaluator(setup), setup.recipe.clients
+        self.sample = sample(setup.recipe.num_clients, self.clients.scored, setup.recipe.seed)
+        self._in_sample = {*self.sample.tolist()}
+        self.personal = [i for i, block in enumerate(setup.fleet.layout.blocks) if block.personal]
+        self._items: dict[int, np.ndarray] = {}  # of the sample
+
+    def due(self, t: int) -> bool:
+        return self.setup.evaluates(t)
+
+    def after_step(self, t: int, agreed: Agreed) -> Iterator[ClientsScored]:
+        if not self.due(t):
+            return
+        first, rows = agreed.gather_(), self._rows()
+        found = [self._scored(agreed, rows)] if first else []
+        yield ClientsScored(t, **self.setup.world.all_gather_json(found)[0][0])
+
+    def _present(self) -> dict[int, int]:
+        """Clients that take part at present, and their workers."""
+        clients = self.setup.state.clients_W or range(self.setup.fleet.num_workers)
+        return {clients[w]: w for w, up in enumerate(self.setup.fleet.up) if up and w < len(clients)}
+
+    def _rows(self) -> Own:
+        """What those that take part keep for themselves, by client, at the first process."""
+        fleet, present = self.setup.fleet, self._present()
+        if not self.personal:
+            return {}
+        blocks = [(str(i), fleet.layout.blocks[i], fleet.params.blocks[i]) for i in self.personal]
+        handed = {
+            w: {
+                key: x[block.holders.index(w)] if w in block.holders else x.new_empty(block.numel, device="meta")
+                for key, block, x in blocks
+            }
+            for w in present.values()
+        }
+        there = self.setup.world.gather_to_server(handed)
+        return (
+            {c: {int(key): x for key, x in there[w].items()} for c, w in present.items()}
+            if self.setup.world.first
+            else {}
+        )
+
+    @torch.no_grad()
+    def _scored(self, agreed: Agreed, rows: Own) -> dict[str, object]:
+        """The fields of `ClientsScored`."""
+        present = [c for c in self._present() if len(self._of(c))]
+        who = sorted({*self.sample, *present})
+        who = [c for c in who if len(self._of(c))]
+        with self.evaluator.precision(), self.evaluator.draws("clients"):
+            shared = self._of_one(agreed.model(), who)
+            own = self._of_each(agreed.whole, who, rows) if self.personal else {}
+        in_sample = np.isin(who, self.sample)
+        at = np.searchsorted(who, present)
+        mine = {name: x[in_sample] for name, x in shared.items()}
+        theirs = {name: x[in_sample] for name, x in own.items()}
+        gains = {n: (mine[n] - x) if lower_is_better(n) else (x - mine[n]) for n, x in theirs.items()}
+        gains = {name: x[np.isfinite(x)] for name, x in gains.items()}
+        return {
+            "shared": {name: spread(x, lower_is_better(name)) for name, x in mine.items()},
+            "own": {name: spread(x, lower_is_better(name)) for name, x in theirs.items()},
+            "gain": {name: spread(x, False) | {"share": float((x > 0).mean())} for name, x in gains.items() if len(x)},
+            "clients": present,
+            "shared_C": {name: _listed(x[at]) for name, x in shared.items()},
+            "own_C": {name: _listed(x[at]) for name, x in own.items()},
+        }
+
+    def _of(self, client: int) -> np.ndarray:
+        """Indices of its examples that are scored, evenly spaced among those that it holds out."""
+        found = self._items.get(client)
+        if found is None:
+            index, most = self.held_out.shards[client], self.setup.recipe.eval_windows
+            found = index if len(index) <= most else index[np.arange(most) * len(index) // most]
+            if client in self._in_sample:
+                self._items[client] = found
+        return found
+
+    def _of_one(self, model: nn.Module, who: Sequence[int]) -> Table:
+        """One model on the examples of all these clients."""
+        if not who:
+            return {}
+        if self.held_out.by_example is None:
+            return _together([self._together_with(model, c) for c in who])
+        index, owner = (
+            np.concatenate([self._of(c) for c in who]),
+            np.repeat(np.arange(len(who)), [len(self._of(c)) for c in who]),
+        )
+        parts = [self.held_out.by_example(model, *self.held_out.take(part)) for part in cut(index, AT_ONCE)]
+        return {name: means(torch.cat([part[name] for part in parts]).numpy(), owner, len(who)) for name in parts[0]}
+
+    def _together_with(self, model: nn.Module, client: int) -> Mapping[str, float]:
+        """A model on the examples of one client."""
+        inputs, targets = self.held_out.take(self._of(client))
+        if self.held_out.by_example is None:
+            return self.held_out.scores(model, inputs, targets)
+        each = self.held_out.by_example(model, inputs, targets)
+        return {name: float(x.nanmean()) for name, x in each.items()}
+
+    def _of_each(self, agreed: Stack, who: Sequence[int], rows: Own) -> Table:
+        """What each client has, on its own examples: the agreed model with its personal parameters, if it has had a turn."""
+        blocks = [x.clone() if i in self.personal else x for i, x in enumerate(agreed.blocks)]
+        model = self.setup.fleet.whole_model(Stack(agreed.layout, blocks))
+        found: list[Mapping[str, float]] = []
+        for part in cut(np.array(who), KEPT_AT_ONCE):
+            kept = {**self.kept([c for c in part.tolist() if c not in rows]), **rows}
+            for client in part.tolist():
+                for i in self.personal if client in kept else ():
+                    blocks[i][0] = kept[client][i]
+                found.append(self._together_with(model, client) if client in kept else {})
+        return _together(found)
+
+
+def sample(num_clients: int, most: int, seed: int) -> np.ndarray:
+    """Whom a run looks at, sorted: all, or so many of them, drawn once. ``most`` = 0: all."""
+    if not most or num_clients <= most:
+        return np.arange(num_clients)
+    return np.sort(numpy_generator(seed, "scored clients").choice(num_clients, most, replace=False))
+
+
+def means(values: np.ndarray, owner: np.ndarray, num: int) -> np.ndarray:
+    """The mean of each owner's values that are numbers, float64 ``[num]``; NaN where there are none."""
+    known = np.isfinite(values)
+    count = np.bincount(owner[known], minlength=num)
+    total = np.bincount(owner[known], values[known], num)
+    return np.where(count, total / count.clip(1), np.nan)
+
+
+def spread(values: np.ndarray, low_is_good: bool) -> dict[str, float]:
+    """A distribution over clients, as `lab.events.ClientsScored` has it; of those that have a value."""
+    values = np.sort(values[np.isfinite(values)])
+    if not len(values):
+        return {"num": 0}
+    tenth = math.ceil(len(values) / 10)
+    worst = values[-tenth:] if low_is_good else values[:tenth]
+    about = {"num": len(values), "mean": values.mean(), "std": values.std(), "worst_tenth": worst.mean()}
+    about |= {f"p{p}": x for p, x in zip(PERCENTILES, np.percentile(values, PERCENTILES), strict=True)}
+    return {name: x if name == "num" else float(x) for name, x in about.items()}
+
+
+def _listed(values: np.ndarray) -> list[float | None]:
+    return [x if math.isfinite(x) else None for x in values.tolist()]
+
+
+def _together(found: Sequence[Mapping[str, float]]) -> Table:
+    names = dict.fromkeys(name for one in found for name in one)
+    return {name: np.array([one.get(name, math.nan) for one in found]) for name in names}
