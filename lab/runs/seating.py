@@ -90,14 +90,14 @@ class Seating(Part):
             raise Damaged(problem)
 
     def leave(self) -> None:
-        """A round is over: those who sit there take home what they keep."""
+        """A round is over: those who sit there take home what they keep, also who is down at that moment."""
         setup, rows = self.setup, self._rows()
         if not self.rounds:
             self.first = {key: x[0].clone() for key, x in rows.items()}
             return
         clients, late = setup.state.clients_W, self.now.late
-        up = [w for w, is_up in enumerate(setup.fleet.last_up) if is_up and w < len(clients) and w not in late]
-        here = {w: self._row(rows, w) for w in up if w in setup.fleet.mine}
+        there = [w for w in range(min(len(clients), setup.fleet.num_workers)) if w not in late]
+        here = {w: self._row(rows, w) for w in there if w in setup.fleet.mine}
         everywhere = setup.world.all_gather_json(sorted({key for row in here.values() for key in row}))
         keys = sorted({key for keys in everywhere for key in keys})
         if not keys:
@@ -108,11 +108,11 @@ class Seating(Part):
                 w: {k: here[w].get(k, torch.zeros_like(x, device="cpu")) for k, x in shapes.items()}
                 if w in here
                 else shapes
-                for w in up
+                for w in there
             }
         )
         if setup.world.first:
-            self.store.put(self.rounds - 1, {clients[w]: {k: x.cpu() for k, x in handed[w].items()} for w in up})
+            self.store.put(self.rounds - 1, {clients[w]: {k: x.cpu() for k, x in handed[w].items()} for w in there})
             self.store.tidy(self._saved[0] if len(self._saved) == KEPT_CHECKPOINTS else 0)
 
     def sit_down(self, t: int) -> Seated:

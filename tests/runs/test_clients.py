@@ -247,3 +247,17 @@ def test_a_pass_that_is_replayed_gives_the_same_bit_for_bit(monkeypatch: pytest.
     assert all(isinstance(one, Replayed) and len(one.written) > 1 for one in vectorised.passes)
     for mine, theirs in zip(runs[0][1].fleet.params.blocks, runs[1][1].fleet.params.blocks, strict=True):
         assert torch.equal(mine, theirs)
+
+
+def test_who_is_down_at_the_end_of_a_round_keeps_what_it_did_before(tmp_path: Path) -> None:
+    """Worker 1 is down in the last step of every round: its client's head has moved all the same."""
+    outages = [{"worker": 1, "first": t, "last": t} for t in range(2, 17, 2)]
+    trainer = Trainer(federation(clients={"num": 12, "personal": HEAD}, scenario={"outages": outages}))
+    seated = [e.clients for e in trainer.events(RunFolder(tmp_path)) if isinstance(e, Seated)]
+    (i,) = [i for i, b in enumerate(trainer.fleet.layout.blocks) if b.personal]
+    seating = trainer.built.roll_call.seating
+    assert seating is not None
+    there = {row[1] for row in seated[:-1]} - {c for row in seated for w, c in enumerate(row) if w != 1}
+    assert there  # some were never in another row
+    for kept in seating.store.get(sorted(there)).values():
+        assert not torch.equal(kept[f"params/{i}"], seating.first[f"params/{i}"])
