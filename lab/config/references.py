@@ -19,6 +19,7 @@ import json
 import linecache
 import re
 import sys
+import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -258,12 +259,18 @@ def _jsonable(value: Any) -> bool:
 # --- source ------------------------------------------------------------------------------------------------------------
 
 
+_PARSING = (
+    threading.Lock()
+)  # in two threads at once CPython 3.11's parser ends in a SystemError (python/cpython#106905)
+
+
 def source_and_digest(found: Any) -> tuple[str, str]:
     """The source text of a function or class with what it uses of its own module, and a SHA-256 over it.
 
     Where the text is kept nowhere (typed at a prompt of old), the text is empty and the digest is that of its bytecode.
     """
-    texts = list(_sources(found, set()))
+    with _PARSING:
+        texts = list(_sources(found, set()))
     if texts and all(texts):
         whole = "\n\n".join(texts)
         return whole, hashlib.sha256(whole.encode()).hexdigest()

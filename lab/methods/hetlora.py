@@ -55,6 +55,11 @@ class HetLoRA:
     def averages(self) -> tuple[str, ...]:
         return ()
 
+    def exceptions(self) -> dict[str, str]:
+        return (
+            {"dry run": "who prunes hangs on values: a plan counts the most that it can be"} if self.gamma < 1 else {}
+        )
+
     def init(self, s: State) -> None:
         adapters = open_(s, self.inner, self.inner_states)
         s.facts |= {"ranks": list(adapters.ranks_W), "tails": [0.0] * len(adapters.ranks_W)}

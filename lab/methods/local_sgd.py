@@ -40,6 +40,9 @@ class LocalSGD:
     def averages(self) -> tuple[str, ...]:
         return ("params",)
 
+    def exceptions(self) -> dict[str, str]:
+        return {"plain optimizer": "its states start afresh in every round"} if self.inner_states == "reset" else {}
+
     def init(self, s: State) -> None:
         s.optimizers["inner"] = self.inner.over(s.local["params"], s.grads)
 

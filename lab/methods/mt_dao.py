@@ -93,6 +93,9 @@ class MTDAO:
                 "method.inner takes no step"
             )
 
+    def exceptions(self) -> dict[str, str]:
+        return {"plain optimizer": "it is another one until the switch"} if self.warm is not None else {}
+
     def init(self, s: State) -> None:
         s.optimizers["inner"] = self.inner.over(s.local["params"], s.grads)
 

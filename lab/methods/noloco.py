@@ -64,6 +64,9 @@ class NoLoCo:
                 "all average with all"
             )
 
+    def exceptions(self) -> dict[str, str]:
+        return {"relabelling": "who is paired with whom is drawn by the numbers of workers"}
+
     def init(self, s: State) -> None:
         params = s.local["params"]
         s.optimizers["inner"] = self.inner.over(params, s.grads)

@@ -21,7 +21,7 @@ T = TypeVar("T")
 class Method(Protocol):
     """The loop body of one paper: how each cell of the fleet moves, and which rows are averaged, when.
 
-    A frozen dataclass (`lab.config.config`) under the decorator `method`. What is here is required; three functions may be there as
+    A frozen dataclass (`lab.config.config`) under the decorator `method`. What is here is required; four functions may be there as
     well, for what only the method knows:
 
     ``check(recipe)``
@@ -30,6 +30,8 @@ class Method(Protocol):
         one line for every option that makes no difference; without it, those of `never_synced`.
     ``fixed_periods(recipe)``
         why its sync periods cannot be changed in mid-run, or None.
+    ``exceptions()``
+        laws of `lab.testing` that it does not claim, each with the reason.
     """
 
     @property

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 from collections import Counter
 
 import pytest
@@ -12,12 +14,13 @@ from hypothesis import strategies as st
 from lab.costs.network import Network
 from lab.engine.comm import Communicator
 from lab.engine.optim import AdamW, Optimizer
+from lab.methods import noloco
 from lab.methods.diloco import DiLoCo
 from lab.methods.noloco import NoLoCo, groups
 from lab.recipes.recipe import Recipe
 from lab.runs.trainer import dry_run
 from lab.study.toys import gossip
-from tests.support.bench import Bench, close, drawn
+from tests.support.bench import Bench, close, drawn, other
 from tests.support.listed import SGD
 from tests.support.points import START, points, slope, values
 
@@ -149,3 +152,16 @@ def test_a_codec_stands_for_the_slow_parameters() -> None:
         return sum(r.bytes_each for r in dry_run(recipe) if r.state == "slow")
 
     assert sent("{}") == 2 * sent('{"slow": "bfloat16"}') > 0
+
+
+def test_other_numbers_move_the_pairs_along(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dealing the same batches, and the same pairs, to other workers moves all results along: nobody is special."""
+    deal = {0: 2, 1: 0, 2: 1}
+    label, drawn = {old: new for new, old in deal.items()}, noloco.groups
+    plain = Bench(NoLoCo(3)).run(7)
+    monkeypatch.setattr(noloco, "groups", lambda *a: [[label[w] for w in group] for group in drawn(*a)])
+    dealt = Bench(NoLoCo(3), batch=other(deal)).run(7)
+    for w, state in itertools.product(range(3), plain.state.local):
+        assert close(plain.of(deal[w], state), dealt.of(w, state)), state
+    renamed = [dataclasses.replace(r, workers=sorted(label[w] for w in r.workers)) for r in plain.records]
+    assert renamed == dealt.records

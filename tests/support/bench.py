@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from lab.engine.comm import Communicator
 from lab.engine.fleet import Fleet
-from lab.engine.stack import Stack
 from lab.engine.state import State
 from lab.events import Sent
 from lab.methods import Method
@@ -73,7 +72,7 @@ class Bench(driver.Bench):
         *,
         batch: Batch = batch,
         build: Callable[[int | None], nn.Module] = build,
-        communicator: type[Communicator] = Communicator,
+        communicator: Callable[..., Communicator] = Communicator,
         codecs: dict[str, Any] | None = None,
         schedule: Callable[[int], float] = lambda t: 1.0,
         device: str = "cpu",
@@ -95,25 +94,6 @@ class Bench(driver.Bench):
     @property
     def records(self) -> list[Sent]:
         return self.comm.ledger.records
-
-
-class Silent(Communicator):
-    """Nobody hears anybody: every holder takes its own contribution for the mean.
-
-    An agreed state then has one row per holder, so shared state must be made with one row per holder as well
-    (`each_its_own`).
-    """
-
-    def mean(self, stack: Stack, state: str, *, minus: Stack | None = None, **_: Any) -> Stack:
-        own = [b.clone() for b in stack.blocks]
-        if minus is not None:
-            own = [mine - base for mine, base in zip(own, minus.blocks, strict=True)]
-        return Stack(stack.layout, own)
-
-
-def each_its_own(monkeypatch: Any) -> None:
-    """Shared state with one row per holder instead of one for all."""
-    monkeypatch.setattr(Stack, "first", Stack.clone)
 
 
 def flat(module: nn.Module) -> Tensor:

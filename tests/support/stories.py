@@ -2,29 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from lab.events import Event, Started, Stepped, Warned, to_json
+from lab.events import Event, to_json
+from lab.testing.resume import story
 
-
-def story(events: Iterable[Event]) -> list[Event]:
-    """What a run did: its events without the clock, the machine and what it says about being resumed."""
-    told: list[Event] = []
-    for event in events:
-        if isinstance(event, Stepped):
-            event = dataclasses.replace(event, seconds=0.0)
-        elif isinstance(event, Started):
-            event = dataclasses.replace(event, environment={})
-        elif isinstance(event, Warned):
-            continue
-        told.append(event)
-    return told
-
+__all__ = ["PATIENCE", "close_events", "read", "same", "story", "tell", "until"]
 
 PATIENCE = 60.0  # seconds
 
