@@ -19,6 +19,7 @@ ALL = (
     "real_ddp",
     "compute",
     "track",
+    "attach",
 )
 
 for name in sys.argv[1:] or ALL:

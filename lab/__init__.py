@@ -16,6 +16,7 @@ _WHERE = {
     "train": "lab.runs.trainer",
     "Trainer": "lab.runs.trainer",
     "dry_run": "lab.runs.trainer",
+    "attach": "lab.runs.attach",
     "start": "lab.runs.live",
     "replay": "lab.runs.live",
     "plan": "lab.runs.plan",

@@ -246,9 +246,10 @@ class _Terminal:
         match event:
             case Started():
                 self.bar.set_description(self.folder.path.name)
+                counted = f", {event.tokens_per_step:,} {event.counted} a step" if event.tokens_per_step else ""
                 self.note(
                     f"{self.folder.path}: {event.num_params:,} parameters, {self.recipe.num_workers} workers × "
-                    f"{self.recipe.steps:,} steps, {event.tokens_per_step:,} {event.counted} a step"
+                    f"{self.recipe.steps:,} steps{counted}"
                 )
             case Stepped():
                 self.bar.update(event.step - self.bar.n)
@@ -273,11 +274,12 @@ class _Terminal:
         from lab.errors import plain
 
         steps = columns.step[-1] if columns.step else 0
-        loss = float("nan") if self.progress.validation is None else self.progress.validation
+        loss, speed = self.progress.validation, columns.tokens_per_second
         click.echo(
-            f"{plain(str(self.folder.path))}: {steps} steps, validation loss {loss:.4f} {self.recipe.loss_unit}, "
-            f"{human(self.progress.bytes_sent)} of payload from {self.recipe.num_workers} workers, "
-            f"{columns.tokens_per_second:,.0f} {self.recipe.counted}/s"
+            f"{plain(str(self.folder.path))}: {steps} steps, "
+            + (f"validation loss {loss:.4f} {self.recipe.loss_unit}, " if loss is not None else "")
+            + f"{human(self.progress.bytes_sent)} of payload from {self.recipe.num_workers} workers"
+            + (f", {speed:,.0f} {self.recipe.counted}/s" if speed else "")
         )
         for line in _findings(columns):
             click.echo(f"  {plain(line)}")

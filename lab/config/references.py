@@ -10,7 +10,6 @@ from __future__ import annotations
 import ast
 import contextlib
 import dataclasses
-import dis
 import functools
 import hashlib
 import importlib
@@ -310,8 +309,7 @@ def _codes(found: Any) -> list[CodeType]:
 
 
 def _names(code: CodeType) -> Iterator[str]:
-    """What a function looks up in its module. Names of attributes are not among it: a global may be called the same."""
-    yield from (i.argval for i in dis.get_instructions(code) if i.opname in ("LOAD_GLOBAL", "LOAD_NAME"))
+    yield from code.co_names
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
             yield from _names(constant)

@@ -23,7 +23,7 @@ from torch._C._distributed_c10d import FileStore, Store, TCPStore
 
 from lab.engine.codecs import Codec
 from lab.engine.stack import Block, Stack, at_least_float32
-from lab.engine.world import Contribution, K, Named
+from lab.engine.world import Contribution, K, Named, OneProcess, World
 from lab.errors import LabError, RecipeError
 from lab.processes import mesh
 from lab.processes.environment import STORE, Launched, launched
@@ -517,3 +517,36 @@ def join(num_workers: int, timeout_seconds: float = TIMEOUT_SECONDS, device: str
                 backend |= {"store": store, "rank": here.index, "world_size": here.num}
         state = PartialState(cpu=not gpus, timeout=timedelta(seconds=timeout_seconds), **backend)
     return ManyProcesses(num_workers, timeout_seconds, state.device)
+
+
+def present(workers_each: int, timeout_seconds: float = TIMEOUT_SECONDS, device: str = "cpu") -> World:
+    """The world of a loop that somebody else has started, with so many workers in each process.
+
+    That is the default process group where there is one (of Accelerate, say), else the processes that a launcher has started
+    (`join`; this one keeps its threads), else this process alone.
+
+    Raises
+    ------
+    RecipeError
+        for a process group that carries no tensors on the CPU, where small values travel.
+    """
+    check_timeout(timeout_seconds)
+    if not dist.is_initialized():
+        by_mpi = any(name in os.environ for name in ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"))
+        here = launched() or (_by_mpi() if by_mpi else None)
+        if here is None:
+            return OneProcess()
+        threads = torch.get_num_threads()
+        try:
+            return join(workers_each * here.num, timeout_seconds, device)
+        finally:
+            torch.set_num_threads(threads)
+    if dist.get_world_size() == 1:
+        return OneProcess()
+    carried = dist.get_backend_config()
+    if "cpu:" not in carried:
+        raise RecipeError(
+            f"the process group carries tensors of {carried} alone, and small values travel on the CPU: make it with "
+            'backend="cpu:gloo,cuda:nccl" (in Accelerate: InitProcessGroupKwargs)'
+        )
+    return ManyProcesses(workers_each * dist.get_world_size(), timeout_seconds, device)

@@ -64,11 +64,9 @@ class Progress:
 
     def present(self) -> str:
         """The part after the step count, for progress bars: ``loss 2.513, 81,920 tokens/s, 12.8 MB sent by all``."""
-        speed = (
-            [f"{self.tokens_per_second:,.0f} {self.started.counted if self.started else 'tokens'}/s"]
-            if self.ended is None and self.loss
-            else []
-        )
+        counted = self.started.counted if self.started else "tokens"
+        known = self.ended is None and self.loss and (self.started is None or self.started.tokens_per_step)
+        speed = [f"{self.tokens_per_second:,.0f} {counted}/s"] if known else []
         return ", ".join([*([self.loss] if self.loss else []), *self._validation(), *speed, self._sent()])
 
     def text(self) -> str:

@@ -92,7 +92,11 @@ class isolated(AbstractContextManager[None]):
     """Context manager: this thread computes with default settings (one core, gradients on, no autocast, default device CPU).
 
     The trainer enters it for every event, so it costs nothing where the settings are the default ones already.
+    ``one_core=False``: with the cores that it has, as in a loop that is somebody's own.
     """
+
+    def __init__(self, one_core: bool = True):
+        self.one_core = one_core
 
     def __enter__(self) -> None:
         self.imported = [name in sys.modules for name in _LEAVE]
@@ -105,7 +109,7 @@ class isolated(AbstractContextManager[None]):
                 self.aside.enter_context(torch.autocast(kind, enabled=False))
         if torch.get_default_device().type != "cpu":
             self.aside.enter_context(torch.device("cpu"))
-        if torch.get_num_threads() != 1:
+        if self.one_core and torch.get_num_threads() != 1:
             self.aside.enter_context(one_core())
 
     def __exit__(self, *error: object) -> None:
