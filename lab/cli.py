@@ -12,7 +12,7 @@ import shutil
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -644,39 +644,85 @@ def notebooks(folder: str) -> None:
     click.echo(f"open one with: jupyter lab {Path(folder) / '00_start_here.ipynb'}")
 
 
+KINDS = ("methods", "presets", "models", "optimizers", "corpora", "tasks", "data", "networks", "devices", "runs")
+
+
 @main.command(name="list")
+@click.argument("kind", required=False, metavar="[KIND]", type=click.Choice(KINDS))
 @runs_option
-def list_(runs: str) -> None:
-    """Methods, presets, models, corpora, networks, devices, and the runs that there are."""
+def list_(kind: str | None, runs: str) -> None:
+    """Methods, presets, models, corpora, tasks, networks, devices, and the runs that there are; or one KIND of them, a line each."""
+    from lab.errors import plain
+    from lab.runs.folder import stored
+
+    there = stored(runs)
+    for each in KINDS[:-1] if kind is None else ():
+        found = _named(each)
+        if each == "methods":
+            _list(each, found)
+        else:
+            _row(f"{each:<13}", ", ".join(f"{name} ({words})" if each == "networks" else name for name, words in found))
+    if kind not in (None, "runs"):
+        return _list(str(kind), _named(str(kind)))
+    _row(f"runs in {plain(runs)}/", "" if there else ": none yet")
+    for folder in there:
+        _row(f"  {plain(folder.path.name):<32} ", plain(_in_short(folder), 300))
+
+
+def _list(kind: str, found: list[tuple[str, str]]) -> None:
+    click.echo(kind)
+    for name, words in found:
+        _row(f"  {name:<16} " if words else f"  {name}", words)
+
+
+def _named(kind: str) -> list[tuple[str, str]]:
+    """What a recipe can name, and a few words on it each; also what installed packages offer, of which nothing is imported for that."""
     from lab.costs.network import DEVICES, NETWORKS, described
     from lab.data import CORPORA
     from lab.data.tasks import TASKS, registry
     from lab.engine.optim import ELEMENTWISE
-    from lab.errors import plain
     from lab.methods import METHODS, declared
     from lab.models.registry import MODELS
     from lab.recipes.presets import PRESETS
     from lab.recipes.recipe import SIZES
-    from lab.runs.folder import stored
 
-    def first_line(cls: type) -> str:
-        return (sys.modules[cls.__module__].__doc__ or cls.__doc__ or "").strip().partition("\n")[0]
+    match kind:
+        case "methods":
+            ours = sorted(METHODS.items(), key=lambda item: declared(item[1]).server)
+            return [
+                (name, _first_line(sys.modules[cls.__module__]) or _first_line(cls)) for name, cls in ours
+            ] + _offered(kind, METHODS)
+        case "models":
+            sizes = [
+                (name, f"{type(size).__name__}: {sum(size.num_params(256)):,} parameters for 256 tokens")
+                for name, size in SIZES.items()
+            ]
+            return sizes + [(name, _first_line(cls)) for name, cls in MODELS.items()] + _offered(kind, MODELS)
+        case "data":
+            return [(name, _first_line(make)) for name, make in registry.TASKS.items()] + _offered(
+                "tasks", registry.TASKS
+            )
+        case "networks":
+            return [(name, described(net)) for name, net in NETWORKS.items()]
+        case "tasks":
+            return [(f"task:{name}", "") for name in TASKS]
+    of: dict[str, Any] = {"presets": PRESETS, "optimizers": ELEMENTWISE, "corpora": CORPORA, "devices": DEVICES}
+    return [(name, "") for name in of[kind]]
 
-    there = stored(runs)
-    click.echo("methods")
-    for name, cls in sorted(METHODS.items(), key=lambda item: declared(item[1]).server):
-        _row(f"  {name:<16} ", first_line(cls))
-    _row("presets      ", ", ".join(PRESETS))
-    _row("models       ", ", ".join([*SIZES, *MODELS]))
-    _row("optimizers   ", ", ".join(ELEMENTWISE))
-    _row("corpora      ", ", ".join(CORPORA))
-    _row("tasks        ", ", ".join(f"task:{name}" for name in TASKS))
-    _row("data         ", ", ".join(registry.TASKS))
-    _row("networks     ", ", ".join(f"{name} ({described(net)})" for name, net in NETWORKS.items()))
-    _row("devices      ", ", ".join(DEVICES))
-    _row(f"runs in {plain(runs)}/", "" if there else ": none yet")
-    for folder in there:
-        _row(f"  {plain(folder.path.name):<32} ", plain(_in_short(folder), 300))
+
+def _offered(kind: str, known: Container[str]) -> list[tuple[str, str]]:
+    """What packages have under a name in their entry points, and where."""
+    from lab.config.references import offered
+
+    return [
+        (name, f"{where}, of package {package}")
+        for name, where, package in offered(f"isthmus.{kind}")
+        if name not in known
+    ]
+
+
+def _first_line(of: object) -> str:
+    return (of.__doc__ or "").strip().partition("\n")[0]
 
 
 def _row(head: str, text: str) -> None:

@@ -162,6 +162,12 @@ def entry_point(group: str, name: str) -> Any:
     return None
 
 
+def offered(group: str) -> list[tuple[str, str, str]]:
+    """Names that installed packages register, where each is, and the package. Nothing is imported."""
+    points = importlib.metadata.entry_points(group=group)
+    return sorted({(p.name, p.value, p.dist.name if p.dist is not None else "") for p in points})
+
+
 @dataclass(frozen=True)
 class Call:
     """A function or class by its name, and the options that it is called with: what a recipe says of a part that is not one of its own.

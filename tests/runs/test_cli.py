@@ -249,3 +249,27 @@ def test_what_cannot_fit_into_memory_is_refused_at_once(too_much, runs):
     (line,) = out.stderr.strip().splitlines()
     assert "GB of memory" in line
     assert not Path(runs).exists()
+
+
+def test_list_names_one_kind_with_a_line_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What installed packages offer is named as well, and nothing of it is imported for that."""
+    about = tmp_path / "my_nets-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: my-nets\nVersion: 1.0\n")
+    groups = {"methods": "my_average", "models": "my_net", "tasks": "my_points"}
+    lines = [f"[isthmus.{kind}]\n{name} = my_nets:No\n" for kind, name in groups.items()]
+    (about / "entry_points.txt").write_text("".join(lines))
+    monkeypatch.syspath_prepend(tmp_path)
+    models, data, methods = (lab("list", kind).output for kind in ("models", "data", "methods"))
+    assert re.search(r"^  micro +GPT: 820,352 parameters", models, flags=re.M)
+    assert re.search(r"^  mlp +Linear maps", models, flags=re.M)
+    assert "  my_net           my_nets:No, of package my-nets\n" in models
+    assert re.search(r"^  digits +Handwritten digits", data, flags=re.M)
+    assert "  my_points        my_nets:No, of package my-nets\n" in data
+    assert "  my_average       my_nets:No, of package my-nets\n" in methods
+    assert "presets" not in methods
+    everything = lab("list", "--runs", str(tmp_path / "runs")).output
+    assert re.search(r"^models       nano, .*, mlp, .*, my_net$", everything, flags=re.M)
+    assert "my_nets" not in sys.modules
+    assert lab("list", "modells").exit_code == 2
+    assert lab("list", "runs", "--runs", str(tmp_path / "runs")).output == f"runs in {tmp_path / 'runs'}/: none yet\n"
