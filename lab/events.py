@@ -232,6 +232,9 @@ class Truncated:
     spectrum_M: list[float]  # Σ σ_i² of the product over the segment's indices, over the sum of them all
 
 
+Distribution = dict[str, float]
+
+
 @dataclass(frozen=True)
 class ClientsScored:
     """The agreed model on the examples that clients hold out of their own, and with what each keeps for itself (`clients.personal`).
@@ -242,16 +245,17 @@ class ClientsScored:
 
     kind: ClassVar[str] = "clients_scored"
     step: int
-    shared: dict[str, dict[str, float]]  # by score: all clients that are looked at
-    own: dict[str, dict[str, float]]  # of them those who keep something by now, each with what it keeps
-    gain: dict[
-        str, dict[str, float]
-    ]  # by how much that is better than the agreed model, and ``share``: for how many it is
+    shared: dict[str, Distribution]  # by score: all clients that are looked at
+    own: dict[str, Distribution]  # of them those who keep something by now, each with what it keeps
+    gain: dict[str, Distribution]  # by how much that is better than the agreed model, and ``share``: for how many it is
+    # By score, ``ends`` of `BINS` bins of one width, and how many clients are in each: ``shared`` and ``own``.
+    histogram: dict[str, dict[str, list[float]]]
     clients: list[int]  # who takes part at present, and holds out something
     shared_C: dict[str, list[float | None]]  # each of them by score; None where no target counts
     own_C: dict[str, list[float | None]]
 
 
+BINS = 20
 PERCENTILES = (0, 5, 10, 25, 50, 75, 90, 95, 100)
 
 

@@ -6,6 +6,7 @@ from widgets.boards import Board
 from widgets.cockpits import cockpit
 from widgets.communication_budget import CommunicationBudget
 from widgets.drift import Drift
+from widgets.fairness import Fairness
 from widgets.figures import bytes_sent, calendar, calendars
 from widgets.knobs import Knobs
 from widgets.matrices import Grid, Matrix
@@ -29,6 +30,7 @@ __all__ = [
     "CommunicationBudget",
     "Control",
     "Drift",
+    "Fairness",
     "Grid",
     "Growing",
     "Knobs",

@@ -117,8 +117,33 @@ class Series:
 
 
 @dataclass(frozen=True)
+class Band:
+    """What lies between two lines, behind all others; where one of them is not a number there is nothing.
+
+    It has no place in the legend: words beside the picture say what it is.
+    """
+
+    x: Numbers
+    low: Numbers
+    high: Numbers
+    colour: int = 0  # number into the palette
+    strength: float = 0.16  # of its colour; where bands lie above each other they add up
+
+    @cached_property
+    def outline(self) -> list[tuple[list[float], list[float], list[float]]]:
+        """Its pieces, from gap to gap: x, low, high of each at rest."""
+        num = min(len(self.x), len(self.low), len(self.high))
+        x, low, high = (np.asarray(v, dtype=float)[:num] for v in (self.x, self.low, self.high))
+        known = np.isfinite(low) & np.isfinite(high)
+        edges = np.flatnonzero(np.diff(known.astype(int), prepend=0, append=0)).reshape(-1, 2)
+        pieces = [np.arange(*edge) for edge in edges]
+        kept = [part[np.unique(np.linspace(0, len(part) - 1, MAX_POINTS).round().astype(int))] for part in pieces]
+        return [tuple([rounded(v, 5) for v in values[at]] for values in (x, low, high)) for at in kept]  # type: ignore[misc]
+
+
+@dataclass(frozen=True)
 class Lines(Picture):
-    """Curves over one axis. ``floor`` draws a labelled horizontal line; ``hover`` says what a point means."""
+    """Curves over one axis, above bands. ``floor`` draws a labelled horizontal line; ``hover`` says what a point means."""
 
     title: str
     x: str
@@ -128,6 +153,7 @@ class Lines(Picture):
     log_y: bool = False
     floor: tuple[float, str] | None = None
     hover: str = "{name}: {y} at {x}"
+    bands: Sequence[Band] = ()
 
     @property
     def names(self) -> list[str]:
@@ -139,13 +165,15 @@ class Lines(Picture):
         return sum(len(name) + 6 for name in self.names) > 60
 
     def axes(self) -> tuple[Axis, Axis]:
-        x = reduce(or_, (_extent(s.x) for s in self.series), Extent())
+        beside = [v for band in self.bands for v in (band.low, band.high)]
+        x = reduce(or_, map(_extent, [*(s.x for s in self.series), *(b.x for b in self.bands)]), Extent())
         y = reduce(or_, (_extent(s.y) for s in self.series), Extent.of([self.floor[0]] if self.floor else []))
+        y = reduce(or_, map(_extent, beside), y)
         return Axis.over(self.x, x, self.log_x), Axis.over(self.y, y, self.log_y, pad=0.06)
 
     def plotly(self, width: int = WIDTH) -> dict[str, Any]:
         x_axis, y_axis = self.axes()
-        data = []
+        data = list(map(_filled, self.bands))
         for s in self.series:
             x, y = s.points
             says = self.hover.replace("{name}", s.name).replace("{x}", "%{x}").replace("{y}", "%{y}")
@@ -204,6 +232,7 @@ class Lines(Picture):
             if len(points) <= FEW_POINTS and not s.faint:
                 dots = "".join(f'<circle cx="{p[0]:.1f}" cy="{p[1]:.1f}" r="3"/>' for p in points if p)
                 marks.append(f'<g fill="{colour}">{dots}</g>')
+        out += [_shape(band, box) for band in self.bands]
         out += ['<g transform="scale(.1)" fill="none" stroke-linecap="round">', *lines, "</g>", *marks]
         if self.floor:
             y0 = box.py(self.floor[0])
@@ -241,8 +270,14 @@ class Lines(Picture):
             look = {"colour": self._colour(s), "dash": dash, "faint": s.faint, "speaks": self._speaks(s)}
             marked = len(x) <= FEW_POINTS and not s.faint
             lines.append({"name": s.name, "x": held(x), "y": held(y), "marked": marked} | look)
+        bands = [
+            {"x": held(_held(b.x, held)), "low": held(_held(b.low, held)), "high": held(_held(b.high, held))}
+            | {"colour": COLOURS[b.colour % len(COLOURS)], "strength": b.strength}
+            for b in self.bands
+        ]
         return {
             "kind": "lines",
+            "bands": bands,
             "title": self.title,
             "text": self.text(),
             "x": x_axis.spec(),
@@ -458,6 +493,39 @@ def _alone(y: list[float | None]) -> list[bool]:
 def _last(s: Series) -> str:
     """The last value of a line that is a number, in words."""
     return f"{s.name}: {s.last[1]:.4g} at {s.last[0]:.4g}" if s.last else ""
+
+
+def _filled(band: Band) -> dict[str, Any]:
+    """A band for plotly: around each piece once, with gaps between them."""
+    x, y = list[float | None](), list[float | None]()
+    for at, low, high in band.outline:
+        x += [*at, *at[::-1], None]
+        y += [*low, *high[::-1], None]
+    look = {
+        "fill": "toself",
+        "fillcolor": COLOURS[band.colour % len(COLOURS)],
+        "opacity": band.strength,
+        "line": {"width": 0},
+    }
+    return {"type": "scatter", "mode": "lines", "x": x, "y": y, "showlegend": False, "hoverinfo": "skip"} | look
+
+
+def _shape(band: Band, box: Box) -> str:
+    """A band as an SVG path, in whole tenths of a pixel."""
+    path = ""
+    for at, low, high in band.outline:
+        around = [*zip(at, low, strict=True), *zip(at[::-1], high[::-1], strict=True)]
+        path += "M" + " ".join(f"{box.px(x):.1f},{box.py(y):.1f}" for x, y in around) + "Z"
+    return (
+        f'<path d="{path}" fill="{COLOURS[band.colour % len(COLOURS)]}" opacity="{band.strength:g}"/>' if path else ""
+    )
+
+
+def _held(numbers: Numbers, held: Held) -> Growing | list[Any]:
+    """Numbers as a canvas holds them, and whoever holds nothing is given them."""
+    if isinstance(numbers, Growing):
+        return numbers
+    return [float(v) if math.isfinite(v) else None for v in numbers]
 
 
 def _extent(numbers: Numbers) -> Extent:

@@ -199,6 +199,26 @@ const KINDS = {
       line(g, [[box.left, y], [box.right, y]]);
       g.fillText(label, box.left - 6, y + 4);
     }
+    for (const b of spec.bands || []) {
+      const [xs, low, high] = [p.column(b.x), p.column(b.low), p.column(b.high)];
+      const where = (v, k) => [box.left + (box.right - box.left) * at(spec.x, xs[k]), box.bottom - (box.bottom - box.top) * at(spec.y, v)];
+      g.fillStyle = b.colour;
+      g.globalAlpha = b.strength;
+      let piece = [];
+      for (let k = 0; k <= Math.min(xs.length, low.length, high.length); k++) {
+        if (Number.isFinite(low[k]) && Number.isFinite(high[k]) && k < xs.length) piece.push(k);
+        else if (piece.length) {
+          g.beginPath();
+          for (const i of piece) g.lineTo(...where(low[i], i));
+          for (const i of piece.reverse()) g.lineTo(...where(high[i], i));
+          g.closePath();
+          g.fill();
+          piece = [];
+        }
+      }
+      g.globalAlpha = 1;
+      g.fillStyle = colours.soft;
+    }
     const traces = spec.series.map((s) => trace(p.column(s.x), p.column(s.y), spec, box));
     spec.series.forEach((s, k) => {
       stroke(g, s);

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from lab.data.splits import cut
 from lab.data.training_data import HeldOut
 from lab.engine.stack import Stack
-from lab.events import PERCENTILES, ClientsScored, lower_is_better
+from lab.events import BINS, PERCENTILES, ClientsScored, lower_is_better
 from lab.probes.evaluation import Evaluator
 from lab.probes.probe import Agreed, Probe, Setup
 from lab.seeds import numpy_generator
@@ -95,6 +95,7 @@ class FairnessProbe(Probe):
             "shared": {name: spread(x, lower_is_better(name)) for name, x in mine.items()},
             "own": {name: spread(x, lower_is_better(name)) for name, x in theirs.items()},
             "gain": {name: spread(x, False) | {"share": float((x > 0).mean())} for name, x in gains.items() if len(x)},
+            "histogram": {name: histogram(x, theirs.get(name)) for name, x in mine.items()},
             "clients": present,
             "shared_C": {name: _listed(x[at]) for name, x in shared.items()},
             "own_C": {name: _listed(x[at]) for name, x in own.items()},
@@ -170,6 +171,17 @@ def spread(values: np.ndarray, low_is_good: bool) -> dict[str, float]:
     about = {"num": len(values), "mean": values.mean(), "std": values.std(), "worst_tenth": worst.mean()}
     about |= {f"p{p}": x for p, x in zip(PERCENTILES, np.percentile(values, PERCENTILES), strict=True)}
     return {name: x if name == "num" else float(x) for name, x in about.items()}
+
+
+def histogram(shared: np.ndarray, own: np.ndarray | None) -> dict[str, list[float]]:
+    """How many clients have which score, as `lab.events.ClientsScored` has it."""
+    both = {"shared": shared[np.isfinite(shared)]} | ({} if own is None else {"own": own[np.isfinite(own)]})
+    together = np.concatenate([*both.values()])
+    if not len(together):
+        return {}
+    ends = float(together.min()), float(together.max())
+    ends = ends if ends[0] < ends[1] else (ends[0] - 0.5, ends[1] + 0.5)
+    return {"ends": [*ends]} | {name: np.histogram(x, BINS, ends)[0].tolist() for name, x in both.items()}
 
 
 def _listed(values: np.ndarray) -> list[float | None]:

@@ -149,7 +149,7 @@ def test_exists_is_not_blind() -> None:
     """The check above tells names from slips."""
     assert exists("lab.recipes.recipe.Recipe.num_workers")
     assert exists("lab.engine.state.State.local")
-    assert not exists("lab.recipes.recipe.Recipe.num_clients")
+    assert not exists("lab.recipes.recipe.Recipe.num_people")
     assert not exists("lab.shop.Item")
 
 

@@ -16,6 +16,7 @@ import widgets.view
 from lab.costs.network import Network
 from lab.events import (
     VERSION,
+    ClientsScored,
     Covered,
     Drifted,
     Ended,
@@ -30,6 +31,7 @@ from lab.events import (
     Truncated,
 )
 from lab.models.lora import LoRA
+from lab.probes.fairness import histogram, spread
 from lab.recipes.recipe import Recipe
 from lab.runs.columns import Columns
 from widgets import (
@@ -41,7 +43,7 @@ from widgets import (
     calendars,
     losses,
 )
-from widgets.pictures import MAX_POINTS, Bars, Lines, Note, Picture, Series, bundle
+from widgets.pictures import MAX_POINTS, Band, Bars, Lines, Note, Picture, Series, bundle
 from widgets.timelines import Calendar, Marks
 
 
@@ -74,6 +76,17 @@ PICTURES = {
     "empty lines": Lines("Nothing yet?", "x", "y", []),
     "one point": Lines("One?", "x", "y", [Series("a", [1], [2])], log_x=True, log_y=True),
     "not a number": Lines("Gaps?", "x", "y", [Series("a", [1, 2, 3], [float("nan"), 2, float("inf")])]),
+    "bands": Lines(
+        "Between?",
+        "x",
+        "y",
+        [Series("middle", [1, 2, 3, 4], [2, 3, 3, 4])],
+        bands=[
+            Band([1, 2, 3, 4], [1, 2, float("nan"), 3], [3, 4, 9, 5]),
+            Band([1, 2, 3, 4], [-2, 2, 2.5, 3.5], [2.5, 3.5, 3.5, 4.5], colour=1, strength=0.3),
+            Band([1], [float("nan")], [1]),
+        ],
+    ),
     "empty bars": Bars("None?", "x", [], [], []),
     "empty calendar": Calendar("Never?", "step", ["params"], [Marks(0, "params", [])], 10),
     "bars and strokes": Calendar(
@@ -247,6 +260,36 @@ def federation(rounds: int = 4, absent: tuple[int, ...] = (1, 2), scores: bool =
     yield Ended(rounds * ROUND, "done", "")
 
 
+def by_client(looks: int = 6, clients: int = 40, personal: bool = True, every: int = 10) -> Iterator[Event]:
+    """A made-up federation of four rows in which some clients are worse off, and most gain by what they keep.
+
+    In look k the clients 4·k … 4·k + 3 take part, modulo all.
+    """
+    rows = min(4, clients)
+    recipe = Recipe(num_workers=rows, steps=max(1, looks * every), clients={"num": clients, "held_out": 0.2})
+    yield Started(VERSION, recipe.to_dict(), 10, [10] * rows, 64, None, 1.0, {})
+    rng = np.random.default_rng(0)
+    ease, own = rng.beta(5, 2, clients), rng.normal(0.06, 0.08, clients)
+    for k in range(looks):
+        yield Stepped(every * (k + 1), [2.0] * rows, 1.0, 0.01)
+        accuracy = ease * (1 - 0.5 * np.exp(-k / 3))
+        scores = {"loss": 2.3 * (1 - accuracy) + 0.1, "accuracy": accuracy}
+        better = {"loss": scores["loss"] - own, "accuracy": (accuracy + own).clip(0, 1)} if personal else {}
+        gains = {n: (scores[n] - x) * (1 if n == "loss" else -1) for n, x in better.items()}
+        here = sorted((rows * k + w) % clients for w in range(rows))
+        yield ClientsScored(
+            every * (k + 1),
+            {n: spread(x, n == "loss") for n, x in scores.items()},
+            {n: spread(x, n == "loss") for n, x in better.items()},
+            {n: spread(x, False) | {"share": float((x > 0).mean())} for n, x in gains.items()},
+            {n: histogram(x, better.get(n)) for n, x in scores.items()},
+            here,
+            {n: x[here].tolist() for n, x in scores.items()},
+            {n: x[here].tolist() for n, x in better.items()},
+        )
+    yield Ended(looks * every, "done", "")
+
+
 def endless(steps: int, num_workers: int = 4) -> Iterator[Event]:
     """A run that sends in every step, made up."""
     rng = np.random.default_rng(0)
@@ -280,6 +323,14 @@ def check_well_formed(picture: Picture) -> None:
         assert title in forms["text/plain"]
 
 
+def _around(there: list[Any], back: list[Any], known: list[int]) -> list[float]:
+    """Of each run of known places: one line forwards and the other backwards."""
+    out: list[float] = []
+    for piece in np.split(known, 1 + np.flatnonzero(np.diff(known) > 1)):
+        out += [there[k] for k in piece] + [back[k] for k in piece[::-1]]
+    return out
+
+
 def check_forms_agree(picture: Picture) -> None:
     """Canvas, plotly and SVG have the same scales, ticks, legends, lines and cells."""
     for p in panels(picture):
@@ -290,7 +341,18 @@ def check_forms_agree(picture: Picture) -> None:
                 assert figure["layout"][f"{axis}axis"]["range"] == [spec[axis]["low"], spec[axis]["high"]]
                 assert figure["layout"][f"{axis}axis"]["title"]["text"] == spec[axis]["label"]
                 assert {label for _, label in spec[axis]["ticks"]} <= set(words)
-            assert [t["y"] for t in figure["data"]] == [s["y"] for s in spec["series"]]
+            bands, lines = figure["data"][: len(spec["bands"])], figure["data"][len(spec["bands"]) :]
+            assert [t["y"] for t in lines] == [s["y"] for s in spec["series"]]
+            for trace, band in zip(bands, spec["bands"], strict=True):
+                assert (trace["fillcolor"], trace["opacity"]) == (band["colour"], band["strength"])
+                known = [k for k, both in enumerate(zip(band["low"], band["high"], strict=True)) if None not in both]
+                assert [v for v in trace["x"] if v is not None] == pytest.approx(
+                    _around(band["x"], band["x"], known), rel=1e-4
+                )
+                assert [v for v in trace["y"] if v is not None] == pytest.approx(
+                    _around(band["low"], band["high"], known), rel=1e-4
+                )
+                assert f'fill="{band["colour"]}" opacity="{band["strength"]:g}"' in p.svg(306) or not known
             assert [t["name"] for t in figure["data"] if t["showlegend"]] == [
                 s["name"] for s in spec["series"] if not s["faint"]
             ]

@@ -335,7 +335,7 @@ def test_predict_then_move_the_slider(lab: JupyterLab) -> None:
 # Every view, and every kind of picture that stands alone, at rest; the last cells run while another tab is in front.
 MANY = """
 import sys, time, lab
-from tests.support.pictures import PICTURES, TABLES, federation, routing
+from tests.support.pictures import PICTURES, TABLES, by_client, federation, routing
 from tests.support.recipes import recipe
 from lab.runs.folder import RunFolder
 from widgets import *
@@ -353,6 +353,7 @@ SHOWN = {
     "Knobs": "Knobs.of(turned)",
     "RoutingStability": "RoutingStability.of(routing())",
     "RankSegments": "RankSegments.of(federation())",
+    "Fairness": "Fairness.of(by_client())",
     "Lines": "PICTURES['losses']",
     "Bars": "PICTURES['bytes']",
     "Calendar": "PICTURES['calendar']",

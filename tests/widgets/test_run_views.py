@@ -24,10 +24,11 @@ from lab.recipes.recipe import Recipe
 from lab.runs.columns import Columns
 from lab.runs.growing import Extent
 from lab.runs.trainer import Trainer
-from tests.support.pictures import Place, endless, federation, routing
+from tests.support.pictures import Place, by_client, endless, federation, routing
 from widgets import (
     CommunicationBudget,
     Drift,
+    Fairness,
     Growing,
     Lines,
     Losses,
@@ -625,7 +626,7 @@ def assert_rest_is_live(view: View) -> None:
                     assert covers(np.array(marks.steps), np.asarray(marks.at), picture.last // 100)
         if not isinstance(picture, Lines):
             continue
-        for series, trace in zip(picture.series, picture.plotly()["data"], strict=True):
+        for series, trace in zip(picture.series, picture.plotly()["data"][len(picture.bands) :], strict=True):
             size = min(len(series.x), len(series.y))
             x, y = np.asarray(series.x)[:size], np.asarray(series.y)[:size]
             num_long += size > 400
@@ -674,6 +675,7 @@ def test_looks_at_experts_and_adapters_at_rest_are_all_there() -> None:
     experts = RoutingStability.of(routing(layers=2, experts=4, looks=900, down=(0, 1, 2, 3)))
     assert_rest_is_live(experts)
     assert_rest_is_live(RankSegments.of(federation(rounds=900)))
+    assert_rest_is_live(Fairness.of(by_client(looks=900)))
 
 
 def test_nobody_trains_and_the_pictures_say_so() -> None:
