@@ -16,9 +16,13 @@ from lab.seeds.draws import Draws
 
 
 def try_out(recipe: Recipe, data: TrainingData, shape: Shape) -> None:
-    """Forward and backward of the model on the first batch of worker 0, twice; nothing of it stays.
+    """`try_on_one_batch`, where the model or the task is not the lab's own."""
+    if isinstance(recipe.model, Factory) or "data" in recipe.own:
+        try_on_one_batch(recipe, data, shape)
 
-    Only where the model or the task is not the lab's own.
+
+def try_on_one_batch(recipe: Recipe, data: TrainingData, shape: Shape) -> None:
+    """Forward and backward of the model on the first batch of worker 0, twice; nothing of it stays.
 
     Raises
     ------
@@ -26,8 +30,6 @@ def try_out(recipe: Recipe, data: TrainingData, shape: Shape) -> None:
         for a model that does not go with the data, and for what a fleet of workers cannot train: a loss that is no finite number, a
         model that changes what it is given, parameters whose names or shapes change, a backward pass that works once only.
     """
-    if not isinstance(recipe.model, Factory) and "data" not in recipe.own:
-        return
     name = recipe.model.call.name if isinstance(recipe.model, Factory) else type(recipe.model).__name__
     module = recipe.model.module(shape, recipe.seed).to(getattr(torch, recipe.dtype))
     _check_names(recipe, module, shape, name)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from lab.testing.methods import check_method
-from lab.testing.report import Report
+from lab.testing.models import check_model
+from lab.testing.report import Finding, Report
+from lab.testing.tasks import check_task
 
-__all__ = ["Report", "check_method"]
+__all__ = ["Finding", "Report", "check_method", "check_model", "check_task"]

@@ -5,15 +5,12 @@ They need no recipe of a paper and no text: three workers with 40 parameters eac
 
 from __future__ import annotations
 
-import contextlib
-import random
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -26,6 +23,7 @@ from lab.events import Sent, Stepped
 from lab.recipes.recipe import Recipe
 from lab.recipes.scenario import Outage, Scenario
 from lab.runs.trainer import Trainer, dry_run
+from lab.testing.generators import own_generators
 from lab.testing.report import Broken, Laws, NotApplicable, words
 from lab.testing.resume import stop_and_go
 from lab.testing.subject import (
@@ -305,35 +303,12 @@ def _attributes(method: Any) -> dict[str, str]:
 def seed(s: Subject) -> None:
     with own_generators() as drawn:
         first = s.bench().run(s.steps)
-        moved = drawn()
-        torch.manual_seed(1)
-        np.random.seed(1)  # noqa: NPY002
-        random.seed(1)
+        moved = drawn(reseed=True)
         second = s.bench().run(s.steps)
     if moved:
         raise Broken(f"it draws from {moved}")
     if odd := difference(first.state, second.state, [(w, w) for w in s.workers]):
         raise Broken(f"a second run is another one: {odd}")
-
-
-@contextlib.contextmanager
-def own_generators() -> Iterator[Any]:
-    """Inside, a function says which global generator has moved; afterwards all are as they were."""
-    states = torch.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002
-
-    def drawn() -> str:
-        if not torch.equal(torch.get_rng_state(), states[0]):
-            return "torch's global generator"
-        if repr(np.random.get_state()) != repr(states[1]):  # noqa: NPY002
-            return "numpy's global generator"
-        return "" if random.getstate() == states[2] else "the global generator of Python's random"
-
-    try:
-        yield drawn
-    finally:
-        torch.set_rng_state(states[0])
-        np.random.set_state(states[1])  # noqa: NPY002
-        random.setstate(states[2])
 
 
 @LAWS.law(

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from lab.errors import shown
 from lab.methods import Method, name_of, parse_method
 from lab.seeds.surroundings import isolated
-from lab.testing.method_laws import LAWS, exceptions, own_generators
-from lab.testing.report import Finding, Report, of_error, report
+from lab.testing.generators import own_generators
+from lab.testing.method_laws import LAWS, exceptions
+from lab.testing.report import Report, named, refused, report
 from lab.testing.subject import Subject
 
 
@@ -34,10 +34,7 @@ def check_method(method: Method | type[Method] | str, recipe: Mapping[str, Any] 
     with isolated(), own_generators():
         try:
             found: Method = method() if isinstance(method, type) else parse_method(method)
-            about = f"method {name_of(found)}"
-            subject = Subject(found, recipe)
-            excepted = exceptions(found)
+            about, subject, excepted = f"method {name_of(found)}", Subject(found, recipe), exceptions(found)
         except Exception as error:
-            about = f"method {method.__name__ if isinstance(method, type) else shown(method)}"
-            return Report(about, (Finding("recipe", LAWS[0].tried, "failed", of_error(error)),))
+            return refused(f"method {named(method)}", LAWS[0], error)
         return report(about, LAWS, subject, excepted)

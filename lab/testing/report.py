@@ -5,7 +5,9 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Generic, Literal, TypeVar
+from functools import partial
+from types import FunctionType
+from typing import Any, Generic, Literal, TypeVar
 
 from lab.errors import LabError, plain
 from lab.study.tables import html_table
@@ -131,6 +133,21 @@ def report(about: str, laws: Sequence[Law[S]], subject: S, exceptions: Mapping[s
     first = laws[0].check(subject)
     rest = [law.check(subject, exceptions) for law in laws[1:]] if first.outcome == "passed" else []
     return Report(about, (first, *rest))
+
+
+def refused(about: str, law: Law[Any], error: Exception) -> Report:
+    """What cannot be tried at all, in the place of its first law."""
+    return Report(about, (Finding(law.name, law.tried, "failed", of_error(error)),))
+
+
+def named(given: Any) -> str:
+    """What a user gave, in a word: a name, or that of a function or class; of a `functools.partial` what it is one of."""
+    inner = given.func if isinstance(given, partial) else given
+    if isinstance(inner, Mapping):
+        inner = inner.get("name", inner.get("size", "with options"))
+    if isinstance(inner, str):
+        return inner
+    return str(inner.__name__) if isinstance(inner, type | FunctionType) else type(inner).__name__
 
 
 def of_error(error: BaseException) -> str:

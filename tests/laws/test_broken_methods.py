@@ -17,7 +17,8 @@ from lab.engine.comm import Communicator
 from lab.engine.optim import AdamW, Optimizer
 from lab.engine.state import Grad, State
 from lab.methods import Method, method
-from lab.testing.method_laws import LAWS, own_generators
+from lab.testing.generators import own_generators
+from lab.testing.method_laws import LAWS
 from lab.testing.report import Finding, Report
 from lab.testing.subject import Subject
 from tests.support.recipes import NORMED
