@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import dataclasses
+import dis
 import functools
 import hashlib
 import importlib
@@ -315,7 +316,8 @@ def _codes(found: Any) -> list[CodeType]:
 
 
 def _names(code: CodeType) -> Iterator[str]:
-    yield from code.co_names
+    """What a function looks up in its module. Names of attributes are not among it: a global may be called the same."""
+    yield from (i.argval for i in dis.get_instructions(code) if i.opname in ("LOAD_GLOBAL", "LOAD_NAME"))
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
             yield from _names(constant)

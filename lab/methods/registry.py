@@ -104,7 +104,8 @@ def method(
 ) -> Callable[[type[T]], type[T]]:
     """Decorator: gives a class of the form `Method` its name in recipes, with what it needs from others (`Declared`).
 
-    A class that is defined again in the same module, as in a notebook cell that is run twice, takes the place of the former one.
+    A class that is defined again in the same module, as in a notebook cell that is run twice, takes the place of the former one; so does
+    one that has moved from a cell into a file, or back, under its own name.
 
     Raises
     ------
@@ -123,7 +124,7 @@ def method(
                 f"@method({shown(name)}) is no name for {cls.__name__}: use small letters, digits and _, as in fed_prox"
             )
         taken = METHODS.get(name)
-        if taken is not None and taken.__module__ != cls.__module__:
+        if taken is not None and not _takes_the_place_of(taken, cls):
             raise RecipeError(
                 f"@method({name!r}) for {cls.__name__}: the name belongs to {taken.__module__}.{taken.__name__}, choose another"
             )
@@ -141,6 +142,13 @@ def method(
         return cls
 
     return register
+
+
+def _takes_the_place_of(former: type, cls: type) -> bool:
+    """Whether a class is the former one of its name in METHODS, defined again."""
+    places = {former.__module__, cls.__module__}
+    moved = references.CELL in places and former.__module__.split(".")[0] != "lab"
+    return len(places) == 1 or (moved and former.__qualname__ == cls.__qualname__)
 
 
 def declared(m: Method | type[Method]) -> Declared:
@@ -166,6 +174,11 @@ def declared(m: Method | type[Method]) -> Declared:
             f"method {own} is no longer what {found.name!r} stands for: make the object anew, from the present class"
         )
     return found
+
+
+def is_method(cls: type) -> bool:
+    """Whether a class has been given a name by `method`, also if another has it by now."""
+    return cls in _DECLARED
 
 
 def name_of(m: Method) -> str:

@@ -22,7 +22,7 @@ from lab.data.tasks.registry import TASKS, find_task
 from lab.engine.codecs import codec
 from lab.errors import RecipeError, one_of, shown
 from lab.methods.des_loc import DESLOC
-from lab.methods.registry import METHODS, Absent, Method, check_method, name_of, parse_method
+from lab.methods.registry import METHODS, Absent, Method, check_method, is_method, name_of, parse_method
 from lab.models import gpt, moe
 from lab.models.gpt import GPT
 from lab.models.hf import HF
@@ -400,7 +400,7 @@ def _jsonable(value: Any) -> Any:
     """Parts that are given as objects: a method with its name, all others as their fields."""
     if isinstance(value, Absent):
         return {"name": value.name} | value.options
-    if type(value) in METHODS.values():
+    if is_method(type(value)):
         return {"name": name_of(value)} | to_jsonable_python(value)
     if isinstance(value, Factory):
         return value.call.plain()

@@ -303,3 +303,23 @@ def test_a_cell_that_is_run_again_replaces_its_class(monkeypatch: pytest.MonkeyP
     assert METHODS["of_a_cell"] is present
     assert name_of(present()) == "of_a_cell"
     assert "no longer what 'of_a_cell' stands for" in refused(lambda: Recipe(method=former))
+
+
+def test_a_class_may_move_from_a_cell_into_a_file_and_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under its own name; neither a class of another name nor one of the lab's gives way."""
+
+    def at(module: str, name: str = "Moved") -> type[Any]:
+        return method("moved")(type(name, (FoMoE,), {"__module__": module}))
+
+    monkeypatch.setitem(METHODS, "moved", at("__main__"))
+    in_cell = METHODS["moved"]()
+    kept = Recipe(method=in_cell)
+    for module in ("my_moved", "__main__", "my_moved"):
+        moved = at(module)
+        assert METHODS["moved"] is moved
+    assert "no longer what 'moved' stands for: make the object anew" in refused(lambda: name_of(in_cell))
+    assert "no longer what 'moved' stands for: make the object anew" in refused(lambda: kept.but(steps=3))
+    for module, name in (("another_file", "Moved"), ("__main__", "Other")):
+        assert "the name belongs to my_moved.Moved, choose another" in refused(lambda: at(module, name))  # noqa: B023
+    of_cell = type("DiLoCo", (DiLoCo,), {"__module__": "__main__"})
+    assert "the name belongs to lab.methods.diloco.DiLoCo" in refused(lambda: method("diloco")(of_cell))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import linecache
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -16,6 +18,7 @@ import torch
 from torch import nn
 
 import lab
+from lab.config.references import source_and_digest
 from lab.errors import RecipeError
 from lab.methods.registry import Absent
 from lab.models.own import Factory
@@ -86,6 +89,41 @@ def test_every_option_and_every_change_of_source_is_in_the_id(monkeypatch: pytes
     ids = {own().id, own(model=partial(net, width=5)).id, own(data=partial(blobs, seed=3)).id}
     monkeypatch.setattr("lab.config.references._source", lambda found: f"another {found.__name__}")
     assert len({*ids, own().id}) == 4
+
+
+CELL = """
+SIZE, steps, width = 3, 5, 7
+
+def helper():
+    return SIZE
+
+def make(recipe):
+    return recipe.steps, [recipe.width for _ in range(helper())]
+"""
+
+
+def test_what_a_part_looks_up_in_its_module_is_part_of_it_and_names_of_attributes_are_not() -> None:
+    """A notebook is full of numbers; those that are called as an attribute somewhere are none of its business."""
+    there: dict[str, Any] = {"__name__": "cells_of_a_notebook"}
+    file = "<cell 1>"
+    linecache.cache[file] = (len(CELL), None, CELL.splitlines(keepends=True), file)
+    exec(compile(CELL, file, "exec"), there)
+    module = ModuleType("cells_of_a_notebook")
+    module.__dict__.update(there)
+    sys.modules[module.__name__] = module
+    try:
+        text, digest = source_and_digest(there["make"])
+        assert "def make" in text
+        assert "def helper" in text
+        assert "SIZE = 3" in text
+        assert "steps = 5" not in text
+        assert "width = 7" not in text
+        module.__dict__["steps"] = 6
+        assert source_and_digest(there["make"])[1] == digest
+        module.__dict__["SIZE"] = 4
+        assert source_and_digest(there["make"])[1] != digest
+    finally:
+        del sys.modules[module.__name__], linecache.cache[file]
 
 
 def test_a_part_that_has_changed_is_not_taken_for_the_one_that_was_written_down() -> None:
