@@ -5,17 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from lab.events import Drifted, Ended, Event, Started
-from lab.runs.growing import Growing
-from widgets.pictures import Lines, Note, Picture, Series
+from lab.runs.growing import MANY, Growing, Spread
+from widgets.pictures import Lines, Note, Picture, Series, bands
 from widgets.view import View
 
-MAX_LINES = 16  # thin lines, one a worker; with more workers there is only the thick one
 HOVER = "{name}, step {x}: {y}\nRoot mean square over parameters, just before they are averaged; 0 = all alike"
 
 
 @dataclass(eq=False, repr=False)
 class Drift(View):
-    """Distance of every worker (thin) from the mean and from the shared parameters, as root mean squares, from `Drifted`."""
+    """Distance of every worker (thin; of many: bands) from the mean and from the shared parameters, as root mean squares, from `Drifted`."""
 
     title = "Do the workers drift apart?"
     reads = (Started, Drifted, Ended)
@@ -47,11 +46,18 @@ class Drift(View):
         return out
 
     def _lines(self, title: str, y: str, distances: _Distances, colour: int) -> Lines:
-        lines = distances.each_W if len(distances.each_W) <= MAX_LINES else []
+        lines = distances.each_W if len(distances.each_W) <= MANY else []
+        spread = bands(self.step, distances.spread, colour)
         thin = [Series(f"worker {w}", self.step, d, faint=True, colour=2 + w) for w, d in enumerate(lines)]
         name = "all" + (" (thin: each)" if thin else "")
+        y += " (bands: 90 % and 50 % of workers)" if spread else ""
         return Lines(
-            title, "local step", y, [*thin, Series(name, self.step, distances.all, colour=colour)], hover=HOVER
+            title,
+            "local step",
+            y,
+            [*thin, Series(name, self.step, distances.all, colour=colour)],
+            hover=HOVER,
+            bands=spread,
         )
 
 
@@ -60,12 +66,14 @@ class _Distances:
 
     def __init__(self) -> None:
         self.each_W: list[Growing] = []
+        self.spread = Spread()
         self.all, self.known = Growing(), False
 
     def append(self, distance_W: list[float | None]) -> None:
         self.each_W = self.each_W or [Growing() for _ in distance_W]
         for line, distance in zip(self.each_W, distance_W, strict=True):
             line.append(distance)
+        self.spread.append(distance_W)
         up = [d for d in distance_W if d is not None]
         self.all.append((sum(d * d for d in up) / len(up)) ** 0.5 if up else None)
         self.known = self.known or bool(up)

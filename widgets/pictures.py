@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import plotly.io
 
-from lab.runs.growing import Extent, Growing, Numbers
+from lab.runs.growing import Extent, Growing, Numbers, Spread
 from widgets.axes import INK, Axis, Box, head, layout_of, rounded
 
 # After Okabe and Ito's palette, lightened where it would vanish on dark ground.
@@ -493,6 +493,12 @@ def _alone(y: list[float | None]) -> list[bool]:
 def _last(s: Series) -> str:
     """The last value of a line that is a number, in words."""
     return f"{s.name}: {s.last[1]:.4g} at {s.last[0]:.4g}" if s.last else ""
+
+
+def bands(x: Numbers, spread: Spread, colour: int) -> list[Band]:
+    """Of 90 % and of 50 % of many values; nothing where they are few."""
+    outer_low, low, high, outer_high = spread.lines
+    return [Band(x, outer_low, outer_high, colour), Band(x, low, high, colour)] if len(low) else []
 
 
 def _filled(band: Band) -> dict[str, Any]:

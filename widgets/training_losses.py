@@ -10,8 +10,8 @@ import numpy as np
 from lab.costs.network import NETWORKS, Network
 from lab.events import Event, Started
 from lab.runs.columns import Columns, Curves
-from lab.runs.growing import Growing
-from widgets.pictures import Lines, Picture, Series
+from lab.runs.growing import MANY, Growing
+from widgets.pictures import Band, Lines, Picture, Series, bands
 from widgets.view import Control, Lane, View
 
 AXES = {
@@ -26,12 +26,11 @@ TITLES = {
     "seconds": "How well does each method learn per second on this link?",
 }
 SECONDS = "seconds on "  # and the name of a network
-MAX_LINES = 16  # thin lines, one a worker; with more workers there is only their mean
 
 
 @dataclass(eq=False, repr=False)
 class Losses(View):
-    """Training loss of every worker (thin) and their mean, validation loss of the agreed model (thick), in nats per token.
+    """Training loss of every worker (thin; of many: bands) and their mean, validation loss of the agreed model (thick), in nats per token.
 
     x
         ``steps``, ``tokens``, ``bytes``, or ``seconds on`` one of the ``networks``, priced from the ledger.
@@ -146,12 +145,14 @@ def _lines(
     smooth: bool = False,
 ) -> Lines:
     """Of one run a line for each worker, their mean and the agreed model; of several the means (thin) and the models."""
-    several, series, floor = len(runs) > 1, list[Series](), None
+    several, series, spread, floor = len(runs) > 1, list[Series](), list[Band](), None
     for k, (name, run) in enumerate(runs.items()):
         curves, (at_rows, at_evals) = run.curves, on[name]
-        if not several and len(curves.loss_W) <= MAX_LINES:
+        if not several and len(curves.loss_W) <= MANY:
             lines = enumerate(curves.loss_W)
             series += [Series(f"worker {w}", at_rows, y, faint=True, colour=2 + w) for w, y in lines]
+        elif not several:
+            spread = bands(at_rows, curves.loss_spread, 1)
         if several and smooth:
             if x != "bytes":  # there, steps that send nothing stand in one place: a mean would be a row of strokes
                 series.append(Series(name, *_smoothed(at_rows, curves.loss), faint=True, colour=k))
@@ -169,7 +170,8 @@ def _lines(
     unit = (
         "nats per token" if counted == {"tokens"} else "per example" if counted == {"examples"} else "of several kinds"
     )
-    return Lines(title, label, f"loss, {unit}", series, log_x=log, floor=floor)
+    unit += " (bands: 90 % and 50 % of workers)" if spread else ""
+    return Lines(title, label, f"loss, {unit}", series, log_x=log, floor=floor, bands=spread)
 
 
 def _smoothed(x: Growing, y: Growing) -> tuple[np.ndarray, np.ndarray]:

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from lab.events import Ended, Event, Sent, Started, Stepped
+from lab.events import Ended, Event, Seated, Sent, Started, Stepped
 from lab.recipes.recipe import Recipe
-from lab.runs.growing import Growing
-from widgets.pictures import Bars, Note, Picture
+from lab.runs.growing import MANY, Growing
+from widgets.pictures import Bars, Lines, Note, Picture, Series
 from widgets.sync_calendar import MISSED, extend
 from widgets.timelines import Calendar, Marks
 from widgets.view import View
@@ -18,19 +18,23 @@ MAX_ROWS = 64  # workers that are shown
 MAX_BARS = 16
 # What a worker may be doing, with its colour in the palette.
 COMPUTES, SLOWLY, DOWN, LATE, UNSAMPLED = "computes", "computes slowly", "down", "not there yet", "not sampled"
-LOOKS = {COMPUTES: 2, SLOWLY: 1, DOWN: 3, LATE: 5, UNSAMPLED: 6}
+TOO_SLOW, EMPTY = "too slow for the round", "no client there"
+LOOKS = {COMPUTES: 2, SLOWLY: 1, DOWN: 3, LATE: 5, UNSAMPLED: 6, TOO_SLOW: 1, EMPTY: 4}
+TURNS = "step {x}: {y} of the clients that were asked\n{name}"
 
 
 @dataclass(eq=False, repr=False)
 class Workers(View):
     """A row for every worker: what it does in each step, faint as the scenario foresees it, and when it is told what it missed.
 
+    Where clients take turns in many rows, how many of them do what: a row is somebody else's in every round.
+
     recipe
         of the run to come, so that the scenario is there before it starts.
     """
 
     title = "Who is there?"
-    reads = (Started, Stepped, Sent, Ended)
+    reads = (Started, Seated, Stepped, Sent, Ended)
 
     recipe: Recipe | None = None
     spans: list[dict[str, tuple[list[int], list[int]]]] = field(default_factory=list, init=False)
@@ -45,10 +49,13 @@ class Workers(View):
     def _begin(self, recipe: Recipe) -> None:
         num, scenario = recipe.num_workers, recipe.scenario
         self.slow, self.steps, self.last = scenario.slow, recipe.steps, 0
+        self.turns = recipe.clients.take_turns(num)
+        self.seated: Seated | None = None
+        self.step, self.counts = Growing(), dict[str, Growing]()
         up_TW = scenario.trace(num, recipe.steps, recipe.seed).numpy()
         unsampled = replace(scenario, sample=None).trace(num, recipe.steps, recipe.seed).numpy() & ~up_TW
         self._unsampled_TW = unsampled
-        self.plan = [self._planned(w, up_TW[:, w]) for w in range(num)]
+        self.plan = [{} if self.turns else self._planned(w, up_TW[:, w]) for w in range(num)]
         self.spans = [{} for _ in range(num)]
         self.told = [Growing() for _ in range(num)]
 
@@ -56,6 +63,8 @@ class Workers(View):
         match event:
             case Started():
                 self._begin(Recipe.recorded(event.recipe))
+            case Seated():
+                self.seated = event
             case Stepped():
                 self.last = event.step
                 self._step(event.step, [x is not None for x in event.loss_W])
@@ -65,15 +74,27 @@ class Workers(View):
                         self.told[w].append(event.step)
 
     def _step(self, t: int, up_W: list[bool]) -> None:
-        for w, up in enumerate(up_W):
-            spans = self.spans[w]
-            if up:
-                what = SLOWLY if self.slow.get(w, 1.0) > 1 else COMPUTES
-            elif self._unsampled_TW[t - 1, w]:
-                what = UNSAMPLED
-            else:
-                what = DOWN if COMPUTES in spans or SLOWLY in spans else LATE
-            extend(*spans.setdefault(what, ([], [])), t)
+        doing = [self._doing(t, w, up) for w, up in enumerate(up_W)]
+        for w, what in enumerate(doing):
+            extend(*self.spans[w].setdefault(what, ([], [])), t)
+        if self.turns:
+            for what in doing:
+                if what not in self.counts:
+                    self.counts[what] = Growing([0] * len(self.step))
+            self.step.append(t)
+            for what, count in self.counts.items():
+                count.append(doing.count(what))
+
+    def _doing(self, t: int, w: int, up: bool) -> str:
+        if up:
+            return SLOWLY if self.slow.get(w, 1.0) > 1 else COMPUTES
+        if self._unsampled_TW[t - 1, w]:
+            return UNSAMPLED
+        if self.seated is not None and w >= len(self.seated.clients):
+            return EMPTY
+        if self.seated is not None and w in self.seated.late:
+            return TOO_SLOW
+        return DOWN if self.turns or COMPUTES in self.spans[w] or SLOWLY in self.spans[w] else LATE
 
     def _planned(self, w: int, up_T: np.ndarray) -> dict[str, tuple[list[int], list[int]]]:
         """What `_step` makes of all steps, at once."""
@@ -93,6 +114,9 @@ class Workers(View):
         if not self.spans:
             return [Note("Who does what?", "No run yet, and no recipe to look ahead with.")]
         num = len(self.spans)
+        if self.turns and num > MANY:
+            lines = [Series(what, self.step, count, colour=LOOKS[what]) for what, count in self.counts.items()]
+            return [Lines("How many do what?", "local step", f"of {num} workers", lines, hover=TURNS)]
         marks = [m for w in range(min(num, MAX_ROWS)) for m in self._marks(w)]
         title = "Who does what?" + (f" The first {MAX_ROWS} of {num} workers" if num > MAX_ROWS else "")
         rows = [f"w{w}" for w in range(min(num, MAX_ROWS))]

@@ -37,7 +37,7 @@ from lab.events import (
 from lab.recipes.recipe import Recipe
 from lab.recipes.selection import pace_W
 from lab.runs import table
-from lab.runs.growing import Growing
+from lab.runs.growing import Growing, Spread
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -231,6 +231,7 @@ class Curves:
     def __init__(self) -> None:
         self.steps, self.tokens, self.bytes = Growing(), Growing(), Growing()  # of all workers since the start
         self.loss, self.loss_W = Growing(), list[Growing]()  # nats per token; the mean of those that were up, and each
+        self.loss_spread = Spread()
         self.eval_steps, self.eval_tokens, self.eval_bytes = Growing(), Growing(), Growing()
         self.eval_loss = Growing()
         self.kinds, self.kind = Kinds(), list[int]()  # what was sent: its kinds, and that of each row
@@ -259,6 +260,7 @@ class Curves:
             up = [x for x in run.loss_W[k] if x is not None]
             self.steps.append(run.step[k])
             self.loss.append(sum(up) / len(up) if up else None)
+            self.loss_spread.append(run.loss_W[k])
             for line, x in zip(self.loss_W, run.loss_W[k], strict=True):
                 line.append(x)
             self._tokens_so_far += of_one * len(up)

@@ -89,4 +89,25 @@ class Growing:
         return np.array(self.values, dtype=dtype, copy=copy)
 
 
+MANY = 16  # lines that can still be told apart; of more a distribution is shown
+SPREAD = (0.05, 0.25, 0.75, 0.95)  # what of a distribution
+
+
+class Spread:
+    """How values of many are spread, as they come: of each moment the `SPREAD` quantiles (of values that occur), as numbers that grow.
+
+    There are none where at most `MANY` have values: they are shown each by itself.
+    """
+
+    def __init__(self) -> None:
+        self.lines = tuple(Growing() for _ in SPREAD)
+
+    def append(self, values: Sequence[float | None]) -> None:
+        if len(values) <= MANY:
+            return
+        known = sorted(v for v in values if v is not None)
+        for line, share in zip(self.lines, SPREAD, strict=True):
+            line.append(known[round(share * (len(known) - 1))] if known else None)
+
+
 Numbers = Sequence[float] | np.ndarray | Growing
