@@ -22,7 +22,7 @@ from tests.support.parts import blobs, pictures
 @pytest.mark.parametrize(
     "task",
     ["digits", "sensors", {"name": "mnist1d", "num_samples": 100}, partial(blobs, seed=4), pictures],
-    ids=str,
+    ids=["digits", "sensors", "mnist1d", "blobs", "pictures"],
 )
 def test_the_lab_s_own_tasks_keep_all(task: Any) -> None:
     report = lab.testing.check_task(task)
