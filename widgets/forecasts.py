@@ -41,5 +41,4 @@ def forecast(recipe: Recipe) -> PlannedEvents:
 @lru_cache(maxsize=8)
 def _forecast(recipe: str) -> PlannedEvents:
     trainer = Trainer(Recipe.of(json.loads(recipe)), dry=True)
-    dry = trainer.built.dry_run()
-    return PlannedEvents(trainer.started(), tuple(calendar(dry)), dry.up_TW)
+    return PlannedEvents(trainer.started(), tuple(calendar(trainer.built.dry_run())), trainer.built.roll_call.up_TW)

@@ -138,6 +138,14 @@ class Network:
         return moved / slowest + hops * self.latency_seconds
 
 
+def pace_TW(turns: Sequence[Turn], steps: int, num_workers: int) -> np.ndarray:
+    """How many times longer each local step takes at each worker, ``[steps, workers]``."""
+    pace = np.ones((steps, num_workers))
+    for first, factors in turns:
+        pace[first - 1 :] = factors
+    return pace
+
+
 class Meter:
     """Prices a ledger step by step, as it grows; what it has seen so far is in its attributes. ``turns`` may grow as well."""
 

@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
+import numpy as np
+
 from lab.costs.calendar import Calendar, calendar
 from lab.costs.fomoe import Costs
 from lab.costs.network import DEVICES, NETWORKS, Bill, Network, Turn, described, device_named, human, step_seconds
@@ -71,6 +73,8 @@ class Plan:
     device: str  # what a worker is assumed to compute with
     devices_per_worker: int
     forecasts: list[Forecast]
+    up_TW: np.ndarray  # who is up, bool ``[steps, workers]``
+    turns: Sequence[Turn]  # how fast workers are, where that changes with those who sit there
 
     @cached_property
     def ledger(self) -> list[Sent]:
@@ -226,7 +230,8 @@ def _plan(recipe: Recipe, networks: Mapping[str, Network], device: str, devices_
     frozen = list(fleet.constants.values()) if recipe.lora.ranks else []
     active = max(_active_params(recipe, p) for p in {*params_W})
     active += sum(x.numel() for x in frozen) * 2 / 3  # forward, and backward to what is before them
-    turns = built.roll_call.seating.turns if built.roll_call.seating is not None else []
+    seating = built.roll_call.seating
+    turns = seating.turns if seating is not None else []
     seconds = step_seconds(active, recipe.per_batch, device) / devices_per_worker
     topology: Literal["ring", "server"] = "server" if state.served else "ring"
     return Plan(
@@ -258,6 +263,8 @@ def _plan(recipe: Recipe, networks: Mapping[str, Network], device: str, devices_
             )
             for name, net in networks.items()
         ],
+        up_TW=built.roll_call.up_TW,
+        turns=turns,
     )
 
 

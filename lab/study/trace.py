@@ -37,11 +37,12 @@ from typing import Any
 
 import numpy as np
 
+from lab.costs.network import pace_TW
 from lab.errors import RecipeError
 from lab.events import Sent
 from lab.files import write_atomically
 from lab.recipes.recipe import Recipe
-from lab.runs.columns import Columns, slowness
+from lab.runs.columns import Columns, slowness, turns
 from lab.runs.plan import plan
 
 SCHEMA = "0.0.4"
@@ -85,10 +86,10 @@ def of_plan(recipe: Recipe, device: str = "h100", devices_per_worker: int = 1, s
     steps = min(recipe.steps, steps or recipe.steps)
     each = [sum(len(record.workers) for record in kind) for kind in planned.calendar.kinds]
     _refuse_above(int(np.array(each)[planned.calendar.which_T[:steps]].sum()))
-    up_TW = recipe.scenario.trace(recipe.num_workers, recipe.steps, recipe.seed).numpy()[:steps]
     slow = np.array([recipe.scenario.slow.get(w, 1.0) for w in range(recipe.num_workers)])
     sent = list(takewhile(lambda record: record.step <= steps, planned.calendar))
-    seconds_TW = up_TW * planned.seconds_per_step * slow
+    pace = pace_TW(planned.turns, recipe.steps, recipe.num_workers)[:steps]
+    seconds_TW = planned.up_TW[:steps] * planned.seconds_per_step * slow * pace
     return Course(recipe.id, seconds_TW, sent, planned.served, _overlap(recipe.to_dict()))
 
 
@@ -105,7 +106,8 @@ def of_run(run: Columns, name: str, steps: int | None = None) -> Course:
     share_W = share * np.array([slow.get(w, 1.0) for w in range(num_workers)])
     up_TW = np.array([[x is not None for x in row] for row in run.loss_W[:end]]).reshape(-1, num_workers)
     served = any(record.op in ("reduce", "gather") for record in run.ledger)
-    seconds_TW = up_TW * np.array(run.seconds[:end])[:, None] * share_W
+    pace = pace_TW(list(turns(run.recipe, run.seated)), end, num_workers)
+    seconds_TW = up_TW * np.array(run.seconds[:end])[:, None] * share_W * pace
     return Course(name, seconds_TW, sent, served, _overlap(started.recipe))
 
 

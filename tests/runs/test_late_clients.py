@@ -22,9 +22,11 @@ from lab.runs.data import shape_of
 from lab.runs.folder import RunFolder
 from lab.runs.plan import plan
 from lab.runs.trainer import Trainer, dry_run
+from lab.study.trace import of_plan, of_run
 from tests.support.listed import LISTED
 from tests.support.recipes import corpus, recipe
 from tests.support.stop_and_go import stop_and_go
+from widgets.forecasts import forecast
 
 AWAY = ["client,first_round,last_round", *(f"{c},{1 + c % 4},{3 + c % 4}" for c in range(10))]
 SOME = {"num": 12, "spread": 0.8, "wait_for": 3, "deadline": 2.0}
@@ -245,6 +247,25 @@ def test_a_round_takes_as_long_as_those_it_waits_for(name: str, away: str) -> No
     sent = calendar(build(r, dry=True).dry_run())
     bill = sent.price(free, num_workers=4, compute_seconds=2.0, turns=_turns(r))
     np.testing.assert_allclose(bill.at_step[1:], want)
+
+
+def test_traces_and_forecasts_know_who_is_late_and_how_fast(away: str) -> None:
+    """A trace has the seconds of each row's client; a forecast has as many rows as there are."""
+    r = federation(clients=options("late and away", away), steps=12)
+    columns = Columns.of(Trainer(r).events())
+    planned, ran = of_plan(r, "laptop"), of_run(columns, "mine")
+    threads = columns.started.environment["threads"]  # type: ignore[union-attr]
+    for e in columns.seated:
+        slow = slowness(r.clients, e.clients, r.seed)
+        want = [slow[w] if w < len(e.clients) and w not in e.late else 0.0 for w in range(4)]
+        for row in (e.step - 1, e.step):
+            np.testing.assert_allclose(
+                planned.seconds_TW[row], plan(r, device="laptop").seconds_per_step * np.array(want)
+            )
+            np.testing.assert_allclose(ran.seconds_TW[row], columns.seconds[row] * threads / 4 * np.array(want))
+    planned_steps = [e for e in forecast(r).events() if isinstance(e, Stepped)]
+    up = [[x is not None for x in row] for row in columns.loss_W]
+    assert [[x is not None for x in e.loss_W] for e in planned_steps] == up
 
 
 def test_a_plan_prices_the_speeds_of_clients() -> None:
