@@ -523,7 +523,7 @@ def present(workers_each: int, timeout_seconds: float = TIMEOUT_SECONDS, device:
     """The world of a loop that somebody else has started, with so many workers in each process.
 
     That is the default process group where there is one (of Accelerate, say), else the processes that a launcher has started
-    (`join`; this one keeps its threads), else this process alone.
+    (`join`; this one keeps its threads), else this process alone. ``device`` is where its workers are, such as ``cuda:1``.
 
     Raises
     ------
@@ -538,7 +538,7 @@ def present(workers_each: int, timeout_seconds: float = TIMEOUT_SECONDS, device:
             return OneProcess()
         threads = torch.get_num_threads()
         try:
-            return join(workers_each * here.num, timeout_seconds, device)
+            return join(workers_each * here.num, timeout_seconds, torch.device(device).type)
         finally:
             torch.set_num_threads(threads)
     if dist.get_world_size() == 1:

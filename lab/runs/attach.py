@@ -19,7 +19,7 @@ from lab.errors import RecipeError
 from lab.events import Event
 from lab.files import located
 from lab.methods import METHODS, Method, declared, name_of, parse_method
-from lab.methods.registry import round_steps
+from lab.methods.registry import method_notes, round_steps
 from lab.models.hf import HFModule
 from lab.processes.peers import TIMEOUT_SECONDS, present
 from lab.recipes.recipe import Recipe
@@ -27,7 +27,6 @@ from lab.runs import own_loop
 from lab.runs.adopted import check, dry_fleet, outline, trained
 from lab.runs.attached import Attached
 from lab.runs.folder import RunFolder
-from lab.runs.shared_folder import SharedFolder
 from lab.runs.stream import Stream
 from lab.runs.track import Sink, Track, sinks
 from lab.seeds.surroundings import isolated
@@ -86,6 +85,8 @@ def attach(
     sync = _attached(
         modules, plan, located(folder) if folder is not None else None, examples, each, track, timeout_seconds
     )
+    if steps is not None:
+        sync.stream.notes += method_notes(sync.recipe.method, sync.recipe)
     return sync if trainer is None else _followed(trainer, sync)
 
 
@@ -112,11 +113,10 @@ def _attached(
     timeout_seconds: float,
 ) -> Attached:
     world, recipe = _agree_on(modules, plan, timeout_seconds)
-    run_folder = RunFolder(folder) if folder is not None else None
-    stream = Stream(world, each, _sinks(world, recipe, run_folder, track))
-    sync = Attached(recipe, modules, world, stream, _grouping(modules[0]), examples)
-    if run_folder is not None:
-        sync.write_to(SharedFolder(world, run_folder))
+    told = _sinks(world, recipe, RunFolder(folder) if folder is not None else None, track)
+    sync = Attached(recipe, modules, world, Stream(world, each, told), _grouping(modules[0]), examples)
+    if folder is not None:
+        sync.write_to(folder)
     return sync
 
 
@@ -128,7 +128,7 @@ def _agree_on(
         raise RecipeError("attach was given an empty list: give a module for each worker of this process")
     problem, recipe, digest, device = None, Recipe(), "", "cpu"
     if isinstance(modules[0], nn.Module):
-        device = next((p.device.type for p in modules[0].parameters()), device)
+        device = next((str(p.device) for p in modules[0].parameters()), device)
     world = present(len(modules), timeout_seconds, device)
     try:
         check(modules)

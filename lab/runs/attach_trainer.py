@@ -39,7 +39,7 @@ def made_ready(trainer: Any) -> Trainer:
         is not None
         or trainer.optimizer_cls_and_kwargs is not None,
         "model_init, which makes another model when training begins: give it model=": trainer.model_init is not None,
-        "torch_compile=True: compile the model and give it model=torch.compile(model)": args.torch_compile,
+        "torch_compile=True, which makes another module of the model: leave it out": args.torch_compile,
         "auto_find_batch_size=True, which begins again in one process and not in others: give a batch size": args.auto_find_batch_size,
         "DeepSpeed or FSDP, which keep parameters in parts: use plain processes": trainer.is_deepspeed_enabled
         or trainer.is_fsdp_enabled,

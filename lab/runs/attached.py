@@ -8,6 +8,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -32,10 +33,11 @@ from lab.recipes.recipe import Recipe
 from lab.runs.adopted import UNWRAPPED, adopt, check_unmoved, digests, wrapped
 from lab.runs.buffers import BufferSync
 from lab.runs.columns import Columns
+from lab.runs.folder import RunFolder
 from lab.runs.handed import Gradients, Losses
 from lab.runs.parts import Holders, States
 from lab.runs.shared_folder import SharedFolder
-from lab.runs.stream import Stream
+from lab.runs.stream import Stream, leave
 from lab.seeds.surroundings import isolated
 
 
@@ -109,7 +111,7 @@ class Attached(torch.optim.Optimizer):
         for block in self.fleet.layout.blocks:
             self.world.note_up(block, self.fleet.up)
 
-    def write_to(self, folder: SharedFolder) -> None:
+    def write_to(self, path: Path) -> None:
         """Write into a folder from now on, and go on from the last checkpoint there. All processes call it.
 
         Raises
@@ -117,6 +119,8 @@ class Attached(torch.optim.Optimizer):
         RecipeError
             where the folder holds the run of something else.
         """
+        folder = SharedFolder(self.world, RunFolder(path))
+        leave(path)
         with isolated(one_core=False):
             folder.lock()
             checkpoint, notes = folder.load(self.recipe)
@@ -125,7 +129,7 @@ class Attached(torch.optim.Optimizer):
                 notes.append(f"resumed after step {self.t}")
             folder.open(self.recipe, checkpoint.events_bytes if checkpoint is not None else 0, self.t)
             self.folder = folder
-            self.stream.write_to(folder, notes)
+            self.stream.write_to(folder, path, notes)
 
     # a local step
 
@@ -156,7 +160,7 @@ class Attached(torch.optim.Optimizer):
             loss = sum(noted[1:], noted[0])
         self._refuse()
         with isolated(one_core=False):
-            if not self.t:
+            if not self.stream.begun:
                 self.stream.begin(self.started())
             t = self.comm.t = self.t + 1
             self._gradients.take_(loss)
@@ -290,6 +294,8 @@ class Attached(torch.optim.Optimizer):
 
         What the first process says counts.
         """
+        if not self.stream.begun:
+            self.stream.begin(self.started())
         self.stream.add(self.t, Evaluated(self.t, float(loss), math.nan, dict(scores or {})))
         if self.world.meets_every_step:
             self.stream.flush()

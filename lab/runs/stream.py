@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from weakref import WeakValueDictionary
 
 from lab.engine.world import World
 from lab.errors import Diverged
@@ -12,6 +15,16 @@ from lab.processes.events import with_all_workers
 from lab.runs.columns import Columns
 from lab.runs.shared_folder import SharedFolder
 from lab.runs.track import Sink
+
+_WRITING: WeakValueDictionary[Path, Stream] = WeakValueDictionary()  # by folder
+
+
+def leave(path: Path) -> None:
+    """What is attached in this process and writes to that folder does so no longer: its script, or cell, has begun anew."""
+    before = _WRITING.pop(path, None)
+    if before is not None and before.ended is None and before.folder is not None:
+        before.ended = Ended(getattr(before.events[-1], "step", 0) if before.events else 0, "stopped", "")
+        before.folder.close()
 
 
 class Stream:
@@ -30,20 +43,24 @@ class Stream:
         self.folder: SharedFolder | None = None
         self.events: list[Event] = []
         self.notes: list[str] = []  # for the reader, at the next step
+        self.begun = False
         self.ended: Ended | None = None
         self._pending: list[Event] = []  # since the processes last exchanged their losses
         self._columns, self._folded = Columns(), 0
 
-    def write_to(self, folder: SharedFolder, notes: Sequence[str]) -> None:
+    def write_to(self, folder: SharedFolder, path: Path, notes: Sequence[str]) -> None:
         """From now on also into a folder that is open; what it holds comes first."""
         self.folder = folder
         self.notes += notes
+        _WRITING[path] = self
+        weakref.finalize(self, folder.close)  # also where nobody ends it: what happened is on disk
         for event in folder.events():
             self.tell(event)
 
     def begin(self, started: Started) -> None:
-        """Before the first step; again, where that was refused, it makes no difference."""
-        if not self.events and not self._pending:
+        """Before the first step of a run; one that goes on in its folder has begun."""
+        self.begun = True
+        if not self.events:
             self._pending.append(started)
 
     def add(self, t: int, *events: Event) -> None:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +24,7 @@ from lab.cli import main
 from lab.engine.optim import Optimizer
 from lab.engine.state import Grad, State
 from lab.errors import Diverged, RecipeError
-from lab.events import Checkpointed, Ended, Event, Started, Stepped, Warned, to_json
+from lab.events import Checkpointed, Ended, Evaluated, Event, Started, Stepped, Warned, to_json
 from lab.methods import METHODS, Method, declared, method
 from lab.methods.ddp import DDP
 from lab.methods.diloco import DiLoCo
@@ -29,6 +32,7 @@ from lab.optimizers.schedule import Schedule
 from lab.runs.attached import Attached, Factor
 from lab.runs.columns import Columns
 from lab.runs.folder import RunFolder
+from tests.support import ROOT
 from tests.support.bench import Net, batch, fill_
 from tests.support.buffered import normed
 from tests.support.every import CASES
@@ -299,16 +303,18 @@ def test_a_folder_is_that_of_any_run(tmp_path: Path) -> None:
     taken: list[Event] = []
     with attached(r, folder=tmp_path / "mine", examples=16, each=taken.append)[0] as sync:
         _, data = attached(r)
+        sync.evaluated(5.0)
         loop(sync, data, STEPS)
         sync.evaluated(2.5, {"accuracy": 0.25})
     events = list(RunFolder(tmp_path / "mine").events())
     assert [to_json(e) for e in events] == [to_json(e) for e in sync.events] == [to_json(e) for e in taken]
+    assert [type(e) for e in events[:3]] == [Started, Evaluated, Stepped]
     assert isinstance(events[-1], Ended)
     assert events[-1].status == "done"
     columns = Columns.of(events)
     assert columns.loss_W == sync.columns.loss_W
     assert columns.num_workers == 3
-    assert columns.eval_loss == [2.5]
+    assert columns.eval_loss == [5.0, 2.5]
     assert columns.recipe.method == r.method
     assert columns.curves.tokens.values[-1] == 3 * 16 * STEPS
     for view in (Losses, CommunicationBudget, SyncCalendar, Drift, Workers):
@@ -323,7 +329,6 @@ def test_resuming_by_the_command_line_points_to_the_script(tmp_path: Path) -> No
     sync, data = attached(recipe(SHORT), folder=tmp_path / "mine")
     loop(sync, data, 3)
     sync.save()
-    sync.stream.folder.close()
     out = CliRunner().invoke(main, ["resume", "mine", "--runs", str(tmp_path)])
     assert out.exit_code == 2
     assert "starting that script again" in out.output
@@ -346,6 +351,39 @@ def test_what_is_not_said_is_not_made_up(tmp_path: Path) -> None:
     assert out.exit_code == 0, out.output
     assert "validation" not in out.output
     assert "tokens" not in out.output
+
+
+def test_a_script_that_forgets_to_close_leaves_what_it_did(tmp_path: Path) -> None:
+    """The run is there, unfinished, up to its last step."""
+    code = """
+import torch, lab
+model = torch.nn.Linear(2, 2)
+sync = lab.attach(model, "local_sgd", sync_every=2, folder="run", steps=1)
+for _ in range(5):
+    model(torch.ones(1, 2)).sum().backward()
+    sync.step()
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    run = RunFolder(tmp_path / "run")
+    assert [e.step for e in run.events() if isinstance(e, Stepped)] == [1, 2, 3, 4, 5]
+    assert run.ended() is None
+    (warned,) = [e.message for e in run.events() if isinstance(e, Warned)]
+    assert "sync_every = 2 is longer than the 1 steps" in warned
+
+
+def test_compiled_modules_train_alike() -> None:
+    """Whichever came first."""
+    plain, before, after = (fill_(nn.Sequential(nn.Linear(3, 2, dtype=torch.float64))) for _ in range(3))
+    called = [plain, torch.compile(before, backend="eager"), torch.compile(after, backend="eager")]
+    syncs = [lab.attach(model, "local_sgd") for model in (plain, before, called[2])]
+    for t in range(3):
+        for model, sync in zip(called, syncs, strict=True):
+            model(batch(0, t)[0]).square().mean().backward()
+            sync.step()
+            sync.zero_grad()
+    for model in (before, after):
+        assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), model.parameters(), strict=True))
+    assert list(syncs[2].agreed()) == list(called[2].state_dict())
 
 
 def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path) -> None:
@@ -482,9 +520,10 @@ def test_a_loop_that_was_cut_off_goes_on_from_its_folder(name: str, tmp_path: Pa
     loop(first, data, 3)
     first.save()
     loop(first, data, 5)  # lost
-    first.stream.folder.close()
 
-    second, _ = attached(r, folder=tmp_path)
+    second, _ = attached(r, folder=tmp_path)  # as where a cell is executed again
+    with pytest.raises(RecipeError, match=r"the run has ended after step 5 \(stopped\)"):
+        first.step()
     assert second.t == 3
     loop(second, data, STEPS)
     second.close()
@@ -535,7 +574,6 @@ def test_a_scheduler_goes_on_where_the_run_does(tmp_path: Path) -> None:
     first, _ = attached(r, folder=tmp_path)
     train(first, 3)
     first.save()
-    first.stream.folder.close()
     second, _ = attached(r, folder=tmp_path)
     train(second, STEPS)
     assert all(torch.equal(a, b) for a, b in zip(whole.fleet.params.blocks, second.fleet.params.blocks, strict=True))
@@ -559,7 +597,6 @@ def test_buffers_are_kept(tmp_path: Path) -> None:
         model(torch.randn(8, 3, generator=g)).sum().backward()
     sync.step()
     sync.save()
-    sync.stream.folder.close()
     again = lab.attach([make(), make()], "local_sgd", folder=tmp_path)
     for old, new in zip(sync.modules, again.modules, strict=True):
         assert torch.equal(old[1].running_mean, new[1].running_mean)
@@ -750,7 +787,6 @@ def test_a_folder_of_another_run_is_refused(tmp_path: Path) -> None:
     sync = lab.attach(fill_(Net()), "des_loc", folder=tmp_path)
     sync.step()
     sync.save()
-    sync.stream.folder.close()
     with pytest.raises(RecipeError, match="holds a run of another recipe"):
         lab.attach(fill_(Net()), "ddp", folder=tmp_path)
     with pytest.raises(RecipeError, match="holds a run of another recipe"):

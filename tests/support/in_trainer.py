@@ -123,8 +123,6 @@ def goes_on(method: str, out: Path) -> None:
     before = attach(first, method, place / "run")
     with contextlib.suppress(Cut.Off):
         first.train()
-    assert before.folder is not None
-    before.folder.close()
     again = made(r, out / "model", place, **saving)
     sync = attach(again, method, place / "run")
     assert (before.t, sync.t) == (5, 4)

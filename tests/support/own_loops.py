@@ -62,7 +62,6 @@ def cut_off(name: str, each: int, out: Path, trainer: Trainer) -> None:
         loop(sync, data, until)
         if until == 3:
             sync.save()
-            sync.stream.folder.close()
     sync.close()
     assert differences(trainer, sync) == [], name
     if sync.world.first:
