@@ -289,6 +289,9 @@ def _findings(columns: Columns) -> Iterator[str]:
     """What else a run has to show at its end: scores of its task, its prefixes, its routing."""
     if columns.scores and columns.scores[-1]:
         yield ", ".join(f"{name} {value:.3f}" for name, value in columns.scores[-1].items())
+    if columns.clients_scored and columns.clients_scored[-1].shared:
+        last_look = columns.clients_scored[-1]
+        yield last_look.words([*last_look.shared][-1])
     if columns.truncated and len(columns.truncated[-1].bounds_M) > 1:
         last = columns.truncated[-1]
         cuts = zip(last.bounds_M, last.loss_M, strict=True)
@@ -497,7 +500,15 @@ def _compared(folder: RunFolder, net: Network) -> dict[str, Any] | None:
         "payload_bytes": columns.ledger.total_bytes(),
         "wire_bytes": float(bill.wire_bytes_W.sum()),
         "seconds": bill.total_seconds,
-    }
+    } | _by_client(columns)
+
+
+def _by_client(columns: Columns) -> dict[str, Any]:
+    """Where clients were scored: the last of it, as `lab.events.ClientsScored` has it."""
+    if not columns.clients_scored:
+        return {}
+    last = columns.clients_scored[-1]
+    return {"over_clients": {"shared": last.shared, "own": last.own, "gain": last.gain}}
 
 
 def _show_compared(rows: list[dict[str, Any]], network_name: str, links: str) -> None:
@@ -515,6 +526,14 @@ def _show_compared(rows: list[dict[str, Any]], network_name: str, links: str) ->
     click.echo(
         f"seconds: computing as it went here, and links of {links} between workers, or to a server for methods that have one"
     )
+    for r in rows:
+        for score, about in [*r.get("over_clients", {}).get("shared", {}).items()][-1:]:
+            own = r["over_clients"]["own"].get(score, {})
+            kept = f", with what each keeps {own['mean']:.4g} and {own['worst_tenth']:.4g}" if "mean" in own else ""
+            click.echo(
+                f"{plain(r['run'])}: {score} over {about['num']:,} clients {about['mean']:.4g}, of the worst tenth "
+                f"{about['worst_tenth']:.4g}{kept}"
+            )
     for what in ("text", "model"):
         if len({json.dumps(r[what], sort_keys=True) for r in rows}) > 1:
             click.echo(f"note: not all of these runs have the same {what}, so their losses are no comparison")

@@ -254,6 +254,24 @@ class ClientsScored:
     shared_C: dict[str, list[float | None]]  # each of them by score; None where no target counts
     own_C: dict[str, list[float | None]]
 
+    def words(self, score: str) -> str:
+        """What there is to be known of one score, in numbers."""
+        about, gain = self.shared[score], self.gain.get(score)
+        if not about["num"]:
+            return f"{score}: no client has an example that counts"
+        says = (
+            f"{score} of the agreed model at step {self.step:,}, over {about['num']:,} clients: {about['mean']:.4g} on average, "
+            f"{about['worst_tenth']:.4g} for the worst tenth, from {about['p0']:.4g} to {about['p100']:.4g} (standard deviation "
+            f"{about['std']:.4g})"
+        )
+        if gain is None or not gain["num"]:
+            return says
+        own, better = self.own[score], "lower" if lower_is_better(score) else "higher"
+        return says + (
+            f". With what each keeps, {gain['share']:.0%} of the {gain['num']:,} clients that had a turn are better off ({better}), half of "
+            f"all by {gain['p50']:.4g} or more: {own['mean']:.4g} on average, {own['worst_tenth']:.4g} for the worst tenth"
+        )
+
 
 BINS = 20
 PERCENTILES = (0, 5, 10, 25, 50, 75, 90, 95, 100)

@@ -7,9 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lab.events import BINS, ClientsScored, Ended, Event, Started, lower_is_better
+from lab.events import BINS, ClientsScored, Ended, Event, Started
 from lab.runs.growing import Growing
-from widgets.axes import short
 from widgets.pictures import Band, Lines, Note, Picture, Series
 from widgets.view import Control, View
 
@@ -86,7 +85,7 @@ class Fairness(View):
         if self.score not in ("", *self.last.shared):
             raise ValueError(f"score = {self.score[:40]!r} is not known of this run: use {', '.join(self.last.shared)}")
         chosen = self._chosen()
-        out: list[Picture] = [Note("Who gains, who loses?", "\n".join(sentence(self.last, s) for s in scores))]
+        out: list[Picture] = [Note("Who gains, who loses?", "\n".join(map(self.last.words, scores)))]
         for score in scores:
             out += [self._over_time(score, chosen), self._at_last(self.last, score)]
         return out
@@ -146,22 +145,3 @@ class Fairness(View):
         return Lines(
             f"Who has which {score}, at step {event.step:,}?", score, "clients", series, hover=SPREAD, bands=bands
         )
-
-
-def sentence(event: ClientsScored, score: str) -> str:
-    """What there is to be known of one score, in numbers."""
-    about, gain = event.shared[score], event.gain.get(score)
-    if not about["num"]:
-        return f"{score}: no client has an example that counts."
-    says = (
-        f"{score} of the agreed model at step {event.step:,}, over {about['num']:,} clients: {short(about['mean'])} on average, "
-        f"{short(about['worst_tenth'])} for the worst tenth, from {short(about['p0'])} to {short(about['p100'])} "
-        f"(standard deviation {short(about['std'])})."
-    )
-    if gain is None or not gain["num"]:
-        return says
-    own, better = event.own[score], "lower" if lower_is_better(score) else "higher"
-    return says + (
-        f" With what each keeps, {gain['share']:.0%} of the {gain['num']:,} clients that had a turn are better off ({better}), half of all "
-        f"by {short(gain['p50'])} or more: {short(own['mean'])} on average, {short(own['worst_tenth'])} for the worst tenth."
-    )

@@ -13,7 +13,6 @@ from lab.runs.folder import RunFolder
 from lab.runs.trainer import train
 from tests.support.pictures import by_client, check_forms_agree, check_well_formed
 from widgets import Fairness, Lines
-from widgets.fairness import sentence
 from widgets.pictures import Note, Picture
 
 ABOUT = {"num": 20, "mean": 0.75, "std": 0.125, "worst_tenth": 0.25, "p0": 0.125, "p5": 0.2, "p25": 0.5, "p50": 0.8}
@@ -56,15 +55,15 @@ def test_all_forms_are_well_formed_and_agree(view: Fairness) -> None:
 
 
 def test_one_sentence_with_numbers() -> None:
-    assert sentence(LOOK, "accuracy") == (
+    assert LOOK.words("accuracy") == (
         "accuracy of the agreed model at step 40, over 20 clients: 0.75 on average, 0.25 for the worst tenth, from 0.125 to 1 "
         "(standard deviation 0.125). With what each keeps, 75% of the 8 clients that had a turn are better off (higher), half of all by "
-        "0.0625 or more: 0.875 on average, 0.5 for the worst tenth."
+        "0.0625 or more: 0.875 on average, 0.5 for the worst tenth"
     )
     note = VIEWS["by hand"].pictures()[0]
     assert isinstance(note, Note)
-    assert note.words == sentence(LOOK, "accuracy")
-    without = sentence(next(e for e in by_client(personal=False) if isinstance(e, ClientsScored)), "loss")
+    assert note.words == LOOK.words("accuracy")
+    without = next(e for e in by_client(personal=False) if isinstance(e, ClientsScored)).words("loss")
     assert "keeps" not in without
 
 
