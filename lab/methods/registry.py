@@ -104,8 +104,7 @@ def method(
 ) -> Callable[[type[T]], type[T]]:
     """Decorator: gives a class of the form `Method` its name in recipes, with what it needs from others (`Declared`).
 
-    A class that is defined again in the same module, as in a notebook cell that is run twice, takes the place of the former one; so does
-    one that has moved from a cell into a file, or back, under its own name.
+    One that is defined again in its module, or that has moved from a cell into a file or back, takes the place of the former one.
 
     Raises
     ------

@@ -124,10 +124,11 @@ class Plan:
         together = f"; all {r.num_workers:,} together {human(r.num_workers * self.state_bytes_per_worker)}" * (
             r.scenario.sample is not None
         )
+        clients = f" for {r.clients.num:,} clients" if r.clients.num else ""
         rows = [(self._label(s), s) for s in self.states]
         wide = max([20, *(len(label) for label, _ in rows)])
         lines = [
-            f"{name_of(r.method)}: {r.num_workers} workers × {r.steps:,} local steps, {self.num_params:,} parameters{ranks}, "
+            f"{name_of(r.method)}: {r.num_workers} workers{clients} × {r.steps:,} local steps, {self.num_params:,} parameters{ranks}, "
             f"{r.num_workers * r.per_batch:,} {r.counted} a step",
             f"a worker holds {human(self.state_bytes_per_worker)} of parameters, gradients and optimizer states{frozen}{together}",
             "",
@@ -150,12 +151,7 @@ class Plan:
                 f"  on the wire of a ring {on_ring:.2f}× fewer than DDP: small groups send less, payloads that cannot be summed "
                 "on the way more"
             )
-        if len({human(b) for b in self.payload_bytes_W}) > 1:
-            lines.append(
-                f"  workers differ: {human(min(self.payload_bytes_W))} to {human(self.payload_bytes)}"
-                if len(self.payload_bytes_W) > MANY
-                else "  workers differ: " + ", ".join(f"{w}: {human(b)}" for w, b in enumerate(self.payload_bytes_W))
-            )
+        lines += self._differing()
         if self.forecasts:
             longest = max(f.total_hours for f in self.forecasts)
             unit, per_hour = next(((u, n) for u, n in UNITS.items() if longest * n >= 2), ("seconds", 3600))
@@ -169,6 +165,14 @@ class Plan:
             ]
             lines.append(self._computing())
         return "\n".join(lines)
+
+    def _differing(self) -> list[str]:
+        """Where workers send more or less than others: each of them, as long as they are few."""
+        if len({human(b) for b in self.payload_bytes_W}) == 1:
+            return []
+        if len(self.payload_bytes_W) > MANY:
+            return [f"  workers differ: {human(min(self.payload_bytes_W))} to {human(self.payload_bytes)}"]
+        return ["  workers differ: " + ", ".join(f"{w}: {human(b)}" for w, b in enumerate(self.payload_bytes_W))]
 
     def _computing(self) -> str:
         """Describe the device that a worker is assumed to have, and whether its state fits into the memory."""

@@ -93,17 +93,14 @@ def deal(
     Parameters
     ----------
     split
-        ``iid``, ``size:<exponent>``, ``dirichlet:<alpha>`` over classes, ``groups``: whole natural groups, several to a worker where
-        there are more of them than workers; or ``draw:<n>`` and ``draw:<n>:<alpha>``: a draw of its own for each
-        (`lab.data.splits.partition`).
+        ``iid``, ``size:<exponent>``, ``dirichlet:<alpha>`` over classes, ``groups`` (whole natural groups), ``draw:<n>``,
+        ``draw:<n>:<alpha>``: see `lab.data.splits.partition`.
     num_validation
         held-out examples that the model is scored on, evenly spaced, with every class in its share; all where there are fewer.
     split_seed, batches_seed
         who gets what, and in which order. Neither depends on the other, nor on anything drawn elsewhere.
-    share_held_out
-        the part of its own examples that each worker does not train on.
-    dtype
-        of inputs and targets that are floats.
+    share_held_out, dtype
+        the part of its own examples that each worker does not train on; of inputs and targets that are floats.
 
     Raises
     ------
@@ -112,11 +109,9 @@ def deal(
     """
     check_task(task)
     train, held_out = task.train, task.held_out
-    shards, own = portions(
-        partition(_domains(train, split), num_workers, split, split_seed), share_held_out, split_seed
-    )
-    chosen = torch.from_numpy(_validation(held_out, num_validation))
-    scored = held_out.select(chosen, dtype)
+    dealt = partition(_domains(train, split), num_workers, split, split_seed)
+    shards, own = portions(dealt, share_held_out, split_seed)
+    scored = held_out.select(torch.from_numpy(_validation(held_out, num_validation)), dtype)
     parts = [torch.from_numpy(part) for part in cut(np.arange(len(scored)), batch_size)]
     return Dealt(
         batches=TensorBatches(train, Order(shards, batch_size, batches_seed), dtype),
