@@ -118,29 +118,33 @@ def method(
     declared = Declared(name, server, moves_experts, own_loss, equal_ranks, trains_B_alone, keeps, holds)
 
     def register(cls: type[T]) -> type[T]:
-        if not re.fullmatch("[a-z][a-z0-9_]*", name):
-            raise RecipeError(
-                f"@method({shown(name)}) is no name for {cls.__name__}: use small letters, digits and _, as in fed_prox"
-            )
-        taken = METHODS.get(name)
-        if taken is not None and not _takes_the_place_of(taken, cls):
-            raise RecipeError(
-                f"@method({name!r}) for {cls.__name__}: the name belongs to {taken.__module__}.{taken.__name__}, choose another"
-            )
-        if not is_dataclass(cls):
-            raise RecipeError(
-                f"@method({name!r}) is for a dataclass: write @config from lab.config above {cls.__name__}"
-            )
-        missing = set(REQUIRED) - set(dir(cls)) - {f.name for f in fields(cls)}
-        if missing:
-            raise RecipeError(
-                f"@method({name!r}): {cls.__name__} lacks {', '.join(sorted(missing, key=REQUIRED.index))}; "
-                "lab.methods.Method says what a method has"
-            )
+        _check_class(name, cls)
         METHODS[name], _DECLARED[cls] = cls, declared  # type: ignore[assignment]
         return cls
 
     return register
+
+
+def _check_class(name: str, cls: Any) -> None:
+    """Raises RecipeError where a class cannot have a name, or is no method."""
+    if not re.fullmatch("[a-z][a-z0-9_]*", name):
+        raise RecipeError(
+            f"@method({shown(name)}) is no name for {cls.__name__}: use small letters, digits and _, as in fed_prox"
+        )
+    taken = METHODS.get(name)
+    if taken is not None and not _takes_the_place_of(taken, cls):
+        raise RecipeError(
+            f"@method({name!r}) for {cls.__name__}: the name belongs to {taken.__module__}.{taken.__name__}, choose another"
+        )
+    own = cls.__name__
+    if not is_dataclass(cls):
+        raise RecipeError(f"@method({name!r}) is for a dataclass: write @config from lab.config above {own}")
+    missing = set(REQUIRED) - set(dir(cls)) - {f.name for f in fields(cls)}
+    if missing:
+        raise RecipeError(
+            f"@method({name!r}): {own} lacks {', '.join(sorted(missing, key=REQUIRED.index))}; "
+            "lab.methods.Method says what a method has"
+        )
 
 
 def _takes_the_place_of(former: type, cls: type) -> bool:
