@@ -38,6 +38,7 @@ TINY = {
     "04_mt_dao": ["steps=4", "period=2", "long=3", 'seeds="0"', "toy_rounds=12", 'corpus="grammar?tokens=40000"'],
     "05_lordo": ["steps=8", "period=2", 'ranks="4"', 'seeds="0"', "toy_rounds=6", 'corpus="grammar?tokens=40000"'],
     "06_photon": ["steps=8", "period=4", 'rates="0.003"', 'seeds="0"', 'corpus="grammar?tokens=40000"'],
+    "11_your_own": ["steps=8", "sync_every=2", "processes=1"],
     "10_classroom": ["steps=6", "live_steps=6", "speed=200.0", 'corpus="grammar?tokens=40000"'],
     "21_for_real": ["steps=4", "first=0", 'rates="1000"', 'methods="DDP,DES-LOC"', "period=2", "batch=1"],
     "20_compare": [

@@ -9,10 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import nbformat
 import pytest
 
 from lab.events import Stepped
 from lab.runs.folder import RunFolder
+from lab.study.claims import MIME
 from tests.support import ROOT
 from tests.support.browser import CHROMIUM, needs_chromium
 from tests.support.jupyter import JupyterLab, Notebook
@@ -249,6 +251,77 @@ def test_two_runs_in_the_cockpit(lab: JupyterLab) -> None:
     nb.until_tidy()
     assert at_rest(nb) == 3
     assert "dropped" not in json.dumps(nb.save().cells[0].outputs)
+    nb.close()
+
+
+OWN = ROOT / "notebooks/11_your_own.ipynb"
+LONGER = {"steps: int = 256": "steps: int = 20_000", "processes: int = 2": "processes: int = 1", '"../runs"': '"runs"'}
+OWN_TELL = """
+import json
+turned = [[e.step, e.knob, e.value] for e in live.columns.turned if e.knob != "paused"]
+print(json.dumps([live.status, live.t, turned, [w.message for w in live.columns.warnings], recipe.id]))
+"""
+
+
+def test_parts_of_ones_own_from_cells(lab: JupyterLab) -> None:
+    """The notebook as it is: its run is paused, steered, stopped, and goes on from its checkpoint although the cell of its method was
+    run again; the page is loaded again meanwhile. Then all of it with few steps, down to its claims.
+    """
+    notebook = nbformat.read(OWN, as_version=4)
+    for old, new in LONGER.items():
+        (cell,) = (cell for cell in notebook.cells if old in cell.source)
+        cell.source = cell.source.replace(old, new)
+    notebook.cells += [nbformat.v4.new_code_cell(source) for source in (OWN_TELL, "steps = 16")]
+    nbformat.write(notebook, lab.folder / OWN.name)
+    *code, tell, few = (k for k, cell in enumerate(notebook.cells) if cell.cell_type == "code")
+
+    def at(words: str) -> int:
+        (k,) = (k for k in code if words in notebook.cells[k].source)
+        return k
+
+    method, recipe, live = at("class Tailwind"), at("recipe = lab.Recipe("), at('name="tailwind"')
+    nb = lab.open(OWN.name)
+    for k in code[: code.index(live) + 1]:
+        nb.run(k)
+    nb.until_held(3)
+    nb.press("Pause")
+    nb.page.wait_for_function("() => document.querySelector('.isthmus-panel').textContent.includes('paused at step')")
+    (status, paused_at, turned, *_), (_, later, *_) = nb.ask(tell), nb.ask(tell)
+    assert (status, turned) == ("paused", [])
+    assert paused_at == later
+    period = nb.page.locator(".isthmus-period input").first
+    period.fill("4")
+    period.press("Enter")
+    nb.press("Go on")
+    nb.until_held(paused_at + 3)
+    nb.save()
+    nb.reload()
+    nb.until_held(paused_at + 6)
+    status, _, turned, notes, name = nb.ask(tell)
+    assert (status, turned, notes) == ("running", [[paused_at + 1, "sync_every", 4]], [])
+
+    nb.press("Stop")
+    nb.page.wait_for_selector("canvas", state="detached")
+    status, stopped_at, *_ = nb.ask(tell)
+    assert status == "stopped"
+    for k in (method, recipe, live):
+        nb.run(k)
+    nb.until_held(stopped_at + 3)
+    status, t, _, notes, again = nb.ask(tell)
+    assert (status, again) == ("running", name)
+    assert t > stopped_at
+    assert f"resumed after step {stopped_at}" in notes
+    nb.press("Stop")
+    nb.page.wait_for_selector("canvas", state="detached")
+    assert at_rest(nb, live) == 3
+
+    nb.run(few)
+    for k in code[code.index(recipe) :]:
+        nb.run(k)
+    claims = nb.outputs(code[-1])[0]["data"][MIME]
+    assert [row["verdict"] for row in claims["rows"]] == ["exact"] * 7 + ["not tested here"] * 2
+    nb.until_tidy()
+    assert at_rest(nb, live) == 3
     nb.close()
 
 
