@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from lab.testing.methods import check_method
+from lab.testing.methods import check_method, check_reduction
 from lab.testing.models import check_model
 from lab.testing.report import Finding, Report
 from lab.testing.tasks import check_task
 
-__all__ = ["Finding", "Report", "check_method", "check_model", "check_task"]
+__all__ = ["Finding", "Report", "check_method", "check_model", "check_reduction", "check_task"]

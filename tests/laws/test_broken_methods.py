@@ -17,6 +17,9 @@ from lab.engine.comm import Communicator
 from lab.engine.optim import AdamW, Optimizer
 from lab.engine.state import Grad, State
 from lab.methods import Method, method
+from lab.methods.ddp import DDP
+from lab.methods.diloco import DiLoCo
+from lab.methods.local_sgd import LocalSGD
 from lab.testing.generators import own_generators
 from lab.testing.method_laws import LAWS
 from lab.testing.report import Finding, Report
@@ -324,3 +327,19 @@ def test_laws_are_tried_on_what_a_recipe_names() -> None:
     assert on_images.method.sync_every == 5
     assert next(law for law in LAWS if law.name == "resume").check(on_images).outcome == "passed"
     assert Subject(Average(sync_every=500)).method.sync_every == 3
+
+
+def test_a_reduction_holds_or_says_where_it_does_not() -> None:
+    inner = AdamW(1e-2)
+    lab.testing.check_reduction(DiLoCo(3, inner, Optimizer("SGD", 1.0)), LocalSGD(3, inner)).assert_all()
+    (finding,) = lab.testing.check_reduction(DiLoCo(3, inner), LocalSGD(3, inner)).failed
+    assert finding.law == "numbers"
+    assert re.search(
+        r"s.local\['params'\], tensor hidden.0.weight, worker 0: off by .*, after step 3; compare", finding.says
+    )
+    sgd = Optimizer("SGD", 1e-2)
+    linear = lab.testing.check_reduction(LocalSGD(1, sgd, max_norm=None), DDP(sgd, max_norm=None))
+    assert [f.outcome for f in linear.findings] == ["passed", "failed"]
+    assert "in step 1 all_reduce of params by workers [0, 1, 2]" in linear.findings[1].says
+    (finding,) = lab.testing.check_reduction("des_lok", "diloco").failed
+    assert "did you mean 'des_loc'" in finding.says

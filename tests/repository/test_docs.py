@@ -8,7 +8,6 @@ import importlib.util
 import os
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -22,11 +21,10 @@ from lab.cli import main
 from lab.methods import METHODS, name_of
 from lab.recipes.recipe import Recipe
 from lab.runs.trainer import dry_run
-from tests.support import ROOT
+from tests.support import ROOT, pages
 from tests.support.repository import lines_of_code
 
 CARDS = ROOT / "docs/methods"
-TUTORIAL = (ROOT / "docs/write_your_own_method.md").read_text()
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 every_card = pytest.mark.parametrize("name", METHODS)
 
@@ -139,7 +137,7 @@ def test_names_and_links_lead_somewhere(page: Path) -> None:
         assert exists(today(name) if log else name), name
     for file in re.findall(r"`((?:lab|tests|docs|widgets|bench)/[\w/]+\.\w+)`", text):
         now = today(file.removesuffix(".py").replace("/", ".")).replace(".", "/") + ".py" if log else file
-        written = re.search("my_fedprox|waiting", file)  # by the page itself
+        written = re.search("waiting", file)  # by the page itself
         assert written or (ROOT / file).exists() or (ROOT / now).exists(), file
     for link in re.findall(r"\]\((?!https?:)([^)#]+)", text):
         assert (page.parent / link).exists(), link
@@ -164,72 +162,40 @@ def test_glossary_says_each_word_once() -> None:
         assert place == "–" or re.search(r"`lab\.", place), word
 
 
-# --- write your own method -------------------------------------------------------------------------------------------
+# --- write your own method, model, data ------------------------------------------------------------------------------
 
 
-def printed(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", TUTORIAL, flags=re.S)
-
-
-@pytest.fixture(scope="module")
-def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The repository with what the page says written into it."""
-    root = tmp_path_factory.mktemp("copy")
-    for part in ("lab", "tests"):
-        shutil.copytree(ROOT / part, root / part, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "pyproject.toml", root)
-    files = dict(re.findall(r"^\*\*`([^`]+)`\*\*[^\n]*\n\n```python\n(.*?)```", TUTORIAL, flags=re.S | re.M))
-    for name, code in files.items():
-        (root / name).write_text(code)
-    assert sorted(files) == ["lab/methods/my_fedprox.py", "tests/methods/test_my_fedprox.py"]
-    assert sum(lines_of_code(root / name) for name in files) < 45
-    return root
-
-
-def test_the_method_of_the_page_is_in_our_style(copy: Path) -> None:
-    """Whoever copies it into a checkout passes `make lint`."""
-    pytest.importorskip("ruff")
-    in_copy(copy, "-m", "ruff", "check", "--no-cache", "lab/methods/my_fedprox.py", "tests/methods/test_my_fedprox.py")
-
-
-def in_copy(copy: Path, *arguments: str, stdin: str = "") -> str:
-    environment = os.environ | {"PYTHONPATH": str(copy), "ISTHMUS_CACHE": str(copy / "cache")}
-    out = subprocess.run(
-        [sys.executable, *arguments], cwd=copy, env=environment, input=stdin, capture_output=True, text=True
-    )
+@pytest.mark.slow
+@pytest.mark.processes
+@pytest.mark.parametrize(("page", "num_blocks"), [("method", 19), ("model", 9), ("data", 11)])
+def test_pages_do_what_they_print(page: str, num_blocks: int, tmp_path: Path) -> None:
+    """Cell by cell in one notebook, command by command in its folder; what a page shows of their output is what they print."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "IPYTHONDIR": str(tmp_path / ".ipython")}
+    command = [sys.executable, "-m", "tests.support.pages", str(ROOT / f"docs/write_your_own_{page}.md"), str(tmp_path)]
+    out = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert out.returncode == 0, out.stdout + out.stderr
-    return out.stdout
+    assert out.stdout.endswith(f"{num_blocks} blocks\n")
+    if page == "method":
+        assert lines_of_code(tmp_path / "my_fedprox.py") < 45
 
 
-def test_the_method_of_the_page_keeps_the_laws(copy: Path) -> None:
-    """File, listing and tests as printed: its own tests pass, and so does every law."""
-    (command,) = [line for block in printed("sh") for line in block.splitlines() if line.startswith("python ")]
-    told = in_copy(copy, *shlex.split(command)[1:])
-    laws = len(re.findall(r"^@every_method\n", (ROOT / "tests/laws/test_laws.py").read_text(), flags=re.M))
-    assert int(re.search(r"(\d+) passed", told)[1]) >= 2 + laws
-    assert "failed" not in told
-
-
-RUN = """
-import shlex
-from click.testing import CliRunner
-from lab.cli import main
-for command in {commands!r}:
-    out = CliRunner().invoke(main, shlex.split(command)[1:])
-    print(out.output)
-    assert out.exit_code == 0, command
-"""
-
-
-def test_the_commands_of_the_page_work(copy: Path) -> None:
-    """Plan, calendar, both runs and the comparison; what the page shows of their output is what they print."""
-    commands = [line for block in printed("sh") for line in block.splitlines() if line.startswith("lab ")]
-    assert [c.split()[1] for c in commands] == ["plan", "run", "run", "compare"]
-    (calendar,) = [block for block in printed("python") if "lab.runs.plan" in block]
-    told = in_copy(copy, "-", stdin=RUN.format(commands=commands) + calendar)
-    for shown in printed("text"):
-        assert shown.strip() in told
-    assert len(re.findall(r"^(?:my_fedprox|diloco)-4w-\w+ .* done .* 3\.68 MB", told, flags=re.M)) == 2
+def test_what_a_page_shows_is_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The test above is not blind: to other lines, to errors, to commands that fail, to blocks that nobody does."""
+    assert pages.contains("a  b\n\nc d e\nf", "a b\nc d…")
+    assert not pages.contains("a b\nc d", "a b\nd")
+    assert not pages.contains("a b", "a")
+    monkeypatch.chdir(tmp_path)
+    wrong = {
+        "```python\n2\n```\n\n```text\n3\n```\n": "shown:",
+        "```python\n1 / 0\n```\n": "division by zero",
+        "```sh\nlab plan deslok\n```\n": "unknown preset",
+        "```sh\nrm -r everything\n```\n": "rm -r everything",
+        "```yaml\na: 1\n```\n": "a block of yaml",
+    }
+    for text, says in wrong.items():
+        (tmp_path / "page.md").write_text(text)
+        with pytest.raises((AssertionError, ZeroDivisionError), match=says):
+            pages.do(tmp_path / "page.md", lambda code: str(eval(code)))
 
 
 # --- write your own view ---------------------------------------------------------------------------------------------
