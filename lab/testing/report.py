@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -74,7 +75,7 @@ class Report:
     def _repr_html_(self) -> str:
         head = ("", "Law", "Tried", "Outcome")
         rows = [(SIGN[f.outcome], f.law, f.tried, f.outcome + (f": {f.says}" if f.says else "")) for f in self.findings]
-        return html_table(("", self._summary()), ()) + html_table(head, rows, "text-align:left;vertical-align:top")
+        return f"<p>{html.escape(self._summary())}</p>" + html_table(head, rows, "text-align:left;vertical-align:top")
 
     def __repr__(self) -> str:
         return self.to_text()
