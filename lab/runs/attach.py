@@ -75,16 +75,14 @@ def attach(
     Raises
     ------
     RecipeError
-        before anything trains, in one line: for a model or method that cannot be attached, processes that do not agree, a folder of
-        another run.
+        before anything trains: a model or method that cannot be attached, processes that do not agree, a folder of another run.
     """
     trainer = None if isinstance(model, nn.Module | list | tuple) else _made_ready(model)
     models = model if trainer is None else trainer.model
     modules: list[Any] = [models] if isinstance(models, nn.Module) else list(models)
     plan = partial(_recipe, modules, method, options, codecs, buffers, steps or STEPS)
-    sync = _attached(
-        modules, plan, located(folder) if folder is not None else None, examples, each, track, timeout_seconds
-    )
+    place = located(folder) if folder is not None else None
+    sync = _attached(modules, plan, place, examples, each, track, timeout_seconds)
     if steps is not None:
         sync.stream.notes += method_notes(sync.recipe.method, sync.recipe)
     return sync if trainer is None else _followed(trainer, sync)

@@ -349,7 +349,7 @@ def test_means_are_exact_whatever_the_batch_size(batch_size: int) -> None:
 def test_means_over_tokens_are_exact_whatever_the_batch_size(tmp_path: Any) -> None:
     """Rows of text have different numbers of targets: the weighted mean over batches is that over all tokens."""
     from lab.data.tasks import load_task
-    from lab.runs.data import _tokens_that_count
+    from lab.runs.data import tokens_that_count
 
     task = load_task("docstrings", context=48, num_workers=2, cache=tmp_path)
     model = GPT(dim=16, num_layers=1, num_heads=1).build(task.vocab_size, task.context, 3).double()
@@ -357,7 +357,7 @@ def test_means_over_tokens_are_exact_whatever_the_batch_size(tmp_path: Any) -> N
     for batch_size in (1, 7, 20):
         batches = task.validation(batch_size, 20)
         with torch.no_grad():
-            sums = [(model.loss(*b).item() * _tokens_that_count(b[1]), _tokens_that_count(b[1])) for b in batches]
+            sums = [(model.loss(*b).item() * tokens_that_count(b[1]), tokens_that_count(b[1])) for b in batches]
         means.append(sum(s for s, _ in sums) / sum(n for _, n in sums))
     assert means == pytest.approx([means[0]] * 3, rel=1e-13)
 

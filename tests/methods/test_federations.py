@@ -208,7 +208,8 @@ def test_scaffold_with_one_client_is_sgd(option: Any) -> None:
 class ByPlainTorch:
     """A whole run with more clients than workers, written out: dictionaries of tensors, one module for all, no fleet.
 
-    A client that is down fetches when it is back; one that is down at the end of its round keeps nothing of it.
+    A client that is down fetches when it is back; one that is down at the end of its round hands in nothing, and keeps
+    what is personal as it was then.
     """
 
     def __init__(self, trainer: Trainer, seats: list[list[int]]):
@@ -255,7 +256,8 @@ class ByPlainTorch:
             S = [w for w in range(len(clients)) if up[w]]
             if ends and S:
                 self.aggregate(S, [clients[w] for w in S], [y[w] for w in S], [K[w] for w in S], [at_x[w] for w in S])
-                self.kept |= {clients[w]: {n: y[w][n] for n in self.own} for w in S}
+            if ends:
+                self.kept |= {i: {n: y[w][n] for n in self.own} for w, i in enumerate(clients)}
 
     def bent(self, g: Tensor, y: Tensor, name: str, client: int) -> Tensor:
         m = self.recipe.method

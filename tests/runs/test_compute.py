@@ -123,6 +123,7 @@ def test_a_run_with_cut_batches_is_the_same_run(whole: Recipe) -> None:
 
 @pytest.fixture
 def accelerator() -> Iterator[Accelerator]:
+    AcceleratorState._reset_state(True)  # another test of this process may have left one
     try:
         yield Accelerator(mixed_precision="bf16", cpu=True)
     finally:
