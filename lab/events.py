@@ -239,6 +239,8 @@ Distribution = dict[str, float]
 class ClientsScored:
     """The agreed model on the examples that clients hold out of their own, and with what each keeps for itself (`clients.personal`).
 
+    In the place of what is personal the agreed model has the mean over those who take part at the moment: nobody agrees on it.
+
     A distribution over clients has ``mean``, ``std``, ``worst_tenth`` (the mean of those who are worst off), ``p0`` … ``p100``
     (percentiles `PERCENTILES`) and ``num``. What is better than what: `lower_is_better`.
     """

@@ -21,7 +21,7 @@ from lab.recipes.recipe import Recipe
 from lab.runs.trainer import Trainer
 from lab.recipes.scenario import Scenario
 from lab.runs.folder import RunFolder
-from widgets import CommunicationBudget, Drift, Knobs, Losses, RankSegments, RoutingStability, SyncCalendar, Workers
+from widgets import CommunicationBudget, Drift, Fairness, Knobs, Losses, RankSegments, RoutingStability, SyncCalendar, Workers
 import lab
 import widgets
 
@@ -33,7 +33,10 @@ fomoe = Recipe.of("fomoe", ["corpus=grammar?tokens=400000", "steps=64", "batch_s
                             "placement.kind=random", "placement.every=2", "routing_every=4",
                             *(f"method.sync_every.{state}=8" for state in ("params", "exp_avg", "exp_avg_sq"))])
 prelort = Recipe.of("prelort", ["model=nano", "start=", "steps=12", "method.sync_every=4", "eval_every=4", "eval_windows=16"])
-calm, experts, adapters = [list(Trainer(recipe).events()) for recipe in (des_loc, fomoe, prelort)]
+fedavg = Recipe.of("local_sgd", ["data=digits", "model=mlp", "split=draw:40:0.3", "clients.num=200", "clients.held_out=0.25",
+                                'clients.personal=["head.*"]', "num_workers=20", "batch_size=10", "steps=200",
+                                "method.sync_every=5", "eval_every=10"])
+calm, experts, adapters, clients = [list(Trainer(r).events()) for r in (des_loc, fomoe, prelort, fedavg)]
 turned = list(RunFolder("STORED").events())
 
 def watch(view, events):
@@ -50,6 +53,7 @@ VIEWS = {
     "workers": "watch(Workers(des_loc), calm)",
     "routing_stability": "watch(RoutingStability(), experts)",
     "rank_segments": "watch(RankSegments(), adapters)",
+    "fairness": "watch(Fairness(), clients)",
     "knobs": "watch(Knobs(), turned)",
     "cockpit": "widgets.cockpit(des_loc.but(steps=4000, scenario=Scenario()))",
 }
