@@ -21,6 +21,8 @@ class Gradients:
 
     def __init__(self, held: Sequence[Held], state: State, method: str):
         self.held, self.state, self.method = held, state, method
+        self.params, self.rows = [h.param for h in held], [h.grad for h in held]
+        self.addresses = [h.address for h in held]
         # Of the present step, by worker; NaN for those of other processes, and where it is not said.
         self.losses: list[float] = []
         self.left = 0  # calls that the present step may make
@@ -35,23 +37,18 @@ class Gradients:
         RecipeError
             where a parameter does not lie where it was put, or losses are not those of the workers here.
         """
-        where, new, none = list[Tensor](), list[Tensor](), list[Tensor]()
-        for h in self.held:
-            if h.param.data_ptr() != h.address:
-                raise RecipeError(
-                    f"the values of {h.name} (worker {h.worker}) were moved since the model was attached (by .to, .half or load_state_dict with "
-                    "assign=True): do that before lab.attach"
-                )
-            grad = h.param.grad
-            if grad is None:
-                none.append(h.grad)
-            elif grad is not h.grad:
-                where.append(h.grad)
-                new.append(grad if grad.layout is torch.strided else grad.to_dense())
-        if none:
+        if [p.data_ptr() for p in self.params] != self.addresses:
+            h = next(h for h in self.held if h.param.data_ptr() != h.address)
+            raise RecipeError(
+                f"the values of {h.name} (worker {h.worker}) were moved since the model was attached (by .to, .half or load_state_dict with "
+                "assign=True): do that before lab.attach"
+            )
+        pairs = [(row, p.grad) for row, p in zip(self.rows, self.params, strict=True)]
+        if none := [row for row, grad in pairs if grad is None]:
             torch._foreach_zero_(none)
-        if new:
-            torch._foreach_copy_(where, new)
+        if apart := [(row, grad) for row, grad in pairs if grad is not None and grad is not row]:
+            rows, grads = zip(*apart, strict=True)
+            torch._foreach_copy_(rows, [x if x.layout is torch.strided else x.to_dense() for x in grads])
         self._note(loss)
         self.left, self.versions = 1, self._versions()
 

@@ -107,7 +107,8 @@ class isolated(AbstractContextManager[None]):
         for kind in ("cpu", "cuda", "mps"):
             if torch.is_autocast_enabled(kind):
                 self.aside.enter_context(torch.autocast(kind, enabled=False))
-        if torch.get_default_device().type != "cpu":
+        # A default device is one of the modes on this stack; to ask for it takes longer than all else here.
+        if torch._C._len_torch_function_stack() and torch.get_default_device().type != "cpu":
             self.aside.enter_context(torch.device("cpu"))
         if self.one_core and torch.get_num_threads() != 1:
             self.aside.enter_context(one_core())
