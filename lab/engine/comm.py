@@ -103,11 +103,11 @@ class Communicator:
         asked = _Asked(stack, state, minus, fallback, weights_W, codec or self.codecs.get(state), to_server)
         self._refuse(asked)
         up, sent = self.fleet.up if participants is None else participants, Sizes()
-        agreed, partial = list[Tensor](), list[Contribution]()
+        agreed, partial, known = list[Tensor](), list[Contribution](), list[Contribution]()
         for i, (block, copies) in enumerate(zip(stack.layout.blocks, stack.blocks, strict=True)):
             workers = () if block.personal else tuple(w for w in block.everywhere if up[w])
             if not workers:
-                agreed.append(_known(asked, i, partial))
+                agreed.append(_known(asked, i, known))
                 continue
             own = None if stack.dry else self._contribution(asked, i, workers)
             _count(sent, workers, block.group, _payload(asked.codec, block, copies, own))
@@ -115,6 +115,7 @@ class Communicator:
             if own is not None and (to_server or not set(workers) <= set(block.holders)):
                 partial.append(own)
         self.world.reduce_(partial, asked.codec, to_server)
+        self.world.reduce_(known, None, to_server)  # as it is: nobody sends it
         mean = Stack(stack.layout, agreed)
         self._write(asked.operation, state, sent)
         if not stack.dry:

@@ -121,6 +121,9 @@ class Stack:
     def names(self) -> Iterable[str]:
         return self.layout.place
 
+    def is_personal(self, name: str) -> bool:
+        return self.layout.blocks[self.layout.place[name][0]].personal
+
     def cell(self, name: str, worker: int) -> Tensor:
         """The copy of ``name`` that ``worker`` holds, a view. KeyError where the cell is empty."""
         held_by = self.layout.blocks[self.layout.place[name][0]].holders
@@ -181,9 +184,7 @@ class Stack:
     @torch.no_grad()
     def put_(self, values: Stack, workers: Sequence[bool]) -> None:
         """Every marked holder takes the values, agreed or its own, of the tensors that ``values`` has."""
-        for name in values.names() if not self.dry else ():
-            if self.layout.blocks[self.layout.place[name][0]].personal:
-                continue
+        for name in [n for n in values.names() if not (self.dry or self.is_personal(n))]:
             mine, new, rows = self[name], values[name], self.rows(self.layout.place[name][0], workers)
             mine[rows] = new[rows] if len(new) == len(mine) else new
 

@@ -69,7 +69,7 @@ class DeMo:
         for stack in strongest:
             per_tile = next(iter(stack.layout.blocks)).shapes[0][-1]
             agreed = comm.mean(stack, "momentum", codec=Strongest(per_tile, min(self.topk, per_tile)))
-            self._write_(s.grads, agreed, lr)
+            self._write_(s.grads, agreed, stack, lr)
         self.inner.step_(s, t)
         return loss_W
 
@@ -95,10 +95,11 @@ class DeMo:
                 m[name].sub_(from_tiles(stack[name], m[name].shape, self.chunk))
 
     @numeric
-    def _write_(self, grads: Stack, agreed: Stack, lr: float) -> None:
-        """The gradient that SGD is to follow: the sign of the agreed step."""
+    def _write_(self, grads: Stack, agreed: Stack, own: Stack, lr: float) -> None:
+        """The gradient that SGD is to follow: the sign of the agreed step, or of a worker's own where the tensor is personal."""
         for name in agreed.names():
-            step = from_tiles(agreed[name], (len(agreed[name]), *grads[name].shape[1:]), self.chunk)
+            waves = own[name] if own.is_personal(name) else agreed[name]
+            step = from_tiles(waves, (len(waves), *grads[name].shape[1:]), self.chunk)
             grads[name].copy_(step.sign() if self.sign else step / lr if lr else torch.zeros_like(step))
 
 

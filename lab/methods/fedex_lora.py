@@ -52,7 +52,7 @@ class FedExLoRA:
         return ()
 
     def init(self, s: State) -> None:
-        adapters = open_(s, self.inner, self.inner_states)
+        adapters = open_(s, self.inner, self.inner_states, products=True)
         need_equal_ranks(self, adapters)
         s.shared["base"] = agreed_base(s.fleet, [f"{t}.weight" for t in adapters.targets])
 

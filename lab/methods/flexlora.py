@@ -40,7 +40,7 @@ class FlexLoRA:
         return ()
 
     def init(self, s: State) -> None:
-        open_(s, self.inner, self.inner_states)
+        open_(s, self.inner, self.inner_states, products=True)
 
     def step(self, s: State, grad: Grad, comm: Communicator, t: int) -> Tensor:
         fetch_(s, comm, t, self.sync_every, self.inner_states)

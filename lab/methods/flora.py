@@ -49,7 +49,7 @@ class FLoRA:
         return ()
 
     def init(self, s: State) -> None:
-        adapters = open_(s, self.inner, "reset")
+        adapters = open_(s, self.inner, "reset", products=True)
         s.shared["base"] = agreed_base(s.fleet, [f"{t}.weight" for t in adapters.targets])
 
     def step(self, s: State, grad: Grad, comm: Communicator, t: int) -> Tensor:

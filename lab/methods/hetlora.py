@@ -61,8 +61,9 @@ class HetLoRA:
         )
 
     def init(self, s: State) -> None:
-        adapters = open_(s, self.inner, self.inner_states)
+        adapters = open_(s, self.inner, self.inner_states, products=True)
         s.facts |= {"ranks": list(adapters.ranks_W), "tails": [0.0] * len(adapters.ranks_W)}
+        s.facts["pruned"] = {}  # ranks of clients that have pruned, by client, where who sits in a row changes
 
     def step(self, s: State, grad: Grad, comm: Communicator, t: int) -> Tensor:
         self.fetch_(s, comm, t)
@@ -79,6 +80,8 @@ class HetLoRA:
         params, adapters, ranks = s.local["params"], adapters_of(s), s.facts["ranks"]
         if not to:
             return
+        for w in to if s.clients_W else ():
+            ranks[w] = s.facts["pruned"].get(str(s.clients_W[w]), adapters.ranks_W[w])
         server = [adapters.agreed(s.shared["params"], target) for target in adapters.targets]
         cut = {w: self.named(s, [(A[: ranks[w]], B[:, : ranks[w]]) for A, B in server]) for w in to}
         received = comm.hand_out(cut, "params")
@@ -137,6 +140,8 @@ class HetLoRA:
                 pruned[w] = max(1, math.floor(self.gamma * ranks[w]))
         for w, rank in comm.world.all_gather_by_worker(pruned).items():
             ranks[w] = rank
+            if s.clients_W:
+                s.facts["pruned"][str(s.clients_W[w])] = rank
 
     @numeric
     def _average_(self, s: State, handed: Named) -> None:

@@ -20,13 +20,21 @@ class Adapters:
 
     lora: LoRA
     ranks_W: tuple[int, ...]
-    targets: tuple[str, ...]  # paths of the adapted maps
+    targets: tuple[str, ...]  # paths of the adapted maps of which nothing is personal
+    halves: tuple[str, ...] = ()  # and of those of which one factor is
 
     @classmethod
-    def of(cls, lora: LoRA, num_workers: int, names: Sequence[str]) -> Adapters:
-        """``names`` of the whole model's tensors."""
-        targets = tuple(n.removesuffix(".lora_B.0") for n in names if n.endswith(".lora_B.0"))
-        return cls(lora, lora.ranks_W(num_workers), targets)
+    def of(
+        cls, lora: LoRA, num_workers: int, names: Sequence[str], personal: Callable[[str], bool] = lambda name: False
+    ) -> Adapters:
+        """``names`` of the whole model's tensors, and which of them are ``personal``."""
+        own: dict[str, set[bool]] = {}
+        for name in names:
+            target, factor, _ = name.rpartition(".lora_")
+            if factor:
+                own.setdefault(target, set()).add(personal(name))
+        targets, halves = (tuple(t for t in own if own[t] == kind) for kind in ({False}, {False, True}))
+        return cls(lora, lora.ranks_W(num_workers), targets, halves)
 
     @property
     def bounds(self) -> tuple[int, ...]:

@@ -19,9 +19,19 @@ from lab.methods.registry import METHODS, Method, declared, name_of
 from lab.methods.rounds import InnerStates, Weight, beginning, fetching, weights_of
 
 
-def open_(s: State, inner: Optimizer, inner_states: InnerStates, train: str = "both") -> Adapters:
-    """Make the server's state, and the clients' optimizers. Raises RecipeError where the model's adapters do not fit."""
+def open_(
+    s: State, inner: Optimizer, inner_states: InnerStates, train: str = "both", products: bool = False
+) -> Adapters:
+    """Make the server's state, and the clients' optimizers. Raises RecipeError where the model's adapters do not fit.
+
+    ``products``: for a server that works with B·A, and so needs both factors of a map, or none.
+    """
     adapters = adapters_of(s)
+    if products and adapters.halves:
+        raise RecipeError(
+            f"clients.personal has one factor of {adapters.halves[0]}, and this method aggregates products of the two: name both, as "
+            f"in {adapters.halves[0]}.lora_*, or use method fedit, prelort or zero_padding"
+        )
     if adapters.lora.train != train:
         raise RecipeError(
             f"lora.train = {adapters.lora.train!r} does not go with this method: use {train!r}"
@@ -102,7 +112,7 @@ def rescale_(s: State, clients: Sequence[int], up: bool) -> None:
     if adapters.lora.alpha is None:
         return
     for name in params.names():
-        if ".lora_B." in name:
+        if ".lora_B." in name and not params.is_personal(name):
             for w in clients:
                 if w in params.layout.blocks[params.layout.place[name][0]].holders:
                     factor = adapters.lora.scale_of(adapters.ranks_W[w]) / adapters.scale

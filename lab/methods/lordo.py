@@ -55,7 +55,7 @@ class LoRDO:
     rotate
         write the moments in the new basis.
     full_rank
-        tensors with one of these in their name are not projected.
+        tensors with one of these in their name are not projected; nor is what is personal.
 
     The residual is averaged here, and sent. In the authors' public code it is local: never averaged, sent or reset. The paper leaves
     open whether v is averaged before it is rotated (it is, here; their code rotates each worker's own moments first, and averages that
@@ -82,6 +82,10 @@ class LoRDO:
         return ("params", *self._moments, *(["gradient"] if self.projector == "gradient" else []))
 
     @property
+    def agrees(self) -> tuple[str, ...]:
+        return () if self.projector == "own_gradient" else ("projector",)
+
+    @property
     def _moments(self) -> tuple[str, ...]:
         """Those that are averaged: in bases of their own they cannot be."""
         if self.projector == "own_gradient":
@@ -90,7 +94,7 @@ class LoRDO:
 
     def init(self, s: State) -> None:
         params = s.local["params"]
-        matrix = [n for n in params.names() if params[n].dim() == 3 and not any(word in n for word in self.full_rank)]
+        matrix = [n for n in params.names() if params[n].dim() == 3 and not self._in_full(params, n)]
         if not matrix:
             raise RecipeError("lordo has nothing to project: no matrix is left beside method.full_rank")
         basis = {n: first_basis(params[n], self.rank) for n in matrix}  # [H, p, r]
@@ -111,6 +115,10 @@ class LoRDO:
             s.local["residual"] = zeros(matrix, lambda n: params[n].shape[1:])
         if self.projector == "pseudo_gradient":
             s.shared["params"] = params.select(matrix).first()
+
+    def _in_full(self, params: Stack, name: str) -> bool:
+        """Whether a tensor has full moments; so has what is personal, about which nobody agrees."""
+        return params.is_personal(name) or any(word in name for word in self.full_rank)
 
     def step(self, s: State, grad: Grad, comm: Communicator, t: int) -> Tensor:
         loss_W = grad(s)

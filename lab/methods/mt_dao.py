@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from pydantic import Field
 from torch import Tensor
@@ -81,6 +81,15 @@ class MTDAO:
                 )
         self.inner.check_periods(self.sync_every)
 
+    def check(self, recipe: RecipeView) -> None:
+        own = [name for name in self._momenta() if name not in self.sync_every]
+        kept = recipe.clients.take_turns(recipe.num_workers) and recipe.clients.inner_states == "kept"
+        if self.warm is not None and own and kept:
+            raise RecipeError(
+                f"method.warm has all forget their momenta at once, but clients keep {own[0]} while they are away: set "
+                f"clients.inner_states=fresh, give method.sync_every a period for {own[0]}, or leave out method.warm"
+            )
+
     @property
     def averages(self) -> tuple[str, ...]:
         return tuple(self.sync_every)
@@ -111,14 +120,14 @@ class MTDAO:
             if t % period == 0:
                 comm.mean_(s.local[name], name)
         if self.warm is not None and t == self.warm.steps:
-            self._forget_(s, s.fleet.up)
+            self._forget_(s, self._momenta(), s.fleet.up)
             if not all(s.fleet.up):
                 s.facts["away_at_switch"] = [w for w, up in enumerate(s.fleet.up) if not up]
         return loss_W
 
-    def _forget_(self, s: State, workers: Sequence[bool]) -> None:
+    def _forget_(self, s: State, momenta: Iterable[str], workers: Sequence[bool]) -> None:
         """The switch: every first momentum starts again from zero."""
-        for name in self._momenta():
+        for name in momenta:
             s.local[name].zero_(workers)
 
     def _forget_late_(self, s: State) -> None:
@@ -126,8 +135,8 @@ class MTDAO:
         late = [w for w in s.facts.get("away_at_switch", ()) if w in s.returned]
         if late:
             s.facts["away_at_switch"] = [w for w in s.facts["away_at_switch"] if w not in late]
-            if not set(self._momenta()) <= set(s.received):
-                self._forget_(s, [w in late for w in range(s.fleet.num_workers)])
+            own = [name for name in self._momenta() if name not in s.received]
+            self._forget_(s, own, [w in late for w in range(s.fleet.num_workers)])
 
     def _momenta(self) -> list[str]:
         return momenta(len(self.inner.state_names) - ("exp_avg_sq" in self.inner.state_names))

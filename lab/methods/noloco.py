@@ -28,7 +28,7 @@ class NoLoCo:
     Sends: within each group ``params`` (as Δ) and ``slow`` (φ), once per round: twice DiLoCo's payload, but no exchange
     waits for more than one other worker. Who has no partner (an odd number of workers are up) sends nothing. State, all
     local: inner states, ``slow``, ``velocity`` (m). Workers never agree exactly; γ keeps them close. What is evaluated is
-    the mean of the workers' parameters.
+    the mean of the workers' parameters. What is personal takes its local steps alone.
 
     sync_every
         50 in the authors' code (100 for their DiLoCo).
@@ -93,8 +93,9 @@ class NoLoCo:
 
     @numeric
     def _pull_(self, s: State, delta: Stack, slow: Stack, participants: list[bool]) -> None:
+        theta = s.local["params"]
         for i, (x, f, m) in enumerate(zip(*(s.local[k].blocks for k in ("params", "slow", "velocity")), strict=True)):
-            rows = s.local["slow"].rows(i, participants)
+            rows = s.local["slow"].rows(i, participants) if not theta.layout.blocks[i].personal else []
             d, mean = ((y if len(y) == 1 else y[rows]) for y in (delta.blocks[i], slow.blocks[i]))
             m[rows] = self.momentum * m[rows] + self.lr * d + self.pull * (mean - f[rows])
             f[rows] += m[rows]

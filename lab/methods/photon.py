@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 from torch import Tensor
 
-from lab.config import Period, Positive, config
+from lab.config import Period, Positive, RecipeView, config
 from lab.engine.comm import Communicator
 from lab.engine.optim import AdamW, Optimizer, reset_
 from lab.engine.outer import init_outer, outer_step_
@@ -43,7 +43,7 @@ class Photon:
         the server's optimizer: `FedAvg` (default), ``FedMom``, SGD with Nesterov momentum (lr 0.7, momentum 0.9 as the code's
         default, 0.7 in its public configuration), ``FedAdam``, ``FedYogi`` (which climb in the public code: a wrong sign), or any other.
     samples
-        n_i, by worker; those not named count 1. None: all alike.
+        n_i, by worker; those not named count 1. None: all alike. Not where clients take turns as workers.
 
     The recipe of the paper is a small batch per client with the learning rate of a large one and a schedule that is
     stretched: `stretched_cosine`. The source leaves open whether its large runs reset the inner states. Multiplying Δ by
@@ -60,6 +60,13 @@ class Photon:
     def __post_init__(self) -> None:
         if self.inner_states == "reset":
             self.inner.check_reset()
+
+    def check(self, recipe: RecipeView) -> None:
+        if self.samples and recipe.clients.take_turns(recipe.num_workers):
+            raise RecipeError(
+                "method.samples names workers, but clients take turns as workers: leave it out, or use method fedprox with pull=0 and "
+                "weight=samples, which counts each client's own examples"
+            )
 
     @property
     def averages(self) -> tuple[str, ...]:

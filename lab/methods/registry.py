@@ -21,8 +21,8 @@ T = TypeVar("T")
 class Method(Protocol):
     """The loop body of one paper: how each cell of the fleet moves, and which rows are averaged, when.
 
-    A frozen dataclass (`lab.config.config`) under the decorator `method`. What is here is required; four functions may be there as
-    well, for what only the method knows:
+    A frozen dataclass (`lab.config.config`) under the decorator `method`. What is here is required; four functions and a property may
+    be there as well, for what only the method knows:
 
     ``check(recipe)``
         raises RecipeError where the rest of the recipe does not go with it.
@@ -32,6 +32,8 @@ class Method(Protocol):
         why its sync periods cannot be changed in mid-run, or None.
     ``exceptions()``
         laws of `lab.testing` that it does not claim, each with the reason.
+    ``agrees``
+        local states that come out the same at all workers though nobody sends them, such as a basis that all work out.
     """
 
     @property
@@ -324,6 +326,11 @@ def round_steps(m: Method) -> int:
     if isinstance(m.sync_every, Mapping):
         return m.sync_every["params"]
     return m.sync_every or 1
+
+
+def received(m: Method) -> tuple[str, ...]:
+    """The local states that a client receives when it sits down; all others are its own."""
+    return ("params", *m.averages, *getattr(m, "agrees", ()))
 
 
 def _own(m: Method, name: str) -> Iterator[Callable[[RecipeView], Any]]:

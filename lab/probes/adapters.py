@@ -53,7 +53,8 @@ class AdapterProbe(Probe):
         travels = self.setup.evaluates(self.setup.comm.t) or self.world.mine is None
         if adapters.lora.train == "both" and handed is None and travels:
             place, blocks = params.layout.place, params.layout.blocks
-            held = {w: [n for n in place if w in blocks[place[n][0]].everywhere] for w in up}
+            shared = [n for n in place if not params.is_personal(n)]
+            held = {w: [n for n in shared if w in blocks[place[n][0]].everywhere] for w in up}
             handed = self.world.gather_to_server({w: {n: params.cell_or_shape(n, w) for n in held[w]} for w in up})
         bias = 0.0 if adapters.lora.train != "both" else None
         if bias is None and handed is not None and self.world.first:

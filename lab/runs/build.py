@@ -138,7 +138,9 @@ def _assembled(
         calendar(build(recipe, dry=True).dry_run())
     comm, knobs = Communicator(fleet, codecs, world), Knobs(recipe)
     schedule = recipe.schedule
-    adapters = Adapters.of(recipe.lora, recipe.num_workers, list(fleet.layout.place)) if recipe.lora.ranks else None
+    adapters, names = None, list(fleet.layout.place)
+    if recipe.lora.ranks:
+        adapters = Adapters.of(recipe.lora, recipe.num_workers, names, recipe.clients.is_personal)
     state = State.of(
         fleet,
         lambda t: schedule.at(t, recipe.steps) * knobs.values.get("lr", 1.0) if data else 1.0,

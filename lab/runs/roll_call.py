@@ -10,6 +10,7 @@ import numpy as np
 from lab.engine.checkpoint import Json, Part
 from lab.engine.optim import take_over_
 from lab.events import Event, Placed, Seated, WorkersChanged
+from lab.methods.registry import received
 from lab.probes.health import nobody_holds
 from lab.probes.probe import Setup
 from lab.runs.seating import Seating
@@ -102,8 +103,8 @@ class RollCall(Part):
         from_shared = False
         names = ["params"] if catch_up == "params" else list(state.local)
         if self.seating is not None:  # they bring the rest themselves
-            catch_up = "agreed"
-            names = [name for name in state.local if name == "params" or name in setup.recipe.method.averages]
+            catch_up = "all" if self.seating.receives_counts else "agreed"
+            names = [name for name in state.local if name in received(setup.recipe.method)]
             if "params" in state.shared and state.shared["params"].layout is state.local["params"].layout:
                 names.remove("params")  # at the beginning of a round they are what is agreed, which is sent below
                 from_shared = True

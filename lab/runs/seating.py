@@ -18,7 +18,7 @@ from lab.engine.optim import FRESH, counts_of, set_counts_, states
 from lab.errors import Damaged
 from lab.events import Seated
 from lab.methods import declared
-from lab.methods.registry import round_steps
+from lab.methods.registry import received, round_steps
 from lab.probes.probe import Setup
 from lab.recipes.selection import Selection, pace_W
 from lab.runs.client_store import ClientStore
@@ -30,8 +30,10 @@ KEPT_CHECKPOINTS = 2  # a run can be taken up at any of them
 class Seating(Part):
     """The clients of every round (`lab.recipes.clients.Clients`); made where a recipe has more clients than workers.
 
-    What a client keeps is written when its turn ends and read when its next one begins: personal parameters, the inner states that
-    nobody averages, those that its method keeps for it, and what error feedback owes. The first process has the store.
+    What is in a row is either received when a round begins (`lab.methods.registry.received`) or its client's own. Of that, personal
+    parameters, what the method keeps for clients and what error feedback owes are written when a turn ends and read when the next one
+    begins; and all else as well, if inner states are kept, or it begins as it was at the start of the run. The first process has the
+    store.
     """
 
     def __init__(self, setup: Setup):
@@ -91,10 +93,13 @@ class Seating(Part):
 
     def leave(self) -> None:
         """A round is over: those who sit there take home what they keep, also who is down at that moment."""
-        setup, rows = self.setup, self._rows()
-        if not self.rounds:
-            self.first = {key: x[0].clone() for key, x in rows.items()}
+        setup = self.setup
+        if setup.dry:
             return
+        if not self.rounds:
+            self.first = {key: x[0].clone() for key, x, _ in self._own() if x[0].any()}
+            return
+        rows = {key: x for key, x, kept in self._own() if kept}
         clients, late = setup.state.clients_W, self.now.late
         there = [w for w in range(min(len(clients), setup.fleet.num_workers)) if w not in late]
         here = {w: self._row(rows, w) for w in there if w in setup.fleet.mine}
@@ -132,7 +137,7 @@ class Seating(Part):
     def arrive(self) -> None:
         """Those who sit there now bring what they kept, when they have received what is agreed."""
         setup, clients = self.setup, self.setup.state.clients_W
-        self._start_afresh()
+        self._begin_anew_()
         found = self.store.get(clients) if setup.world.first else {}
         keys = {c: sorted(kept) for c, kept in found.items()}
         known = {int(c): keys for c, keys in setup.world.all_gather_json([*keys.items()])[0]}
@@ -142,8 +147,13 @@ class Seating(Part):
             {w: {k: x if x.is_meta else x.to(device) for k, x in named.items()} for w, named in sent.items()}
         )
         for w in setup.fleet.mine:
-            if w < len(clients):
-                self._take_row(w, got[w] if clients[w] in known else self.first)
+            if w < len(clients) and clients[w] in known:
+                self._take_row_(w, got[w])
+
+    @property
+    def receives_counts(self) -> bool:
+        """Whether clients receive inner states of others, and so how many steps these have taken."""
+        return not {*self.recipe.method.inner.state_names}.isdisjoint(received(self.recipe.method))
 
     def personal(self, clients: Sequence[int]) -> dict[int, dict[int, Tensor]]:
         """What these clients keep of the blocks of ``params`` that are personal, as of their last turn that is over, by block."""
@@ -152,27 +162,23 @@ class Seating(Part):
 
     # rows
 
-    def _stacks(self) -> Iterator[tuple[str, Tensor]]:
-        """All tensors of which a client keeps its row, ``[W, P]``, by key."""
-        state, own = self.setup.state, declared(self.recipe.method).keeps
-        inner = states(state.optimizers["inner"], state.local["params"]) if "inner" in state.optimizers else {}
-        kept = [
-            name
-            for name in inner
-            if self.recipe.clients.inner_states == "kept" and name not in self.recipe.method.averages
-        ]
-        for i, block in enumerate(state.local["params"].layout.blocks):
-            if block.personal:
-                yield f"params/{i}", state.local["params"].blocks[i]
-        for name in [*kept, *own]:
-            for i, x in enumerate(state.local[name].blocks):
-                yield f"{name}/{i}", x
+    def _own(self) -> Iterator[tuple[str, Tensor, bool]]:
+        """All that is a client's own: key, tensor of which it has a row ``[W, P]``, and whether it keeps it between its turns."""
+        state, method = self.setup.state, self.recipe.method
+        gets, keeps = {*received(method)}, declared(method).keeps
+        inner = states(state.optimizers["inner"], state.local["params"])
+        for name, stack in (state.local | inner).items():
+            kept = name == "params" or name in keeps or self.recipe.clients.inner_states == "kept"
+            for i, (block, x) in enumerate(zip(stack.layout.blocks, stack.blocks, strict=True)):
+                if block.personal or name in keeps or name not in gets:
+                    yield f"{name}/{i}", x, kept
         for name, stack in self.setup.comm.residuals.items():
             for i, x in enumerate(stack.blocks):
-                yield f"residual.{name}/{i}", x
+                yield f"residual.{name}/{i}", x, True
 
-    def _rows(self) -> dict[str, Tensor]:
-        return {} if self.setup.dry else dict(self._stacks())
+    def _counts_itself(self) -> list[bool]:
+        """Of every block, whether it is a client's own how many steps it has taken."""
+        return [block.personal or not self.receives_counts for block in self.setup.fleet.layout.blocks]
 
     def _row(self, rows: Mapping[str, Tensor], worker: int) -> dict[str, Tensor]:
         row = self.setup.fleet.mine.index(worker)
@@ -181,7 +187,7 @@ class Seating(Part):
     def _counts(self, worker: int) -> dict[str, Tensor]:
         """What the inner optimizer counts of a row, float64 ``[blocks]`` by name."""
         state = self.setup.state
-        if self.recipe.clients.inner_states != "kept":
+        if self.recipe.clients.inner_states != "kept" or not any(self._counts_itself()):
             return {}
         of_blocks = counts_of(state.optimizers["inner"], state.local["params"], [worker])[worker]
         names = {name for counts in of_blocks for name in counts}
@@ -189,41 +195,38 @@ class Seating(Part):
 
     def _shapes(self, keys: Iterable[str]) -> dict[str, Tensor]:
         """What is under these keys, without numbers."""
-        fleet = self.setup.fleet
-        blocks = fleet.layout.blocks
+        fleet, local = self.setup.fleet, self.setup.state.local
         found = {}
         for key in keys:
-            num, dtype = (
-                (len(blocks), torch.float64)
-                if key.startswith("count.")
-                else (blocks[int(key.split("/")[1])].numel, fleet.dtype)
-            )
+            name, _, i = key.partition("/")
+            layout = local[name].layout if name in local else fleet.layout
+            num, dtype = (layout.blocks[int(i)].numel, fleet.dtype) if i else (len(layout.blocks), torch.float64)
             found[key] = torch.empty(num, dtype=dtype, device="meta")
         return found
 
     @torch.no_grad()
-    def _take_row(self, worker: int, kept: Mapping[str, Tensor]) -> None:
-        """A client's own values into its row; of what it has none, zeros."""
-        state, row = self.setup.state, self.setup.fleet.mine.index(worker)
-        for key, x in self._stacks():
-            x[row] = kept.get(key, 0.0)
-        counts = {key.removeprefix("count."): x.tolist() for key, x in kept.items() if key.startswith("count.")}
-        if counts:
-            num = len(state.local["params"].blocks)
-            of_blocks = [{name: of_all[i] for name, of_all in counts.items()} for i in range(num)]
-            set_counts_(state.optimizers["inner"], state.local["params"], {worker: of_blocks})
+    def _begin_anew_(self) -> None:
+        """What is a client's own becomes in all rows what it was at the start of the run."""
+        state = self.setup.state
+        for key, x, _ in self._own():
+            x.copy_(self.first.get(key, x.new_zeros(1)))
+        own = [{FRESH: 1.0, "step": 0.0} if itself else {} for itself in self._counts_itself()]
+        set_counts_(state.optimizers["inner"], state.local["params"], dict.fromkeys(self.setup.fleet.mine, own))
 
-    def _start_afresh(self) -> None:
-        """Rows begin with a new inner optimizer, but for the states that they have received."""
-        state, received = self.setup.state, self.recipe.method.averages
-        inner = state.optimizers["inner"]
-        own = {name: x for name, x in states(inner, state.local["params"]).items() if name not in received}
-        if len(own) < len(states(inner, state.local["params"])):
-            return  # some of its states are agreed: they keep their counts
-        for stack in own.values():
-            stack.zero_()
-        anew = [{FRESH: 1.0, "step": 0.0} for _ in state.local["params"].blocks]
-        set_counts_(inner, state.local["params"], dict.fromkeys(self.setup.fleet.mine, anew))
+    @torch.no_grad()
+    def _take_row_(self, worker: int, kept: Mapping[str, Tensor]) -> None:
+        """What a client has kept into its row."""
+        state, row = self.setup.state, self.setup.fleet.mine.index(worker)
+        for key, x, _ in self._own():
+            if key in kept:
+                x[row] = kept[key]
+        counts = {key.removeprefix("count."): x.tolist() for key, x in kept.items() if key.startswith("count.")}
+        own = [
+            {name: of_all[i] for name, of_all in counts.items()} if itself else {}
+            for i, itself in enumerate(self._counts_itself())
+        ]
+        if counts:
+            set_counts_(state.optimizers["inner"], state.local["params"], {worker: own})
 
     # checkpoints
 

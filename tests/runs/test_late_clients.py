@@ -165,15 +165,12 @@ def test_who_is_late_keeps_what_it_had(tmp_path: Path) -> None:
     assert {c for w, c in enumerate(last.clients) if w in last.late} <= {*range(6)}
 
 
-@pytest.mark.parametrize("name", LISTED)
+@pytest.mark.parametrize("name", ["des_loc", "scaffold"])
 def test_a_dry_run_knows_who_will_be_late(name: str, away: str) -> None:
-    """Record by record, for every method; a calendar that leaves out what is alike says the same."""
+    """Record by record; a calendar that leaves out what is alike says the same."""
     clients = {"num": 10, "spread": 0.8, "wait_for": 2, "available": away}
-    try:
-        r = recipe(LISTED[name], clients=clients, checkpoint_every=0, num_workers=4, steps=12)
-        trainer = Trainer(r, corpus=corpus())
-    except RecipeError as error:
-        pytest.skip(str(error))
+    r = recipe(LISTED[name], clients=clients, checkpoint_every=0, num_workers=4, steps=12)
+    trainer = Trainer(r, corpus=corpus())
     sent = [e for e in trainer.events() if isinstance(e, Sent)]
     assert sent == dry_run(r)
     dry = build(r, dry=True).dry_run()

@@ -267,20 +267,36 @@ train(Recipe.of(sys.argv[1]), sys.argv[2])
 LONG = recipe("diloco", steps=200, eval_every=40, checkpoint_every=7, corpus=TEXT, codecs={"params": "topk:0.3"})
 
 
+# Of twelve clients three take part in a round of three steps, and keep their moments, their norms and their control variates.
+OF_CLIENTS = {"num": 12, "inner_states": "kept", "personal": ["*norm*"]}
+WITH_CLIENTS = LONG.but(
+    codecs={},
+    clients=OF_CLIENTS,
+    method={"name": "scaffold", "sync_every": 3, "option": "I", "inner": {"name": "SGDM", "lr": 0.03}},
+)
+BOTH = {"workers": LONG, "clients": WITH_CLIENTS}
+
+
 @pytest.fixture(scope="module")
-def unbroken(tmp_path_factory: pytest.TempPathFactory) -> list[Event]:
-    path = tmp_path_factory.mktemp("unbroken")
-    train(LONG, path)
-    return list(RunFolder(path).events())
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunFolder]:
+    found = {}
+    for name, r in BOTH.items():
+        found[name] = RunFolder(tmp_path_factory.mktemp(name))
+        train(r, found[name].path)
+    return found
 
 
 @pytest.mark.slow
 @pytest.mark.processes
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this platform has no SIGKILL")
-@pytest.mark.parametrize("after_bytes", [1_500, 6_000, 14_000])
-def test_killed_and_resumed(after_bytes: int, tmp_path: Path, unbroken: list[Event]) -> None:
+@pytest.mark.parametrize(
+    ("name", "after_bytes"),
+    [*(("workers", n) for n in (1_500, 6_000, 14_000)), *(("clients", n) for n in (6_000, 20_000, 40_000))],
+)
+def test_killed_and_resumed(name: str, after_bytes: int, tmp_path: Path, unbroken: dict[str, RunFolder]) -> None:
     """SIGKILL at some moment of a real process; what is resumed from its folder is the run that nobody killed."""
-    (tmp_path / "recipe.json").write_text(json.dumps(LONG.to_dict()))
+    r = BOTH[name]
+    (tmp_path / "recipe.json").write_text(json.dumps(r.to_dict()))
     run, events = tmp_path / "run", tmp_path / "run" / "events.jsonl"
     process = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path / "recipe.json"), str(run)])
     try:
@@ -294,13 +310,24 @@ def test_killed_and_resumed(after_bytes: int, tmp_path: Path, unbroken: list[Eve
         process.kill()
         process.wait()
     assert RunFolder(run).ended() is None
-    resumed = train(LONG, run)
-    assert story(RunFolder(run).events()) == story(unbroken)
-    want = Columns.of(unbroken)
+    if name == "clients":
+        assert [*(run / "clients").glob("*.safetensors")]
+    resumed = train(r, run)
+    told = list(unbroken[name].events())
+    assert story(RunFolder(run).events()) == story(told)
+    want = Columns.of(told)
     assert resumed.loss_W == want.loss_W
     assert resumed.eval_loss == want.eval_loss
     assert resumed.ledger.records == want.ledger.records
     assert len(resumed.step) == 200
+    (got, _), (kept, _) = RunFolder(run).load(), unbroken[name].load()
+    assert got is not None
+    assert kept is not None
+    assert got.tensors.keys() == kept.tensors.keys()
+    assert all(torch.equal(got.tensors[key], x) for key, x in kept.tensors.items())
+    clients = [sorted((folder / "clients").glob("*")) for folder in (run, unbroken[name].path)]
+    assert [[file.name for file in files] for files in clients[:1]] == [[file.name for file in clients[1]]]
+    assert [file.read_bytes() for file in clients[0]] == [file.read_bytes() for file in clients[1]]
 
 
 # --- events ----------------------------------------------------------------------------------------------------------

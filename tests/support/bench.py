@@ -62,6 +62,25 @@ def build(worker: int | None) -> nn.Module:
     return Net() if worker is not None else fill_(Net())
 
 
+class TwoNets(nn.Module):
+    """Two perceptrons side by side, whose losses are added: what one learns hangs in nothing on the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other = Net(), Net()
+
+    def loss(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.one.loss(x, y) + self.other.loss(x, y)
+
+    @staticmethod
+    def tensor_group(name: str) -> str:
+        return name.split(".")[0]
+
+
+def two_nets(worker: int | None) -> nn.Module:
+    return TwoNets() if worker is not None else fill_(TwoNets())
+
+
 class Bench(driver.Bench):
     """A method on a tiny fleet of `Net`, driven step by step without text, recipes or events."""
 
@@ -76,9 +95,10 @@ class Bench(driver.Bench):
         codecs: dict[str, Any] | None = None,
         schedule: Callable[[int], float] = lambda t: 1.0,
         device: str = "cpu",
+        personal: Callable[[str], bool] = lambda name: False,
     ):
         with torch.device(device):
-            self.fleet = Fleet(build, num_workers, device=device, dtype=F64, threads=1)
+            self.fleet = Fleet(build, num_workers, device=device, dtype=F64, threads=1, personal=personal)
         state = State.of(self.fleet, schedule)
         super().__init__(method, state, batch=batch, comm=communicator(self.fleet, codecs))
 

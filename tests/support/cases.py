@@ -13,11 +13,11 @@ from lab.methods.fomoe import FoMoE
 from lab.methods.prelort import PreLort
 from lab.models.lora import LoRA
 from lab.models.moe import MoE
-from lab.recipes.clients import Clients
 from lab.recipes.placement import Placement
 from lab.recipes.recipe import Recipe
 from lab.recipes.scenario import Outage, Scenario
-from tests.support.listed import LISTED, OF_ADAPTERS
+from tests.support.federations import federation
+from tests.support.listed import ADAPTED, LISTED
 from tests.support.recipes import TINY, normed, recipe
 
 STORM = Scenario(outages=(Outage(worker=1, first=3, last=4), Outage(worker=2, last=2)))
@@ -78,13 +78,13 @@ FIRST_GONE = Scenario(outages=(Outage(worker=0, first=3, last=3), Outage(worker=
 
 SERVED = {
     name: of_four(
-        dataclasses.replace(METHODS[name](), sync_every=2, inner=Optimizer("AdamW", 3e-2)),  # type: ignore[type-var]
+        method,
         lora={"fedit": EQUAL, "fedex_lora": EQUAL, "ffa_lora": dataclasses.replace(CLIENTS, train="B")}.get(
             name, CLIENTS
         ),
         scenario=FIRST_GONE,
     )
-    for name in OF_ADAPTERS
+    for name, method in ADAPTED.items()
 }
 
 
@@ -107,14 +107,11 @@ ALONE_AS_WELL = re.compile(
 OVER_PROCESSES: dict[str, Recipe] = (
     {name: of_four(m) for name, m in LISTED.items() if not ALONE_AS_WELL.match(name)}
     | SERVED
+    | {f"{name}, federation": federation(name, steps=6, checkpoint_every=3) for name in METHODS}
     | {f"{name}, storm": of_four(LISTED[name], scenario=STORM) for name in ("ddp", "photon FedAdam", "lordo", "noloco")}
     | {f"{name}, storm": of_four(LISTED[name], scenario=STORM) for name in ("des_loc outer", "streaming_diloco three")}
     | {f"{name}, drawn": of_four(LISTED[name], scenario=DRAWN) for name in COUNTING_APART}
     | {
-        "fedprox kept, clients": of_four(LISTED["fedprox kept"], clients=Clients(num=6, inner_states="kept")),
-        "scaffold, clients": of_four(
-            LISTED["scaffold"], clients=Clients(num=6, personal=("blocks.0.mlp*",), wait_for=3), scenario=STORM
-        ),
         "ddp topk": of_four("ddp", codecs={"grads": "topk:0.2"}, scenario=STORM),
         "diloco int8": of_four(LISTED["diloco"], codecs={"params": "int8"}, scenario=STORM),
         "diloco bfloat16": of_four(LISTED["diloco"], codecs={"params": "bfloat16"}, dtype="float32"),
@@ -144,21 +141,15 @@ OVER_PROCESSES: dict[str, Recipe] = (
         ),
         "fedit int8": of_four(FedIT(2), lora=EQUAL, codecs={"params": "int8"}),
         "fedit bfloat16": of_four(FedIT(2), lora=EQUAL, codecs={"params": "bfloat16"}, dtype="float32"),
-        "clients who keep their states": of_four(
-            LISTED["des_loc"], clients={"num": 9, "inner_states": "kept", "personal": ("norm.*",)}, scenario=STORM
-        ),
-        "clients who start afresh": of_four(LISTED["diloco"], clients={"num": 9}),
+        "clients who go down": federation("des_loc", scenario=STORM, steps=6, checkpoint_every=3),
+        "clients who start afresh": federation("diloco", kept=False, checkpoint_every=3),
         "clients who owe something": of_four("ddp", codecs={"grads": "topk:0.2"}, clients={"num": 7}),
         "clients who are scored": of_four(
             LISTED["local_sgd"],
             clients={"num": 9, "personal": ("norm.*",), "held_out": 0.3, "scored": 6},
             scenario=STORM,
         ),
-        "clients who are late or asleep": of_four(
-            LISTED["diloco"],
-            clients={"num": 9, "spread": 0.8, "wait_for": 3, "available": "day_night:2", "round_hours": 5},
-            scenario=STORM,
-        ),
+        "clients with experts": of_four(EVERY_TWO, clients={"num": 7, "inner_states": "kept"}, **EXPERTS),
         "experts on one": of_four(LISTED["diloco"], placement=Placement(overlap=1), **EXPERTS),
         "classes of images, storm": of_four(LISTED["des_loc"], scenario=STORM, **IMAGES),
         "sensors of people": of_four(LISTED["diloco"], **SENSORS),

@@ -68,6 +68,12 @@ TWO_PERIODS = {"params": 2, "exp_avg_1": 2, "exp_avg_2": 3, "exp_avg_sq": 4}
 OF_ADAPTERS = [name for name in METHODS if "lora" in PRESETS.get(name, ())]
 
 
+ADAPTED: dict[str, Method] = {
+    name: dataclasses.replace(METHODS[name](), sync_every=2, inner=AdamW(3e-2))  # type: ignore[type-var]
+    for name in OF_ADAPTERS
+}
+
+
 LISTED: dict[str, Method] = {name: shortened(cls()) for name, cls in METHODS.items() if name not in OF_ADAPTERS} | {
     "ddp SGD unclipped": DDP(inner=SGD, max_norm=None),
     "ddp ADOPT": DDP(inner=ADOPT),
