@@ -46,8 +46,10 @@ class Clients:
     deadline
         whoever takes longer is late, in units of the time of the median client.
     inner_states
-        ``fresh``: a client begins each of its rounds with a new inner optimizer (it keeps nothing); ``kept``: with the states that it had
-        at the end of its last one. States that the method averages are received with the parameters either way.
+        ``fresh``: a client begins each of its rounds with a new inner optimizer, and with whatever else its method holds at workers as at
+        the start of the run (it keeps nothing); ``kept``: with the states that it had at the end of its last one. States that the method
+        averages are received with the parameters either way, and with them how many steps they have taken; of what is personal all is
+        the client's own.
     held_out, scored
         share of its own examples that a client does not train on, and is scored on whenever the agreed model is evaluated; and of how
         many clients, a sample that stays the same (0: all). Under ``draw`` splits others may train on what one holds out.

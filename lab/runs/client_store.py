@@ -39,9 +39,9 @@ class ClientStore:
         self._live: dict[int, int] = {}  # round -> clients whose newest it has
         self._over: dict[int, int] = {}  # rounds of which that is none, and since which round
 
-    def rounds(self) -> list[int]:
-        """Of which rounds there are files."""
-        return sorted(self._live)
+    def needed(self) -> list[int]:
+        """The rounds of whose files some client's newest is. Those of others may be gone as soon as the next round is over (`tidy`)."""
+        return sorted(self._live.keys() - self._over.keys())
 
     def open(self, expected: Sequence[int], rounds: int) -> None:
         """Read which clients are in the files of the first so many rounds; remove later files.

@@ -232,7 +232,7 @@ class Seating(Part):
 
     def json(self) -> Json:
         self._saved.append(self.rounds - 1)
-        return {"clients": [self.rounds, list(self._saved), self.store.rounds()]}
+        return {"clients": [self.rounds, list(self._saved), self.store.needed()]}
 
     def load_json(self, values: Json, step: int) -> None:
         self.rounds, saved, self._files = values["clients"]

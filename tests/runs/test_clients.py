@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -173,6 +174,21 @@ def test_a_torn_store_is_named(how: str, tmp_path: Path) -> None:
     for f, data in whole.items():
         f.write_bytes(data)
     assert [e for e in Trainer(r).events(RunFolder(tmp_path)) if isinstance(e, Stepped)][-1].step == 16
+
+
+@pytest.mark.parametrize("every", [2, 3, 5, 7])
+def test_it_goes_on_from_wherever_a_checkpoint_is_old(every: int, tmp_path: Path) -> None:
+    """Stopped after any step, also long after the last checkpoint, when files that nobody needs any more have been removed."""
+    r = federation(clients={"num": 5, "personal": HEAD}, steps=24, checkpoint_every=every)
+    folder = RunFolder(tmp_path / "whole")
+    for event in Trainer(r).events(folder):
+        if isinstance(event, Stepped):
+            folder.flush()
+            shutil.copytree(folder.path, tmp_path / f"stopped-{event.step}")
+    want = [e.loss_W for e in folder.events() if isinstance(e, Stepped)]
+    for step in range(every, r.steps + 1):
+        again = list(Trainer(r).events(RunFolder(tmp_path / f"stopped-{step}")))
+        assert [e.loss_W for e in again if isinstance(e, Stepped)] == want, step
 
 
 def test_what_is_newer_than_the_checkpoint_may_be_torn(tmp_path: Path) -> None:
