@@ -108,13 +108,14 @@ def build(
         workers = recipe.num_workers if world.mine is None else len(world.mine)
         check_size(recipe, workers, device)
         data = None if dry else _data(recipe, corpus, progress, device)
-        shape = shape_of(recipe, data)
-        if data:
-            try_out(recipe, data, shape)
-            check_memory(recipe, shape, workers, device)
         experts = recipe.experts
-        loss = data.loss if data else None
-        fleet = fleet or build_fleet(recipe, shape, device, experts, world.mine, base_model, loss)
+        if fleet is None:
+            shape = shape_of(recipe, data)
+            if data:
+                try_out(recipe, data, shape)
+                check_memory(recipe, shape, workers, device)
+            loss = data.loss if data else None
+            fleet = build_fleet(recipe, shape, device, experts, world.mine, base_model, loss)
         inputs: Inputs = of_run(recipe, data) if data else {}
         return _assembled(recipe, fleet, experts, data, world, inputs)
 

@@ -31,15 +31,18 @@ class Gradients:
         """Fill the gradients of local step ``t``; return the losses ``[N]``."""
         compute, data = self.recipe.compute, self.data
 
+        def owner(worker: int) -> int:
+            return s.clients_W[worker] if s.clients_W else worker
+
         def batch(worker: int) -> tuple[Tensor, Tensor]:
             assert data is not None
-            return data.batches.get(s.clients_W[worker] if s.clients_W else worker, t)
+            return data.batches.get(owner(worker), t)
 
         def batches(workers: Sequence[int]) -> tuple[Tensor, Tensor]:
             assert data is not None
             source = data.batches
             if isinstance(source, TensorBatches):  # gathered in one go
-                return source.get_all([s.clients_W[w] if s.clients_W else w for w in workers], t)
+                return source.get_all(list(map(owner, workers)), t)
             inputs, targets = zip(*map(batch, workers), strict=True)
             return torch.stack(inputs), torch.stack(targets)
 

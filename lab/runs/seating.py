@@ -23,8 +23,7 @@ from lab.probes.probe import Setup
 from lab.recipes.selection import Selection, pace_W
 from lab.runs.client_store import ClientStore
 from lab.runs.data import sizes_unread
-
-KEPT_CHECKPOINTS = 2  # a run can be taken up at any of them
+from lab.runs.folder import KEEP
 
 
 class Seating(Part):
@@ -43,7 +42,7 @@ class Seating(Part):
         self.store = ClientStore()
         self.first: dict[str, Tensor] = {}  # what a client has before its first turn, by key, ``[P]``
         self._files: list[int] = []  # rounds of which the store has something, by the checkpoint that was taken up
-        self._saved: deque[int] = deque(maxlen=KEPT_CHECKPOINTS)  # rounds that were over when checkpoints were written
+        self._saved: deque[int] = deque(maxlen=KEEP)  # rounds that were over when checkpoints were written
         recipe, data = setup.recipe, setup.data
         sizes = data.samples_W if data is not None else sizes_unread(recipe)
         self.selection = Selection(recipe.clients, recipe.num_workers, recipe.seed, sizes)
@@ -118,7 +117,7 @@ class Seating(Part):
         )
         if setup.world.first:
             self.store.put(self.rounds - 1, {clients[w]: {k: x.cpu() for k, x in handed[w].items()} for w in there})
-            self.store.tidy(self._saved[0] if len(self._saved) == KEPT_CHECKPOINTS else 0)
+            self.store.tidy(self._saved[0] if len(self._saved) == KEEP else 0)
 
     def sit_down(self, t: int) -> Seated:
         """The clients of the round that begins with local step ``t`` take their rows."""
@@ -236,7 +235,7 @@ class Seating(Part):
 
     def load_json(self, values: Json, step: int) -> None:
         self.rounds, saved, self._files = values["clients"]
-        self._saved = deque(saved, KEPT_CHECKPOINTS)
+        self._saved = deque(saved, KEEP)
         self._take_seats()
 
     def tensors(self) -> Iterator[Piece]:
