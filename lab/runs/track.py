@@ -17,9 +17,9 @@ name                   value
 Warnings and knobs are lines of text, the recipe is the configuration. What is no finite number is left out.
 
 One thread for each tracker calls it. The run's own thread folds events into rows, some microseconds a step, and leaves them for
-it. While the run goes on a tracker gets `SHARE` of one core; a row that waits too long for that is left out, which is said at the
-end, and rows with an evaluation or a measurement stay. A tracker that raises, or that does not come back within `PATIENCE_SECONDS`, is
-left alone from then on: a `Warned` in the stream of events (and not in the run's folder) says so.
+it. While the run goes on a tracker gets `SHARE` of one core and `ROWS_PER_SECOND`; the rest comes when the run is over. A row that waits
+too long is left out, which is said at the end, and rows with an evaluation or a measurement stay. A tracker that raises, or that does not
+come back within `PATIENCE_SECONDS`, is left alone from then on: a `Warned` in the stream of events (and not in the run's folder) says so.
 """
 
 from __future__ import annotations
@@ -57,7 +57,8 @@ from lab.runs.trackers.tracker import Tracker, tracker
 DEFAULT = "ISTHMUS_TRACK"  # environment variable: trackers, separated by commas, of runs that name none
 MOST_WORKERS = 64  # whose losses are kept one by one
 MOST_ROWS = 4096  # that wait for a tracker; of more every second one is left out
-SHARE = 0.02  # of one core for a tracker, while the run goes on
+SHARE = 0.01  # of one core for a tracker, while the run goes on
+ROWS_PER_SECOND = 20  # for a tracker, while the run goes on: some have processes of their own, whose time the share does not see
 PAUSE_SECONDS = 0.5  # between two looks at whether there is something to do
 PATIENCE_SECONDS = 30.0  # with a call that does not come back
 
@@ -252,7 +253,7 @@ class Sink:
     def _work(self) -> None:
         try:
             last = self._call(self.tracker.start, self._fold.recipe, self.run, self.resume)
-            spent = 0.0
+            spent, given = 0.0, 0
             while not self._dead:
                 row = self._next()
                 if row is None:
@@ -262,9 +263,10 @@ class Sink:
                 before = time.thread_time()
                 self._give(row, last)
                 spent += time.thread_time() - before
-                if spent > SHARE * PAUSE_SECONDS:
-                    self._over.wait(spent / SHARE)
-                    spent = 0.0
+                given += 1
+                if spent > SHARE * PAUSE_SECONDS or given >= ROWS_PER_SECOND * PAUSE_SECONDS:
+                    self._over.wait(max(spent / SHARE, given / ROWS_PER_SECOND))
+                    spent, given = 0.0, 0
             if not self._dead:
                 self._call(self.tracker.finish, self.status)
         except BaseException as error:  # whatever it is, it is not the run's
