@@ -26,6 +26,7 @@ _WHERE = {
     "network": "lab.costs.network",
     "Claim": "lab.study.claims",
     "Claims": "lab.study.claims",
+    "Effect": "lab.study.effects",
     "suggest_periods": "lab.methods.des_loc",
     "load_corpus": "lab.data",
 }

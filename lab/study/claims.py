@@ -1,17 +1,19 @@
-"""What a paper says, and what we measured. Every notebook ends with such a table."""
+"""What a paper says, what we measured, and what follows. Every notebook ends with such a table."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
+from lab.study.effects import LEVEL, Better, Effect, Says, Scale, holm
 from lab.study.tables import html_table
 
 MIME = "application/vnd.isthmus.claims+json"
 
-Verdict = Literal["exact", "holds", "not reproduced", "not tested here"]
-SIGN = {"exact": "=", "holds": "✓", "not reproduced": "✗", "not tested here": "·"}
+Verdict = Literal["exact", "holds", "contradicted", "inconclusive", "not tested"]
+SIGN = {"exact": "=", "holds": "✓", "contradicted": "✗", "inconclusive": "?", "not tested": "·"}
+BEFORE = {"not reproduced": "inconclusive", "not tested here": "not tested"}  # words of tables that were kept before
 
 
 @dataclass(frozen=True)
@@ -21,10 +23,13 @@ class Claim:
     says, setting
         the paper's statement and under which conditions it was made.
     measured, verdict
-        what this run gave, and whether it agrees: ``exact`` (a number that follows from counting and is equal),
-        ``holds`` (the direction is the same), ``not reproduced``, or ``not tested here``.
+        what this run gave, and what follows: ``exact`` (a number that follows from counting, and is equal), ``holds`` and
+        ``contradicted`` (the interval of the effect lies on the claimed side of the margin, or on the other), ``inconclusive`` (it
+        does not decide; the note says what would), ``not tested`` (the note, or what was measured, says why).
     note
-        what a reader must know to judge: size of the effect, spread, differences of setting.
+        what a reader must know to judge: differences of setting, what would decide.
+    effects
+        what it was judged by. Made by `effect` or `every`.
     """
 
     paper: str
@@ -33,15 +38,124 @@ class Claim:
     measured: str
     verdict: Verdict
     note: str = ""
+    effects: tuple[Effect, ...] = ()
 
     def __post_init__(self) -> None:
         if self.verdict not in SIGN:
             raise ValueError(f"verdict {self.verdict!r}: use one of {', '.join(SIGN)}")
 
     @classmethod
+    def effect(
+        cls,
+        paper: str,
+        says: str,
+        setting: str,
+        treated: Sequence[float],
+        control: Sequence[float],
+        margin: float,
+        *,
+        claim: Says = "better",
+        better: Better = "lower",
+        scale: Scale = "difference",
+        unit: str = "",
+        seen: str = "",
+        note: str = "",
+    ) -> Claim:
+        """A claim that paired runs decide: one value a seed of the treated and of the control, and the margin (see `Effect`).
+
+        ``seen``: what else was measured, to stand before the effect.
+        """
+        one = Effect(tuple(treated), tuple(control), margin, claim, better, scale, unit=unit)
+        return cls.every(paper, says, setting, [one], seen=seen, note=note)
+
+    @classmethod
+    def every(
+        cls, paper: str, says: str, setting: str, effects: Sequence[Effect], *, seen: str = "", note: str = ""
+    ) -> Claim:
+        """A claim of several effects at once, each with a label: at every period, at every rank.
+
+        It holds where each of them does. It is contradicted where one is, at 5 % divided by how many there are: so of claims whose
+        effects all lie on their margins no more are decided than of claims with one effect.
+        """
+        if not effects:
+            raise ValueError(
+                "a claim without an effect: give at least one, or say why it is not tested (Claim.untested)"
+            )
+        against = [e for e in effects if e.verdict == "contradicted" and e.p <= (1 - LEVEL) / len(effects)]
+        if all(e.verdict == "holds" for e in effects):
+            verdict: Verdict = "holds"
+        else:
+            verdict = "contradicted" if against else "inconclusive"
+        measured = "; ".join(filter(None, [seen, *(e.measured for e in effects)]))
+        lacks = [f"{e.label}: {e.would_decide}".removeprefix(": ") for e in effects if e.would_decide]
+        if verdict == "inconclusive":
+            many = "each is decided, but not all to one side at 5 % for all of them together: more pairs"
+            note = "; ".join(filter(None, [note, f"would decide: {'; '.join(dict.fromkeys(lacks)) or many}"]))
+        return cls(paper, says, setting, measured, verdict, note, tuple(effects))
+
+    @classmethod
+    def exact(
+        cls,
+        paper: str,
+        says: str,
+        setting: str,
+        measured: Any,
+        expected: Any = True,
+        *,
+        within: float = 0.0,
+        seen: str = "",
+        note: str = "",
+    ) -> Claim:
+        """A claim that counting or calculation decides: ``exact`` where the two are equal, else ``contradicted``.
+
+        within
+            how far two numbers may be apart: half a unit of the last digit that is printed, or what rounding does.
+        seen
+            the words for what was measured; otherwise the number itself, and what was expected where it differs.
+        """
+        numbers = isinstance(measured, int | float) and isinstance(expected, int | float)
+        equal = bool(abs(measured - expected) <= within if numbers and within else measured == expected)
+        words = seen or f"{measured}" + ("" if equal else f", expected {expected}")
+        return cls(paper, says, setting, words, "exact" if equal else "contradicted", note)
+
+    @classmethod
+    def untested(cls, paper: str, says: str, setting: str, why: str, note: str = "") -> Claim:
+        """A claim that nothing here tests, and why."""
+        return cls(paper, says, setting, why, "not tested", note)
+
+    @classmethod
     def judge(cls, paper: str, says: str, setting: str, measured: str, holds: bool, note: str = "") -> Claim:
         """A claim whose direction is decided by a comparison of measured numbers."""
-        return cls(paper, says, setting, measured, "holds" if holds else "not reproduced", note)
+        return cls(paper, says, setting, measured, "holds" if holds else "inconclusive", note)
+
+    @property
+    def p(self) -> float:
+        """The share of errors at which the effects decide it (see `Effect.p`); 1 where nothing does."""
+        if self.verdict == "holds":
+            return max((e.p for e in self.effects), default=1.0)
+        if self.verdict == "contradicted":
+            return min([1.0, *(len(self.effects) * e.p for e in self.effects if e.verdict == "contradicted")])
+        return 1.0
+
+    @property
+    def what_counts(self) -> str:
+        return "; ".join(dict.fromkeys(e.what_counts for e in self.effects))
+
+    def to_json(self) -> dict[str, Any]:
+        plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "effects"}
+        return {**plain, "effects": [e.to_json() for e in self.effects]}
+
+    @classmethod
+    def from_json(cls, kept: Mapping[str, Any]) -> Claim:
+        """As it was kept, also by an earlier version: what had no interval then is inconclusive, and says so."""
+        row = dict(kept)
+        effects = tuple(Effect.from_json(e) for e in row.pop("effects", ()))
+        word = row.pop("verdict")
+        claim = cls(**row, verdict=BEFORE.get(word, word), effects=effects)
+        if effects or claim.verdict not in ("holds", "inconclusive") or "effects" in kept:
+            return claim
+        note = "; ".join(filter(None, [claim.note, f"judged without an interval then: {word}"]))
+        return replace(claim, verdict="inconclusive", note=note)
 
 
 @dataclass(frozen=True)
@@ -51,23 +165,42 @@ class Claims:
     notebook: str
     rows: tuple[Claim, ...]
 
+    @property
+    def looks(self) -> str:
+        """How many claims were judged by intervals, and what that means for those decided; empty if none was."""
+        tested = [c for c in self.rows if any(e.line_interval for e in c.effects)]
+        if not tested:
+            return ""
+        decided = [c.verdict in ("holds", "contradicted") for c in tested]
+        left = sum(d and p < 1 - LEVEL for d, p in zip(decided, holm([c.p for c in tested]), strict=True))
+        many = "1 claim is" if len(tested) == 1 else f"{len(tested)} claims are"
+        words = f"{many} judged by 95 % intervals, each wrong one time in twenty where the truth lies on its margin"
+        if len(tested) > 1:
+            words += f"; of the {sum(decided)} that they decide, {left} stay decided after Holm's correction for {len(tested)} looks"
+        return words + "."
+
     def to_text(self) -> str:
         lines = []
         for c in self.rows:
-            lines.append(f"{SIGN[c.verdict]} {c.verdict:<16} {c.paper}: {c.says} [{c.setting}]")
-            lines.append(f"{'':<19}measured: {c.measured}" + (f" – {c.note}" if c.note else ""))
-        return "\n".join(lines)
+            lines.append(f"{SIGN[c.verdict]} {c.verdict:<13} {c.paper}: {c.says} [{c.setting}]")
+            counts = f" (counts: {c.what_counts})" if c.effects else ""
+            lines.append(f"{'':<16}measured: {c.measured}{counts}" + (f" – {c.note}" if c.note else ""))
+        return "\n".join(filter(None, [*lines, self.looks]))
 
     def to_html(self) -> str:
-        head = ("Paper", "It says", "in the setting", "Measured here", "Verdict", "Note")
-        rows = [(c.paper, c.says, c.setting, c.measured, f"{SIGN[c.verdict]} {c.verdict}", c.note) for c in self.rows]
-        return html_table(head, rows, style="text-align:left;vertical-align:top")
+        head = ("Paper", "It says", "in the setting", "What counts", "Measured here", "Verdict", "Note")
+        rows = [
+            (c.paper, c.says, c.setting, c.what_counts, c.measured, f"{SIGN[c.verdict]} {c.verdict}", c.note)
+            for c in self.rows
+        ]
+        table = html_table(head, rows, style="text-align:left;vertical-align:top")
+        return table + (f"<p>{self.looks}</p>" if self.looks else "")
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
         return {
             "text/plain": self.to_text(),
             "text/html": self.to_html(),
-            MIME: {"notebook": self.notebook, "rows": [asdict(c) for c in self.rows]},
+            MIME: {"notebook": self.notebook, "rows": [c.to_json() for c in self.rows]},
         }
 
 
@@ -78,11 +211,17 @@ def spread(values: Sequence[float], digits: int = 3, signed: bool = False) -> st
     return (mean if len(values) == 1 else f"{mean} ({min(values):{form}} … {max(values):{form}})").replace("inf", "∞")
 
 
+def tally(claims: Iterable[Claim]) -> dict[str, int]:
+    """How many there are of each verdict, in the order of verdicts; without those of which there are none."""
+    words = [c.verdict for c in claims]
+    return {word: words.count(word) for word in SIGN if word in words}
+
+
 def claims_in(notebook: dict[str, Any]) -> Claims | None:
     """The claims table that an executed notebook (its parsed JSON) holds, None if there is none."""
     for cell in notebook["cells"]:
         for output in cell.get("outputs", []):
             found = output.get("data", {}).get(MIME)
             if found:
-                return Claims(found["notebook"], tuple(Claim(**row) for row in found["rows"]))
+                return Claims(found["notebook"], tuple(map(Claim.from_json, found["rows"])))
     return None

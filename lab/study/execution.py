@@ -25,7 +25,7 @@ from lab.errors import RecipeError
 from lab.files import shown, write_atomically
 from lab.runs import child
 from lab.runs.progress import FILE
-from lab.study.claims import Claims, claims_in
+from lab.study.claims import Claims, claims_in, tally
 from lab.study.notebooks import DONE, Notebook, unchanged
 
 
@@ -95,10 +95,7 @@ class Execution:
             return f"failed: {self.problem}"
         if self.claims is None:
             return "done"
-        counts: dict[str, int] = {}
-        for claim in self.claims.rows:
-            counts[claim.verdict] = counts.get(claim.verdict, 0) + 1
-        return ", ".join(f"{n} {verdict}" for verdict, n in counts.items())
+        return ", ".join(f"{n} {verdict}" for verdict, n in tally(self.claims.rows).items())
 
     @classmethod
     def of(cls, source: Path, parameters: Mapping[str, Any], out: Path, pages: Pages) -> Execution:

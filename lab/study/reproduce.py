@@ -9,7 +9,7 @@ import click
 
 from lab.errors import RecipeError
 from lab.files import located, shown, write_atomically
-from lab.study.claims import Claims
+from lab.study.claims import Claims, tally
 from lab.study.comparison import claims_page
 from lab.study.execution import Execution, Pages, execute_all, execute_alone, finished
 from lab.study.notebooks import Notebook, find, given
@@ -29,7 +29,7 @@ def reproduce(
     Each notebook leaves ``<name>-<hash>.ipynb`` and ``.html`` (which ``pages`` makes) in ``out``; the hash is of its source, its
     parameters, the lab's own code and that of the pages, and what is there already is not executed again. Several are executed
     side by side, ``jobs`` at a time (default: the cores), a core for each; one alone has all cores. ``claims.html`` in ``out``
-    has every claim of them all. Claims that were not reproduced are no failure.
+    has every claim of them all. A claim that is contradicted, or that nothing decides, is no failure.
     """
     executions = _executions(names, parameters, located(out), pages)
     missing = [one for one in executions if again or not one.is_done]
@@ -80,9 +80,6 @@ def _write_claims(page: Path, executions: Sequence[Execution]) -> None:
 def _report(tables: list[Claims]) -> None:
     for table in tables:
         click.echo(f"\nwhat holds of the claims: {table.notebook}\n{table.to_text()}")
-    counts: dict[str, int] = {}
-    for table in tables:
-        for claim in table.rows:
-            counts[claim.verdict] = counts.get(claim.verdict, 0) + 1
+    counts = tally(claim for table in tables for claim in table.rows)
     if counts:
         click.echo("\nclaims: " + ", ".join(f"{n} {verdict}" for verdict, n in counts.items()))

@@ -212,7 +212,7 @@ def test_the_public_names_are_there() -> None:
     assert set(lab.__all__) == set(lab._WHERE)
     for name in ("Recipe", "train", "start", "replay", "plan", "network", "dry_run", "find_run", "load_corpus"):
         assert callable(getattr(lab, name))
-    for name in ("Columns", "Claim", "Claims", "method"):
+    for name in ("Columns", "Claim", "Claims", "Effect", "method"):
         assert getattr(lab, name).__module__.split(".")[0] == "lab"
     assert all(hasattr(lab, name) and name in dir(lab) for name in lab.__all__)
     with pytest.raises(AttributeError, match="no attribute 'recipe_of_everything'"):
