@@ -58,7 +58,7 @@ DEFAULT = "ISTHMUS_TRACK"  # environment variable: trackers, separated by commas
 MOST_WORKERS = 64  # whose losses are kept one by one
 MOST_ROWS = 4096  # that wait for a tracker; of more every second one is left out
 SHARE = 0.01  # of one core for a tracker, while the run goes on
-ROWS_PER_SECOND = 20  # for a tracker, while the run goes on: some have processes of their own, whose time the share does not see
+ROWS_PER_SECOND = 20  # likewise: some have processes of their own, whose time the share does not see
 PAUSE_SECONDS = 0.5  # between two looks at whether there is something to do
 PATIENCE_SECONDS = 30.0  # with a call that does not come back
 
