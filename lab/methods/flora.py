@@ -48,6 +48,9 @@ class FLoRA:
     def averages(self) -> tuple[str, ...]:
         return ()
 
+    def exceptions(self) -> dict[str, str]:
+        return {"schedule": "every round begins with adapters drawn anew, whatever the schedule says"}
+
     def init(self, s: State) -> None:
         adapters = open_(s, self.inner, "reset", products=True)
         s.shared["base"] = agreed_base(s.fleet, [f"{t}.weight" for t in adapters.targets])

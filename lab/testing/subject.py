@@ -303,11 +303,17 @@ def rows(stacks: Mapping[str, Stack], worker: int) -> dict[tuple[str, str], Tens
     return found
 
 
-def unchanged(before: Mapping[tuple[str, str], Tensor], stacks: Mapping[str, Stack], worker: int, when: str) -> None:
+def unchanged(
+    before: Mapping[tuple[str, str], Tensor],
+    stacks: Mapping[str, Stack],
+    worker: int,
+    when: str,
+    tolerance: float = 0.0,
+) -> None:
     """Raises Broken where something of a worker has moved."""
     now = rows(stacks, worker)
     for (state, name), x in before.items():
-        if far := off(x, now[state, name]):
+        if far := off(x, now[state, name], tolerance):
             raise Broken(f"{state!r}, tensor {name} of worker {worker} moves by {far:.1e} {when}")
 
 
