@@ -14,6 +14,7 @@ from typing import overload
 import numpy as np
 
 from lab.seeds import numpy_generator
+from lab.seeds.permutations import draws
 
 Shards = Sequence[np.ndarray]  # by worker, or client
 
@@ -85,9 +86,18 @@ class Drawn(Lazy):
         return Repeated(self.size, self.num_clients)
 
     def of(self, owner: int) -> np.ndarray:
+        shard: np.ndarray = self.of_all([owner])[0]
+        return shard
+
+    def of_all(self, owners: Sequence[int]) -> np.ndarray:
+        """The shards of some, int64 ``[owners, size]``."""
+        if self.alpha is not None:
+            return np.stack([self._of_domains(owner) for owner in owners])
+        ids = np.array([[owner, *self.salt] for owner in owners])
+        return np.sort(draws(self.seed, "draw", ids, self.num_items, self.size), axis=1)
+
+    def _of_domains(self, owner: int) -> np.ndarray:
         rng = numpy_generator(self.seed, "draw", owner, *self.salt)
-        if self.alpha is None:
-            return np.sort(rng.choice(self.num_items, self.size, replace=False, shuffle=False))
         shares = rng.dirichlet(np.full(len(self.by_domain), self.alpha))
         parts = rounded(shares, self.size).clip(max=[len(items) for items in self.by_domain])
         drawn = [

@@ -295,7 +295,7 @@ class Order:
         if not isinstance(drawn, Drawn):
             return np.stack([self.items(w, t) for w in workers])
         who = tuple(workers)
-        items = self._remembered("shards", who, lambda: np.stack([drawn.of(w) for w in who]))
+        items = self._remembered("shards", who, partial(drawn.of_all, who))
         places = np.arange((t - 1) * self.batch_size, t * self.batch_size)
         parts = []
         for epoch in np.unique(places // drawn.size).tolist():

@@ -57,6 +57,8 @@ class Vectorised:
     ):
         self.fleet, self.precision, self.required = fleet, precision, required
         self.works = True
+        names = list(fleet.params.names())
+        self.values, self.grads = ([stack[n] for n in names] for stack in (fleet.params, fleet.grads))  # [W, …]
         # Each thread has a module of its own, since a pass puts the values that it is for into the module.
         self.passes = [quickly(self._pass(_Loss(fleet.modules[w]))) for w in list(fleet.mine)[: fleet.threads]]
 
@@ -111,13 +113,12 @@ class Vectorised:
         """The pass of some of those that are up; their losses."""
         fleet, rows = self.fleet, [self.fleet.mine.index(w) for w in up[part]]
         at: slice | list[int] = slice(rows[0], rows[-1] + 1) if rows[-1] - rows[0] == len(rows) - 1 else rows
-        names = list(fleet.params.names())
-        losses, *found = one([fleet.params[n][at] for n in names], inputs[part], targets[part])
+        losses, *found = one([x[at] for x in self.values], inputs[part], targets[part])
         if isinstance(at, slice):
-            torch._foreach_copy_([fleet.grads[n][at] for n in names], found)
+            torch._foreach_copy_([x[at] for x in self.grads], found)
         else:
-            for n, new in zip(names, found, strict=True):
-                fleet.grads[n][at] = new
+            for x, new in zip(self.grads, found, strict=True):
+                x[at] = new
         return losses
 
     def _refuse(self, why: str) -> None:

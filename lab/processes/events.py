@@ -16,6 +16,8 @@ def with_all_workers(events: Sequence[Event], mine: Sequence[int], world: World)
 
     Each process knows those of its own workers, who follow each other. All processes call it with the same events.
     """
+    if world.num == 1:
+        return list(events)
     names = [[n for n, x in vars(event).items() if n.endswith("_W") and isinstance(x, list)] for event in events]
     known = [[getattr(event, n)[w] for w in mine] for event, of_it in zip(events, names, strict=True) for n in of_it]
     whole = (list(chain(*parts)) for parts in zip(*world.all_gather_json(known), strict=True))

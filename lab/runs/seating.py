@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -149,7 +150,7 @@ class Seating(Part):
             if w < len(clients) and clients[w] in known:
                 self._take_row_(w, got[w])
 
-    @property
+    @cached_property
     def receives_counts(self) -> bool:
         """Whether clients receive inner states of others, and so how many steps these have taken."""
         return not {*self.recipe.method.inner.state_names}.isdisjoint(received(self.recipe.method))

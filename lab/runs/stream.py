@@ -78,8 +78,7 @@ class Stream:
             for a loss that is no finite number, in all processes alike.
         """
         pending, self._pending = self._pending, []
-        if self.world.num > 1:
-            pending = with_all_workers(pending, self.world.mine or (), self.world)
+        pending = with_all_workers(pending, self.world.mine or (), self.world)
         for event in pending:
             if self.folder is not None:
                 self.folder.append(event)

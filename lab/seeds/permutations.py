@@ -1,7 +1,7 @@
-"""Permutations for many at once: one for each of some ids, each a function of seed, purpose and its id alone.
+"""Permutations and draws for many at once: one for each of some ids, each a function of seed, purpose and its id alone.
 
 A generator for each would take longer than a step of a small model. Here a hash of seed, purpose, id and place gives every place a
-number of 64 bits, and the places are sorted by it.
+number of 64 bits. A permutation sorts the places by it; a draw takes it as the number of an item.
 """
 
 from __future__ import annotations
@@ -30,8 +30,40 @@ def permutations(seed: int, purpose: str, ids: np.ndarray, size: int) -> np.ndar
     ids
         integers of at least 0, ``[ids]`` or, where several numbers make an id, ``[ids, numbers]``.
     """
+    return np.argsort(_numbers(seed, purpose, ids, size), axis=1, kind="stable")
+
+
+def draws(seed: int, purpose: str, ids: np.ndarray, num_items: int, size: int) -> np.ndarray:
+    """``size`` of 0 … num_items − 1 for each id, without replacement, in the order in which they are drawn: int64 ``[ids, size]``.
+
+    Where few of many are drawn the work goes with ``size``: items are drawn with replacement, and what has come before is passed over.
+    ``ids`` as in `permutations`.
+    """
+    if 4 * size > num_items:
+        return permutations(seed, purpose, ids, num_items)[:, :size]
+    num = size + size // 2 + 8
+    while True:
+        items = (_numbers(seed, purpose, ids, num) % np.uint64(num_items)).astype(np.int64)
+        new = _first_of_its_kind(items)
+        if (new.sum(axis=1) >= size).all():
+            return items[new & (new.cumsum(axis=1) <= size)].reshape(len(ids), size)
+        num *= 2  # the numbers so far stay what they are
+
+
+def _numbers(seed: int, purpose: str, ids: np.ndarray, num: int) -> np.ndarray:
+    """``num`` numbers of 64 bits for each id, uint64 ``[ids, num]``."""
     state = np.full(len(ids), derive(seed, purpose), np.uint64)
     for column in np.atleast_2d(ids.astype(np.uint64).T):
         state = _mixed(state * _STEP + column)
-    keys = _mixed(state[:, None] + np.arange(1, size + 1, dtype=np.uint64) * _STEP)
-    return np.argsort(keys, axis=1, kind="stable")
+    return _mixed(state[:, None] + np.arange(1, num + 1, dtype=np.uint64) * _STEP)
+
+
+def _first_of_its_kind(rows: np.ndarray) -> np.ndarray:
+    """Whether a number is not among those before it in its row, bool."""
+    order = np.argsort(rows, axis=1, kind="stable")
+    in_order = np.take_along_axis(rows, order, axis=1)
+    changes = np.ones(rows.shape, bool)
+    changes[:, 1:] = in_order[:, 1:] != in_order[:, :-1]
+    first = np.empty(rows.shape, bool)
+    np.put_along_axis(first, order, changes, axis=1)
+    return first

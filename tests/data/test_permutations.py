@@ -7,7 +7,7 @@ import pytest
 
 from lab.data.shards import Drawn
 from lab.data.splits import Order
-from lab.seeds.permutations import permutations
+from lab.seeds.permutations import draws, permutations
 
 
 def test_each_is_a_permutation_that_follows_from_its_id_alone() -> None:
@@ -29,6 +29,33 @@ def test_they_are_even() -> None:
     assert np.abs(counts - 5000).max() < 5 * np.sqrt(40_000 * (1 / 8) * (7 / 8))
     pairs = np.bincount(found[:, 0] * 8 + found[:, 1], minlength=64).reshape(8, 8)
     assert np.abs(pairs[~np.eye(8, dtype=bool)] - 40_000 / 56).max() < 5 * np.sqrt(40_000 / 56)
+
+
+@pytest.mark.parametrize(("num_items", "size"), [(100, 20), (30, 20), (20, 20), (1, 1), (81, 20)])
+def test_draws_are_without_replacement_and_follow_from_their_ids_alone(num_items: int, size: int) -> None:
+    ids = np.array([[3, 0], [3, 1], [7, 0], *([k, 9] for k in range(2000))])
+    found = draws(0, "draw", ids, num_items, size)
+    assert found.shape == (len(ids), size)
+    assert found.min() >= 0
+    assert found.max() < num_items
+    assert (np.diff(np.sort(found, axis=1), axis=1) > 0).all()
+    for i in (0, 1, 2, 77, 2002):
+        assert (draws(0, "draw", ids[i][None], num_items, size)[0] == found[i]).all()
+    if size < num_items:
+        assert len({tuple(row) for row in found.tolist()}) == len(ids)
+
+
+def test_draws_are_even() -> None:
+    """Each item, and each two of them, as often as another: within five standard deviations, of a fixed seed."""
+    found = draws(0, "even", np.arange(20_000), 12, 3)
+    share = 3 / 12
+    counts = np.bincount(found.ravel(), minlength=12)
+    assert np.abs(counts - 20_000 * share).max() < 5 * np.sqrt(20_000 * share * (1 - share))
+    pairs = np.zeros((12, 12))
+    for i, j in ((0, 1), (0, 2), (1, 2)):
+        np.add.at(pairs, (found[:, i], found[:, j]), 1)
+    both, chance = pairs + pairs.T, 3 * 2 / (12 * 11)
+    assert np.abs(both[~np.eye(12, dtype=bool)] - 20_000 * chance).max() < 5 * np.sqrt(20_000 * chance)
 
 
 @pytest.mark.parametrize("batch_size", [3, 7, 10])

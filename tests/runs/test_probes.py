@@ -156,6 +156,8 @@ def test_every_list_by_worker_is_joined_with_those_of_other_processes() -> None:
     """Each process gives the values of its own workers; events of any class, and not lists of other things."""
 
     class SecondOfTwo(OneProcess):
+        num = 2
+
         def all_gather_json(self, value: Any) -> list[Any]:
             return [[[0.5, None], [7.0, 8.0]], value]
 
