@@ -111,7 +111,7 @@ class Vectorised:
 
     def _part(self, up: Sequence[int], inputs: Tensor, targets: Tensor, one: Pass, part: slice) -> Tensor:
         """The pass of some of those that are up; their losses."""
-        fleet, rows = self.fleet, [self.fleet.mine.index(w) for w in up[part]]
+        rows = [self.fleet.mine.index(w) for w in up[part]]
         at: slice | list[int] = slice(rows[0], rows[-1] + 1) if rows[-1] - rows[0] == len(rows) - 1 else rows
         losses, *found = one([x[at] for x in self.values], inputs[part], targets[part])
         if isinstance(at, slice):
