@@ -87,6 +87,8 @@ class Sent:
     ``op`` is ``all_reduce``, ``all_gather`` (payloads that cannot be summed on the way), ``broadcast``, ``reduce`` (a sum, to a
     server) or ``gather``.
     ``payload_bytes`` is per worker, by group of tensors.
+    ``level`` 0: on the links of workers. In a tree of federations ℓ: on links ℓ levels above, between nodes; ``workers`` then has one worker
+    in the place of each node.
     """
 
     kind: ClassVar[str] = "sent"
@@ -95,6 +97,7 @@ class Sent:
     state: str
     workers: tuple[int, ...]
     payload_bytes: dict[str, int]
+    level: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "workers", tuple(self.workers))

@@ -53,11 +53,13 @@ def traffic(command: str) -> str:
         "| state | operation | how often | payload each | in all these steps |",
         "| --- | --- | --- | --- | --- |",
     ]
-    for state, op in dict.fromkeys((x.state, x.op) for x in mine):
-        payload = by_step([x for x in mine if (x.state, x.op) == (state, op)])
+    for state, op, level in sorted(dict.fromkeys((x.state, x.op, x.level) for x in mine), key=lambda kind: kind[2]):
+        payload = by_step([x for x in mine if (x.state, x.op, x.level) == (state, op, level)])
         total = sum(payload.values())
         each = human(total / len(payload)) + (" (mean)" if len(set(payload.values())) > 1 else "")
-        lines.append(f"| `{state}` | {op} | {how_often(sorted(payload), r.steps)} | {each} | {human(total)} |")
+        where = f", {level} level{'s' * (level > 1)} above" if level else ""
+        lines.append(f"| `{state}` | {op}{where} | {how_often(sorted(payload), r.steps)} | {each} | {human(total)} |")
+    mine = [x for x in mine if not x.level]
     than = [less(p.ddp_bytes, p.payload_bytes, "DDP")]
     rounds = max(len(by_step([x for x in mine if x.op == op])) for op in {x.op for x in mine}) < r.steps
     if rounds and r.method.inner.state_names:  # who sends in every step is not compared with rounds
@@ -122,7 +124,8 @@ def index() -> str:
     for name, cls in sorted(METHODS.items(), key=lambda item: bool(Recipe.of(item[0]).lora.ranks)):
         p = planned(name)
         says = (sys.modules[cls.__module__].__doc__ or "").strip().splitlines()[0]
-        most = max(max(by_step([x for x in p.ledger if w in x.workers]).values()) for w in range(p.recipe.num_workers))
+        own = [x for x in p.ledger if not x.level]
+        most = max(max(by_step([x for x in own if w in x.workers]).values()) for w in range(p.recipe.num_workers))
         numbers = f"{p.ddp_bytes / p.payload_bytes:.2f}× | {p.ddp_wire_bytes / p.wire_bytes:.2f}× | {human(most)}"
         lines.append(f"| [{name}]({name}.md) | {says} | {numbers} | {kept(p):.2f} |")
     return "\n".join(lines)

@@ -168,12 +168,12 @@ class Calendar:
                 yield replace(record, step=i + 1)
 
     def total_bytes(self, worker: int) -> int:
-        """Payload bytes of one worker."""
+        """Payload bytes of one worker, on its own link."""
         return sum(
             times * record.bytes_each
             for times, kind in zip(self.times, self.kinds, strict=True)
             for record in kind
-            if worker in record.workers
+            if worker in record.workers and not record.level
         )
 
     def price(
@@ -201,7 +201,7 @@ class Kinds:
 
     def index(self, records: Sequence[Sent]) -> int:
         """The kind of a step that sends this."""
-        key = tuple([(r.op, r.state, r.workers, *r.payload_bytes.items()) for r in records])
+        key = tuple([(r.op, r.state, r.workers, r.level, *r.payload_bytes.items()) for r in records])
         kind = self._known.get(key)
         if kind is None:
             kind = self._known[key] = len(self.kinds)

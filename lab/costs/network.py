@@ -30,7 +30,7 @@ import math
 import re
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Annotated, Literal
 
@@ -46,6 +46,14 @@ FRAMING = {"none": 1.0, "ethernet": (1514 + 66 / 2) / 1448}  # bytes on a link p
 
 
 @config
+class Link:
+    """A link of the nodes of a tree: bits per second, and seconds one way."""
+
+    bits_per_second: Positive
+    latency_seconds: Annotated[float, Field(ge=0)] = 0.0
+
+
+@config
 class Network:
     """Links between workers.
 
@@ -55,6 +63,9 @@ class Network:
         one way, between any two workers (or a worker and the server).
     server_bits_per_second
         of the server's own link; default as a worker's.
+    levels
+        links between the nodes of a tree of federations, 1, 2, … levels above those of workers; the last is for all above it as well.
+        Without any, they are as a worker's.
     overlap
         the part of communication that hides behind computation (α in the papers): 0 none, 1 all of it.
     framing
@@ -66,6 +77,7 @@ class Network:
     topology: Literal["ring", "server", "all_to_all"] = "ring"
     links: dict[int, Positive] = Field(default_factory=dict)
     server_bits_per_second: Positive | None = None
+    levels: tuple[Link, ...] = ()
     overlap: Fraction = 0.0
     framing: Literal["none", "ethernet"] = "none"
 
@@ -112,8 +124,27 @@ class Network:
             return float(n * (n - 1) * payload)
         return 2.0 * (n - 1) * payload
 
-    def seconds(self, op: str, payload: float, workers: tuple[int, ...]) -> float:
+    @property
+    def slowest(self) -> Network:
+        """For workers that know no levels, and so talk over the slowest of these links."""
+        links = [Link(self.bits_per_second, self.latency_seconds), *self.levels]
+        rate = min(link.bits_per_second for link in links)
+        return replace(
+            self, bits_per_second=rate, latency_seconds=max(link.latency_seconds for link in links), levels=()
+        )
+
+    def at_level(self, level: int) -> Network:
+        """The links of so many levels above the workers, as a network of their own."""
+        if not level or not self.levels:
+            return self if not level else replace(self, links={})
+        link = self.levels[min(level, len(self.levels)) - 1]
+        rate, latency = link.bits_per_second, link.latency_seconds
+        return replace(self, bits_per_second=rate, latency_seconds=latency, links={}, server_bits_per_second=None)
+
+    def seconds(self, op: str, payload: float, workers: tuple[int, ...], level: int = 0) -> float:
         """How long one collective takes."""
+        if level:
+            return self.at_level(level).seconds(op, payload, workers)
         n = len(workers)
         slowest = min(self.links.get(w, self.bits_per_second) for w in workers) / 8
         server = (self.server_bits_per_second or self.bits_per_second) / 8
@@ -164,7 +195,7 @@ class Meter:
         self._own_pace = [compute_seconds * (slow or {}).get(w, 1.0) for w in range(num_workers)]
         self._pace = self._own_pace  # seconds of a local step, by worker
         self._clock = [0.0] * num_workers
-        self._costs: dict[tuple[str, int, tuple[int, ...]], tuple[float, float]] = {}
+        self._costs: dict[tuple[str, int, tuple[int, ...], int], tuple[float, float]] = {}
 
     def until(self, step: int, records: Iterable[Sent] = ()) -> list[float]:
         """Go on to ``step``, at whose end this is sent: seconds since the start at the end of every step on the way."""
@@ -176,17 +207,17 @@ class Meter:
             self.done = last
         clock = self._clock
         # What leaves in one step for the same workers in the same way is one transfer.
-        together: dict[tuple[str, tuple[int, ...]], int] = {}
+        together: dict[tuple[str, tuple[int, ...], int], int] = {}
         for r in records:
             payload = r.bytes_each
-            together[r.op, r.workers] = together.get((r.op, r.workers), 0) + payload
-            wire = self._cost(r.op, payload, r.workers)[1]
+            together[r.op, r.workers, r.level] = together.get((r.op, r.workers, r.level), 0) + payload
+            wire = self._cost(r.op, payload, r.workers, r.level)[1]
             self.wire_bytes_by_state[r.state] = self.wire_bytes_by_state.get(r.state, 0.0) + wire
         if not together:
             return alone
         computed = max(clock)
-        for (op, workers), payload in together.items():
-            seconds, wire = self._cost(op, payload, workers)
+        for (op, workers, level), payload in together.items():
+            seconds, wire = self._cost(op, payload, workers, level)
             over = max(clock[w] for w in workers) + (1 - self.network.overlap) * seconds
             for w in workers:
                 clock[w] = over
@@ -308,13 +339,13 @@ class Meter:
             self.wire_bytes_by_state,
         )
 
-    def _cost(self, op: str, payload: int, workers: tuple[int, ...]) -> tuple[float, float]:
+    def _cost(self, op: str, payload: int, workers: tuple[int, ...], level: int) -> tuple[float, float]:
         """Seconds and bytes on the wire of one collective."""
-        key = op, payload, workers
+        key = op, payload, workers, level
         if key not in self._costs:
             net = self.network
             framed = payload * FRAMING[net.framing]
-            self._costs[key] = net.seconds(op, framed, workers), net.wire_bytes(op, framed, len(workers))
+            self._costs[key] = net.seconds(op, framed, workers, level), net.wire_bytes(op, framed, len(workers))
         return self._costs[key]
 
 
@@ -347,6 +378,8 @@ _SPELLED = re.compile(r"([0-9.eE+]+) *([A-Za-z]+)(?:/s)? *(?:, *([0-9.eE+-]+) *(
 def network(name: str) -> Network:
     """A named network, or one spelled out: ``3Mbit``, ``3Mbit,20ms``; without a latency it has none.
 
+    ``10Gbit:100Mbit,30ms``: the links of workers, and those between the nodes of a tree, level by level from below.
+
     The names are wide-area links from 10 Mbit/s (50 ms) to a machine room's 100 Gbit/s (0.1 ms).
 
     Raises
@@ -354,6 +387,9 @@ def network(name: str) -> Network:
     RecipeError
         for what is neither.
     """
+    if ":" in name:
+        inside, *above = [network(part) for part in name.split(":")]
+        return replace(inside, levels=tuple(Link(net.bits_per_second, net.latency_seconds) for net in above))
     if name in NETWORKS:
         return NETWORKS[name]
     spelled = _SPELLED.fullmatch(name.strip())
@@ -378,11 +414,15 @@ def network(name: str) -> Network:
 
 
 def described(network: Network) -> str:
-    """``100 Mbit/s, 30 ms``: both numbers, since either can be what a run waits for."""
-    unit, factor = next((u, f) for u, f in reversed(UNITS.items()) if network.bits_per_second >= f or u == "bit")
-    latency = network.latency_seconds
+    """``100 Mbit/s, 30 ms``: both numbers, since either can be what a run waits for; then those of the levels above."""
+    return "; above ".join([_described(network), *map(_described, network.levels)])
+
+
+def _described(link: Network | Link) -> str:
+    unit, factor = next((u, f) for u, f in reversed(UNITS.items()) if link.bits_per_second >= f or u == "bit")
+    latency = link.latency_seconds
     spelled = f"{latency * 1e3:.3g} ms" if latency < 1 else f"{latency:.3g} s"
-    return f"{network.bits_per_second / factor:.3g} {unit}/s, {spelled if latency else 'no latency'}"
+    return f"{link.bits_per_second / factor:.3g} {unit}/s, {spelled if latency else 'no latency'}"
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from lab.files import working_folder
 
 CORPORA = {
     "stdlib": "source text of the Python that runs this; a domain is a package: stdlib?max_bytes=20000000",
-    "grammar": "synthetic dialects of known entropy: grammar?seed=0&dialects=4&order=2&symbols=32&tokens=2000000"
+    "grammar": "synthetic dialects of known entropy: grammar?seed=0&dialects=4&order=2&symbols=32&tokens=2000000&families=0"
     "&similarity=0.5",
     "text": "your UTF-8 files, folders and globs, with \\, for a comma in a name; a domain is a folder: "
     "text:notes/,book.txt,src/**/*.py",
@@ -190,7 +190,7 @@ def open_source(spec: str) -> CorpusSource:
     if kind == "grammar":
         grammar = _options(Grammar, kind, query)
         return CorpusSource(
-            ["grammar", repr(grammar)], lambda: (Document(*d) for d in grammar.documents()), grammar.floors
+            ["grammar", grammar.key], lambda: (Document(*d) for d in grammar.documents()), grammar.floors
         )
     if kind == "text":
         return _text(spec.removeprefix("text:"))  # no options: a question mark is part of a glob

@@ -2,7 +2,8 @@
 
 Each dialect is a Markov chain of order k over printable symbols. After k symbols only a few are likely (sparse rows
 with Dirichlet weights, drawn so that some symbols are common everywhere, as in Zipf's law), and every symbol keeps a
-small probability, which makes the chain ergodic. Dialects share a fraction ``similarity`` of their rows. For such a
+small probability, which makes the chain ergodic. Dialects share a fraction ``similarity`` of their rows; with ``families``
+those of one family (dialects next to each other, as many in each) have a fraction ``kinship`` of the others in common. For such a
 chain the entropy rate is ``sum_c pi(c) H(P(.|c))`` bits per symbol, where pi is the stationary distribution of the
 contexts c (Shannon 1948, section 7; Cover and Thomas, "Elements of Information Theory", theorem 4.2.4).
 """
@@ -31,7 +32,10 @@ HELD_OUT_EVERY = 20  # one document in this many is for validation
 
 @dataclass(frozen=True)
 class Grammar:
-    """Options of the ``grammar`` corpus; ``tokens`` counts the symbols of all dialects, both splits together."""
+    """Options of the ``grammar`` corpus; ``tokens`` counts the symbols of all dialects, both splits together.
+
+    ``families`` = 0: no dialect is nearer to one of the others than to another.
+    """
 
     seed: int = 0
     dialects: int = 4
@@ -39,6 +43,8 @@ class Grammar:
     symbols: int = 32
     tokens: int = 2_000_000
     similarity: float = 0.5
+    families: int = 0
+    kinship: float = 0.5
 
     def __post_init__(self) -> None:
         """Raises RecipeError for a value out of range."""
@@ -47,6 +53,8 @@ class Grammar:
             ("order", self.order, 1, 8),
             ("symbols", self.symbols, 2, len(ALPHABET)),
             ("similarity", self.similarity, 0, 1),
+            ("families", self.families, 0, self.dialects),
+            ("kinship", self.kinship, 0, 1),
             ("tokens", self.tokens, self.dialects * HELD_OUT_EVERY * 64, 2_000_000_000),
         ):
             if not low <= value <= high:
@@ -56,6 +64,11 @@ class Grammar:
                 f"grammar: order={self.order} with symbols={self.symbols} needs a table of symbols^(order+1) > 2^22 "
                 "numbers: use a lower order or fewer symbols"
             )
+
+    @property
+    def key(self) -> str:
+        """What tells its text apart from that of other options."""
+        return repr(self) if self.families else repr(self).split(", families=")[0] + ")"
 
     @property
     def domains(self) -> list[str]:
@@ -68,9 +81,17 @@ class Grammar:
         tables = []
         for d in range(self.dialects):
             rng = numpy_generator(self.seed, "grammar dialect", d)
-            own = self._rows(rng)
+            own = self._with_kin(self._rows(rng), d)
             tables.append(np.where(rng.random((len(own), 1)) < self.similarity, shared, own))
         return np.stack(tables)
+
+    def _with_kin(self, own: np.ndarray, dialect: int) -> np.ndarray:
+        """The rows of a dialect, of which some are those of its family."""
+        if not self.families:
+            return own
+        family = self._rows(numpy_generator(self.seed, "grammar family", dialect * self.families // self.dialects))
+        rng = numpy_generator(self.seed, "grammar kin", dialect)
+        return np.where(rng.random((len(own), 1)) < self.kinship, family, own)
 
     def _rows(self, rng: np.random.Generator) -> np.ndarray:
         contexts = self.symbols**self.order

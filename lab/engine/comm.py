@@ -226,19 +226,24 @@ class Communicator:
         self._notify(lambda: Meeting(state, stack, None, handed=handed))
         return handed
 
-    def collect(self, tensors: Named, state: str, of: Stack) -> Named:
+    def collect(self, tensors: Named, state: str, of: Stack, level: int = 0) -> Named:
         """Workers hand in tensors of their own making, by worker and name: parts of what they hold in ``of``.
 
-        Those of workers elsewhere are given by their shape. What comes back is as of `gather`.
+        Those of workers elsewhere are given by their shape. What comes back is as of `gather`. With a ``level`` above 0 they are
+        tensors of nodes of a tree, each under one of its workers: the server keeps all nodes, so they are counted and do not travel.
         """
-        self._notify(lambda: Meeting(state, of, None))
-        self._write_each("gather", tensors, state)
-        return self.world.gather_to_server(tensors)
+        if level == 0:
+            self._notify(lambda: Meeting(state, of, None))
+        self._write_each("gather", tensors, state, level)
+        return tensors if level else self.world.gather_to_server(tensors)
 
-    def hand_out(self, tensors: Named, state: str) -> Named:
-        """A server hands tensors of its own making to workers, by worker and name: what those here (at the server: all) got."""
-        self._write_each("broadcast", tensors, state)
-        return self.world.scatter_from_server(tensors)
+    def hand_out(self, tensors: Named, state: str, level: int = 0) -> Named:
+        """A server hands tensors of its own making to workers, by worker and name: what those here (at the server: all) got.
+
+        ``level`` as in `collect`: to nodes.
+        """
+        self._write_each("broadcast", tensors, state, level)
+        return tensors if level else self.world.scatter_from_server(tensors)
 
     def agreed(self, stack: Stack, participants: Sequence[bool] | None = None, fallback: Stack | None = None) -> Stack:
         """The mean over the holders that are up (or marked in ``participants``): for looking at it. Nothing is sent or counted.
@@ -277,7 +282,7 @@ class Communicator:
             owed.copy_(x - decoded)
         return encoded, decoded
 
-    def _write_each(self, op: str, tensors: Named, state: str) -> None:
+    def _write_each(self, op: str, tensors: Named, state: str, level: int = 0) -> None:
         """Write ledger records for these workers; workers with equal sizes share one record."""
         alike: dict[tuple[tuple[str, int], ...], list[int]] = {}
         for worker, named in tensors.items():
@@ -287,11 +292,11 @@ class Communicator:
                 group = self.fleet.layout.blocks[place[0]].group if place is not None else "stack"
                 groups[group] = groups.get(group, 0) + x.nbytes
             alike.setdefault(tuple(groups.items()), []).append(worker)
-        self._write(op, state, {tuple(sorted(who)): dict(groups) for groups, who in alike.items()})
+        self._write(op, state, {tuple(sorted(who)): dict(groups) for groups, who in alike.items()}, level)
 
-    def _write(self, op: str, state: str, sent: Sizes) -> None:
+    def _write(self, op: str, state: str, sent: Sizes, level: int = 0) -> None:
         for workers, groups in sent.items():
-            self.ledger.records.append(Sent(self.t, op, state, workers, groups))
+            self.ledger.records.append(Sent(self.t, op, state, workers, groups, level))
 
 
 def _count(sent: Sizes, workers: tuple[int, ...], group: str, payload: int) -> None:

@@ -27,17 +27,16 @@ class Ledger:
         return fresh
 
     def by(self, *keys: str, worker: int | None = None) -> dict[tuple[object, ...], int]:
-        """Payload bytes summed over workers (or of one worker), by any of ``step``, ``op``, ``state``, ``group``, ``worker``."""
+        """Payload bytes summed over workers (or of one worker), by any of ``step``, ``op``, ``state``, ``group``, ``level``, ``worker``."""
         sums: dict[tuple[object, ...], int] = defaultdict(int)
         for r in self.records:
             workers = r.workers if worker is None else [w for w in r.workers if w == worker]
             for group, num_bytes in r.payload_bytes.items():
+                full = {"step": r.step, "op": r.op, "state": r.state, "group": group, "level": r.level}
                 if "worker" in keys:
                     for w in workers:
-                        full = {"step": r.step, "op": r.op, "state": r.state, "group": group, "worker": w}
-                        sums[tuple(full[k] for k in keys)] += num_bytes
+                        sums[tuple((full | {"worker": w})[k] for k in keys)] += num_bytes
                 elif workers:
-                    full = {"step": r.step, "op": r.op, "state": r.state, "group": group}
                     sums[tuple(full[k] for k in keys)] += num_bytes * len(workers)
         return dict(sums)
 

@@ -51,6 +51,19 @@ _FEDERATION: dict[str, Any] = {
 }
 _SGD = {"name": "SGD", "lr": 0.1}
 
+# Nine dialects of three families, a leaf each, in three federations.
+_FEDERATIONS: dict[str, Any] = {
+    "model": "nano",
+    "corpus": "grammar?dialects=9&families=3&similarity=0.3&kinship=0.6&tokens=1800000",
+    "split": "domain",
+    "num_workers": 9,
+    "clients": {"held_out": 0.1},
+    "batch_size": 8,
+    "context": 64,
+    "steps": 384,
+    "eval_every": 32,
+}
+
 _FOMOE_STEP = {"params": 32, "exp_avg": 32, "exp_avg_sq": 32}
 
 # DES-LOC's billion-scale run (section 5 of the paper): four workers, two million tokens a step, context 2048.
@@ -103,6 +116,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "fedprox": _FEDERATION | {"method": {"name": "fedprox", "sync_every": 10, "inner": _SGD}},
     "scaffold": _FEDERATION | {"method": {"name": "scaffold", "sync_every": 10, "inner": _SGD}},
+    "hierfavg": _FEDERATIONS
+    | {"method": {"name": "hierfavg", "sync_every": 16, "rounds": [2], "tree": "3", "inner": _ADAMW}},
     "prelort": _CLIENTS | {"method": {"name": "prelort", "inner": _ADAMW}},
     "fedit": _EQUAL | {"method": {"name": "fedit", "inner": _ADAMW}},
     "zero_padding": _CLIENTS | {"method": {"name": "zero_padding", "inner": _ADAMW}},

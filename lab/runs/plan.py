@@ -32,13 +32,14 @@ UNITS = {"hours": 1, "minutes": 60, "seconds": 3600}  # in an hour
 
 @dataclass(frozen=True)
 class StatePlan:
-    """One state's traffic by one operation, per worker."""
+    """One state's traffic by one operation, per worker; at a ``level`` above 0 per node of a tree."""
 
     state: str
     op: str
     times: int  # local steps in which there is some
     bytes_each: int
     total_bytes: int
+    level: int = 0
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class Plan:
     params_per_worker: list[int]
     state_bytes_per_worker: int  # params, gradients and optimizer states of the largest worker, and what is agreed
     frozen_bytes: int  # of the model that adapters are added to, at every worker
-    states: list[StatePlan]  # of the worker that sends most
+    states: list[StatePlan]  # of the worker that sends most; and of the nodes above workers
     payload_bytes_W: list[int]
     served: bool  # between workers and a server, no worker with another
     wire_bytes: float  # on a ring, or to and from a server, of the worker that sends most
@@ -125,8 +126,8 @@ class Plan:
             r.scenario.sample is not None
         )
         clients = f" for {r.clients.num:,} clients" if r.clients.num else ""
-        rows = [(self._label(s), s) for s in self.states]
-        wide = max([20, *(len(label) for label, _ in rows)])
+        rows = [(self._label(s), s) for s in self.states if not s.level]
+        wide = max([20, *(len(self._label(s)) for s in self.states)])
         lines = [
             f"{name_of(r.method)}: {r.num_workers} workers{clients} × {r.steps:,} local steps, {self.num_params:,} parameters{ranks}, "
             f"{r.num_workers * r.per_batch:,} {r.counted} a step",
@@ -134,11 +135,9 @@ class Plan:
             "",
             f"{'per worker':<{wide + 2}}{'times':>8}{'each':>12}{'payload':>12}",
         ]
+        lines += [_row(label, s, wide) for label, s in rows]
         lines += [
-            f"  {label:<{wide}}{s.times:>8,}{human(s.bytes_each):>12}{human(s.total_bytes):>12}" for label, s in rows
-        ]
-        lines += [
-            f"  {'all':<{wide}}{sum(s.times for s in self.states):>8,}{'':>12}{human(self.payload_bytes):>12}",
+            f"  {'all':<{wide}}{sum(s.times for _, s in rows):>8,}{'':>12}{human(self.payload_bytes):>12}",
             f"  {_less('DDP', self.ddp_bytes, self.payload_bytes)}   "
             f"{_less('Local Adam', self.local_adam_bytes, self.payload_bytes)}"
             + (f" (both with adapters of rank {bounds[-1]} at every worker)" if bounds else ""),
@@ -151,20 +150,30 @@ class Plan:
                 f"  on the wire of a ring {on_ring:.2f}× fewer than DDP: small groups send less, payloads that cannot be summed "
                 "on the way more"
             )
-        lines += self._differing()
+        lines += [*self._differing(), *self._of_nodes(wide)]
         if self.forecasts:
             longest = max(f.total_hours for f in self.forecasts)
             unit, per_hour = next(((u, n) for u, n in UNITS.items() if longest * n >= 2), ("seconds", 3600))
             head = f"{unit} with a server, links of" if self.served else f"{unit} on links of"
-            lines += ["", f"{head:<32}{'compute':>9}{'network':>9}{'together':>9}{'DDP':>10}{'gain':>10}"]
+            longest_link = max(30, *(len(f.link) for f in self.forecasts))
             lines += [
-                f"  {f.link:<30}{f.compute_hours * per_hour:>9.3g}{f.communication_hours * per_hour:>9.3g}"
+                "",
+                f"{head:<{longest_link + 2}}{'compute':>9}{'network':>9}{'together':>9}{'DDP':>10}{'gain':>10}",
+            ]
+            lines += [
+                f"  {f.link:<{longest_link}}{f.compute_hours * per_hour:>9.3g}{f.communication_hours * per_hour:>9.3g}"
                 f"{f.total_hours * per_hour:>9.3g}{f.ddp_hours * per_hour:>10.3g}"
                 + (f"{f.ddp_hours / f.total_hours:>9.2f}×" if self.payload_bytes else f"{'–':>10}")
                 for f in self.forecasts
             ]
             lines.append(self._computing())
         return "\n".join(lines)
+
+    def _of_nodes(self, wide: int) -> Iterator[str]:
+        """What goes between the nodes of a tree."""
+        for level in sorted({s.level for s in self.states if s.level}):
+            yield f"per node, on links {level} level{'s' * (level > 1)} above those of workers"
+            yield from (_row(self._label(s), s, wide) for s in self.states if s.level == level)
 
     def _differing(self) -> list[str]:
         """Where workers send more or less than others: each of them, as long as they are few."""
@@ -185,8 +194,12 @@ class Plan:
 
     def _label(self, s: StatePlan) -> str:
         """The state's name, with the operation where there are several."""
-        alone = sum(other.state == s.state for other in self.states) == 1
+        alone = sum((other.state, other.level) == (s.state, s.level) for other in self.states) == 1
         return s.state if alone else f"{s.state}, {s.op}"
+
+
+def _row(label: str, s: StatePlan, wide: int) -> str:
+    return f"  {label:<{wide}}{s.times:>8,}{human(s.bytes_each):>12}{human(s.total_bytes):>12}"
 
 
 def plan(
@@ -258,7 +271,7 @@ def _plan(recipe: Recipe, networks: Mapping[str, Network], device: str, devices_
         forecasts=[
             _forecast(
                 name,
-                (replace(net, topology=topology) if state.served else net, net),
+                (replace(net, topology=topology) if state.served else net, net.slowest),
                 recipe,
                 sent,
                 ddp,
@@ -324,23 +337,32 @@ def _beside(recipe: Recipe, method: dict[str, Any], fleet: Fleet | None) -> tupl
 
 
 def _on_wires(sent: Calendar, recipe: Recipe, topology: Literal["ring", "server"] = "ring") -> float:
-    bill = sent.price(Network(topology=topology), num_workers=recipe.num_workers)
+    own = replace(sent, kinds=tuple(tuple(r for r in kind if not r.level) for kind in sent.kinds))  # not that of nodes
+    bill = own.price(Network(topology=topology), num_workers=recipe.num_workers)
     return float(bill.wire_bytes_W.max())
 
 
 def _states(sent: Calendar, worker: int) -> list[StatePlan]:
-    """Return the traffic by state, in the order in which states are first sent."""
-    times: dict[tuple[str, str], int] = defaultdict(int)
-    total: dict[tuple[str, str], int] = defaultdict(int)
+    """Return the traffic of a worker by state, in the order in which states are first sent; then that of nodes, level by level.
+
+    Of the nodes of a level it is that of the one that stands in the ledger under the first of its workers.
+    """
+    times: dict[tuple[str, str, int], int] = defaultdict(int)
+    total: dict[tuple[str, str, int], int] = defaultdict(int)
+    seats: dict[int, int] = {0: worker}  # whose traffic is told, by level
     for num_steps, kind in zip(sent.times, sent.kinds, strict=True):
-        mine = [r for r in kind if worker in r.workers]
+        mine = [r for r in kind if seats.setdefault(r.level, r.workers[0]) in r.workers]
         for r in mine:
-            total[r.state, r.op] += num_steps * r.bytes_each
-        for key in {(r.state, r.op) for r in mine}:
+            total[r.state, r.op, r.level] += num_steps * r.bytes_each
+        for key in {(r.state, r.op, r.level) for r in mine}:
             times[key] += num_steps
-    states = list(dict.fromkeys(state for state, _ in total))
-    ordered = sorted(total, key=lambda key: states.index(key[0]))
-    return [StatePlan(*key, times[key], total[key] // times[key], total[key]) for key in ordered]
+    states = list(dict.fromkeys(state for state, *_ in total))
+    ordered = sorted(total, key=lambda key: (key[2], states.index(key[0])))
+    return [
+        StatePlan(state, op, times[state, op, level], x // times[state, op, level], x, level)
+        for state, op, level in ordered
+        for x in (total[state, op, level],)
+    ]
 
 
 def _forecast(
@@ -352,7 +374,7 @@ def _forecast(
     seconds: float,
     turns: Sequence[Turn],
 ) -> Forecast:
-    """``networks``: of the method, and of DDP, whose workers are as fast."""
+    """``networks``: of the method, and of DDP, whose workers are as fast and whose ring goes over the slowest links."""
 
     def price(network: Network, what: Calendar) -> Bill:
         slow = recipe.scenario.slow
@@ -362,7 +384,7 @@ def _forecast(
     hours = 3600.0
     return Forecast(
         name,
-        described(networks[1]),
+        described(networks[0]),
         mine.compute_seconds / hours,
         mine.communication_seconds / hours,
         mine.total_seconds / hours,

@@ -101,8 +101,8 @@ class Heard(Communicator):
     def gather(self, stack: Stack, state: str) -> Named:
         return self._own(Communicator.gather(self, stack, state))
 
-    def collect(self, tensors: Named, state: str, of: Stack) -> Named:
-        return self._own(Communicator.collect(self, tensors, state, of))
+    def collect(self, tensors: Named, state: str, of: Stack, level: int = 0) -> Named:
+        return self._own(Communicator.collect(self, tensors, state, of, level))
 
     def _own(self, handed: Named) -> Named:
         return {w: named for w, named in handed.items() if w == self.worker} or handed

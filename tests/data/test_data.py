@@ -331,6 +331,25 @@ def test_similarity_is_the_share_of_common_rows() -> None:
         assert same == pytest.approx(similarity**2, abs=0.05)
 
 
+def test_dialects_of_a_family_are_nearer_to_each_other() -> None:
+    """Rows in common: 0.2 of all with everybody, and 0.7 of the others with those of the family; without families as ever."""
+    tables = Grammar(dialects=6, families=3, similarity=0.2, kinship=0.7, symbols=12).tables()
+
+    def common(a: int, b: int) -> float:
+        return float((tables[a] == tables[b]).all(1).mean())
+
+    assert common(0, 1) == pytest.approx(0.2**2 + (0.8 * 0.7) ** 2, abs=0.12)
+    assert common(1, 2) == pytest.approx(0.2**2, abs=0.08)
+    plain = Grammar(dialects=6, similarity=0.2, symbols=12)
+    assert np.array_equal(
+        plain.tables()[0], Grammar(dialects=6, families=3, kinship=0.0, similarity=0.2, symbols=12).tables()[0]
+    )
+    assert "families" not in plain.key
+    assert "families=3" in Grammar(dialects=6, families=3).key
+    with pytest.raises(RecipeError, match="families=7 is out of range"):
+        Grammar(dialects=6, families=7)
+
+
 def test_grammar_corpus(tmp_path: Path) -> None:
     start = time.perf_counter()
     corpus = load_corpus(SMALL, cache=tmp_path)

@@ -18,10 +18,10 @@ from lab.recipes.recipe import Recipe
 from lab.recipes.selection import Selected, Selection
 from lab.runs.seating import Seating
 from lab.runs.trainer import Trainer
-from tests.support.listed import ADAPTED, LISTED
+from tests.support.listed import ADAPTED, LISTED, TREES
 from tests.support.recipes import corpus, recipe
 
-FEDERATED: dict[str, Method] = LISTED | ADAPTED
+FEDERATED: dict[str, Method] = {name: m for name, m in LISTED.items() if name not in TREES} | ADAPTED
 ADAPTERS: dict[str, Any] = {"ranks": [2], "targets": ["attention.qkv", "mlp.0"]}  # of which the second is personal
 # Two rounds in which one of four is late, one in which all are asleep, one with a single client, one with two.
 CLIENTS: dict[str, Any] = {"num": 7, "spread": 0.8, "wait_for": 3, "available": "day_night:2", "round_hours": 3}

@@ -13,6 +13,7 @@ from lab.methods.des_loc import DESLOC
 from lab.methods.diloco import DiLoCo
 from lab.methods.fedprox import FedProx
 from lab.methods.fomoe import FoMoE
+from lab.methods.hierfavg import HierFAVG
 from lab.methods.local_adam import LocalAdam
 from lab.methods.local_sgd import LocalSGD
 from lab.methods.lordo import LoRDO, QHAdam
@@ -74,6 +75,10 @@ ADAPTED: dict[str, Method] = {
 }
 
 
+# With a tree of more than one node: each worker has its place in it, and no client can take another's.
+TREES = ("hierfavg two", "worldlm two")
+
+
 LISTED: dict[str, Method] = {name: shortened(cls()) for name, cls in METHODS.items() if name not in OF_ADAPTERS} | {
     "ddp SGD unclipped": DDP(inner=SGD, max_norm=None),
     "ddp ADOPT": DDP(inner=ADOPT),
@@ -112,6 +117,7 @@ LISTED: dict[str, Method] = {name: shortened(cls()) for name, cls in METHODS.ite
     "mt_dao QHM": MTDAO({"params": 3, "exp_avg": 2}, QHM),
     "fedprox AdamW": FedProx(2, 0.5, AdamW(3e-2), weight="samples", max_norm=0.5),
     "fedprox kept": FedProx(2, 1.0, SGDM, "kept"),
+    "hierfavg two": HierFAVG(2, (2,), "2", inner=SGDM, weight="uniform"),
     "scaffold I": SCAFFOLD(2, SGDM, option="I", max_norm=0.5),
     "scaffold samples": SCAFFOLD(2, Optimizer("SGD", 3e-2, {"weight_decay": 0.1}), 1.7, weight="samples"),
 }
