@@ -15,7 +15,15 @@ from lab.seeds import generator
 def step_seconds_by_ghosts(
     model: MoE, ghosts: Sequence[int], *, vocab_size: int = 64, batch: tuple[int, int] = (16, 64), rounds: int = 9
 ) -> dict[int, float]:
-    """Seconds of a forward and backward pass when so many experts of every layer are not resident; medians.
+    """Seconds of a forward and backward pass when so many experts of every layer are not resident; medians of `rounds_by_ghosts`."""
+    took = rounds_by_ghosts(model, ghosts, vocab_size=vocab_size, batch=batch, rounds=rounds)
+    return {g: statistics.median(seconds) for g, seconds in took.items()}
+
+
+def rounds_by_ghosts(
+    model: MoE, ghosts: Sequence[int], *, vocab_size: int = 64, batch: tuple[int, int] = (16, 64), rounds: int = 9
+) -> dict[int, list[float]]:
+    """Seconds of a forward and backward pass in each round, when so many experts of every layer are not resident.
 
     The shapes are the same throughout, and the variants take turns, so that a busy machine slows all of them alike.
 
@@ -38,4 +46,4 @@ def step_seconds_by_ghosts(
             before = time.perf_counter()
             module.loss(ids[:, :-1], ids[:, 1:]).backward()  # type: ignore[operator]
             took[g].append(time.perf_counter() - before)
-    return {g: statistics.median(seconds[1:]) for g, seconds in took.items()}  # the first round warms up
+    return {g: seconds[1:] for g, seconds in took.items()}  # the first round warms up

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Any, Literal
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
 from lab.study.effects import LEVEL, Better, Effect, Says, Scale, holm
+from lab.study.evidence import NONE, Evidence
 from lab.study.tables import html_table
+
+if TYPE_CHECKING:
+    from lab.runs.columns import Columns
 
 MIME = "application/vnd.isthmus.claims+json"
 
 Verdict = Literal["exact", "holds", "contradicted", "inconclusive", "not tested"]
 SIGN = {"exact": "=", "holds": "✓", "contradicted": "✗", "inconclusive": "?", "not tested": "·"}
-BEFORE = {"not reproduced": "inconclusive", "not tested here": "not tested"}  # words of tables that were kept before
+BEFORE = {"not tested here": "not tested"}  # words of tables that were kept before
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,9 @@ class Claim:
     note
         what a reader must know to judge: differences of setting, what would decide.
     effects
-        what it was judged by. Made by `effect` or `every`.
+        what it was judged by. Made by `effect` or `every`; nothing else can hold.
+    evidence
+        the runs behind it.
     """
 
     paper: str
@@ -39,10 +45,15 @@ class Claim:
     verdict: Verdict
     note: str = ""
     effects: tuple[Effect, ...] = ()
+    evidence: Evidence = NONE
 
     def __post_init__(self) -> None:
         if self.verdict not in SIGN:
             raise ValueError(f"verdict {self.verdict!r}: use one of {', '.join(SIGN)}")
+        if self.verdict == "holds" and not self.effects:
+            raise ValueError(
+                "a claim holds by an interval and a margin: use Claim.effect, or Claim.exact where it is counted"
+            )
 
     @classmethod
     def effect(
@@ -60,17 +71,28 @@ class Claim:
         unit: str = "",
         seen: str = "",
         note: str = "",
+        runs: Iterable[Columns] = (),
+        size: str = "",
     ) -> Claim:
         """A claim that paired runs decide: one value a seed of the treated and of the control, and the margin (see `Effect`).
 
-        ``seen``: what else was measured, to stand before the effect.
+        ``seen``: what else was measured, to stand before the effect. ``runs``, ``size``: see `Evidence.of`.
         """
         one = Effect(tuple(treated), tuple(control), margin, claim, better, scale, unit=unit)
-        return cls.every(paper, says, setting, [one], seen=seen, note=note)
+        return cls.every(paper, says, setting, [one], seen=seen, note=note, runs=runs, size=size)
 
     @classmethod
     def every(
-        cls, paper: str, says: str, setting: str, effects: Sequence[Effect], *, seen: str = "", note: str = ""
+        cls,
+        paper: str,
+        says: str,
+        setting: str,
+        effects: Sequence[Effect],
+        *,
+        seen: str = "",
+        note: str = "",
+        runs: Iterable[Columns] = (),
+        size: str = "",
     ) -> Claim:
         """A claim of several effects at once, each with a label: at every period, at every rank.
 
@@ -91,7 +113,7 @@ class Claim:
         if verdict == "inconclusive":
             many = "each is decided, but not all to one side at 5 % for all of them together: more pairs"
             note = "; ".join(filter(None, [note, f"would decide: {'; '.join(dict.fromkeys(lacks)) or many}"]))
-        return cls(paper, says, setting, measured, verdict, note, tuple(effects))
+        return cls(paper, says, setting, measured, verdict, note, tuple(effects), Evidence.of(runs, size))
 
     @classmethod
     def exact(
@@ -105,6 +127,8 @@ class Claim:
         within: float = 0.0,
         seen: str = "",
         note: str = "",
+        runs: Iterable[Columns] = (),
+        size: str = "",
     ) -> Claim:
         """A claim that counting or calculation decides: ``exact`` where the two are equal, else ``contradicted``.
 
@@ -116,17 +140,13 @@ class Claim:
         numbers = isinstance(measured, int | float) and isinstance(expected, int | float)
         equal = bool(abs(measured - expected) <= within if numbers and within else measured == expected)
         words = seen or f"{measured}" + ("" if equal else f", expected {expected}")
-        return cls(paper, says, setting, words, "exact" if equal else "contradicted", note)
+        verdict: Verdict = "exact" if equal else "contradicted"
+        return cls(paper, says, setting, words, verdict, note, evidence=Evidence.of(runs, size))
 
     @classmethod
     def untested(cls, paper: str, says: str, setting: str, why: str, note: str = "") -> Claim:
         """A claim that nothing here tests, and why."""
         return cls(paper, says, setting, why, "not tested", note)
-
-    @classmethod
-    def judge(cls, paper: str, says: str, setting: str, measured: str, holds: bool, note: str = "") -> Claim:
-        """A claim whose direction is decided by a comparison of measured numbers."""
-        return cls(paper, says, setting, measured, "holds" if holds else "inconclusive", note)
 
     @property
     def p(self) -> float:
@@ -142,20 +162,21 @@ class Claim:
         return "; ".join(dict.fromkeys(e.what_counts for e in self.effects))
 
     def to_json(self) -> dict[str, Any]:
-        plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "effects"}
-        return {**plain, "effects": [e.to_json() for e in self.effects]}
+        kept = ("paper", "says", "setting", "measured", "verdict", "note")
+        plain: dict[str, Any] = {name: getattr(self, name) for name in kept}
+        return plain | {"effects": [e.to_json() for e in self.effects], "evidence": asdict(self.evidence)}
 
     @classmethod
     def from_json(cls, kept: Mapping[str, Any]) -> Claim:
         """As it was kept, also by an earlier version: what had no interval then is inconclusive, and says so."""
         row = dict(kept)
-        effects = tuple(Effect.from_json(e) for e in row.pop("effects", ()))
-        word = row.pop("verdict")
-        claim = cls(**row, verdict=BEFORE.get(word, word), effects=effects)
-        if effects or claim.verdict not in ("holds", "inconclusive") or "effects" in kept:
-            return claim
-        note = "; ".join(filter(None, [claim.note, f"judged without an interval then: {word}"]))
-        return replace(claim, verdict="inconclusive", note=note)
+        effects = tuple(map(Effect.from_json, row.pop("effects", ())))
+        evidence = Evidence(**row.pop("evidence", {}))
+        if "effects" not in kept and (then := row["verdict"]) not in ("exact", "not tested", "not tested here"):
+            note = "; ".join(filter(None, [row.get("note", ""), f"judged without an interval then: {then}"]))
+            row |= {"verdict": "inconclusive", "note": note}
+        row["verdict"] = BEFORE.get(row["verdict"], row["verdict"])
+        return cls(**row, effects=effects, evidence=evidence)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Executed notebooks side by side: a table for the terminal, and pages that need no network."""
+"""Executed notebooks side by side: a table for the terminal, and a page that needs no network."""
 
 from __future__ import annotations
 
@@ -45,28 +45,6 @@ def to_html(title: str, executions: Sequence[Execution]) -> str:
         ]
         parts.append(html_table([*keys, "measured", "verdict", "note"], of_claim))
     return _page(f"{title}: {len(executions)} combinations", "".join(parts))
-
-
-def claims_page(executions: Sequence[Execution]) -> str:
-    """One page that needs no network: every claim of several notebooks, and how many there are of each verdict."""
-    counts = dict.fromkeys(SIGN, 0)
-    for _, claim in _claims(executions):
-        counts[claim.verdict] += 1
-    rows: list[Sequence[str | Entry]] = []
-    for one in executions:
-        result, links = _outcome_of(one)
-        rows.append([one.name, result, f"{one.seconds:.0f} s" if one.seconds else "done before", links])
-    parts = [html_table(["notebook", "claims", "took", "pages"], rows)]
-    for one in executions:
-        if one.claims is not None:
-            columns = ("paper", "claim", "setting there", "measured", "verdict", "note")
-            of_notebook = [
-                (c.paper, c.says, c.setting, c.measured, f"{SIGN[c.verdict]} {c.verdict}", c.note)
-                for c in one.claims.rows
-            ]
-            parts.append(f"<h2>{html.escape(one.name)}</h2>" + html_table(columns, of_notebook))
-    words = ", ".join(f"{n} {SIGN[verdict]} {verdict}" for verdict, n in counts.items())
-    return _page("What holds of the papers' claims", f"<p>{words}</p>{''.join(parts)}")
 
 
 def _page(title: str, body: str) -> str:

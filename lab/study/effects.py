@@ -10,7 +10,7 @@ The margin
     side, is *contradicted* where the whole interval lies on the other side, and is *inconclusive* where the interval has the margin
     inside. If the truth lies on the margin, one in twenty is decided all the same: half of them to each side.
 Runs that diverged
-    An infinite or NaN value is worse than every number, and no t applies to it. The interval is then that of the median, between two of
+    An infinite or NaN value is worse than every number (also where a run has nothing to show for another reason), and no t applies to it. The interval is then that of the median, between two of
     the ordered differences (the sign test turned round): it assumes nothing, and has 95 % from six pairs on. A pair of which both
     diverged says nothing and is left out.
 """
@@ -230,9 +230,9 @@ class Effect:
             return ""
         n = len(self.pairs)
         if not n:
-            return "both runs of every pair diverged: a setting in which one of them does not"
+            return "neither run of any pair gave a number: a setting in which one of them does"
         if self._diverged:
-            return f"where a run diverged only signs count, and they decide from {SIGNS} pairs on"
+            return f"where a run gave no number only signs count, and they decide from {SIGNS} pairs on"
         if n == 1:
             return f"one pair has no interval: {USUAL} pairs would give one"
         if not self._has_spread:
@@ -290,15 +290,13 @@ class Effect:
         n = len(self.treated)
         interval = f" ({' … '.join(map(self.words, self.line_interval))})" if self.line_interval else ""
         pairs = "one pair" if n == 1 else f"{n} pairs"
-        diverged = "".join(
-            f", {bad} of {n} {who} runs diverged"
+        silent = "".join(
+            f", {bad} of {n} {who} runs without a number"
             for bad, who in zip(self.num_diverged, ("treated", "control"), strict=True)
             if bad
         )
         median = "median " if self._diverged else ""
-        return (
-            f"{f'{self.label}: ' if self.label else ''}{median}{self.words(self.middle)}{interval}, {pairs}{diverged}"
-        )
+        return f"{f'{self.label}: ' if self.label else ''}{median}{self.words(self.middle)}{interval}, {pairs}{silent}"
 
     # --- kept ----------------------------------------------------------------------------------------------------------
 

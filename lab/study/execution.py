@@ -159,7 +159,7 @@ def finished(out: Path) -> Iterator[Execution]:
             continue
         name = done.get("name") or target.stem.rpartition("-")[0]
         if name not in newest or not done["parameters"] or newest[name].parameters:
-            newest[name] = Execution(Path(f"{name}.ipynb"), done["parameters"], target)
+            newest[name] = Execution(Path(done.get("folder", "."), f"{name}.ipynb"), done["parameters"], target)
     return iter(newest.values())
 
 

@@ -10,7 +10,7 @@ import click
 from lab.errors import RecipeError
 from lab.files import located, shown, write_atomically
 from lab.study.claims import Claims, tally
-from lab.study.comparison import claims_page
+from lab.study.claims_page import claims_page
 from lab.study.execution import Execution, Pages, execute_all, execute_alone, finished
 from lab.study.notebooks import Notebook, find, given
 

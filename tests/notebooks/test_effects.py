@@ -96,7 +96,7 @@ def test_what_has_no_interval_is_inconclusive_and_says_what_it_lacks() -> None:
     assert rounded.line_interval is None
     nothing = Effect((NAN, INF), (INF, NAN), 0.0)
     assert nothing.verdict == "inconclusive"
-    assert "both runs of every pair diverged" in nothing.would_decide
+    assert "neither run of any pair gave a number" in nothing.would_decide
     assert "nan" not in nothing.measured
 
 
@@ -111,7 +111,7 @@ def test_a_run_that_diverged_is_worse_than_one_that_did_not() -> None:
     assert six.middle == -1
     assert six.verdict == "holds"
     assert six.p == 2 / 2**6
-    assert six.measured == "median −1.00 (−∞ … −0.50), 6 pairs, 2 of 6 control runs diverged"
+    assert six.measured == "median −1.00 (−∞ … −0.50), 6 pairs, 2 of 6 control runs without a number"
     against = Effect(six.control, six.treated, 0.0)
     assert (against.verdict, against.p) == ("contradicted", 2 / 2**6)
     one_tie = Effect((*six.treated[:-1], 2.0), six.control, 0.0)

@@ -21,7 +21,7 @@ CLAIMING = """
 from lab.study.claims import Claim, Claims
 if x == 2:
     raise ValueError("two & no more")
-Claims("tiny", (Claim("Paper A", "x is large", "here", f"{x} of {label}", "holds" if x > 1 else "contradicted"),))
+Claims("tiny", (Claim("Paper A", "x is large", "here", f"{x} of {label}", "inconclusive" if x > 1 else "contradicted"),))
 """
 
 
@@ -52,7 +52,7 @@ def test_a_sweep_runs_what_is_missing_and_compares(tmp_path: Path) -> None:
     (line,) = [x for x in first.stderr.splitlines() if x.startswith("failed:")]
     assert line.startswith("failed: tiny with x=2 label=b: cell 3 raised ValueError: two & no more (see ")
     assert re.search(r"2 +b +failed: cell 3 raised ValueError", first.stdout)
-    assert re.search(r"3 +b +1 holds", first.stdout)
+    assert re.search(r"3 +b +1 inconclusive", first.stdout)
     (page,) = out.glob("sweep-tiny-*.html")
     assert f"compared on one page: {page}" in first.stdout
     text = page.read_text()
@@ -117,13 +117,13 @@ def test_the_comparison_by_hand(tmp_path: Path) -> None:
 
     source = tmp_path / "n.ipynb"
     executions = [
-        Execution(source, {"k": 1, "s": "<i>"}, tmp_path / "a.ipynb", claims=claims("0.5", "holds")),
+        Execution(source, {"k": 1, "s": "<i>"}, tmp_path / "a.ipynb", claims=claims("0.5", "inconclusive")),
         Execution(source, {"k": 16, "s": "u"}, tmp_path / "b.ipynb", claims=claims("0.7", "contradicted")),
         Execution(source, {"k": 64, "s": "u"}, tmp_path / "c.ipynb", problem="it fell"),
     ]
     assert to_text(executions).splitlines() == [
         " k    s  claims",
-        " 1  <i>  1 holds",
+        " 1  <i>  1 inconclusive",
         "16    u  1 contradicted",
         "64    u  failed: it fell",
     ]
@@ -164,7 +164,7 @@ def test_all_notebooks_side_by_side_and_one_page_of_claims(tmp_path: Path, monke
     assert re.search(r"01_one: done in \d+ s", done.stdout)
     assert re.search(r"failed: 02_two: cell \d raised ValueError: two & no more", done.stderr)
     page = (tmp_path / "runs/notebooks/claims.html").read_text()
-    assert "1 ✗ contradicted" in page
+    assert "1 contradicted</b>" in page
     assert "1 of a" in page
     assert "two &amp; no more" in page
     second.write_text(second.read_text().replace("x: int = 2", "x: int = 3"))
@@ -172,7 +172,7 @@ def test_all_notebooks_side_by_side_and_one_page_of_claims(tmp_path: Path, monke
     assert again.exit_code == 0, again.output
     assert "01_one: already done" in again.stdout
     page = (tmp_path / "runs/notebooks/claims.html").read_text()
-    assert "1 ✓ holds, 1 ✗ contradicted" in page
+    assert "1 contradicted, 1 inconclusive</b>" in page
     assert not re.findall(r'(?:src|href)="(?:https?:)?//', page)
     assert all((tmp_path / "runs/notebooks" / link).exists() for link in re.findall(r'href="([^"]+)"', page))
     named = CliRunner().invoke(main, ["reproduce", "01_one", "--all"])

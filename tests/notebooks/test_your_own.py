@@ -38,9 +38,9 @@ def test_swept_over_and_looked_at_without_its_parts(tmp_path: Path, monkeypatch:
     for notebook in executed:
         claims = claims_in(json.loads(notebook.read_text(encoding="utf-8")))
         assert claims is not None
-        assert [c.verdict for c in claims.rows] == ["exact"] * 8 + ["not tested"]
+        assert [c.verdict for c in claims.rows] == ["exact"] * 8 + ["inconclusive"]
     assert len(executed) == 2
-    assert swept.output.count("8 exact, 1 not tested") == 2
+    assert swept.output.count("8 exact, 1 inconclusive") == 2
 
     assert "tailwind" not in METHODS
     live = [RunFolder(f) for f in sorted(Path("runs/live").iterdir())]
