@@ -11,6 +11,7 @@ The loop that makes them, in pseudo-code::
         Stepped                 one local step at every worker that is up
         Sent …                  what the communicator moved in this step
         Covered                 whenever clients' adapters were aggregated: who covered which rank segment
+        Masked                  whenever clients that prune have handed in: whether they keep the same weights
         Drifted                 just before params are averaged, and with every evaluation: how far apart the workers are
         Evaluated               every eval_every steps: the averaged model on the validation windows
         Truncated               with it, for a model with adapters: the same at every prefix
@@ -235,6 +236,43 @@ class Truncated:
     spectrum_M: list[float]  # Σ σ_i² of the product over the segment's indices, over the sum of them all
 
 
+@dataclass(frozen=True)
+class Masked:
+    """What clients that prune have handed in, and what became of it at the server: over the weights that can be pruned.
+
+    The mask of a model says which of its weights are not zero. IoU of two masks: weights in both over weights in either, here
+    as ``mean`` and ``least`` over pairs (of at most 32 of the clients); empty where there is no pair.
+    """
+
+    kind: ClassVar[str] = "masked"
+    step: int
+    num_weights: int
+    clients: int  # that have handed in
+    kept: float  # weights that one of them has handed in, on average
+    regrown: int  # of all of them together: zero when they fetched, and not zero before they pruned
+    server_before: int  # weights of the model that they had fetched,
+    server_kept: int  # and of the one that the server has made of theirs
+    between: dict[str, float]  # IoU of two clients
+    with_server: dict[str, float]  # of a client and the server afterwards
+    with_before: float  # of the server before and afterwards
+
+    @property
+    def sparsity(self) -> float:
+        """Share of the weights of the server's model that are zero."""
+        return 1 - self.server_kept / self.num_weights
+
+    def words(self) -> str:
+        """What there is to be known, in numbers."""
+        agree = ""
+        if self.between:
+            agree = f"; masks of two clients have an IoU of {self.between['mean']:.4f} on average, {self.between['least']:.4f} at least"
+        return (
+            f"At step {self.step:,}, {self.clients:,} clients handed in {self.kept:,.0f} of {self.num_weights:,} weights each{agree}. "
+            f"{self.regrown:,} weights had grown back at them. The server's model now has {self.server_kept:,}, a sparsity of "
+            f"{self.sparsity:.2%}"
+        )
+
+
 Distribution = dict[str, float]
 
 
@@ -333,6 +371,7 @@ Event = (
     | Saturated
     | Covered
     | Truncated
+    | Masked
     | ClientsScored
     | Measured
     | Checkpointed

@@ -126,6 +126,47 @@ class TopK:
         return torch.zeros_like(like).index_copy_(0, index.long(), value)
 
 
+@config
+class NonZeros:
+    """All elements that are not zero, and where they are: by a bit for each element, or by their indices, whichever takes fewer bytes.
+
+    Where neither saves anything, all elements as they are. Nothing is lost. Indices have 2 bytes in a tensor of at most 32,768
+    elements, then 4. How many bytes it takes hangs on the values, so it is for methods that say what a dry run is to expect.
+    """
+
+    reducible = False
+    sparse = False
+    error_feedback = False
+
+    def encode(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Of ``[n]``: the values, and bits (uint8), indices, or nothing."""
+        at = x.nonzero()[:, 0]
+        _, mask = self.shapes(len(x), len(at), x.dtype)
+        if len(at) == len(x) or (not len(mask) and len(at)):
+            return x, mask.new_empty(0, device=x.device)
+        if mask.dtype == torch.uint8:
+            bits = torch.nn.functional.pad(x != 0, (0, -len(x) % 8)).view(-1, 8)
+            return x[at], (bits * 2 ** torch.arange(8, device=x.device)).sum(1).to(torch.uint8)
+        return x[at], at.to(mask.dtype)
+
+    def decode(self, sent: tuple[Tensor, ...], like: Tensor) -> Tensor:
+        values, mask = sent
+        if len(values) == len(like):
+            return values
+        if mask.dtype == torch.uint8:
+            mask = (mask[:, None] >> torch.arange(8, device=mask.device) & 1).view(-1).nonzero()[:, 0]
+        return torch.zeros_like(like).index_copy_(0, mask.long(), values)
+
+    def shapes(self, n: int, num: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """What `encode` makes of ``n`` elements of which ``num`` are not zero, without numbers."""
+        index = torch.int16 if n <= 1 << 15 else torch.int32
+        bits, indices, dense = -(-n // 8), num * index.itemsize, (n - num) * dtype.itemsize
+        shape, kind = (bits, torch.uint8) if bits < indices else (num, index)
+        few = min(bits, indices) < dense
+        values = torch.empty(num if few else n, dtype=dtype, device="meta")
+        return values, torch.empty(shape if few else 0, dtype=kind, device="meta")
+
+
 def codec(spec: str) -> Codec:
     """``"bfloat16"``, ``"float16"``, ``"int8"``, ``"e3m0"``, ``"topk:0.01"`` or ``"topk:0.01:forget"`` (no error feedback).
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Protocol, TypeVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from lab.config import RecipeView, checked, references
 from lab.engine.comm import Communicator
@@ -21,7 +21,7 @@ T = TypeVar("T")
 class Method(Protocol):
     """The loop body of one paper: how each cell of the fleet moves, and which rows are averaged, when.
 
-    A frozen dataclass (`lab.config.config`) under the decorator `method`. What is here is required; four functions and a property may
+    A frozen dataclass (`lab.config.config`) under the decorator `method`. What is here is required; five functions and a property may
     be there as well, for what only the method knows:
 
     ``check(recipe)``
@@ -30,6 +30,9 @@ class Method(Protocol):
         one line for every option that makes no difference; without it, those of `never_synced`.
     ``fixed_periods(recipe)``
         why its sync periods cannot be changed in mid-run, or None.
+    ``prepare_(module, values)``
+        what becomes of every module of a run as it is made, that of each worker and the one that is scored: layers that compute in
+        another way, with parameters of the same names and shapes. ``values``: it has its first values, and may get others.
     ``exceptions()``
         laws of `lab.testing` that it does not claim, each with the reason.
     ``agrees``
@@ -76,6 +79,8 @@ class Declared:
         local states that belong to a client and go where it goes, such as control variates.
     holds
         states of its server that a client has to hold while it trains, such as what it is pulled towards.
+    prunes
+        its clients hand in weights most of which are zero (`lab.methods.sparse_rounds`).
     """
 
     name: str
@@ -86,6 +91,7 @@ class Declared:
     trains_B_alone: bool = False
     keeps: tuple[str, ...] = ()
     holds: tuple[str, ...] = ()
+    prunes: bool = False
 
 
 METHODS: dict[str, type[Method]] = {}  # by name, filled by the decorator
@@ -103,6 +109,7 @@ def method(
     trains_B_alone: bool = False,
     keeps: tuple[str, ...] = (),
     holds: tuple[str, ...] = (),
+    prunes: bool = False,
 ) -> Callable[[type[T]], type[T]]:
     """Decorator: gives a class of the form `Method` its name in recipes, with what it needs from others (`Declared`).
 
@@ -117,7 +124,7 @@ def method(
         raise RecipeError(
             f'@method above {getattr(name, "__name__", shown(name))} has no name: write @method("fed_prox")'
         )
-    declared = Declared(name, server, moves_experts, own_loss, equal_ranks, trains_B_alone, keeps, holds)
+    declared = Declared(name, server, moves_experts, own_loss, equal_ranks, trains_B_alone, keeps, holds, prunes)
 
     def register(cls: type[T]) -> type[T]:
         _check_class(name, cls)
@@ -333,7 +340,14 @@ def received(m: Method) -> tuple[str, ...]:
     return ("params", *m.averages, *getattr(m, "agrees", ()))
 
 
-def _own(m: Method, name: str) -> Iterator[Callable[[RecipeView], Any]]:
+def prepared(m: Method, module: nn.Module, values: bool) -> nn.Module:
+    """A module as its method wants it (``prepare_``)."""
+    for prepare_ in _own(m, "prepare_"):
+        prepare_(module, values)
+    return module
+
+
+def _own(m: Method, name: str) -> Iterator[Callable[..., Any]]:
     """One of the functions that a method may have, if it has it."""
     if name in dir(type(m)):
         yield getattr(m, name)

@@ -98,7 +98,7 @@ def _unused(recipe: Recipe) -> Iterator[str]:
             "clients.spread",
         ),
         ("schedule.", schedule, ("decay_fraction",), schedule.kind == "wsd", "schedule.kind=wsd"),
-        ("schedule.", schedule, ("final",), schedule.kind != "constant", "schedule.kind=cosine or wsd"),
+        ("schedule.", schedule, ("final",), schedule.kind != "constant", "schedule.kind=cosine, wsd or exponential"),
         ("lora.", lora, ("targets", "scale", "alpha", "train", "init"), adapters, "lora.ranks"),
         ("placement.", recipe.placement, ("every", "layers", "warmup"), experts, "a model with experts"),
         ("buffers.", recipe.buffers, ("every",), recipe.buffers.kind == "averaged", "buffers.kind=averaged"),

@@ -64,6 +64,10 @@ _FEDERATIONS: dict[str, Any] = {
     "eval_every": 32,
 }
 
+# A hundred clients, ten in a round, of whose weights nine in ten are zero.
+_SPARSE = _FEDERATION | {"clients": {"num": 100}}
+_FAST_SGD = {"name": "SGD", "lr": 0.5}
+_OF_ROUNDS: dict[str, Any] = {"sync_every": 10, "sparsity": 0.9, "inner": _FAST_SGD}
 _FOMOE_STEP = {"params": 32, "exp_avg": 32, "exp_avg_sq": 32}
 
 # DES-LOC's billion-scale run (section 5 of the paper): four workers, two million tokens a step, context 2048.
@@ -118,6 +122,10 @@ PRESETS: dict[str, dict[str, Any]] = {
     "scaffold": _FEDERATION | {"method": {"name": "scaffold", "sync_every": 10, "inner": _SGD}},
     "hierfavg": _FEDERATIONS
     | {"method": {"name": "hierfavg", "sync_every": 16, "rounds": [2], "tree": "3", "inner": _ADAMW}},
+    "sparsyfed": _SPARSE | {"method": {"name": "sparsyfed"} | _OF_ROUNDS},
+    "top_k": _SPARSE | {"method": {"name": "top_k"} | _OF_ROUNDS},
+    "zerofl": _SPARSE | {"method": {"name": "zerofl"} | _OF_ROUNDS},
+    "flash": _SPARSE | {"method": {"name": "flash"} | _OF_ROUNDS},
     "prelort": _CLIENTS | {"method": {"name": "prelort", "inner": _ADAMW}},
     "fedit": _EQUAL | {"method": {"name": "fedit", "inner": _ADAMW}},
     "zero_padding": _CLIENTS | {"method": {"name": "zero_padding", "inner": _ADAMW}},
@@ -127,6 +135,25 @@ PRESETS: dict[str, dict[str, Any]] = {
     "ffa_lora": _CLIENTS | {"method": {"name": "ffa_lora", "inner": _ADAMW}, "lora": _CLIENTS["lora"] | {"train": "B"}},
     "fedex_lora": _EQUAL | {"method": {"name": "fedex_lora", "inner": _ADAMW}},
     "raflora": _CLIENTS | {"method": {"name": "raflora", "inner": _ADAMW}},
+    # A round is an epoch of a client's 500 images in batches of 16. Digits stand for CIFAR-10, which has to be fetched
+    # (data=hub:cifar10): its stem has 1,152 weights more, of 11 million.
+    "sparsyfed_resnet18": {
+        "model": "resnet18",
+        "data": "digits",
+        "num_workers": 10,
+        "clients": {"num": 100},
+        "batch_size": 16,
+        "steps": 22_400,
+        "buffers": "averaged",
+        "checkpoint_every": 0,
+        "eval_every": 0,
+        "method": {
+            "name": "sparsyfed",
+            "sync_every": 32,
+            "inner": {"name": "SGD", "lr": 0.5, "options": {"weight_decay": 1e-3}},
+        },
+        "schedule": {"kind": "exponential", "final": 0.02},
+    },
     # FoMoE's own shapes and batch (1024 sequences in all); 640 steps are its 54M run, and 20 rounds of the modelled ones.
     "fomoe_54M": _PAPER
     | {

@@ -22,7 +22,7 @@ from lab.engine.world import OneProcess, World
 from lab.errors import RecipeError
 from lab.methods import declared
 from lab.methods.lora_factors import Adapters
-from lab.methods.registry import round_steps
+from lab.methods.registry import prepared, round_steps
 from lab.models.gpt import GPT
 from lab.models.hf import HF
 from lab.models.lora import adapt_
@@ -34,6 +34,7 @@ from lab.probes.adapters import AdapterProbe
 from lab.probes.drift import DriftProbe
 from lab.probes.evaluation import EvaluationProbe
 from lab.probes.fairness import FairnessProbe
+from lab.probes.masks import MaskProbe
 from lab.probes.measure import measures
 from lab.probes.probe import Probe, Setup
 from lab.probes.routing import RoutingProbe
@@ -175,6 +176,8 @@ def probes_of(setup: Setup, seating: Seating | None = None) -> list[Probe]:
         probes.append(
             FairnessProbe(setup, setup.data.held_out, seating.personal if seating is not None else lambda clients: {})
         )
+    if declared(setup.recipe.method).prunes:
+        probes.append(MaskProbe(setup))
     if setup.adapters is not None:
         probes.append(AdapterProbe(setup, setup.adapters))
     elif setup.experts is not None and setup.recipe.routing_every:
@@ -221,7 +224,7 @@ def build_fleet(
             if values and recipe.start:
                 start_values_(module, recipe.start, base_model)
             module = adapt_(module, lora, rank, recipe.seed) if ranks_W else module
-            made[kind] = with_loss(recipe.buffers.freeze_(module), loss)
+            made[kind] = with_loss(prepared(recipe.method, recipe.buffers.freeze_(module), values), loss)
             if values and lora.values:
                 load_adapter_(module, lora.values)
         return made[kind] if dry else made.pop(kind)

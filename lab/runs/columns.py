@@ -22,6 +22,7 @@ from lab.events import (
     Evaluated,
     Event,
     KnobChanged,
+    Masked,
     Measured,
     Placed,
     Routed,
@@ -49,6 +50,7 @@ _LISTS |= {
     Routed: "routed",
     Covered: "covered",
     Truncated: "truncated",
+    Masked: "masked",
     Measured: "measured",
 }
 
@@ -82,6 +84,7 @@ class Columns:
     scores: list[dict[str, float]] = field(default_factory=list)
     covered: list[Covered] = field(default_factory=list)
     truncated: list[Truncated] = field(default_factory=list)
+    masked: list[Masked] = field(default_factory=list)
     clients_scored: list[ClientsScored] = field(default_factory=list)
     measured: list[Measured] = field(default_factory=list)
     row_ends: list[int] = field(

@@ -14,6 +14,7 @@ from lab.files import write_atomically
 from lab.models.files import in_one_line
 from lab.models.hf import HF
 from lab.models.peft import Ranks, merged, save_adapter
+from lab.models.reparametrised import plain_
 from lab.runs.folder import RunFolder
 from lab.runs.trainer import Trainer
 
@@ -43,7 +44,7 @@ def export_run(folder: RunFolder, out: Path, *, rank: Ranks = None, whole: bool 
     """
     if out.exists() and not out.is_dir():
         raise RecipeError(f"{out} is a file: give a folder to write into")
-    module, recipe = trained(folder), folder.recipe()
+    module, recipe = plain_(trained(folder)), folder.recipe()
     if not whole and not recipe.lora.ranks:
         raise RecipeError("this run trained the model itself and has no adapters: --merged writes the whole model")
     if not whole:

@@ -18,6 +18,7 @@ from lab.recipes.recipe import Recipe
 from lab.recipes.scenario import Outage, Scenario
 from lab.runs.build import build
 from lab.runs.trainer import Trainer, dry_run
+from lab.testing.method_laws import exceptions
 from tests.support.cases import SERVED
 from tests.support.listed import LISTED
 from tests.support.recipes import corpus, normed
@@ -53,10 +54,13 @@ def own(trainer: Trainer, worker: int) -> dict[str, Tensor]:
 def test_dry_run_is_the_run(name: str) -> None:
     r = case(name, scenario=AWAY, codecs={"buffers": "bfloat16"} if "averaged" in str(CASES[name][1]) else {})
     real = [e for e in Trainer(r, corpus=corpus()).events() if isinstance(e, Sent)]
-    assert dry_run(r) == real
+    planned, in_short = dry_run(r), list(calendar(build(r, dry=True).dry_run()))
+    assert in_short == planned
+    if "dry run" in exceptions(r.method):  # of what it sends itself
+        real, planned = ([e for e in sent if e.state == "buffers"] for sent in (real, planned))
+    assert planned == real
     sends = CASES[name][1] not in ("local", "frozen")
     assert any(r.state == "buffers" for r in real) == sends
-    assert list(calendar(build(r, dry=True).dry_run())) == real
 
 
 @every_case

@@ -26,6 +26,7 @@ from lab.recipes.scenario import Outage, Scenario
 from lab.runs.build import build
 from lab.runs.folder import RunFolder
 from lab.runs.trainer import Trainer, dry_run
+from lab.testing.method_laws import exceptions
 from tests.support.bench import Bench, close, other, two_nets
 from tests.support.cases import EXPERTS
 from tests.support.federations import (
@@ -223,9 +224,13 @@ def test_a_dry_run_sends_what_the_run_sends(name: str, kept: bool) -> None:
     r = federation(name, kept=kept)
     sent = [e for e in Trainer(r, corpus=corpus()).events() if isinstance(e, Sent)]
     planned = list(calendar(build(r, dry=True).dry_run()))
-    if name == "hetlora":  # nobody can know who will prune
-        assert [(e.step, e.op, e.state) for e in planned] == list(dict.fromkeys((e.step, e.op, e.state) for e in sent))
-        assert sum(e.bytes_all for e in planned) >= sum(e.bytes_all for e in sent)
+    if "dry run" in exceptions(
+        FEDERATED[name]
+    ):  # how much is sent hangs on values: when, and at most how much is handed in
+        when = [list(dict.fromkeys((e.step, e.op) for e in some if e.state != "mask")) for some in (planned, sent)]
+        assert when[0] == when[1]
+        most, real = (sum(e.bytes_all for e in some if e.op != "broadcast") for some in (planned, sent))
+        assert most >= real > 0.8 * most
         return
     assert planned == sent == dry_run(r)
     assert any(len(e.workers) == 4 for e in sent if e.op == "broadcast")  # who is late as well

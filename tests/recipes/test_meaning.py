@@ -168,7 +168,9 @@ def test_by_hand_it_is_one_line_as_well() -> None:
         "Schedule takes 4 values at most: kind, warmup, decay_fraction, final"
     )
     assert refused(lambda: Optimizer("AdamW", INF)).startswith("lr = inf")
-    assert str(inspect.signature(Schedule)).startswith("(kind: \"Literal['constant', 'cosine', 'wsd']\" = 'constant', ")
+    assert str(inspect.signature(Schedule)).startswith(
+        "(kind: \"Literal['constant', 'cosine', 'wsd', 'exponential']\" = 'constant', "
+    )
 
 
 # --- options of optimizers -------------------------------------------------------------------------------------------

@@ -117,4 +117,7 @@ def by_client(events: Iterable[Event]) -> tuple[dict[tuple[int, int], float], li
         elif isinstance(event, Sent):
             who = sorted(clients[w] for w in event.workers)
             sent.append((event.step, event.op, event.state, who, event.payload_bytes))
-    return losses, sent
+    alike = itertools.groupby(
+        sent, key=lambda x: x[:3]
+    )  # one message of each, or of some of the same size, in any order
+    return losses, [x for _, same in alike for x in sorted(same, key=lambda x: x[3])]

@@ -12,6 +12,7 @@ from lab.methods.demo import DeMo
 from lab.methods.des_loc import DESLOC
 from lab.methods.diloco import DiLoCo
 from lab.methods.fedprox import FedProx
+from lab.methods.flash import FLASH
 from lab.methods.fomoe import FoMoE
 from lab.methods.hierfavg import HierFAVG
 from lab.methods.local_adam import LocalAdam
@@ -21,8 +22,11 @@ from lab.methods.mt_dao import MTDAO, QHADOPT, Warm
 from lab.methods.noloco import NoLoCo
 from lab.methods.photon import Photon
 from lab.methods.scaffold import SCAFFOLD
+from lab.methods.sparsyfed import SparsyFed
 from lab.methods.sparta import SPARTA
 from lab.methods.streaming_diloco import StreamingDiLoCo
+from lab.methods.top_k import TopK
+from lab.methods.zerofl import ZeroFL
 from lab.recipes.presets import PRESETS
 
 
@@ -119,5 +123,11 @@ LISTED: dict[str, Method] = {name: shortened(cls()) for name, cls in METHODS.ite
     "fedprox kept": FedProx(2, 1.0, SGDM, "kept"),
     "hierfavg two": HierFAVG(2, (2,), "2", inner=SGDM, weight="uniform"),
     "scaffold I": SCAFFOLD(2, SGDM, option="I", max_norm=0.5),
+    # Of the few weights of a tiny model half are enough.
+    "sparsyfed": SparsyFed(2, 0.5),
+    "sparsyfed spectral": SparsyFed(2, 0.5, "spectral", False, 3, SGDM, "kept", "uniform", 0.5),
+    "top_k": TopK(2, 0.5),
+    "zerofl": ZeroFL(2, 0.5),
+    "flash": FLASH(2, 0.5),
     "scaffold samples": SCAFFOLD(2, Optimizer("SGD", 3e-2, {"weight_decay": 0.1}), 1.7, weight="samples"),
 }
