@@ -7,22 +7,35 @@ from typing import TypeVar
 
 import numpy as np
 
+from lab.events import lower_is_better
 from lab.recipes.recipe import Recipe
 from lab.runs.columns import Columns
 
 K = TypeVar("K")
 
 
-def steps_to(run: Columns, loss: float) -> float:
-    """Local steps until the validation loss first is at most ``loss``, on straight lines between looks; ∞ if never."""
+def looks(run: Columns, score: str = "loss") -> list[float]:
+    """The validation loss at every evaluation of a run, or one of its scores."""
+    return run.eval_loss if score == "loss" else [scores[score] for scores in run.scores]
+
+
+def steps_to(run: Columns, level: float, score: str = "loss") -> float:
+    """Local steps until the validation loss (or a score) first is at ``level`` or better, on straight lines between looks; ∞ if never."""
+    sign = 1.0 if lower_is_better(score) else -1.0
     before: tuple[int, float] | None = None
-    for step, value in zip(run.eval_step, run.eval_loss, strict=True):
-        if value <= loss:
+    for step, value in zip(run.eval_step, looks(run, score), strict=True):
+        if sign * value <= sign * level:
             if before is None:
                 return float(step)
-            return before[0] + (step - before[0]) * (before[1] - loss) / (before[1] - value)
+            return before[0] + (step - before[0]) * (before[1] - level) / (before[1] - value)
         before = step, value
     return float("inf")
+
+
+def at_the_end(run: Columns, score: str = "loss", share: float = 0.25) -> list[float]:
+    """The last ``share`` of the looks of a run, at least one: more of it than the luck of its last batch."""
+    found = looks(run, score)
+    return found[-max(1, round(share * len(found))) :]
 
 
 def loss_within(run: Columns, at_step: np.ndarray, budget: float) -> float:

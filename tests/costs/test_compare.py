@@ -11,18 +11,18 @@ from lab.events import Evaluated, Started, Stepped
 from lab.recipes.recipe import Recipe
 from lab.runs.columns import Columns
 from lab.study.claims import spread
-from lab.study.compare import best_rate, front, loss_within, steps_to, with_rate
+from lab.study.compare import at_the_end, best_rate, front, loss_within, steps_to, with_rate
 
 
 def run(looks: dict[int, float], down: int = 0) -> Columns:
-    """A run of two workers and 40 steps that was looked at; the second is down for the first ``down`` steps."""
+    """A run of two workers and 40 steps that was looked at; the second is down for the first ``down`` steps. Accuracy: a tenth of the loss."""
     recipe = Recipe.of("diloco", ["steps=40", "num_workers=2"])
     columns = Columns()
     columns.add(Started(1, recipe.to_dict(), 10, [10, 10], 64, None, 1.0, {}))
     for t in range(1, 41):
         columns.add(Stepped(t, [1.0, None if t <= down else 1.0], 1.0, 0.1))
         if t in looks:
-            columns.add(Evaluated(t, looks[t], 0.0))
+            columns.add(Evaluated(t, looks[t], 0.0, {"accuracy": looks[t] / 10}))
     return columns
 
 
@@ -33,6 +33,21 @@ def test_steps_to_a_loss() -> None:
     assert steps_to(it, 4.5) == 10
     assert steps_to(it, 3.0) == 20
     assert steps_to(it, 2.9) == math.inf
+
+
+def test_steps_to_a_score_which_rises() -> None:
+    """From 0.2 at step 10 to 0.4 at step 20: 0.25 lies at 12.5. A look between that is worse does not count."""
+    it = run({10: 2.0, 20: 4.0, 30: 1.0, 40: 5.0})
+    assert steps_to(it, 0.25, "accuracy") == 12.5
+    assert steps_to(it, 0.1, "accuracy") == 10
+    assert steps_to(it, 0.45, "accuracy") == 38.75
+    assert steps_to(it, 0.51, "accuracy") == math.inf
+
+
+def test_what_a_run_has_at_its_end() -> None:
+    it = run({10: 2.0, 20: 4.0, 30: 1.0, 40: 5.0})
+    assert at_the_end(it, share=0.5) == [1.0, 5.0]
+    assert at_the_end(it, "accuracy", share=0.01) == [0.5]
 
 
 def test_loss_within_a_budget() -> None:

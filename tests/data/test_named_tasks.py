@@ -214,6 +214,18 @@ def test_mnist1d_is_what_its_package_draws() -> None:
 
 
 @needs_mnist1d
+def test_mnist1d_is_drawn_once_and_nobody_changes_what_others_have() -> None:
+    first = make_task(Call("mnist1d", {"num_samples": 60}))
+    before, known = mnist1d.generated.cache_info(), first.train.targets.clone()
+    first.train.targets.fill_(0)
+    first.train.inputs.zero_()
+    again = make_task(Call("mnist1d", {"num_samples": 60}))
+    assert mnist1d.generated.cache_info().misses == before.misses
+    assert torch.equal(again.train.targets, known)
+    assert again.train.inputs.any()
+
+
+@needs_mnist1d
 def test_mnist1d_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mnist1d.importlib.util, "find_spec", lambda name: None)
     with fails(r"needs the package mnist1d: pip install 'isthmus\[mnist1d\]', or use task digits"):

@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Annotated
 
 import numpy as np
@@ -66,7 +67,7 @@ class MNIST1D:
         """Raises RecipeError where the package ``mnist1d`` is not installed, or does not do what it did."""
         made, shape = self._made(), (self.length,) if self.flat else (1, self.length)
         train, held_out = (
-            (torch.from_numpy(made[x]).float().view(-1, *shape), torch.from_numpy(made[y]).long())
+            (torch.tensor(made[x]).float().view(-1, *shape), torch.tensor(made[y]).long())
             for x, y in (("x", "y"), ("x_test", "y_test"))
         )
         return Classification(train, held_out, 10, per_class=self.per_class)
@@ -85,11 +86,20 @@ class MNIST1D:
             "shuffle_seq": self.shuffled,
             "seed": self.seed,
         }
-        done = subprocess.run([sys.executable, "-c", GENERATE, json.dumps(options)], capture_output=True, check=False)
-        if done.returncode:
-            last = done.stderr.decode(errors="replace").strip().split("\n")[-1]
-            raise RecipeError(
-                f"task 'mnist1d': its package failed ({last[:200]}): install the version that the lab was tested with"
-            )
-        found: Mapping[str, np.ndarray] = np.load(io.BytesIO(done.stdout), allow_pickle=False)
-        return found
+        return generated(GENERATE, json.dumps(options))
+
+
+@lru_cache(maxsize=2)  # the runs of a notebook have one task, and it takes longer to draw than some of them to train
+def generated(program: str, options: str) -> Mapping[str, np.ndarray]:
+    """What a program draws with these options (JSON); arrays that nobody can change. Raises RecipeError where it fails."""
+    done = subprocess.run([sys.executable, "-c", program, options], capture_output=True, check=False)
+    if done.returncode:
+        last = done.stderr.decode(errors="replace").strip().split("\n")[-1]
+        raise RecipeError(
+            f"task 'mnist1d': its package failed ({last[:200]}): install the version that the lab was tested with"
+        )
+    with np.load(io.BytesIO(done.stdout), allow_pickle=False) as file:
+        found: dict[str, np.ndarray] = dict(file)
+    for array in found.values():
+        array.flags.writeable = False
+    return found
