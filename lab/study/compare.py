@@ -38,6 +38,12 @@ def at_the_end(run: Columns, score: str = "loss", share: float = 0.25) -> list[f
     return found[-max(1, round(share * len(found))) :]
 
 
+def apart(run: Columns) -> dict[int, float]:
+    """By local step, how far the workers of a run were from their mean just before they were averaged: root mean squares over workers."""
+    found = {e.step: [x for x in e.to_mean_W if x is not None] for e in run.drifted}
+    return {step: (sum(x * x for x in known) / len(known)) ** 0.5 for step, known in found.items() if known}
+
+
 def loss_within(run: Columns, at_step: np.ndarray, budget: float) -> float:
     """The last validation loss that a run had when it had spent at most ``budget``; NaN where it had none yet.
 
