@@ -176,6 +176,7 @@ class Seating(Part):
             for i, x in enumerate(stack.blocks):
                 yield f"residual.{name}/{i}", x, True
 
+    @cached_property
     def _counts_itself(self) -> list[bool]:
         """Of every block, whether it is a client's own how many steps it has taken."""
         return [block.personal or not self.receives_counts for block in self.setup.fleet.layout.blocks]
@@ -187,7 +188,7 @@ class Seating(Part):
     def _counts(self, worker: int) -> dict[str, Tensor]:
         """What the inner optimizer counts of a row, float64 ``[blocks]`` by name."""
         state = self.setup.state
-        if self.recipe.clients.inner_states != "kept" or not any(self._counts_itself()):
+        if self.recipe.clients.inner_states != "kept" or not any(self._counts_itself):
             return {}
         of_blocks = counts_of(state.optimizers["inner"], state.local["params"], [worker])[worker]
         names = {name for counts in of_blocks for name in counts}
@@ -210,7 +211,7 @@ class Seating(Part):
         state = self.setup.state
         for key, x, _ in self._own():
             x.copy_(self.first.get(key, x.new_zeros(1)))
-        own = [{FRESH: 1.0, "step": 0.0} if itself else {} for itself in self._counts_itself()]
+        own = [{FRESH: 1.0, "step": 0.0} if itself else {} for itself in self._counts_itself]
         set_counts_(state.optimizers["inner"], state.local["params"], dict.fromkeys(self.setup.fleet.mine, own))
 
     @torch.no_grad()
@@ -223,7 +224,7 @@ class Seating(Part):
         counts = {key.removeprefix("count."): x.tolist() for key, x in kept.items() if key.startswith("count.")}
         own = [
             {name: of_all[i] for name, of_all in counts.items()} if itself else {}
-            for i, itself in enumerate(self._counts_itself())
+            for i, itself in enumerate(self._counts_itself)
         ]
         if counts:
             set_counts_(state.optimizers["inner"], state.local["params"], {worker: own})

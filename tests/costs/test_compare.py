@@ -7,11 +7,11 @@ import math
 import numpy as np
 import pytest
 
-from lab.events import Evaluated, Started, Stepped
+from lab.events import Drifted, Evaluated, Started, Stepped
 from lab.recipes.recipe import Recipe
 from lab.runs.columns import Columns
 from lab.study.claims import spread
-from lab.study.compare import at_the_end, best_rate, front, loss_within, steps_to, with_rate
+from lab.study.compare import apart, at_the_end, best_rate, front, loss_within, steps_to, with_rate
 
 
 def run(looks: dict[int, float], down: int = 0) -> Columns:
@@ -48,6 +48,18 @@ def test_what_a_run_has_at_its_end() -> None:
     it = run({10: 2.0, 20: 4.0, 30: 1.0, 40: 5.0})
     assert at_the_end(it, share=0.5) == [1.0, 5.0]
     assert at_the_end(it, "accuracy", share=0.01) == [0.5]
+
+
+def test_how_far_apart_workers_were() -> None:
+    """Root mean squares over those that were up: of 3 and 4 it is √12.5, of 5 alone 5; where nobody was up there is nothing."""
+    it = Columns.of(
+        [
+            Drifted(8, [3.0, 4.0], [None, None]),
+            Drifted(16, [None, 5.0], [None] * 2),
+            Drifted(24, [None] * 2, [None] * 2),
+        ]
+    )
+    assert apart(it) == {8: pytest.approx(12.5**0.5), 16: 5.0}
 
 
 def test_loss_within_a_budget() -> None:

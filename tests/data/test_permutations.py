@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from lab.data import splits
 from lab.data.shards import Drawn
 from lab.data.splits import Order
 from lab.seeds.permutations import draws, permutations
@@ -74,3 +75,17 @@ def test_clients_together_are_clients_one_by_one(batch_size: int) -> None:
         whole = [items[i : i + 7] for i in range(0, len(items) - 6, 7)]
         assert all(sorted(epoch) == drawn.of(c).tolist() for epoch in whole)
         assert len({tuple(epoch) for epoch in whole}) > 1
+
+
+def test_draws_are_made_once_and_kept_of_so_many_clients(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who comes again has the same examples; of more clients than are remembered no more are in memory, and nothing changes."""
+    drawn, rounds = Drawn(100, 6, 50, seed=3), ([0, 1], [1, 2], [0, 3], [4, 5], [0, 1])
+    alone = [Order(drawn, 3, seed=5).items_of(clients, t) for t, clients in enumerate(rounds, start=1)]
+    made, of = list[int](), Drawn.of
+    monkeypatch.setattr(splits, "REMEMBERED", 4)
+    monkeypatch.setattr(Drawn, "of", lambda self, owner: made.append(owner) or of(self, owner))
+    order = Order(drawn, 3, seed=5)
+    for t, clients in enumerate(rounds, start=1):
+        assert (order.items_of(clients, t) == alone[t - 1]).all()
+        assert len(order._drawn) <= 4
+    assert made == [0, 1, 2, 3, 4, 5, 0, 1]  # four are remembered when 4 comes, and are forgotten
