@@ -14,7 +14,7 @@ import os
 import re
 import stat
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
@@ -92,7 +92,14 @@ def write_atomically(path: Path, data: bytes) -> None:
     _write({path: data})
 
 
-def _write(files: Mapping[Path, bytes]) -> None:
+def make_lasting(files: Iterable[Path]) -> None:
+    """Have the disk hold what was written without waiting for it."""
+    for path in files:
+        with open(path, "r+b") as f:
+            os.fsync(f.fileno())
+
+
+def _write(files: Mapping[Path, bytes], lasting: bool = True) -> None:
     temporary = {path: path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in files}
     try:
         for path, data in files.items():
@@ -100,7 +107,8 @@ def _write(files: Mapping[Path, bytes]) -> None:
             with open(temporary[path], "xb") as f:
                 f.write(data)
                 f.flush()
-                os.fsync(f.fileno())
+                if lasting:
+                    os.fsync(f.fileno())
         for path in files:
             os.replace(temporary[path], path)
     except BaseException:
@@ -161,8 +169,11 @@ def damage(file: Path) -> str | None:
     return None if got == digest["sha256"] else "its content does not match its SHA-256"
 
 
-def write_with_digest(file: Path, data: bytes, about: Mapping[str, Any] | None = None) -> None:
-    """A file, and a ``.json`` beside it with its size, its SHA-256 and what else there is to say: both or none of them."""
+def write_with_digest(file: Path, data: bytes, about: Mapping[str, Any] | None = None, lasting: bool = True) -> None:
+    """A file, and a ``.json`` beside it with its size, its SHA-256 and what else there is to say: both or none of them.
+
+    ``lasting``: wait until the disk holds them; else `make_lasting` does, before anything relies on them.
+    """
     digest = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
     line, _ = seal(json.dumps(dict(about or {}) | digest).encode())
-    _write({file: data, file.with_suffix(".json"): line})
+    _write({file: data, file.with_suffix(".json"): line}, lasting)

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 SPLITS = ("iid", "domain", "groups", "dirichlet:<alpha>", "size:<exponent>", "draw:<n>", "draw:<n>:<alpha>")
 PART = 1 << 20  # windows that are looked at together
 LEAST_ALPHA = 0.001  # below that a Dirichlet draw underflows
-REMEMBERED = 1024  # workers or clients whose present epoch, or draw, is kept in memory
+SMALL = 1024  # items of a shard
+REMEMBERED = 1024  # workers or clients whose present epoch, or shard that is made for it, is kept in memory
 
 
 def count_windows(tokens: Tokens, context: int) -> int:
@@ -247,9 +248,7 @@ class Order:
     _together: dict[str, tuple[tuple[int, ...], np.ndarray]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
-    _drawn: dict[int, np.ndarray] = field(
-        default_factory=dict, init=False, repr=False, compare=False
-    )  # client -> its draw
+    _made: dict[int, np.ndarray] = field(default_factory=dict, init=False, repr=False, compare=False)  # shards by owner
     # worker -> (epoch, its items in order): only a cache, of some workers, each pair replaced whole, so threads may race on it
     _epochs: dict[int, tuple[int, np.ndarray]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
@@ -267,12 +266,23 @@ class Order:
     def _sizes(self) -> Sequence[int]:
         return sizes(self.shards)
 
+    def _shard(self, worker: int) -> np.ndarray:
+        """The shard of a worker. A small one that is made when it is asked for is kept: making fifty may take as long as their steps."""
+        found = self._made.get(worker)
+        if found is None:
+            found = self.shards[worker]
+            if isinstance(self.shards, Lazy) and len(found) <= SMALL:
+                if len(self._made) >= REMEMBERED:
+                    self._made.clear()
+                self._made[worker] = found
+        return found
+
     def _epoch(self, worker: int, epoch: int) -> np.ndarray:
         cached = self._epochs.get(worker)
         if cached is None or cached[0] != epoch:
             if cached is None and len(self._epochs) >= REMEMBERED:
                 self._epochs.clear()  # clients come and go
-            cached = (epoch, numpy_generator(self.seed, "epoch", worker, epoch).permutation(self.shards[worker]))
+            cached = (epoch, numpy_generator(self.seed, "epoch", worker, epoch).permutation(self._shard(worker)))
             self._epochs[worker] = cached
         return cached[1]
 
@@ -298,7 +308,7 @@ class Order:
         if not isinstance(drawn, Drawn):
             return np.stack([self.items(w, t) for w in workers])
         who = tuple(workers)
-        items = self._remembered("shards", who, lambda: np.stack([self._draw_of(drawn, w) for w in who]))
+        items = self._remembered("shards", who, lambda: np.stack([*map(self._shard, who)]))
         places = np.arange((t - 1) * self.batch_size, t * self.batch_size)
         parts = []
         for epoch in np.unique(places // drawn.size).tolist():
@@ -309,15 +319,6 @@ class Order:
             parts.append(np.take_along_axis(items, order[:, at], axis=1))
         together: np.ndarray = np.concatenate(parts, axis=1)
         return together
-
-    def _draw_of(self, drawn: Drawn, client: int) -> np.ndarray:
-        """What a client has drawn: a generator of its own for each takes as long as a good part of a round of small models."""
-        found = self._drawn.get(client)
-        if found is None:
-            if len(self._drawn) >= REMEMBERED:
-                self._drawn.clear()
-            found = self._drawn[client] = drawn.of(client)
-        return found
 
     def _remembered(self, what: str, key: tuple[int, ...], make: Callable[[], np.ndarray]) -> np.ndarray:
         """What was made last, if it was for the same; replaced whole, so threads may race on it."""

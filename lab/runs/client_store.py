@@ -5,7 +5,8 @@
     clients/round-<number>.safetensors   tensors ``[clients of the round, …]`` by key
     clients/round-<number>.json          which clients, size and SHA-256
 
-A file is written whole or not at all, and never changed: a run that is taken up at a checkpoint reads the rounds until then and removes
+A file is written whole or not at all, and never changed; the disk has to hold it when a checkpoint comes that needs it (`ClientStore.settle`), and is
+not waited for in every round: a run that is taken up at a checkpoint reads the rounds until then and removes
 later ones. The newest file with a client in it has what it keeps; files in which every client has a newer one are removed as soon as
 no checkpoint can go back before them. Rows are read by memory mapping, so that it costs what is read.
 """
@@ -23,7 +24,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from lab.errors import Damaged
-from lab.files import damage, digest_beside, write_with_digest
+from lab.files import damage, digest_beside, make_lasting, write_with_digest
 
 Kept = Mapping[str, Tensor]  # of one client, by key
 _FILE = re.compile(r"round-([0-9]+)\.safetensors")
@@ -38,6 +39,7 @@ class ClientStore:
         self._where: dict[int, tuple[int, int]] = {}  # client -> round and row of its newest
         self._live: dict[int, int] = {}  # round -> clients whose newest it has
         self._over: dict[int, int] = {}  # rounds of which that is none, and since which round
+        self._unsettled: list[int] = []  # rounds whose files the disk may not hold yet
 
     def needed(self) -> list[int]:
         """The rounds of whose files some client's newest is. Those of others may be gone as soon as the next round is over (`tidy`)."""
@@ -93,8 +95,15 @@ class ClientStore:
         self.folder.mkdir(parents=True, exist_ok=True)
         clients = sorted(kept)
         tensors = {key: torch.stack([kept[c][key] for c in clients]).contiguous() for key in kept[clients[0]]}
-        write_with_digest(self._file(number), save(tensors), {"clients": clients})
+        write_with_digest(self._file(number), save(tensors), {"clients": clients}, lasting=False)
+        self._unsettled.append(number)
         self._note(number, clients)
+
+    def settle(self) -> None:
+        """Wait until the disk holds all that is there: whatever comes after this may rely on it."""
+        files = [self._file(number) for number in self._unsettled if number in self._live]
+        make_lasting(path for file in files for path in (file, file.with_suffix(".json")))
+        self._unsettled = []
 
     def get(self, clients: Sequence[int], begins: str = "") -> dict[int, Kept]:
         """What these clients keep, of keys that begin so; those who never took part are left out."""

@@ -232,6 +232,7 @@ class Seating(Part):
     # checkpoints
 
     def json(self) -> Json:
+        self.store.settle()
         self._saved.append(self.rounds - 1)
         return {"clients": [self.rounds, list(self._saved), self.store.needed()]}
 

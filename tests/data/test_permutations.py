@@ -87,5 +87,5 @@ def test_draws_are_made_once_and_kept_of_so_many_clients(monkeypatch: pytest.Mon
     order = Order(drawn, 3, seed=5)
     for t, clients in enumerate(rounds, start=1):
         assert (order.items_of(clients, t) == alone[t - 1]).all()
-        assert len(order._drawn) <= 4
+        assert len(order._made) <= 4
     assert made == [0, 1, 2, 3, 4, 5, 0, 1]  # four are remembered when 4 comes, and are forgotten

@@ -206,6 +206,35 @@ def test_what_is_newer_than_the_checkpoint_may_be_torn(tmp_path: Path) -> None:
     assert got == want
 
 
+def test_the_disk_is_waited_for_when_a_checkpoint_comes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not in every round: of the files that are still there each, with its digest, once; of a run without checkpoints none."""
+    waited, fsync = list[int](), os.fsync
+    monkeypatch.setattr(os, "fsync", lambda file: waited.append(os.fstat(file).st_ino) or fsync(file))
+
+    def names() -> list[str]:
+        """The files that were waited for, in order."""
+        there = {file.stat().st_ino: file for file in tmp_path.rglob("*") if file.is_file()}
+        found = [there[number].relative_to(tmp_path).as_posix() for number in waited]
+        waited.clear()
+        return found
+
+    store = ClientStore(tmp_path)
+    for number in range(3):
+        store.put(number, {0: {"x": torch.ones(2)}})
+    store.tidy(before=2)
+    assert names() == []
+    store.settle()
+    store.settle()
+    assert names() == [f"round-{number}.{end}" for number in (1, 2) for end in ("safetensors", "json")]
+    ends = federation(method={"name": "scaffold", "sync_every": 2}, steps=4, checkpoint_every=4)
+    list(Trainer(ends).events(RunFolder(tmp_path / "run")))
+    found = [name.split("/")[1] for name in names() if name.count("/") == 2]
+    assert found[:2] == ["clients"] * 2
+    assert "checkpoints" in found[2:]
+    list(Trainer(ends.but(checkpoint_every=0)).events(RunFolder(tmp_path / "other")))
+    assert not [name for name in names() if "clients" in name]
+
+
 def test_the_store_forgets_what_nobody_needs(tmp_path: Path) -> None:
     store = ClientStore(tmp_path)
     for number in range(4):
