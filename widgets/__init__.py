@@ -7,7 +7,7 @@ from widgets.cockpits import cockpit
 from widgets.communication_budget import CommunicationBudget
 from widgets.drift import Drift
 from widgets.fairness import Fairness
-from widgets.figures import bytes_sent, calendar, calendars
+from widgets.figures import bytes_sent, calendar, calendars, over_rounds
 from widgets.knobs import Knobs
 from widgets.matrices import Grid, Matrix
 from widgets.panel import panel
@@ -51,6 +51,7 @@ __all__ = [
     "cockpit",
     "holdings",
     "losses",
+    "over_rounds",
     "progress",
     "table",
     "train_all",

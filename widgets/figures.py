@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 from lab.costs.network import human
 from lab.events import Sent
+from lab.methods.registry import round_steps
 from lab.runs.columns import Columns
-from widgets.pictures import Bars
+from lab.study.compare import looks
+from widgets.pictures import Bars, Lines, Series
 from widgets.timelines import Calendar, Marks
 
 
@@ -16,6 +20,17 @@ def bytes_sent(runs: Mapping[str, Columns], title: str = "What did one worker ha
     totals = [max(run.ledger.total_bytes(w) for w in range(run.num_workers)) for run in runs.values()]
     labels = [human(totals[0])] + [f"{human(b)}, {totals[0] / b:.1f}× fewer" if b else "nothing" for b in totals[1:]]
     return Bars(title, "payload of one worker, bytes", list(runs), totals, labels)
+
+
+def over_rounds(runs: Mapping[tuple[str, int], Columns], score: str, title: str) -> Lines:
+    """A score of the agreed model after every round, by setting: the mean over seeds, and (thin) each. Keys are setting and seed."""
+    lines: list[Series] = []
+    for k, name in enumerate(dict.fromkeys(name for name, _ in runs)):
+        found = [run for (other, _), run in runs.items() if other == name]
+        rounds = [step / round_steps(found[0].recipe.method) for step in found[0].eval_step]
+        lines += [Series(name, rounds, looks(run, score), faint=True, colour=k) for run in found]
+        lines.append(Series(name, rounds, np.mean([looks(run, score) for run in found], axis=0), colour=k))
+    return Lines(title, "round", score, lines)
 
 
 def calendar(ledger: Sequence[Sent], last: int, title: str = "When does which state travel?") -> Calendar:

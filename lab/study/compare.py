@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TypeVar
 
 import numpy as np
 
 from lab.events import lower_is_better
+from lab.methods.registry import round_steps
 from lab.recipes.recipe import Recipe
 from lab.runs.columns import Columns
 
@@ -30,6 +32,17 @@ def steps_to(run: Columns, level: float, score: str = "loss") -> float:
             return before[0] + (step - before[0]) * (before[1] - level) / (before[1] - value)
         before = step, value
     return float("inf")
+
+
+def rounds_to(run: Columns, level: float, score: str = "loss") -> float:
+    """The same in rounds of its method. Of a run that never is there, all of its rounds, which is too few: look out for them."""
+    return min(steps_to(run, level, score), run.recipe.steps) / round_steps(run.recipe.method)
+
+
+def spent_until(run: Columns, at_step: np.ndarray, level: float, score: str = "loss") -> float:
+    """What a run had spent (``at_step``: after each of its steps, ``[steps]``) when it was there, or at its end."""
+    step = min(steps_to(run, level, score), run.step[-1])
+    return float(at_step[run.step.index(math.ceil(step))])
 
 
 def at_the_end(run: Columns, score: str = "loss", share: float = 0.25) -> list[float]:

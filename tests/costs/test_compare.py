@@ -11,12 +11,22 @@ from lab.events import Drifted, Evaluated, Started, Stepped
 from lab.recipes.recipe import Recipe
 from lab.runs.columns import Columns
 from lab.study.claims import spread
-from lab.study.compare import apart, at_the_end, best_rate, front, loss_within, steps_to, with_rate
+from lab.study.compare import (
+    apart,
+    at_the_end,
+    best_rate,
+    front,
+    loss_within,
+    rounds_to,
+    spent_until,
+    steps_to,
+    with_rate,
+)
 
 
-def run(looks: dict[int, float], down: int = 0) -> Columns:
+def run(looks: dict[int, float], down: int = 0, sync_every: int = 16) -> Columns:
     """A run of two workers and 40 steps that was looked at; the second is down for the first ``down`` steps. Accuracy: a tenth of the loss."""
-    recipe = Recipe.of("diloco", ["steps=40", "num_workers=2"])
+    recipe = Recipe.of("diloco", ["steps=40", "num_workers=2", f"method.sync_every={sync_every}"])
     columns = Columns()
     columns.add(Started(1, recipe.to_dict(), 10, [10, 10], 64, None, 1.0, {}))
     for t in range(1, 41):
@@ -42,6 +52,15 @@ def test_steps_to_a_score_which_rises() -> None:
     assert steps_to(it, 0.1, "accuracy") == 10
     assert steps_to(it, 0.45, "accuracy") == 38.75
     assert steps_to(it, 0.51, "accuracy") == math.inf
+
+
+def test_rounds_and_what_was_spent_until_then() -> None:
+    """A round of ten steps, three bytes a step: 0.25 at step 12.5, so 1.25 rounds, and 39 bytes by step 13; what never is has all of them."""
+    it, spent = run({10: 2.0, 20: 4.0, 40: 5.0}, sync_every=10), 3.0 * np.arange(1, 41)
+    assert rounds_to(it, 0.25, "accuracy") == 1.25
+    assert spent_until(it, spent, 0.25, "accuracy") == 39
+    assert rounds_to(it, 0.9, "accuracy") == 4
+    assert spent_until(it, spent, 0.9, "accuracy") == 120
 
 
 def test_what_a_run_has_at_its_end() -> None:

@@ -10,10 +10,11 @@ import plotly.graph_objects as go
 import pytest
 
 from lab.costs.network import Network
-from lab.events import Stepped
+from lab.events import Evaluated, Started, Stepped
+from lab.recipes.recipe import Recipe
 from lab.runs.columns import Columns
 from tests.support.pictures import PICTURES, RUNS, made_up
-from widgets import Losses, bytes_sent, losses
+from widgets import Losses, bytes_sent, losses, over_rounds
 from widgets.pictures import MAX_POINTS, Lines, Series, bundle, thin
 
 
@@ -114,3 +115,28 @@ def test_points_above_each_other_stay_there():
     (trace,) = Lines("Spread?", "x", "y", [Series("a", [3.0, 3.0], [1.0, 2.0])]).plotly()["data"]
     assert trace["x"] == [3.0, 3.0]
     assert "dx" not in trace
+
+
+def test_over_rounds_means_over_seeds_and_each_of_them():
+    """Two settings with two seeds, rounds of ten steps: the mean has a name in the legend, seeds are thin lines of its colour."""
+
+    def run(accuracies):
+        recipe = Recipe.of("local_sgd", ["method.sync_every=10", "steps=40"])
+        started = Started(1, recipe.to_dict(), 10, [10] * 4, 64, None, 1.0, {})
+        looks = [Evaluated(20 * (k + 1), 1.0, 0.0, {"accuracy": x}) for k, x in enumerate(accuracies)]
+        return Columns.of([started, *looks])
+
+    runs = {("a", 0): run([0.1, 0.2]), ("a", 1): run([0.3, 0.6]), ("b", 0): run([0.5, 0.5]), ("b", 1): run([0.7, 0.9])}
+    picture = over_rounds(runs, "accuracy", "Which is better?")
+    assert picture.names == ["a", "b"]
+    assert [list(s.x) for s in picture.series] == [[2.0, 4.0]] * 6
+    assert [(s.colour, s.faint) for s in picture.series] == [
+        (0, True),
+        (0, True),
+        (0, False),
+        (1, True),
+        (1, True),
+        (1, False),
+    ]
+    assert np.allclose(picture.series[2].y, [0.2, 0.4])
+    assert np.allclose(picture.series[5].y, [0.6, 0.7])
