@@ -85,7 +85,7 @@ class Fairness(View):
         if self.score not in ("", *self.last.shared):
             raise ValueError(f"score = {self.score[:40]!r} is not known of this run: use {', '.join(self.last.shared)}")
         chosen = self._chosen()
-        out: list[Picture] = [Note("Who gains, who loses?", "\n".join(map(self.last.words, scores)))]
+        out: list[Picture] = [Note("In numbers", "\n".join(map(self.last.words, scores)))]
         for score in scores:
             out += [self._over_time(score, chosen), self._at_last(self.last, score)]
         return out
