@@ -277,6 +277,10 @@ class Order:
                 self._made[worker] = found
         return found
 
+    def _shards_of(self, drawn: Drawn, clients: Sequence[int]) -> np.ndarray:
+        """Those of some clients, ``[clients, size]``: uniform draws are made together, which is faster than to look for each."""
+        return drawn.of_all(clients) if drawn.alpha is None else np.stack([*map(self._shard, clients)])
+
     def _epoch(self, worker: int, epoch: int) -> np.ndarray:
         cached = self._epochs.get(worker)
         if cached is None or cached[0] != epoch:
@@ -308,7 +312,7 @@ class Order:
         if not isinstance(drawn, Drawn):
             return np.stack([self.items(w, t) for w in workers])
         who = tuple(workers)
-        items = self._remembered("shards", who, lambda: np.stack([*map(self._shard, who)]))
+        items = self._remembered("shards", who, partial(self._shards_of, drawn, who))
         places = np.arange((t - 1) * self.batch_size, t * self.batch_size)
         parts = []
         for epoch in np.unique(places // drawn.size).tolist():

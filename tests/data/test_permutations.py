@@ -78,12 +78,13 @@ def test_clients_together_are_clients_one_by_one(batch_size: int) -> None:
 
 
 def test_draws_are_made_once_and_kept_of_so_many_clients(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who comes again has the same examples; of more clients than are remembered no more are in memory, and nothing changes."""
-    drawn, rounds = Drawn(100, 6, 50, seed=3), ([0, 1], [1, 2], [0, 3], [4, 5], [0, 1])
+    """Of draws that take long, with classes in proportions of their own: who comes again has the same; of more clients than are remembered no more are in memory, and nothing changes."""
+    classes = tuple(np.split(np.arange(50), 5))
+    drawn, rounds = Drawn(100, 6, 50, 3, classes, 0.5), ([0, 1], [1, 2], [0, 3], [4, 5], [0, 1])
     alone = [Order(drawn, 3, seed=5).items_of(clients, t) for t, clients in enumerate(rounds, start=1)]
-    made, of = list[int](), Drawn.of
+    made, of = list[int](), Drawn._of_domains
     monkeypatch.setattr(splits, "REMEMBERED", 4)
-    monkeypatch.setattr(Drawn, "of", lambda self, owner: made.append(owner) or of(self, owner))
+    monkeypatch.setattr(Drawn, "_of_domains", lambda self, owner: made.append(owner) or of(self, owner))
     order = Order(drawn, 3, seed=5)
     for t, clients in enumerate(rounds, start=1):
         assert (order.items_of(clients, t) == alone[t - 1]).all()
