@@ -109,8 +109,8 @@ class Claim:
         else:
             verdict = "contradicted" if against else "inconclusive"
         measured = "; ".join(filter(None, [seen, *(e.measured for e in effects)]))
-        lacks = [f"{e.label}: {e.would_decide}".removeprefix(": ") for e in effects if e.would_decide]
         if verdict == "inconclusive":
+            lacks = [f"{e.label}: {e.would_decide}".removeprefix(": ") for e in effects if e.would_decide]
             many = "each is decided, but not all to one side at 5 % for all of them together: more pairs"
             note = "; ".join(filter(None, [note, f"would decide: {'; '.join(dict.fromkeys(lacks)) or many}"]))
         return cls(paper, says, setting, measured, verdict, note, tuple(effects), Evidence.of(runs, size))

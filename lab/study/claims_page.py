@@ -198,7 +198,7 @@ _STYLE = """:root{--ink:#1a1a1a;--soft:#595959;--line:#d4d4d4;--paper:#fff;--sid
 *{box-sizing:border-box}body{font:15px/1.45 system-ui,sans-serif;margin:0 auto;max-width:92rem;padding:1.25rem;color:var(--ink);
 background:var(--paper)}h1{font-size:1.5rem;margin:0 0 .4rem}h2{font-size:1.15rem;margin:2rem 0 .5rem}a{color:var(--link)}
 .sum{font-size:1.05rem;margin:.2rem 0 1rem}table{border-collapse:collapse;width:100%}th,td{border-bottom:1px solid var(--line);
-padding:.55rem .7rem .55rem 0;text-align:left;vertical-align:top;overflow-wrap:anywhere}th{font-weight:600}
+padding:.55rem .7rem .55rem 0;text-align:left;vertical-align:top}#claims td,td:first-child{overflow-wrap:anywhere}th{font-weight:600}
 #claims th{position:sticky;top:0;background:var(--paper);z-index:1}#claims td:nth-child(1){width:29%}#claims td:nth-child(2){width:9.5rem}
 #claims td:nth-child(4){width:15rem;color:var(--soft);font-size:.88rem}.note,.counts{color:var(--soft);font-size:.88rem;margin-top:.2rem}
 .v{white-space:nowrap;font-weight:600}.holds{--c:var(--holds)}.contradicted{--c:var(--contradicted)}.inconclusive{--c:var(--inconclusive)}

@@ -18,6 +18,7 @@ Runs that diverged
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -149,9 +150,9 @@ class Effect:
     @property
     def _has_spread(self) -> bool:
         """Whether the pairs differ by more than rounding."""
-        return self.spread > 1e-12 * max(
-            (abs(x) for x in (*self.treated, *self.control) if math.isfinite(x)), default=0.0
-        )
+        finite = [abs(x) for x in (*self.treated, *self.control) if math.isfinite(x)]
+        size = {"difference": max(finite, default=0.0), "percent": 100.0, "times": 1.0}[self.scale]
+        return self.spread > 1e-12 * size
 
     @cached_property
     def claimed(self) -> tuple[float, float]:
@@ -202,10 +203,9 @@ class Effect:
         """
         if not self.spread > 0 or not self._has_spread:
             return None
-        for n in range(2, MOST_PAIRS + 1):
-            if self.power(n) >= POWER:
-                return n
-        return None
+        tried = range(2, MOST_PAIRS + 1)
+        found = bisect_left(tried, POWER, key=self.power)  # more pairs decide more often
+        return tried[found] if found < len(tried) else None
 
     def power(self, num_pairs: int) -> float:
         """How often so many pairs would decide to the side on which the mean lies, if mean and spread are as seen."""
@@ -254,7 +254,7 @@ class Effect:
         """The margin in words, as it was said before the runs."""
         other = "higher" if self.better == "lower" else "lower"
         if self.scale == "times":
-            m = f"{self.margin:g}"
+            m = f"{self.margin:.3g}"
             if self.says == "equal":
                 return f"within a factor of {m}"
             if self.says == "no worse":

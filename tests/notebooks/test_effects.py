@@ -94,6 +94,8 @@ def test_what_has_no_interval_is_inconclusive_and_says_what_it_lacks() -> None:
     assert "all 3 differences are the same" in same.would_decide
     rounded = Effect((0.3, 0.1), (0.2, 0.0), 0.0)  # 0.09999999999999998 and 0.1
     assert rounded.line_interval is None
+    large = Effect((1e9 + 10, 1e9 + 30), (1e9, 1e9), 1, "equal", scale="times")  # the ratios differ by 2e-8
+    assert large.line_interval is not None
     nothing = Effect((NAN, INF), (INF, NAN), 0.0)
     assert nothing.verdict == "inconclusive"
     assert "neither run of any pair gave a number" in nothing.would_decide
@@ -189,6 +191,17 @@ def test_claims_of_several_effects() -> None:
     assert of(good, strong).p == pytest.approx(2 * strong.p)
     with pytest.raises(ValueError, match=r"Claim\.untested"):
         of()
+
+
+def test_claims_of_several_effects_err_no_more_often() -> None:
+    """Four effects, the truth of each on its margin: all must hold, or one be contradicted at a quarter of 5 %."""
+    rng = np.random.default_rng(2)
+    treated = 0.3 * rng.standard_normal((1500, 4, 5))
+    verdicts = [
+        Claim.every("P", "a", "s", [Effect(tuple(row), (0.0,) * 5, 0.0) for row in rows]).verdict for rows in treated
+    ]
+    assert 0.01 < verdicts.count("contradicted") / len(verdicts) < 0.04
+    assert verdicts.count("holds") < 3
 
 
 def test_counted_claims() -> None:
