@@ -9,6 +9,7 @@ from widgets.drift import Drift
 from widgets.fairness import Fairness
 from widgets.figures import bytes_sent, calendar, calendars, over_rounds
 from widgets.knobs import Knobs
+from widgets.mask_agreement import MaskAgreement
 from widgets.matrices import Grid, Matrix
 from widgets.panel import panel
 from widgets.pictures import Bars, Lines, Series
@@ -37,6 +38,7 @@ __all__ = [
     "Lines",
     "Losses",
     "Marks",
+    "MaskAgreement",
     "Matrix",
     "Question",
     "RankSegments",

@@ -21,9 +21,9 @@ AT_ONCE = 1 << 20  # weights that are compared together
 
 
 class MaskProbe(Probe):
-    """Looks whenever clients hand in; over several processes in steps with an evaluation only, since masks travel for it.
+    """Looks whenever clients hand in. Over several processes masks travel for it, a byte a weight and client, which is not counted.
 
-    It costs products of W × n bits. Of many clients `MOST`, evenly spaced, are compared with each other.
+    It costs products of W × n numbers. Of many clients `MOST`, evenly spaced, are compared with each other.
     """
 
     def __init__(self, setup: Setup):
@@ -40,8 +40,7 @@ class MaskProbe(Probe):
     @torch.no_grad()
     def before_average(self, meeting: Meeting) -> None:
         setup, up = self.setup, [w for w, u in enumerate(self.setup.fleet.up) if u]
-        travels = setup.world.mine is None or setup.evaluates(setup.comm.t)
-        if meeting.state != "params" or not self.names or not up or not travels:
+        if meeting.state != "params" or not self.names or not up:
             return
         self.due_now = True
         self.left = self._at_server(meeting.stack, up)

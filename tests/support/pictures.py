@@ -22,6 +22,7 @@ from lab.events import (
     Ended,
     Evaluated,
     Event,
+    Masked,
     Placed,
     Routed,
     Saturated,
@@ -288,6 +289,33 @@ def by_client(looks: int = 6, clients: int = 40, personal: bool = True, every: i
             {n: x[here].tolist() for n, x in better.items()},
         )
     yield Ended(looks * every, "done", "")
+
+
+def masked(rounds: int = 6, every: int = 10, alone: tuple[int, ...] = ()) -> Iterator[Event]:
+    """A made-up federation of ten rows with 1,000 weights: clients agree more and more; in the rounds ``alone`` one hands in."""
+    yield Started(
+        VERSION, Recipe(num_workers=10, steps=max(1, rounds * every)).to_dict(), 10, [10] * 10, 64, None, 1.0, {}
+    )
+    before = 1000
+    for k in range(rounds):
+        t = every * (k + 1)
+        yield Stepped(t, [2.0] * 10, 1.0, 0.01)
+        kept, iou = 100 + 400 // (k + 1), 1 - 0.4 / (k + 1)
+        between = {} if k in alone else {"mean": iou, "least": iou - 0.1 / (k + 1)}
+        yield Masked(
+            t,
+            1000,
+            1 if k in alone else 10,
+            100.0,
+            50 // (k + 1),
+            before,
+            kept,
+            between,
+            {"mean": iou, "least": iou},
+            kept / before,
+        )
+        before = kept
+    yield Ended(rounds * every, "done", "")
 
 
 def endless(steps: int, num_workers: int = 4) -> Iterator[Event]:

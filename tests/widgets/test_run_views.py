@@ -24,7 +24,7 @@ from lab.recipes.recipe import Recipe
 from lab.runs.columns import Columns
 from lab.runs.growing import Extent
 from lab.runs.trainer import Trainer
-from tests.support.pictures import Place, by_client, endless, federation, routing
+from tests.support.pictures import Place, by_client, endless, federation, masked, routing
 from widgets import (
     CommunicationBudget,
     Drift,
@@ -32,6 +32,7 @@ from widgets import (
     Growing,
     Lines,
     Losses,
+    MaskAgreement,
     RankSegments,
     RoutingStability,
     SyncCalendar,
@@ -676,6 +677,7 @@ def test_looks_at_experts_and_adapters_at_rest_are_all_there() -> None:
     assert_rest_is_live(experts)
     assert_rest_is_live(RankSegments.of(federation(rounds=900)))
     assert_rest_is_live(Fairness.of(by_client(looks=900)))
+    assert_rest_is_live(MaskAgreement.of(masked(rounds=900, alone=(3, 4, 500))))
 
 
 def test_nobody_trains_and_the_pictures_say_so() -> None:
