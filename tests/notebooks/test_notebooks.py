@@ -88,6 +88,14 @@ def test_source_is_clean(path):
         assert re.match(r"\w+: (int|str|float|bool) = ", line), line
 
 
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_nothing_is_judged_by_hand(path):
+    """Every verdict comes from an interval, from counting, or from saying why there is none."""
+    sources = ["".join(c["source"]) for c in parsed(path)["cells"]]
+    assert re.findall(r"Claim\.(effect|every|exact)\(", sources[-1])
+    assert not [s for s in sources if re.search(r"Claim\(|Claim\.judge", s)]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "path",
