@@ -112,6 +112,12 @@ def numeric(function: Callable[P, None]) -> Callable[P, None]:
     return call
 
 
+def number(value: float | None) -> Tensor:
+    """One number for a worker to hand in, float64 ``[1]``; of one in another process (None) its shape."""
+    elsewhere = torch.empty(1, dtype=torch.float64, device="meta")
+    return elsewhere if value is None else torch.full_like(elsewhere, value, device="cpu")
+
+
 Loss = Callable[[nn.Module, int, Tensor, Tensor], Tensor]  # of (module, worker, ids, targets)
 
 

@@ -6,11 +6,16 @@ is counted as such (``reduce`` or ``gather`` in the ledger), and what is fetched
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
+from torch import Tensor
+
+from lab.engine.comm import Communicator
 from lab.engine.fleet import Fleet
 from lab.engine.stack import Block, Stack
-from lab.engine.state import State
+from lab.engine.state import State, numeric
 
 Weight = Literal["samples", "uniform"]
 InnerStates = Literal["reset", "kept"]
@@ -45,3 +50,20 @@ def share_of_all(s: State, weight: Weight, block: Block) -> float:
     everybody: float = s.num_samples if weight == "samples" else s.num_clients
     everybody = everybody or sum(n_W[w] for w in block.everywhere)  # where all clients are workers
     return sum(n_W[w] for w in block.everywhere if s.fleet.up[w]) / everybody
+
+
+@numeric
+def note_(s: State, comm: Communicator, name: str, values: Mapping[int, float]) -> None:
+    """What workers of this process know of themselves, into ``s.facts[name]``, a list by worker that a checkpoint has.
+
+    All processes learn of it, as each can be the one that writes a checkpoint. Only the worker itself may use it: what it tells its
+    server is sent by the method.
+    """
+    for w, value in comm.world.all_gather_by_worker(dict(values)).items():
+        s.facts[name][w] = value
+
+
+def losses_there(s: State, to: Sequence[int], loss_W: Tensor) -> dict[int, float]:
+    """F_k of clients of this process that have just fetched the server's state: their loss there, on their first batch of the round."""
+    here = {w: float(loss_W[w]) for w in to if w in s.fleet.mine and s.fleet.up[w]}
+    return {w: x if math.isfinite(x) else 0.0 for w, x in here.items()}  # of what is no number the run itself says so

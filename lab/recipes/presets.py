@@ -120,6 +120,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "fedprox": _FEDERATION | {"method": {"name": "fedprox", "sync_every": 10, "inner": _SGD}},
     "scaffold": _FEDERATION | {"method": {"name": "scaffold", "sync_every": 10, "inner": _SGD}},
+    "q_fedavg": _FEDERATION | {"method": {"name": "q_fedavg", "sync_every": 10, "inner": _SGD}},
+    "term": _FEDERATION | {"method": {"name": "term", "sync_every": 10, "inner": _SGD}},
     "hierfavg": _FEDERATIONS
     | {"method": {"name": "hierfavg", "sync_every": 16, "rounds": [2], "tree": "3", "inner": _ADAMW}},
     "sparsyfed": _SPARSE | {"method": {"name": "sparsyfed"} | _OF_ROUNDS},

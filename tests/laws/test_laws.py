@@ -55,7 +55,7 @@ IN_PARTS = ("streaming_diloco", "streaming_diloco three", "noloco", "noloco pull
 
 # What one worker alone does that its inner optimizer would not.
 MORE = ("diloco", "lordo", "noloco", "photon", "outer", "reset", "two momenta", "fedprox AdamW", "scaffold samples")
-MORE += ("sparsyfed", "top_k", "zerofl", "flash")  # who prunes
+MORE += ("q_fedavg", "sparsyfed", "top_k", "zerofl", "flash")  # who prunes
 
 
 NOT_CLAIMED = {"noloco": ("relabelling",), "hierfavg two": ("relabelling", "solitude", "equal workers")}
@@ -367,7 +367,7 @@ def test_back_fetches_first(method: Method) -> None:
     back = [r for r in lab.records if r.step == 4 and 1 in r.workers]
     fetched = [r for r in itertools.takewhile(lambda r: r.op == "broadcast", back) if r.workers == (1,)]
     whole = {name: 8 * len(x) for name, x in server.items() if "." not in name}  # of a tree those of one node
-    assert {r.state: r.bytes_each for r in fetched} == whole
+    assert {r.state: r.bytes_each for r in fetched if r.bytes_each > 8} == whole  # beside single numbers
     assert back[len(fetched) :]
     assert {r.op for r in back[len(fetched) :]} <= {*HANDED_IN}
 

@@ -21,12 +21,14 @@ from lab.methods.lordo import LoRDO, QHAdam
 from lab.methods.mt_dao import MTDAO, QHADOPT, Warm
 from lab.methods.noloco import NoLoCo
 from lab.methods.photon import Photon
+from lab.methods.q_fedavg import QFedAvg
 from lab.methods.scaffold import SCAFFOLD
 from lab.methods.sparsyfed import SparsyFed
 from lab.methods.sparta import SPARTA
 from lab.methods.streaming_diloco import StreamingDiLoCo
 from lab.methods.top_k import TopK
 from lab.methods.zerofl import ZeroFL
+from lab.methods.term import TERM
 from lab.recipes.presets import PRESETS
 
 
@@ -122,6 +124,8 @@ LISTED: dict[str, Method] = {name: shortened(cls()) for name, cls in METHODS.ite
     "fedprox AdamW": FedProx(2, 0.5, AdamW(3e-2), weight="samples", max_norm=0.5),
     "fedprox kept": FedProx(2, 1.0, SGDM, "kept"),
     "hierfavg two": HierFAVG(2, (2,), "2", inner=SGDM, weight="uniform"),
+    "q_fedavg samples": QFedAvg(2, 2.5, SGDM, 3.0, "kept", "samples", 0.5),
+    "term samples": TERM(2, 3.0, SGDM, "kept", "samples", 0.5),
     "scaffold I": SCAFFOLD(2, SGDM, option="I", max_norm=0.5),
     # Of the few weights of a tiny model half are enough.
     "sparsyfed": SparsyFed(2, 0.5),
