@@ -85,7 +85,9 @@ def test_what_is_personal_is_nobody_elses(name: str) -> None:
     for w in (0, 2):
         assert torch.equal(own(mine, w), own(changed, w))
     assert not close(own(mine, 1), own(changed, 1))
-    assert {group for r in mine.records if r.bytes_each > 8 for group in r.payload_bytes} == {"one"}  # beside single numbers
+    assert {group for r in mine.records if r.bytes_each > 8 for group in r.payload_bytes} == {
+        "one"
+    }  # beside single numbers
 
 
 @every_listed

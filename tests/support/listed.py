@@ -26,9 +26,9 @@ from lab.methods.scaffold import SCAFFOLD
 from lab.methods.sparsyfed import SparsyFed
 from lab.methods.sparta import SPARTA
 from lab.methods.streaming_diloco import StreamingDiLoCo
+from lab.methods.term import TERM
 from lab.methods.top_k import TopK
 from lab.methods.zerofl import ZeroFL
-from lab.methods.term import TERM
 from lab.recipes.presets import PRESETS
 
 
