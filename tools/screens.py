@@ -21,7 +21,7 @@ from lab.recipes.recipe import Recipe
 from lab.runs.trainer import Trainer
 from lab.recipes.scenario import Scenario
 from lab.runs.folder import RunFolder
-from widgets import CommunicationBudget, Drift, Fairness, Knobs, Losses, RankSegments, RoutingStability, SyncCalendar, Workers
+from widgets import CommunicationBudget, Drift, Fairness, Knobs, Losses, MaskAgreement, RankSegments, RoutingStability, SyncCalendar, Workers
 import lab
 import widgets
 
@@ -36,7 +36,8 @@ prelort = Recipe.of("prelort", ["model=nano", "start=", "steps=12", "method.sync
 fedavg = Recipe.of("local_sgd", ["data=digits", "model=mlp", "split=draw:40:0.3", "clients.num=200", "clients.held_out=0.25",
                                 'clients.personal=["head.*"]', "num_workers=20", "batch_size=10", "steps=200",
                                 "method.sync_every=5", "eval_every=10"])
-calm, experts, adapters, clients = [list(Trainer(r).events()) for r in (des_loc, fomoe, prelort, fedavg)]
+top_k = Recipe.of("top_k", ["steps=300"])
+calm, experts, adapters, clients, pruned = [list(Trainer(r).events()) for r in (des_loc, fomoe, prelort, fedavg, top_k)]
 turned = list(RunFolder("STORED").events())
 
 def watch(view, events):
@@ -54,6 +55,7 @@ VIEWS = {
     "routing_stability": "watch(RoutingStability(), experts)",
     "rank_segments": "watch(RankSegments(), adapters)",
     "fairness": "watch(Fairness(), clients)",
+    "mask_agreement": "watch(MaskAgreement(), pruned)",
     "knobs": "watch(Knobs(), turned)",
     "cockpit": "widgets.cockpit(des_loc.but(steps=4000, scenario=Scenario()))",
 }

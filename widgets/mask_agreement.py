@@ -56,14 +56,14 @@ class MaskAgreement(View):
             says = "No client has handed in what it has pruned: a round ends every method.sync_every steps."
             return [Note(TITLE, says)]
         words = f"{self.last.words()}. In {self.rounds_at_zero:,} of {len(self.step):,} rounds nothing had grown back."
-        return [Note(TITLE, words), self._agreement(), self._regrown(), self._sparsity()]
+        return [Note("In the last round", words), self._agreement(), self._regrown(), self._sparsity()]
 
     def _agreement(self) -> Lines:
         names = {
             "mean": "two clients, mean",
             "least": "two clients, least",
             "server": "client and server",
-            "before": "server, before and after",
+            "before": "server and before",
         }
         series = [Series(says, self.step, self.lines[name], colour=k) for k, (name, says) in enumerate(names.items())]
         return Lines("How far do masks agree?", "local step", "IoU of masks", series, hover=AGREEMENT)

@@ -52,6 +52,16 @@ TINY = {
     ],
     "11_your_own": ["steps=8", "sync_every=2", "processes=1"],
     "10_classroom": ["steps=6", "live_steps=6", "speed=200.0", 'corpus="grammar?tokens=40000"'],
+    "12_sparsyfed": [
+        "steps=8",
+        "period=2",
+        'seeds="0"',
+        "clients=12",
+        "hidden=8",
+        "examples=6",
+        'sparsities="0.5"',
+        "ramp=2",
+    ],
     "21_for_real": ["steps=4", "first=0", 'rates="1000"', 'methods="DDP,DES-LOC"', "period=2", "batch=1"],
     "20_compare": [
         'methods="ddp,mt_dao,noloco"',

@@ -49,7 +49,7 @@ def test_one_sentence_with_numbers_that_are_drawn_below() -> None:
         "two clients, mean": [0.75],
         "two clients, least": [0.5],
         "client and server": [0.875],
-        "server, before and after": [0.9375],
+        "server and before": [0.9375],
         "weights": [1234],
         "the server's model": [0.94],
         "what a client hands in": [0.95],
