@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
@@ -25,11 +26,14 @@ from lab.methods.sparsyfed import SparsyFed
 from lab.methods.top_k import TopK
 from lab.methods.zerofl import ZeroFL
 from lab.models.reparametrised import layers, plain_
+from lab.models.shape import Shape
 from lab.probes.masks import pairwise
 from lab.recipes.notes import notes
 from lab.recipes.recipe import Recipe
+from lab.runs.export import export_run, trained
+from lab.runs.folder import RunFolder
 from lab.runs.plan import plan
-from lab.runs.trainer import Trainer, dry_run
+from lab.runs.trainer import Trainer, dry_run, train
 from lab.seeds import generator
 from tests.support.listed import SGDM
 from tests.support.recipes import recipe
@@ -499,6 +503,20 @@ def test_a_run_begins_as_its_model_begins_and_is_scored_with_what_it_computes_wi
     exported = plain_(scored)
     assert {n: torch.equal(p, theta[n]) for n, p in exported.named_parameters()} == dict.fromkeys(theta, True)
     torch.testing.assert_close(exported(x), plain(x))
+
+
+def test_what_is_exported_is_what_it_computes_with(tmp_path: Path) -> None:
+    """θ under the names of the plain model, so that it runs wherever that does."""
+    r = digits(SparsyFed(3, 0.8, inner=FAST), steps=6, checkpoint_every=6)
+    train(r, tmp_path / r.id)
+    folder = RunFolder(tmp_path / r.id)
+    export_run(folder, tmp_path / "out", whole=True)
+    written = load_file(tmp_path / "out" / "model.safetensors")
+    plain: Any = digits(FedProx(3)).model.module(Shape(input=(64,), outputs=10), 0)
+    plain.load_state_dict(written)
+    x = drawn(5, 64).float()
+    torch.testing.assert_close(plain(x), trained(folder)(x))
+    assert float((written["hidden.0.weight"] == 0).float().mean()) > 0.5
 
 
 IMAGES: dict[str, Any] = {

@@ -19,11 +19,13 @@ from torch import Tensor, nn
 from lab.engine.fleet import Fleet
 from lab.engine.optim import ELEMENTWISE, AdamW, Nesterov, Optimizer, states, step_
 from lab.engine.stack import Stack, clip_, worker_norms
+from lab.errors import RecipeError
 from lab.methods.ddp import DDP
 from lab.methods.des_loc import DESLOC, half_life, suggest_periods
 from lab.methods.diloco import DiLoCo
 from lab.optimizers.schedule import Schedule
 from lab.recipes.buffers import Buffers, Kind
+from lab.recipes.recipe import Recipe
 from tests.support import ROOT
 from tests.support.bench import F64, Bench, build, close, drawn, flat
 from tests.support.buffered import Synced, flat_buffers, pictured, pictures
@@ -427,6 +429,12 @@ def test_schedules_by_hand() -> None:
     cosine = Schedule("cosine", warmup=2, final=0.1)
     assert cosine.at(3, 10) == 1.0
     assert cosine.at(7, 10) == pytest.approx(0.1 + 0.9 * 0.5)  # half of the 8 steps are done
+    exponential = Schedule("exponential", warmup=2, final=0.01)
+    assert exponential.at(3, 12) == 1.0
+    assert exponential.at(8, 12) == pytest.approx(0.1)  # half of the 10 steps
+    assert exponential.at(12, 12) == pytest.approx(0.01**0.9)
+    with pytest.raises(RecipeError, match="never comes to 0"):
+        Recipe(schedule=Schedule("exponential"))
     wsd = Schedule("wsd", decay_fraction=0.4)
     assert [wsd.at(t, 10) for t in (1, 6, 7)] == [1.0, 1.0, 1.0]
     assert wsd.at(8, 10) == pytest.approx(1 - math.sqrt(1 / 4))
@@ -446,7 +454,7 @@ def test_wsd_in_whole_steps(steps: int, data: st.DataObject) -> None:
 
 
 @given(
-    st.sampled_from(["constant", "cosine", "wsd"]),
+    st.sampled_from(["constant", "cosine", "wsd", "exponential"]),
     st.integers(2, 60),
     st.integers(0, 20),
     st.floats(0, 1),
