@@ -144,7 +144,7 @@ def written(value: Any) -> str:
     if isinstance(value, str):
         return f"`{value}`"
     if isinstance(value, dict):
-        return ", ".join(f"`{key}` {v}" for key, v in value.items())
+        return ", ".join(f"`{key}` {v}" for key, v in value.items()) or "none"
     return _json(value)
 
 

@@ -128,6 +128,15 @@ PRESETS: dict[str, dict[str, Any]] = {
     "top_k": _SPARSE | {"method": {"name": "top_k"} | _OF_ROUNDS},
     "zerofl": _SPARSE | {"method": {"name": "zerofl"} | _OF_ROUNDS},
     "flash": _SPARSE | {"method": {"name": "flash"} | _OF_ROUNDS},
+    "worldlm": _FEDERATIONS
+    | {"method": {"name": "worldlm", "sync_every": 16, "rounds": [2], "tree": "3", "inner": _ADAMW}},
+    # FedPer: the last block stays with each worker, all else is averaged. Together: one model on all that there is.
+    "fedper": _FEDERATIONS
+    | {
+        "method": {"name": "local_sgd", "sync_every": 16, "inner": _ADAMW},
+        "clients": {"held_out": 0.1, "personal": ["blocks.1.*"]},
+    },
+    "leaves_together": _FEDERATIONS | {"method": {"name": "ddp", "inner": _ADAMW}},
     "prelort": _CLIENTS | {"method": {"name": "prelort", "inner": _ADAMW}},
     "fedit": _EQUAL | {"method": {"name": "fedit", "inner": _ADAMW}},
     "zero_padding": _CLIENTS | {"method": {"name": "zero_padding", "inner": _ADAMW}},
@@ -226,6 +235,31 @@ PRESETS: dict[str, dict[str, Any]] = {
             "inner_states": "kept",
         },
         "schedule": {"kind": "cosine", "warmup": 800, "final": 0.1},
+    },
+    # Root, three regions, nine leaves, as in the paper; shapes are the nearest of those here, batch, steps and rounds by us.
+    **{
+        f"worldlm_{size}": {
+            "num_workers": 9,
+            "batch_size": 32,
+            "context": 2048,
+            "checkpoint_every": 0,
+            "eval_every": 0,
+            "model": shape,
+            "steps": 10_240,
+            "method": {
+                "name": "worldlm",
+                "sync_every": 32,
+                "rounds": [4],
+                "tree": "3",
+                "inner": _ADAMW | {"lr": 6e-4},
+            },
+            "schedule": {"kind": "cosine", "warmup": 100, "final": 0.1},
+        }
+        for size, shape in (
+            ("75M", {"size": "125M", "num_layers": 5}),
+            ("125M", "125M"),
+            ("400M", {"size": "125M", "dim": 1024, "num_layers": 28, "num_heads": 16}),
+        )
     },
     "streaming_diloco_1B": {  # 24 layers in eight fragments of three, H = 100, two workers; shape and batch by us
         "num_workers": 2,

@@ -289,7 +289,7 @@ def _held_bytes_W(recipe: Recipe, state: State) -> list[int]:
     """Parameters, gradients and states of each worker."""
     stacks = [state.grads, *state.local.values()]
     held = declared(recipe.method).holds if state.served else state.shared  # a server keeps the rest of what is agreed
-    stacks += [state.shared[name] for name in held]
+    stacks += [state.shared[name] for name in held if name in state.shared]
     held_W = [0] * recipe.num_workers
     for block, x in ((block, x) for s in stacks for block, x in zip(s.layout.blocks, s.blocks, strict=True)):
         for w in block.everywhere:

@@ -102,7 +102,8 @@ class Heard(Communicator):
         return self._own(Communicator.gather(self, stack, state))
 
     def collect(self, tensors: Named, state: str, of: Stack, level: int = 0) -> Named:
-        return self._own(Communicator.collect(self, tensors, state, of, level))
+        handed = Communicator.collect(self, tensors, state, of, level)
+        return {w: named for w, named in handed.items() if w == self.worker} if level else self._own(handed)
 
     def _own(self, handed: Named) -> Named:
         return {w: named for w, named in handed.items() if w == self.worker} or handed

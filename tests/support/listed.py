@@ -28,6 +28,7 @@ from lab.methods.sparta import SPARTA
 from lab.methods.streaming_diloco import StreamingDiLoCo
 from lab.methods.term import TERM
 from lab.methods.top_k import TopK
+from lab.methods.worldlm import Privacy, WorldLM
 from lab.methods.zerofl import ZeroFL
 from lab.recipes.presets import PRESETS
 
@@ -126,6 +127,8 @@ LISTED: dict[str, Method] = {name: shortened(cls()) for name, cls in METHODS.ite
     "hierfavg two": HierFAVG(2, (2,), "2", inner=SGDM, weight="uniform"),
     "q_fedavg samples": QFedAvg(2, 2.5, SGDM, 3.0, "kept", "samples", 0.5),
     "term samples": TERM(2, 3.0, SGDM, "kept", "samples", 0.5),
+    "worldlm two": WorldLM(2, (2,), "2", inner=SGDM, weight="uniform", privacy={0: Privacy(0.1, 0.5)}),
+    "worldlm all alike": WorldLM(2, key_layers=(), inner=SGDM),
     "scaffold I": SCAFFOLD(2, SGDM, option="I", max_norm=0.5),
     # Of the few weights of a tiny model half are enough.
     "sparsyfed": SparsyFed(2, 0.5),
