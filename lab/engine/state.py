@@ -5,13 +5,16 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ParamSpec, Protocol
+from functools import partial
+from types import MappingProxyType
+from typing import Any, ParamSpec, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from lab.engine.fleet import Fleet
 from lab.engine.stack import Stack
+from lab.errors import RecipeError, one_of
 
 
 class Experts(Protocol):
@@ -24,6 +27,20 @@ class Experts(Protocol):
 
 
 P = ParamSpec("P")
+V = TypeVar("V")
+
+
+class ByName(dict[str, V]):
+    """Values by name. What is not there is named by a RecipeError that says what is: whoever writes a method reads it."""
+
+    def __init__(self, what: str, values: Mapping[str, V] = MappingProxyType({})):
+        super().__init__(values)
+        self.what = what
+
+    def __missing__(self, name: str) -> V:
+        raise RecipeError(
+            one_of(self.what, name, self) if self else f"{self.what} {name!r} is not there: make it in init(s)"
+        )
 
 
 @dataclass
@@ -36,9 +53,9 @@ class State:
 
     fleet: Fleet
     schedule: Callable[[int], float] = lambda t: 1.0
-    local: dict[str, Stack] = field(default_factory=dict)
-    shared: dict[str, Stack] = field(default_factory=dict)
-    optimizers: dict[str, torch.optim.Optimizer] = field(default_factory=dict)
+    local: dict[str, Stack] = field(default_factory=partial(ByName, "local state"))
+    shared: dict[str, Stack] = field(default_factory=partial(ByName, "shared state"))
+    optimizers: dict[str, torch.optim.Optimizer] = field(default_factory=partial(ByName, "optimizer"))
     experts: Experts | None = None  # which worker holds which expert, if the model has experts
     # Which worker holds which rank segments, if the model has adapters (`lab.methods.lora_factors.Adapters`).
     adapters: object = None
@@ -64,7 +81,7 @@ class State:
         samples_W: Sequence[int] | None = None,
         served: bool = False,
     ) -> State:
-        local = {"params": fleet.params}
+        local = ByName("local state", {"params": fleet.params})
         return cls(fleet, schedule, local, experts=experts, adapters=adapters, samples_W=samples_W, served=served)
 
     @property

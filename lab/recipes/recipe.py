@@ -248,7 +248,7 @@ class Recipe:
                 return spec
             spec = spec.to_dict()
         raw = _read(spec) if isinstance(spec, str) else _plain(spec)
-        for override in overrides:
+        for override in sorted(overrides, key=_names_no_part):  # what an option is of is said before the option
             _apply(raw, override)
         _import_method(raw)
         return checked(cls, raw)
@@ -472,4 +472,10 @@ def _apply(raw: dict[str, Any], override: str) -> None:
                 f"-o {shown(override, 200)}: {shown(parent)[1:-1]} is {shown(inner)} and has no field {shown(last)}"
             )
         at = inner
+    if last == "name" and at.get("name") != value:
+        at.pop("options", None)  # those of another
     at[last] = value
+
+
+def _names_no_part(override: str) -> bool:
+    return not override.partition("=")[0].endswith(".name")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -181,6 +181,19 @@ def check_unmoved(module: nn.Module, worker: int, held: Sequence[Held]) -> None:
             raise RecipeError(
                 f"parameter {name} of worker {worker} {what} since the model was attached: change the model before lab.attach"
             )
+
+
+class Shape:
+    """Which parameters and parts modules have, and what of them is trained: cheap enough to be looked at in every step."""
+
+    def __init__(self, modules: Sequence[nn.Module]):
+        parts = [part for module in modules for part in module.modules()]
+        self.tables: list[Mapping[str, object]] = [t for part in parts for t in (part._parameters, part._modules)]
+        self.params = [p for module in modules for p in module.parameters()]
+        self.was = self.now()
+
+    def now(self) -> tuple[list[int], list[bool]]:
+        return [id(x) for table in self.tables for x in table.values()], [p.requires_grad for p in self.params]
 
 
 def wrapped(modules: Sequence[nn.Module]) -> Iterator[DistributedDataParallel]:

@@ -22,7 +22,7 @@ from lab.engine.ledger import Ledger
 from lab.engine.stack import Block
 from lab.engine.state import State
 from lab.engine.world import OneProcess, World
-from lab.errors import Diverged, RecipeError
+from lab.errors import Diverged, RecipeError, shown
 from lab.events import VERSION, Ended, Evaluated, Event, Started, Stepped
 from lab.methods import name_of
 from lab.methods.registry import round_steps
@@ -30,7 +30,7 @@ from lab.probes.drift import DriftProbe
 from lab.probes.health import not_finite
 from lab.probes.probe import Agreed, Setup
 from lab.recipes.recipe import Recipe
-from lab.runs.adopted import UNWRAPPED, adopt, check_unmoved, digests, wrapped
+from lab.runs.adopted import UNWRAPPED, Shape, adopt, check_unmoved, digests, wrapped
 from lab.runs.buffers import BufferSync
 from lab.runs.columns import Columns
 from lab.runs.folder import RunFolder
@@ -88,7 +88,7 @@ class Attached(torch.optim.Optimizer):
         self.stream = stream
         self.t = 0
         self._noted: list[Tensor] = []
-        self._looked = False
+        self._shape: Shape | None = None  # of the modules, once they were looked at
         self._last = time.perf_counter()
         with isolated(one_core=False):
             self._begin()
@@ -195,14 +195,14 @@ class Attached(torch.optim.Optimizer):
                 "a GradScaler (fp16) leaves out steps of one worker and not of others: use bfloat16, which needs none "
                 '(mixed_precision="bf16", torch.autocast(..., dtype=torch.bfloat16))'
             )
-        if not self._looked:
+        if self._shape is None or self._shape.now() != self._shape.was:
             for w, module in zip(self.fleet.mine, self.modules, strict=True):
                 check_unmoved(module, w, self._held)
-            for ddp in wrapped(self.modules):
+            for ddp in wrapped(self.modules) if self._shape is None else ():
                 raise RecipeError(
                     f"the model was wrapped in {type(ddp).__name__} after lab.attach, which averages gradients behind the method's back: {UNWRAPPED}"
                 )
-            self._looked = True
+            self._shape = Shape(self.modules)
 
     def _report(self, t: int) -> None:
         now = time.perf_counter()
@@ -292,11 +292,17 @@ class Attached(torch.optim.Optimizer):
     def evaluated(self, loss: float, scores: Mapping[str, float] | None = None) -> None:
         """Write down what a model (that of `agreed`, say) was worth on validation data after the present step, for views and comparisons.
 
-        What the first process says counts.
+        What the first process says counts. Numbers, or tensors of one element.
+
+        Raises
+        ------
+        RecipeError
+            for what is no number.
         """
+        numbers = {name: _as_number(name, x) for name, x in {**(scores or {}), "loss": loss}.items()}
         if not self.stream.begun:
             self.stream.begin(self.started())
-        self.stream.add(self.t, Evaluated(self.t, float(loss), math.nan, dict(scores or {})))
+        self.stream.add(self.t, Evaluated(self.t, numbers.pop("loss"), math.nan, numbers))
         if self.world.meets_every_step:
             self.stream.flush()
 
@@ -467,3 +473,12 @@ class _Rates(Part):
 
     def load_json(self, values: Json, step: int) -> None:
         self.optimizer.param_groups[0].update({name: values[name] for name in ("lr", "initial_lr")})
+
+
+def _as_number(name: str, value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError):
+        raise RecipeError(
+            f"evaluated: {name} = {shown(value)} is no number: give a float, or a tensor of one element"
+        ) from None

@@ -203,7 +203,7 @@ def _row(label: str, s: StatePlan, wide: int) -> str:
 
 
 def plan(
-    recipe: Recipe,
+    recipe: Recipe | str,
     networks: dict[str, Network] | None = None,
     *,
     device: str = "h100",
@@ -220,6 +220,7 @@ def plan(
         worker's; DDP does without.
     """
     device_named(device)
+    recipe = Recipe.of(recipe)
     with _nothing_to_collect():
         return _plan(recipe, networks or NETWORKS, device, devices_per_worker)
 

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing
+from dataclasses import FrozenInstanceError
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -260,11 +261,21 @@ class Trainer:
             self.built.buffers.before_(t)
             loss_W: Tensor = self.knobs.method.step(self.state, self.built.grad, self.comm, t)
             self.built.buffers.after_(t)
+        except FrozenInstanceError as error:
+            raise RecipeError(
+                f"step of method {name_of(self.knobs.method)} changes the method ({error}), which is frozen: numbers that it has to "
+                "remember go into s.facts, tensors into s.local or s.shared"
+            ) from None
         except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # a decomposition of what is no number
             raise Diverged(f"what is to be decomposed in step {t} is no longer finite: {self._last_good()}") from None
         if not isinstance(loss_W, Tensor):
             raise RecipeError(
                 f"step of method {name_of(self.knobs.method)} returned no losses: end it with return loss_W"
+            )
+        if loss_W.shape != (self.recipe.num_workers,):
+            raise RecipeError(
+                f"step of method {name_of(self.knobs.method)} returned losses of shape {list(loss_W.shape)}: one for each of the "
+                f"{self.recipe.num_workers} workers, as grad(s) gave them: return loss_W"
             )
         self.t = t
         return loss_W

@@ -18,6 +18,7 @@ from lab.config.references import Call
 from lab.data.tasks.hub_examples import PRESETS
 from lab.data.tasks.registry import TASKS
 from lab.data.tasks.tensors import Classification, Regression, fingerprint, from_dataset
+from lab.errors import RecipeError
 from lab.runs.data import make_task
 from tests.support.texts import fails
 
@@ -69,7 +70,7 @@ def test_pairs_tensors_and_mappings_say_the_same() -> None:
 
 def test_a_share_is_held_out_of_every_group_or_class() -> None:
     rows = Rows([(X[i], int(Y[i]), i // 5) for i in range(10)])
-    by_class = from_dataset(rows, share=0.4)
+    by_class = from_dataset(rows, share=0.4, targets=1)
     assert np.bincount(by_class.held_out.targets).tolist() == [2, 2]
     by_group = from_dataset(rows, share=0.4, groups=2)
     assert by_group.held_out.groups is not None
@@ -78,8 +79,8 @@ def test_a_share_is_held_out_of_every_group_or_class() -> None:
     assert (len(numbers.train), len(numbers.held_out)) == (7, 3)
     found = sorted(torch.cat([numbers.train.targets, numbers.held_out.targets]).tolist())
     assert found == X[:, 0].tolist()
-    assert fingerprint(from_dataset(rows, share=0.4, seed=2)) != fingerprint(by_class)
-    assert fingerprint(from_dataset(rows, share=0.4)) == fingerprint(by_class)
+    assert fingerprint(from_dataset(rows, share=0.4, targets=1, seed=2)) != fingerprint(by_class)
+    assert fingerprint(from_dataset(rows, share=0.4, targets=1)) == fingerprint(by_class)
 
 
 def test_text_becomes_tokens_and_names_become_classes() -> None:
@@ -395,3 +396,14 @@ def test_names_of_the_hub_say_their_options() -> None:
     with fails("unknown task 'hub:cifar'.*did you mean 'hub:cifar10'"):
         make_task(Call("hub:cifar", {}))
     assert {f"hub:{name}" for name in PRESETS} < TASKS.keys()
+
+
+def test_which_of_three_is_the_target_has_to_be_said() -> None:
+    """(inputs, weight, target): the second of three would be taken for classes without a word."""
+    data = [(torch.ones(2), i % 3, i % 2) for i in range(40)]
+    with pytest.raises(RecipeError, match=r"an example has 3 parts, and it was not said which .* targets=2, groups=1"):
+        from_dataset(data)
+    assert from_dataset(data, targets=2).num_outputs == 2
+    assert from_dataset(data, targets=1).num_outputs == 3
+    with pytest.raises(RecipeError, match="share = 25 is not allowed: it is the part that is held out"):
+        from_dataset(data, targets=2, share=25)

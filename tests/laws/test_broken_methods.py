@@ -16,10 +16,13 @@ from lab.config import Period, config
 from lab.engine.comm import Communicator
 from lab.engine.optim import AdamW, Optimizer
 from lab.engine.state import Grad, State
+from lab.errors import RecipeError
 from lab.methods import Method, method
 from lab.methods.ddp import DDP
 from lab.methods.diloco import DiLoCo
 from lab.methods.local_sgd import LocalSGD
+from lab.recipes.recipe import Recipe
+from lab.runs.trainer import Trainer
 from lab.testing.generators import own_generators
 from lab.testing.method_laws import LAWS
 from lab.testing.report import Finding, Report
@@ -343,3 +346,45 @@ def test_a_reduction_holds_or_says_where_it_does_not() -> None:
     assert "in step 1 all_reduce of params by workers [0, 1, 2]" in linear.findings[1].says
     (finding,) = lab.testing.check_reduction("des_lok", "diloco").failed
     assert "did you mean 'des_loc'" in finding.says
+
+
+def _scalar(self: Any, s: Any, grad: Any, comm: Any, t: int) -> Any:
+    return grad(s).mean()
+
+
+def _misspelt(self: Any, s: Any, grad: Any, comm: Any, t: int) -> Any:
+    return s.local["parms"]
+
+
+def _keeps(self: Any, s: Any, grad: Any, comm: Any, t: int) -> Any:
+    self.count = t
+    return grad(s)
+
+
+def _no_optimizer(self: Any, s: Any, grad: Any, comm: Any, t: int) -> Any:
+    return s.optimizers["inner"]
+
+
+@pytest.mark.parametrize(
+    ("step", "says"),
+    [
+        (
+            _scalar,
+            r"step of method broken returned losses of shape \[\]: one for each of the \d workers, .*: return loss_W",
+        ),
+        (_misspelt, r"unknown local state 'parms': use one of params.*did you mean 'params'"),
+        (
+            _keeps,
+            r"step of method broken changes the method \(.*count.*\), which is frozen: numbers .* go into s.facts",
+        ),
+        (_no_optimizer, r"optimizer 'inner' is not there: make it in init\(s\)"),
+    ],
+)
+def test_a_step_that_cannot_run_says_so_in_one_line(step: Any, says: str) -> None:
+    """As a run says it, and `lab.testing` too."""
+    broken = method("broken")(type("Broken", (Average,), {"step": step, "init": lambda self, s: None}))
+    trainer = Trainer(
+        Recipe.of({"method": config(broken)(), "data": "digits", "model": "mlp", "steps": 4, "batch_size": 2})
+    )
+    with pytest.raises(RecipeError, match=says):
+        list(trainer.events())

@@ -303,3 +303,12 @@ def test_a_recipe_can_be_made_wherever_tensors_are_made():
     """Its optimizer is tried on two numbers that have to be there."""
     with torch.device("meta"):
         assert Recipe.of("prelort") == Recipe.of("prelort")
+
+
+def test_options_belong_to_the_optimizer_that_has_them() -> None:
+    """Another name drops the preset's; those that are given along with it stay, in whatever order."""
+    said = ["method.inner.options.momentum=0.9", "method.inner.name=SGD", "method.inner.lr=0.1"]
+    inner = Recipe.of("diloco", said).method.inner
+    assert (inner.name, inner.lr, inner.options["momentum"]) == ("SGD", 0.1, 0.9)
+    same = Recipe.of("diloco", ["method.inner.name=AdamW"]).method.inner
+    assert same == Recipe.of("diloco").method.inner

@@ -719,9 +719,14 @@ def test_methods_that_ask_for_what_an_own_loop_cannot_give() -> None:
         sync.step()
 
 
-def changed(case: str) -> tuple[Any, Attached]:
+def changed(case: str, after: int = 0) -> tuple[Any, Attached]:
+    """A model that is changed before its first step, or after some."""
     model: Any = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
     sync = lab.attach(model, "des_loc")
+    for _ in range(after):
+        model(torch.ones(1, 3)).sum().backward()
+        sync.step()
+        sync.zero_grad()
     match case:
         case "replaced":
             model[0] = nn.Linear(3, 3)
@@ -732,6 +737,8 @@ def changed(case: str) -> tuple[Any, Attached]:
             model.append(nn.Linear(3, 3))
         case "frozen":
             model[0].requires_grad_(False)
+        case "assigned":
+            model.load_state_dict({k: torch.zeros_like(x) for k, x in model.state_dict().items()}, assign=True)
         case "moved":
             model.to(torch.float64)
     return model, sync
@@ -744,16 +751,30 @@ def changed(case: str) -> tuple[Any, Attached]:
         ("another name", "parameter 0.weight of worker 0 is (gone, renamed or frozen|new or another one)"),
         ("added", "parameter 2.weight of worker 0 is new or another one"),
         ("frozen", "parameter 0.weight of worker 0 is gone, renamed or frozen"),
+        ("assigned", "parameter 0.weight of worker 0 is new or another one"),
         ("moved", r"the values of 0.weight \(worker 0\) were moved"),
     ],
 )
-def test_a_model_that_has_changed_since_is_refused_before_it_is_trained(case: str, message: str) -> None:
-    model, sync = changed(case)
+@pytest.mark.parametrize("after", [0, 3])
+def test_a_model_that_has_changed_since_is_refused_before_it_is_trained(case: str, message: str, after: int) -> None:
+    model, sync = changed(case, after)
     before = [p.detach().clone() for p in model.parameters()]
     with pytest.raises(RecipeError, match=message):
         sync.step()
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
-    assert sync.t == 0
+    assert sync.t == after
+
+
+def test_what_a_model_was_worth_is_a_number(tmp_path: Path) -> None:
+    """Tensors of one element are; what is none is refused where it is said, and not when the run is written."""
+    with lab.attach(fill_(Net()), "des_loc", folder=tmp_path) as sync:
+        sync.step()
+        sync.evaluated(torch.tensor(0.5), {"accuracy": torch.tensor([0.25])})  # type: ignore[arg-type, dict-item]
+        for scores in ({"accuracy": torch.zeros(2)}, {"accuracy": "good"}, {"accuracy": None}):
+            with pytest.raises(RecipeError, match=r"^evaluated: accuracy = .* is no number: give a float"):
+                sync.evaluated(0.5, scores)  # type: ignore[arg-type]
+    (evaluated,) = (e for e in RunFolder(tmp_path).events() if e.kind == "evaluated")
+    assert (evaluated.loss, evaluated.scores) == (0.5, {"accuracy": 0.25})
 
 
 def test_a_grad_scaler_is_refused_by_name() -> None:

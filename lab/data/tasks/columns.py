@@ -60,7 +60,9 @@ def size_of(data: Any) -> int:
     return size
 
 
-def read_columns(data: Any, names: Sequence[Name], lengths: Mapping[Name, int] | None = None) -> dict[Name, Column]:
+def read_columns(
+    data: Any, names: Sequence[Name], lengths: Mapping[Name, int] | None = None, pairs: bool = False
+) -> dict[Name, Column]:
     """Some columns of a dataset.
 
     Parameters
@@ -71,6 +73,8 @@ def read_columns(data: Any, names: Sequence[Name], lengths: Mapping[Name, int] |
         of columns; of a dataset of tuples, places in them.
     lengths
         to which the last axis of a column is cut, or filled up with zeros.
+    pairs
+        whether tuples are to be pairs, as it was not said which of more are meant.
 
     Raises
     ------
@@ -79,14 +83,16 @@ def read_columns(data: Any, names: Sequence[Name], lengths: Mapping[Name, int] |
     """
     read = _of_hugging_face if is_hugging_face(data) else _of_torch
     size = size_of(data)
-    columns, class_names = read(data, names)
+    columns, class_names = read(data, names, pairs)
     return {
         name: _column(name, columns[name], size, (lengths or {}).get(name, 0), class_names.get(name, ()))
         for name in names
     }
 
 
-def _of_torch(data: Any, names: Sequence[Name]) -> tuple[dict[Name, Iterator[Any]], dict[Name, tuple[str, ...]]]:
+def _of_torch(
+    data: Any, names: Sequence[Name], pairs: bool
+) -> tuple[dict[Name, Iterator[Any]], dict[Name, tuple[str, ...]]]:
     """Values of each column. Every example is made once (it may be dear, or drawn)."""
     tensors = getattr(data, "tensors", None)  # torch.utils.data.TensorDataset
     if isinstance(tensors, tuple) and all(isinstance(name, int) and name < len(tensors) for name in names):
@@ -94,9 +100,20 @@ def _of_torch(data: Any, names: Sequence[Name]) -> tuple[dict[Name, Iterator[Any
     found: dict[Name, list[Any]] = {name: [] for name in names}
     for i in range(len(data)):
         example = data[i]
+        if pairs and not i:
+            _check_pair(example)
         for name, values in found.items():
             values.append(_part_of(example, name, i))
     return {name: iter(values) for name, values in found.items()}, {}
+
+
+def _check_pair(example: Any) -> None:
+    if isinstance(example, tuple | list) and len(example) > 2:
+        last = len(example) - 1
+        raise RecipeError(
+            f"an example has {last + 1} parts, and it was not said which are inputs and targets: give their places, for example "
+            f"from_dataset(…, inputs=0, targets={last}, groups=1); a model with several inputs takes them as one tensor"
+        )
 
 
 def _part_of(example: Any, name: Name, i: int) -> Any:
@@ -116,7 +133,9 @@ def _part_of(example: Any, name: Name, i: int) -> Any:
     return example[name]
 
 
-def _of_hugging_face(data: Any, names: Sequence[Name]) -> tuple[dict[Name, Iterator[Any]], dict[Name, tuple[str, ...]]]:
+def _of_hugging_face(
+    data: Any, names: Sequence[Name], pairs: bool
+) -> tuple[dict[Name, Iterator[Any]], dict[Name, tuple[str, ...]]]:
     for name in names:
         if name not in data.column_names:
             raise RecipeError(one_of("column of the dataset", name, data.column_names))

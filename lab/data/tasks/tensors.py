@@ -178,7 +178,7 @@ def from_dataset(
     held_out: Any = None,
     *,
     inputs: Name = 0,
-    targets: Name = 1,
+    targets: Name | None = None,
     groups: Name | None = None,
     kind: Literal["classification", "regression"] = "classification",
     num_classes: int | None = None,
@@ -196,7 +196,7 @@ def from_dataset(
     text as tokens ``[length]``. ``train`` is a dataset, ``held_out`` another. Of a ``DatasetDict``: the name of the split (left out:
     ``test`` or ``validation``). Without any, ``share`` of every group, or else of every class, is held out, drawn from ``seed``.
 
-    Columns ``inputs``, ``targets``, ``groups`` are names, or places in tuples; classes and groups may be text, and count as sorted.
+    Columns ``inputs``, ``targets``, ``groups`` are names, or places in tuples (without ``targets``: the second of two); classes and groups may be text, and count as sorted.
     The last axis of inputs is cut, or filled up with zeros, to ``length`` (which text needs). Of images and sounds, ``mean`` and ``std``
     (of each channel, or one for all) are those of pixels from 0 to 1, or samples from −1 to 1.
 
@@ -207,7 +207,13 @@ def from_dataset(
     """
     if kind not in ("classification", "regression"):
         raise RecipeError(one_of("kind of task", kind, ("classification", "regression")))
-    read = _Read.of(_splits(train, held_out), (inputs, targets, groups), kind, length, tokenizer)
+    if not 0 < share < 1:
+        raise RecipeError(
+            f"share = {shown(share)} is not allowed: it is the part that is held out, above 0 and below 1"
+        )
+    parts = _splits(train, held_out)
+    columns = (inputs, 1 if targets is None else targets, groups)
+    read = _Read.of(parts, columns, kind, length, tokenizer, pairs=targets is None and groups is None)
     if len(read.x) < 2:
         read = read.with_held_out(share, seed, by_class=kind == "classification")
     a, b = zip(read.x, read.y, strict=True)
@@ -231,11 +237,17 @@ class _Read:
 
     @classmethod
     def of(
-        cls, data: Sequence[Any], columns: tuple[Name, Name, Name | None], kind: str, length: int, tokenizer: str
+        cls,
+        data: Sequence[Any],
+        columns: tuple[Name, Name, Name | None],
+        kind: str,
+        length: int,
+        tokenizer: str,
+        pairs: bool,
     ) -> _Read:
         inputs, targets, groups = columns
         wanted = [name for name in columns if name is not None]
-        parts = [read_columns(part, wanted, {inputs: length}) for part in data]
+        parts = [read_columns(part, wanted, {inputs: length}, pairs) for part in data]
         first = parts[0][inputs]
         y, names = _targets([part[targets] for part in parts], kind)
         x = [v if isinstance(v := part[inputs].values, Tensor) else tokens_of(v, length, tokenizer) for part in parts]
