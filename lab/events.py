@@ -16,6 +16,7 @@ The loop that makes them, in pseudo-code::
         Evaluated               every eval_every steps: the averaged model on the validation windows
         Truncated               with it, for a model with adapters: the same at every prefix
         ClientsScored           with it, where clients hold out examples of their own: how the scores are spread over clients
+        Branched                with it, in a tree of federations: losses of its nodes, attention and residuals
         Measured …              the metrics that the recipe asks for
         Routed                  every routing_every steps: where the routers send their tokens
         Checkpointed            every checkpoint_every steps
@@ -326,6 +327,64 @@ def lower_is_better(score: str) -> bool:
 
 
 @dataclass(frozen=True)
+class Branched:
+    """A tree of federations: who belongs to whom, how good each is at what its workers hold out, who attends to whom.
+
+    A node's loss is that of its model, the mean over the workers below it. A worker's is that of its parent's backbone with key layers of
+    its own, or of its parent's model where there are none. None: nobody holds anything out.
+    """
+
+    kind: ClassVar[str] = "branched"
+    step: int
+    nodes: list[str]  # the root first
+    parents: list[str]  # of each node; nothing for the root
+    parent_W: list[str]
+    loss_N: list[float | None]  # by node
+    loss_W: list[float | None]
+    attention: dict[str, dict[str, dict[str, float]]]  # by node, layer and candidate
+    attention_W: list[dict[str, list[float]]]  # by layer: to its own key layers, its parent's, and the residuals
+    routes: dict[
+        str, dict[str, list[list[str]]]
+    ]  # by node and layer: the residuals it got, each as (node, child of it)
+
+    def mass(self, who: str | int) -> dict[str, float]:
+        """What a node (by name) or a worker gives to its ``own`` key layers, ``parent``, ``children`` and ``residuals``, over all layers."""
+        found: dict[str, float] = {}
+        layers = (
+            [{"own": a[0], "parent": a[1], "residuals": sum(a[2:])} for a in self.attention_W[who].values()]
+            if isinstance(who, int)
+            else [
+                {
+                    "own": a["own"],
+                    "parent": a.get("parent", 0.0),
+                    "residuals": sum(x for k, x in a.items() if k.startswith("residual ")),
+                }
+                for a in self.attention.get(who, {}).values()
+            ]
+        )
+        for a in layers:
+            for kind, x in (a | ({} if isinstance(who, int) else {"children": 1 - sum(a.values())})).items():
+                found[kind] = found.get(kind, 0.0) + x / len(layers)
+        return found
+
+    @property
+    def words(self) -> str:
+        """What there is to be known of it, in numbers."""
+        says = f"step {self.step:,}: {len(self.parent_W)} workers under {len(self.nodes)} node{'s' * (len(self.nodes) != 1)}"
+        known = [x for x in self.loss_W if x is not None]
+        if known and self.loss_N[0] is not None:
+            says += (
+                f"; on what workers hold out the model of the root has a loss of {self.loss_N[0]:.4g}, their own models {sum(known) / len(known):.4g}"
+                f" on average, from {min(known):.4g} to {max(known):.4g}"
+            )
+        own = [self.mass(w)["own"] for w in range(len(self.attention_W)) if self.attention_W[w]]
+        if own:
+            says += f"; of a worker's attention {sum(own) / len(own):.0%} stays with its own key layers"
+        num = sum(len(chosen) for by_layer in self.routes.values() for chosen in by_layer.values())
+        return says + (f"; {num} residual{'s' * (num != 1)} found another federation" if self.attention else "")
+
+
+@dataclass(frozen=True)
 class Measured:
     """One of the metrics that ``recipe.metrics`` asks for (`lab.probes.measure`); None for what is not finite."""
 
@@ -372,6 +431,7 @@ Event = (
     | Covered
     | Truncated
     | Masked
+    | Branched
     | ClientsScored
     | Measured
     | Checkpointed

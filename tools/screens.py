@@ -21,7 +21,7 @@ from lab.recipes.recipe import Recipe
 from lab.runs.trainer import Trainer
 from lab.recipes.scenario import Scenario
 from lab.runs.folder import RunFolder
-from widgets import CommunicationBudget, Drift, Fairness, Knobs, Losses, MaskAgreement, RankSegments, RoutingStability, SyncCalendar, Workers
+from widgets import CommunicationBudget, Drift, Fairness, FederationTree, Knobs, Losses, MaskAgreement, RankSegments, RoutingStability, SyncCalendar, Workers
 import lab
 import widgets
 
@@ -37,7 +37,8 @@ fedavg = Recipe.of("local_sgd", ["data=digits", "model=mlp", "split=draw:40:0.3"
                                 'clients.personal=["head.*"]', "num_workers=20", "batch_size=10", "steps=200",
                                 "method.sync_every=5", "eval_every=10"])
 top_k = Recipe.of("top_k", ["steps=300"])
-calm, experts, adapters, clients, pruned = [list(Trainer(r).events()) for r in (des_loc, fomoe, prelort, fedavg, top_k)]
+worldlm = Recipe.of("worldlm", ["steps=192", "eval_every=16", "eval_windows=16"])
+calm, experts, adapters, clients, pruned, tree = [list(Trainer(r).events()) for r in (des_loc, fomoe, prelort, fedavg, top_k, worldlm)]
 turned = list(RunFolder("STORED").events())
 
 def watch(view, events):
@@ -56,6 +57,7 @@ VIEWS = {
     "rank_segments": "watch(RankSegments(), adapters)",
     "fairness": "watch(Fairness(), clients)",
     "mask_agreement": "watch(MaskAgreement(), pruned)",
+    "federation_tree": "watch(FederationTree(), tree)",
     "knobs": "watch(Knobs(), turned)",
     "cockpit": "widgets.cockpit(des_loc.but(steps=4000, scenario=Scenario()))",
 }

@@ -7,6 +7,7 @@ from widgets.cockpits import cockpit
 from widgets.communication_budget import CommunicationBudget
 from widgets.drift import Drift
 from widgets.fairness import Fairness
+from widgets.federation_tree import FederationTree
 from widgets.figures import bytes_sent, calendar, calendars, over_rounds
 from widgets.knobs import Knobs
 from widgets.mask_agreement import MaskAgreement
@@ -32,6 +33,7 @@ __all__ = [
     "Control",
     "Drift",
     "Fairness",
+    "FederationTree",
     "Grid",
     "Growing",
     "Knobs",

@@ -174,6 +174,7 @@ def grow_nodes_(s: State, spec: Any) -> Tree:
             "a tree of federations needs workers that hold the same tensors: leave out placement.overlap, and give one lora rank"
         )
     whole = beginning(s.fleet)
+    s.facts["nodes"] = [[node.name, node.parent or "", list(node.workers)] for node in tree.values()]  # for probes
     for node in tree.values():
         s.shared[node.state] = of_leaves(whole.clone(), node)
     return tree

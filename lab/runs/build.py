@@ -38,6 +38,7 @@ from lab.probes.masks import MaskProbe
 from lab.probes.measure import measures
 from lab.probes.probe import Probe, Setup
 from lab.probes.routing import RoutingProbe
+from lab.probes.trees import TreeProbe
 from lab.processes.moving import follow_rows
 from lab.recipes.compute import device_of, vectorised
 from lab.recipes.placement import Experts, resident
@@ -182,6 +183,8 @@ def probes_of(setup: Setup, seating: Seating | None = None) -> list[Probe]:
         probes.append(AdapterProbe(setup, setup.adapters))
     elif setup.experts is not None and setup.recipe.routing_every:
         probes.append(RoutingProbe(setup, setup.experts.table))
+    if setup.state.facts.get("nodes"):
+        probes.append(TreeProbe(setup))
     return [*probes, DriftProbe(setup)]
 
 

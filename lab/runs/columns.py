@@ -15,6 +15,7 @@ from lab.costs.calendar import Kinds
 from lab.costs.network import Bill, Meter, Network, Turn
 from lab.engine.ledger import Ledger
 from lab.events import (
+    Branched,
     ClientsScored,
     Covered,
     Drifted,
@@ -51,6 +52,7 @@ _LISTS |= {
     Covered: "covered",
     Truncated: "truncated",
     Masked: "masked",
+    Branched: "branched",
     Measured: "measured",
 }
 
@@ -85,6 +87,7 @@ class Columns:
     covered: list[Covered] = field(default_factory=list)
     truncated: list[Truncated] = field(default_factory=list)
     masked: list[Masked] = field(default_factory=list)
+    branched: list[Branched] = field(default_factory=list)
     clients_scored: list[ClientsScored] = field(default_factory=list)
     measured: list[Measured] = field(default_factory=list)
     row_ends: list[int] = field(

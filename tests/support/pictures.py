@@ -16,6 +16,7 @@ import widgets.view
 from lab.costs.network import Network
 from lab.events import (
     VERSION,
+    Branched,
     ClientsScored,
     Covered,
     Drifted,
@@ -316,6 +317,31 @@ def masked(rounds: int = 6, every: int = 10, alone: tuple[int, ...] = ()) -> Ite
         )
         before = kept
     yield Ended(rounds * every, "done", "")
+
+
+def branched(looks: int = 6, *, key: bool = True, held_out: bool = True) -> Iterator[Event]:
+    """A made-up tree: two federations of two workers each; losses fall, and attention moves away from one's own key layers."""
+    yield Started(VERSION, Recipe(num_workers=4, steps=max(1, looks * 10)).to_dict(), 10, [10] * 4, 64, None, 1.0, {})
+    for k in range(looks):
+        t = 10 * (k + 1)
+        yield Stepped(t, [2.0] * 4, 1.0, 0.01)
+        yield Sent(t, "reduce", "params", (0, 1), {"mlp": 1000})
+        yield Sent(t, "gather", "params", (0, 2), {"mlp": 1000}, 1)
+        own = 0.9 - 0.5 * k / looks
+        rest = {"parent": (1 - own) / 2, "0": (1 - own) / 4, "1": (1 - own) / 4}
+        node = {"blocks.1": {"own": own} | rest}
+        yield Branched(
+            t,
+            ["root", "A", "B"],
+            ["", "root", "root"],
+            ["A", "A", "B", "B"],
+            [2.0 - 0.1 * k, 1.5, 1.75] if held_out else [None] * 3,
+            [1.0, 1.25, 1.5, 1.75 - 0.1 * k] if held_out else [None] * 4,
+            {"A": node, "B": node} if key else {},
+            [{"blocks.1": [own, 1 - own, 0.0]} if key else {} for _ in range(4)],
+            {"A": {"blocks.1": [["B", "2"]]}, "B": {"blocks.1": []}} if key else {},
+        )
+    yield Ended(looks * 10, "done", "")
 
 
 def endless(steps: int, num_workers: int = 4) -> Iterator[Event]:
