@@ -278,7 +278,7 @@ class _Terminal:
         click.echo(
             f"{plain(str(self.folder.path))}: {steps} steps, "
             + (f"validation loss {loss:.4f} {self.recipe.loss_unit}, " if loss is not None else "")
-            + f"{human(self.progress.bytes_sent)} of payload from {self.recipe.num_workers} workers"
+            + f"{human(self.progress.bytes_sent)} of payload from {self.recipe.num_workers} worker{'s' * (self.recipe.num_workers != 1)}"
             + (f", {speed:,.0f} {self.recipe.counted}/s" if speed else "")
         )
         for line in _findings(columns):

@@ -75,7 +75,9 @@ class Factory:
             if torch.empty(0).is_meta:  # it reads values, which there are none of here
                 with torch.device("cpu"):
                     return skeleton(self.module(shape, seed))
-            raise RecipeError(f"model {name} cannot be made: {one_line(error)}") from error
+            given = ", ".join(f"{key}={options[key]}" for key in known if key in options)
+            of_data = f" (from the data: {given})" if given else ""
+            raise RecipeError(f"model {name} cannot be made{of_data}: {one_line(error)}") from error
         if not isinstance(module, nn.Module):
             raise RecipeError(f"model {name} gave {shown(module)}: return an nn.Module")
         _check_parameters(module, name)

@@ -83,7 +83,7 @@ def _loss(recipe: Recipe, data: TrainingData, module: nn.Module, inputs: Tensor,
         )
     if not torch.isfinite(loss):
         raise RecipeError(
-            f"the first loss of model {name} is {float(loss)} ({given}): look at its first values and at the data"
+            f"the first loss of model {name} is {float(loss.detach())} ({given}): look at its first values and at the data"
         )
     return loss
 

@@ -158,8 +158,8 @@ def relabelling(s: Subject) -> None:
     for t in together(plain, dealt, s.steps):
         if odd := difference(plain.state, dealt.state, [(deal[w], w) for w in s.workers], CLOSE):
             raise Broken(f"{odd}, after step {t}")
-        assert plain.loss_W is not None
-        assert dealt.loss_W is not None
+        assert plain.loss_W is not None, "step returned no losses"
+        assert dealt.loss_W is not None, "step returned no losses"
         if off(plain.loss_W[[deal[w] for w in s.workers]], dealt.loss_W, CLOSE):
             raise Broken(f"losses of step {t} are not those of the same batches")
     renamed = [replace(r, workers=tuple(sorted(label[w] for w in r.workers))) for r in plain.records]
@@ -447,7 +447,7 @@ def nobody_up(s: Subject) -> None:
             unchanged(was, stacks, w, f"in step {bench.t}, in which nobody is up")
         if len(bench.records) > num:
             raise Broken(f"nobody is up {in_words(bench.records[num])}")
-        assert bench.loss_W is not None
+        assert bench.loss_W is not None, "step returned no losses"
         if not bench.loss_W.isnan().all():
             raise Broken(f"nobody is up in step {bench.t}, and losses are {bench.loss_W.tolist()}")
 
