@@ -85,9 +85,9 @@ def test_what_is_personal_is_nobody_elses(name: str) -> None:
     for w in (0, 2):
         assert torch.equal(own(mine, w), own(changed, w))
     assert not close(own(mine, 1), own(changed, 1))
-    assert {group for r in mine.records if r.bytes_each > 8 for group in r.payload_bytes} == {
-        "one"
-    }  # beside single numbers
+    sent = [(group, num) for r in mine.records for group, num in r.payload_bytes.items()]
+    assert {group for group, _ in sent} - {"stack"} == {"one"}
+    assert all(num == 8 for group, num in sent if group == "stack")  # a number that is no parameter's
 
 
 @every_listed
