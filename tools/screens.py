@@ -1,11 +1,13 @@
 """Screenshots of every view, live in a real JupyterLab, in its light and its dark theme.
 
-``python -m tools.screens`` rewrites ``docs/screens/``. It needs Chromium and what the tests need, and ``pip install pillow``.
+``python -m tools.screens`` rewrites ``docs/screens/``; ``python -m tools.screens drift workers`` only these views. It
+needs Chromium and what the tests need, and ``pip install pillow``.
 """
 
 from __future__ import annotations
 
 import io
+import sys
 import tempfile
 from pathlib import Path
 
@@ -38,32 +40,38 @@ fedavg = Recipe.of("local_sgd", ["data=digits", "model=mlp", "split=draw:40:0.3"
                                 "method.sync_every=5", "eval_every=10"])
 top_k = Recipe.of("top_k", ["steps=300"])
 worldlm = Recipe.of("worldlm", ["steps=192", "eval_every=16", "eval_windows=16"])
-calm, experts, adapters, clients, pruned, tree = [list(Trainer(r).events()) for r in (des_loc, fomoe, prelort, fedavg, top_k, worldlm)]
-turned = list(RunFolder("STORED").events())
+turned = RunFolder("STORED")
+seen = {}
 
-def watch(view, events):
+def watch(view, run):
+    if id(run) not in seen:
+        seen[id(run)] = list((run if run is turned else Trainer(run)).events())
+    events = seen[id(run)]
     view.show()
     view.add(*[event for event in events[: len(events) * 5 // 6] if not isinstance(event, Ended)])
     time.sleep(6)
     view.add()
 """
 VIEWS = {
-    "losses": "watch(Losses(), calm)",
-    "communication_budget": 'watch(CommunicationBudget(des_loc, network="10Mbit", budget="20 MB"), calm)',
-    "sync_calendar": "watch(SyncCalendar(des_loc), calm)",
-    "drift": "watch(Drift(), calm)",
-    "workers": "watch(Workers(des_loc), calm)",
-    "routing_stability": "watch(RoutingStability(), experts)",
-    "rank_segments": "watch(RankSegments(), adapters)",
-    "fairness": "watch(Fairness(), clients)",
-    "mask_agreement": "watch(MaskAgreement(), pruned)",
-    "federation_tree": "watch(FederationTree(), tree)",
+    "losses": "watch(Losses(), des_loc)",
+    "communication_budget": 'watch(CommunicationBudget(des_loc, network="10Mbit", budget="20 MB"), des_loc)',
+    "sync_calendar": "watch(SyncCalendar(des_loc), des_loc)",
+    "drift": "watch(Drift(), des_loc)",
+    "workers": "watch(Workers(des_loc), des_loc)",
+    "routing_stability": "watch(RoutingStability(), fomoe)",
+    "rank_segments": "watch(RankSegments(), prelort)",
+    "fairness": "watch(Fairness(), fedavg)",
+    "mask_agreement": "watch(MaskAgreement(), top_k)",
+    "federation_tree": "watch(FederationTree(), worldlm)",
     "knobs": "watch(Knobs(), turned)",
     "cockpit": "widgets.cockpit(des_loc.but(steps=4000, scenario=Scenario()))",
 }
 
 
-def main() -> None:
+def main(*names: str) -> None:
+    if unknown := set(names) - set(VIEWS):
+        raise SystemExit(f"no view is called {', '.join(sorted(unknown))}: there are {', '.join(VIEWS)}")
+    views = {name: cell for name, cell in VIEWS.items() if not names or name in names}
     import PIL.Image
     from playwright.sync_api import sync_playwright
 
@@ -80,25 +88,26 @@ def main() -> None:
     with sync_playwright() as playwright, tempfile.TemporaryDirectory() as folder:
         chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
         server = JupyterLab(Path(folder), chromium)
-        nb = server.open("screens.ipynb", [SETUP.replace("STORED", str(STORED)), *VIEWS.values()])
+        nb = server.open("screens.ipynb", [SETUP.replace("STORED", str(STORED)), *views.values()])
         nb.page.set_default_timeout(60_000)
         nb.page.set_viewport_size({"width": 1280, "height": 2400})
         nb.command("application:toggle-left-area")
-        for k in range(len(VIEWS) + 1):
+        for k in range(len(views) + 1):
             nb.run(k)
             for output in nb.outputs(k):
                 if output["output_type"] == "error":
                     raise SystemExit(output["evalue"])
         panel = nb.page.locator(".isthmus-panel:has(button)").first
-        nb.press("Start")
-        panel.locator("canvas").first.wait_for()
-        nb.page.wait_for_timeout(15_000)
-        nb.press("Pause")
-        nb.page.wait_for_timeout(2000)
+        if "cockpit" in views:
+            nb.press("Start")
+            panel.locator("canvas").first.wait_for()
+            nb.page.wait_for_timeout(15_000)
+            nb.press("Pause")
+            nb.page.wait_for_timeout(2000)
         for name, theme in THEMES.items():
             nb.js("theme => window.jupyterapp.commands.execute('apputils:change-theme', { theme })", theme)
             nb.page.wait_for_timeout(3000)
-            for k, view in enumerate(VIEWS):
+            for k, view in enumerate(views):
                 place = panel if view == "cockpit" else nb.page.locator(".isthmus-board").nth(k)
                 place.scroll_into_view_if_needed()
                 nb.page.wait_for_timeout(700)
@@ -109,4 +118,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

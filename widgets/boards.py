@@ -69,8 +69,8 @@ class Board(Picture):
                 trace |= {"xaxis": f"x{number}", "yaxis": f"y{number}"}
                 if trace.get("showlegend"):
                     trace["legend"] = f"legend{number}"
-                if "colorbar" in trace:
-                    trace["colorbar"] |= {"x": x.high + 8 / width, "y": y.at(0.5), "len": y.high - y.low}
+                if bar := trace.get("colorbar") or trace.get("marker", {}).get("colorbar"):
+                    bar |= {"x": x.high + 8 / width, "y": y.at(0.5), "len": y.high - y.low}
                 data.append(trace)
             marks = [(mark, kind) for kind in ("shapes", "annotations") for mark in inner.get(kind, [])]
             for mark, kind in marks:

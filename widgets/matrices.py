@@ -166,7 +166,7 @@ class Matrix(Picture):
         out += [box.beside(box.top + tall * (at + 0.5), name) for at, name in c.row_ticks]
         out += [box.below(box.px(at), name) for at, name in c.column_ticks]
         if self.bar:
-            out += self._colour_bar(box, c)
+            out += colour_bar(box, self.colours, c.scale, c.bar_ticks)
         return box.close(out)
 
     def text(self) -> str:
@@ -217,22 +217,6 @@ class Matrix(Picture):
                         paths[row[begin]] += "M" + size
                     begin = k
         return paths
-
-    def _colour_bar(self, box: Box, c: _Cells) -> list[str]:
-        x0, each = box.right + 12, (box.bottom - box.top) / len(self.colours)
-        out = [
-            f'<rect x="{x0}" y="{box.bottom - each * (k + 1):.2f}" width="11" height="{each + 0.5:.2f}" fill="{colour}"/>'
-            for k, colour in enumerate(self.colours)
-        ]
-        for v, name in c.bar_ticks:
-            y0 = box.bottom - (box.bottom - box.top) * c.scale.at(v)
-            out.append(f'<text x="{x0 + 15}" y="{y0 + 4:.1f}" font-size="11" fill="#555">{name}</text>')
-        cy = (box.top + box.bottom) / 2
-        out.append(
-            f'<text transform="translate({x0 + 48} {cy}) rotate(-90)" text-anchor="middle" font-size="12" fill="#333">'
-            f"{html.escape(c.scale.label)}</text>"
-        )
-        return out
 
 
 @dataclass(frozen=True)
@@ -322,6 +306,24 @@ class _Cells:
             [rounded(v, max(2, int(d))) if math.isfinite(v) else None for v, d in zip(row, row_digits, strict=True)]
             for row, row_digits in zip(self.values, digits, strict=True)
         ]
+
+
+def colour_bar(box: Box, colours: Sequence[str], scale: Axis, ticks: Sequence[tuple[float, str]]) -> list[str]:
+    """Beside a box, as high as it is."""
+    x0, each = box.right + 12, (box.bottom - box.top) / len(colours)
+    out = [
+        f'<rect x="{x0}" y="{box.bottom - each * (k + 1):.2f}" width="11" height="{each + 0.5:.2f}" fill="{colour}"/>'
+        for k, colour in enumerate(colours)
+    ]
+    for v, name in ticks:
+        y0 = box.bottom - (box.bottom - box.top) * scale.at(v)
+        out.append(f'<text x="{x0 + 15}" y="{y0 + 4:.1f}" font-size="11" fill="#555">{name}</text>')
+    cy = (box.top + box.bottom) / 2
+    out.append(
+        f'<text transform="translate({x0 + 52} {cy}) rotate(-90)" text-anchor="middle" font-size="12" fill="#333">'
+        f"{html.escape(scale.label)}</text>"
+    )
+    return out
 
 
 def _parts(values: np.ndarray, size: int) -> list[np.ndarray]:

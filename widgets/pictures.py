@@ -34,8 +34,8 @@ FEW_POINTS = 12  # up to so many, each is marked
 FAINT = 0.35  # how strong the colour of what is planned is
 WIDTH = 760  # of a picture that stands alone, in pixels
 NARROW = 640  # below this width, legends stand above the curves instead of beside them
-_DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
-_SVG_DASHES = ("", "7 4", "2 3", "7 3 2 3", "11 4", "11 3 2 3")
+DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
+SVG_DASHES = ("", "7 4", "2 3", "7 3 2 3", "11 4", "11 3 2 3")
 
 Held = Callable[[Growing | list[Any]], Any]  # how a canvas refers to numbers that it holds already
 
@@ -188,7 +188,7 @@ class Lines(Picture):
             if s.faint:
                 trace["opacity"] = 0.55
             else:
-                line["dash"] = _DASHES[self.names.index(s.name) % len(_DASHES)]
+                line["dash"] = DASHES[self.names.index(s.name) % len(DASHES)]
                 trace["mode"] = "lines+markers" if len(x) <= FEW_POINTS else "lines"
             if trace["mode"] == "lines" and any(alone := _alone(y)):  # plotly's lines have nothing there
                 trace |= {"mode": "lines+markers", "marker": {"size": [line["width"] + 1 if a else 0 for a in alone]}}
@@ -292,7 +292,7 @@ class Lines(Picture):
         return COLOURS[(by_name if s.colour is None else s.colour) % len(COLOURS)]
 
     def _dash(self, s: Series) -> str:
-        return "" if s.faint else _SVG_DASHES[self.names.index(s.name) % len(_SVG_DASHES)]
+        return "" if s.faint else SVG_DASHES[self.names.index(s.name) % len(SVG_DASHES)]
 
     def _speaks(self, s: Series) -> bool:
         return not s.faint or s.name not in self.names

@@ -169,6 +169,20 @@ function trace(xs, ys, spec, box) {
   return out;
 }
 
+function colourBar({ g, colours }, box, shades, scale) {
+  const [x, each] = [box.right + 12, (box.bottom - box.top) / shades.length];
+  shades.forEach((colour, k) => {
+    g.fillStyle = colour;
+    g.fillRect(x, box.bottom - each * (k + 1), 11, each + 0.5);
+  });
+  g.fillStyle = colours.soft;
+  g.textAlign = "left";
+  for (const [where, label] of scale.ticks) g.fillText(label, x + 15, box.bottom - (box.bottom - box.top) * where + 4);
+  g.fillStyle = colours.ink;
+  g.font = `12px ${FONT}`;
+  upwards(g, scale.label, x + 54, (box.top + box.bottom) / 2);
+}
+
 // Each of these draws one kind of picture and returns what the pointer finds: (x, y) → {x, y, words, ring?} or null.
 
 const KINDS = {
@@ -396,19 +410,7 @@ const KINDS = {
       g.fillText(name, x, box.bottom + 16);
       free = x + half + 6;
     }
-    if (spec.bar) {
-      const [x, each] = [box.right + 12, (box.bottom - box.top) / (last + 1)];
-      spec.colours.forEach((colour, k) => {
-        g.fillStyle = colour;
-        g.fillRect(x, box.bottom - each * (k + 1), 11, each + 0.5);
-      });
-      g.fillStyle = colours.soft;
-      g.textAlign = "left";
-      for (const [where, label] of spec.scale.ticks) g.fillText(label, x + 15, box.bottom - (box.bottom - box.top) * where + 4);
-      g.fillStyle = colours.ink;
-      g.font = `12px ${FONT}`;
-      upwards(g, spec.scale.label, x + 50, (box.top + box.bottom) / 2);
-    }
+    if (spec.bar) colourBar(p, box, spec.colours, spec.scale);
     return (x, y) => {
       const [r, c] = [Math.floor((y - box.top) / tall), Math.floor((x - box.left) / broad)];
       if (r < 0 || r >= R || c < 0 || c >= C) return null;
@@ -420,6 +422,54 @@ const KINDS = {
         g.strokeRect(box.left + broad * c, box.top + tall * r, broad, tall);
       };
       return { x: box.left + broad * (c + 0.5), y: box.top + tall * (r + 0.5), words: say(spec.hover, words), mark };
+    };
+  },
+
+  graph(p) {
+    const { g, spec, width, colours } = p;
+    const box = titled(p, ...spec.sides, 74);
+    g.font = `12px ${FONT}`;
+    let [x0, y0] = [box.left, box.top + 3];
+    for (const { name, colour, dash } of spec.legend) {
+      const needs = g.measureText(name).width + 36;
+      if (x0 > box.left && x0 + needs > width) [x0, y0] = [box.left, y0 + 17];
+      stroke(g, { colour, dash });
+      line(g, [[x0, y0], [x0 + 18, y0]]);
+      g.setLineDash([]);
+      g.fillStyle = colours.ink;
+      g.fillText(name, x0 + 24, y0 + 4);
+      x0 += needs;
+    }
+    box.top = y0 + 26;
+    labels(p, box, spec.x);
+    const place = (x, y) => [box.left + (box.right - box.left) * x, box.top + (box.bottom - box.top) * y];
+    for (const { points, colour, dash, width } of spec.links) {
+      stroke(g, { colour, dash });
+      g.lineCap = "butt";
+      g.lineWidth = width;
+      line(g, points.map(([x, y]) => place(x, y)));
+    }
+    g.setLineDash([]);
+    g.font = `11px ${FONT}`;
+    for (const { x, y, colour, label, below } of spec.dots) {
+      const [cx, cy] = place(x, y);
+      dot(g, [cx, cy], spec.radius, colour);
+      g.strokeStyle = colours.soft;
+      g.lineWidth = 1;
+      g.stroke();
+      g.fillStyle = colours.ink;
+      g.textAlign = below ? "center" : "left";
+      label.forEach((part, k) => (below ? g.fillText(part, cx, cy + spec.radius + 13 * (k + 1)) : g.fillText(part, cx + spec.radius + 4, cy - 2 + 13 * k)));
+    }
+    if (spec.scale) colourBar(p, box, spec.colours, spec.scale);
+    return (x, y) => {
+      let [best, near] = [null, 24];
+      for (const d of spec.dots) {
+        const q = place(d.x, d.y);
+        const far = Math.hypot(q[0] - x, q[1] - y);
+        if (far < near) [near, best] = [far, { x: q[0], y: q[1], words: d.words, mark: () => dot(g, q, spec.radius, d.colour, colours.ink) }];
+      }
+      return best;
     };
   },
 

@@ -45,6 +45,7 @@ from widgets import (
     calendars,
     losses,
 )
+from widgets.graphs import Dot, Graph, Link
 from widgets.pictures import MAX_POINTS, Band, Bars, Lines, Note, Picture, Series, bundle
 from widgets.timelines import Calendar, Marks
 
@@ -104,6 +105,14 @@ PICTURES = {
         10,
         now=8,
     ),
+    "graph": Graph(
+        "Linked <&>?",
+        "width: how much",
+        [Dot(0.5, 0, "a <top>", 1.0, ["a", "1"]), Dot(0.2, 1, "low", 2.0, ["<low>"], True), Dot(0.8, 1, "unknown")],
+        [Link("up", [(0.5, 0), (0.2, 1)], 3.0), Link("across", [(0.2, 1), (0.5, 0.7), (0.8, 1)], 1.5, 3, 1)],
+        "loss",
+    ),
+    "graph without links": Graph("Alone?", "", [Dot(0.5, 0, "alone")], [], "loss"),
 }
 
 
@@ -424,3 +433,30 @@ def check_forms_agree(picture: Picture) -> None:
             assert round(sum(float(n) for n in re.findall(r"h([\d.]+)", strokes)), 6) == pytest.approx(known, rel=0.2)
             assert {name for _, name in [*spec["row_ticks"], *spec["column_ticks"]]} <= set(words)
             assert figure["layout"]["yaxis"]["ticktext"] == [name for _, name in spec["row_ticks"]]
+        if spec["kind"] == "graph":
+            check_graph(spec, figure, p.svg(306), words)
+
+
+def check_graph(spec: dict[str, Any], figure: dict[str, Any], svg: str, words: list[str]) -> None:
+    """The same links, dots, labels and legend in three forms."""
+    lines = [t for t in figure["data"] if t["mode"] == "lines"]
+    of_links = [[*(x for x, _ in link["points"]), None] for link in spec["links"]]
+    assert sorted(len(x) for x in of_links) == sorted(
+        len(part) + 1 for t in lines for part in "".join("|" if x is None else "." for x in t["x"]).split("|")[:-1]
+    )
+    assert sorted(v for x in of_links for v in x if v is not None) == sorted(
+        v for t in lines for v in t["x"] if v is not None
+    )
+    assert {(link["colour"], link["width"]) for link in spec["links"]} == {
+        (t["line"]["color"], t["line"]["width"]) for t in lines
+    }
+    assert svg.count('class="link"') == len(spec["links"])
+    assert sorted(t["name"] for t in lines if t["showlegend"]) == sorted(entry["name"] for entry in spec["legend"])
+    dots = [t for t in figure["data"] if t["mode"] != "lines"]
+    assert sorted((x, y, text) for t in dots for x, y, text in zip(t["x"], t["y"], t["text"], strict=True)) == sorted(
+        (d["x"], d["y"], "<br>".join(d["label"])) for d in spec["dots"]
+    )
+    assert svg.count("<circle") == len(spec["dots"])
+    drawn = {part for d in spec["dots"] for part in d["label"]} | {entry["name"] for entry in spec["legend"]}
+    assert drawn | {spec["x"]} <= set(words)
+    assert re.findall(r'<circle [^>]*fill="([^"]+)"', svg) == [d["colour"] for d in spec["dots"]]

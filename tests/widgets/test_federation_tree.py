@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
-from lab.events import Branched, Evaluated, Event, from_json, to_json
+from lab.events import Branched, Evaluated, Event, Sent, from_json, to_json
 from lab.recipes.recipe import Recipe
 from lab.runs.trainer import Trainer
 from tests.support.pictures import branched, check_forms_agree, check_well_formed
 from widgets import FederationTree, Lines, Matrix
+from widgets.federation_tree import HANDED_IN, RESIDUAL, SILENT
+from widgets.graphs import Graph
 from widgets.pictures import Note
 
 VIEWS: dict[str, FederationTree] = {
@@ -37,16 +42,20 @@ def test_words_and_pictures_say_the_same() -> None:
     assert said.words == (
         "step 10: 4 workers under 3 nodes; on what workers hold out the model of the root has a loss of 2, their own models 1.375 on "
         "average, from 1 to 1.75; of a worker's attention 90% stays with its own key layers; 1 residual found another federation; over links "
-        "so far: 0.002 MB of workers, 0.002 MB 1 above"
+        "so far: 0.002 MB of workers, 0.002 MB 1 level above"
     )
-    assert isinstance(tree, Note)
-    assert tree.words.splitlines() == [
-        "root (2.000)",
-        "· A (1.500) ← residuals of 2 of B",
-        "· · workers 0 (1.000), 1 (1.250)",
-        "· B (1.750)",
-        "· · workers 2 (1.500), 3 (1.750)",
-    ]
+    assert isinstance(tree, Graph)
+    assert {d.words for d in tree.dots} == {
+        "root: loss 2",
+        "A: loss 1.5\nlast handed in at step 10\n5% of its attention goes to root\nresiduals of 2 of B",
+        "B: loss 1.75\nlast handed in at step 10\n5% of its attention goes to root",
+        "worker 0 of A: loss 1\nlast handed in at step 10\n10% of its attention goes to A",
+        "worker 1 of A: loss 1.25\nlast handed in at step 10\n10% of its attention goes to A",
+        "worker 2 of B: loss 1.5\nhas not handed in yet\n10% of its attention goes to B",
+        "worker 3 of B: loss 1.75\nhas not handed in yet\n10% of its attention goes to B",
+    }
+    assert [d.label for d in tree.dots][::3] == [["root", "2"], ["0", "1"], ["3", "1.75"]]
+    assert tree.x == "lines: who handed in; width: attention to the key layers above"
     assert isinstance(losses, Lines)
     assert {s.name: np.asarray(s.y).tolist() for s in losses.series} == {
         "workers' own": [1.375],
@@ -58,6 +67,82 @@ def test_words_and_pictures_say_the_same() -> None:
     assert [*attention.rows] == ["A", "B", "worker 0", "worker 1", "worker 2", "worker 3"]
     assert np.asarray(attention.values[0], dtype=float) == pytest.approx([0.9, 0.05, 0.05, 0.0])
     assert attention.values[2][2] is None  # a worker has no children
+
+
+def family(nodes: list[str], parents: list[str], parent_W: list[str], **seen: Any) -> Branched:
+    """A tree, as it is told at step 40."""
+    nothing: dict[str, Any] = {"attention": {}, "attention_W": [{} for _ in parent_W], "routes": {}}
+    losses = {"loss_N": [1.23] * len(nodes), "loss_W": [2.34] * len(parent_W)}
+    return Branched(40, nodes, parents, parent_W, **losses | nothing | seen)
+
+
+def drawn(*events: Event) -> Graph:
+    graph = FederationTree.of(events).pictures()[1]
+    assert isinstance(graph, Graph)
+    check_well_formed(graph)
+    check_forms_agree(graph)
+    return graph
+
+
+def test_a_line_says_who_handed_in_when_it_last_was_time() -> None:
+    """A node with workers and a node below it; nodes have the seats of workers; what is fetched does not count."""
+    told = family(["root", "A", "B"], ["", "root", "A"], ["root", "A", "B", "B"])
+    sent = [
+        Sent(10, "reduce", "params", (0, 1, 2, 3), {"mlp": 8}),
+        Sent(10, "gather", "params", (2,), {"mlp": 8}, 1),
+        Sent(20, "reduce", "params", (1, 2), {"mlp": 8}),
+        Sent(20, "gather", "params", (1,), {"mlp": 8}, 2),
+        Sent(21, "broadcast", "params", (0, 1, 2, 3), {"mlp": 8}),
+    ]
+    graph = drawn(*sent, told)
+    ends = {link.points[-1]: link.name for link in graph.links}
+    who = [ends.get((dot.x, dot.y)) for dot in graph.dots]  # nodes, then workers
+    assert who == [None, HANDED_IN, SILENT, SILENT, HANDED_IN, HANDED_IN, SILENT]
+    heights = [dot.y for dot in graph.dots]
+    assert heights == pytest.approx([0, 1 / 3, 2 / 3, 1, 1, 1, 1])
+    assert {link.name for link in drawn(told).links} == {SILENT}
+
+
+def test_wider_lines_are_more_attention_and_residuals_go_to_other_branches() -> None:
+    shares = [0.0, 0.5, 1.0, 0.25]
+    told = family(
+        ["root", "A", "B"],
+        ["", "root", "root"],
+        ["A", "A", "B", "B"],
+        attention={"A": {"head": {"own": 0.5, "parent": 0.5}}, "B": {"head": {"own": 1.0, "parent": 0.0}}},
+        attention_W=[{"head": [1 - x, x]} for x in shares],
+        routes={"A": {"head": [["B", "3"]], "body": [["B", "3"]]}},
+    )
+    graph = drawn(told)
+    at = [(dot.x, dot.y) for dot in graph.dots]
+    width = {link.points[-1]: link.width for link in graph.links if link.name == SILENT}
+    assert [width[place] for place in at[1:]] == [4.5, 1.0, 1.0, 4.5, 8.0, 3.0]
+    (routed,) = [link for link in graph.links if link.name == RESIDUAL]
+    assert (routed.points[0], routed.points[-1]) == (at[1], at[-1])
+
+
+@pytest.mark.parametrize("per_node", [[12], [4, 4, 4], [1] * 12, [13], [2] * 12, [100, 29]], ids=str)
+def test_labels_do_not_touch_or_are_left_out_and_it_is_said(per_node: list[int]) -> None:
+    names = [f"node-{k}" for k in range(len(per_node))]
+    below = [name for name, num in zip(names, per_node, strict=True) for _ in range(num)]
+    graph = drawn(family(["root", *names], ["", *["root"] * len(names)], below))
+    num, workers = sum(per_node), [d for d in graph.dots if d.below]
+    assert len(workers) == (num if num <= 128 else 0)
+    assert all(d.label for d in workers) == (num <= 12 or num > 128)
+    assert (f"{num} workers have no label" in graph.x) == (12 < num <= 128)
+    assert (f"{num} workers are not drawn" in graph.x) == (num > 128)
+    unnamed = sum(not d.label for d in graph.dots if not d.below)
+    assert (f"{unnamed} nodes have no label" in graph.x) == bool(unnamed)
+    room = 600 - 24 - 78  # pixels for what is drawn, and 6.2 of a letter
+    taken = []
+    for d in graph.dots:
+        wide = 6.2 * max(map(len, d.label), default=0)
+        left, right = (-wide / 2, wide / 2) if d.below else (-8, (12 if d.label else 8) + wide)
+        if d.label:
+            taken.append((d.y, room * d.x + left, room * d.x + right))
+    for (y, _, end), (other, begin, _) in pairwise(sorted(taken)):
+        assert y != other or begin > end
+    assert max(end for *_, end in taken) <= 600 - 24 - 60  # the colour bar begins after it
 
 
 FIELDS = {
