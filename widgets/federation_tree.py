@@ -78,8 +78,8 @@ class FederationTree(View):
         width = "; width: attention to the key layers above" if seen.attention else ""
         left_out = "; ".join(["", *tree.left_out])
         return Graph(
-            f"Who belongs to whom, and who handed in when it last was time? (step {seen.step:,})",
-            f"lines: who handed in{width}{left_out}",
+            f"Who belongs to whom, and who talks? (step {seen.step:,})",
+            f"lines: who handed in when it last was time{width}{left_out}",
             tree.dots(),
             [*tree.links(), *tree.routes()],
             "loss (held out)",

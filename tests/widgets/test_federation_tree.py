@@ -55,7 +55,7 @@ def test_words_and_pictures_say_the_same() -> None:
         "worker 3 of B: loss 1.75\nhas not handed in yet\n10% of its attention goes to B",
     }
     assert [d.label for d in tree.dots][::3] == [["root", "2"], ["0", "1"], ["3", "1.75"]]
-    assert tree.x == "lines: who handed in; width: attention to the key layers above"
+    assert tree.x == "lines: who handed in when it last was time; width: attention to the key layers above"
     assert isinstance(losses, Lines)
     assert {s.name: np.asarray(s.y).tolist() for s in losses.series} == {
         "workers' own": [1.375],
