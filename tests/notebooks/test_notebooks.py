@@ -62,6 +62,7 @@ TINY = {
         'sparsities="0.5"',
         "ramp=2",
     ],
+    "13_worldlm": ["steps=4", "period=2", 'seeds="1"', 'noises="0.1"', "toy_rounds=2", "tokens=90000"],
     "21_for_real": ["steps=4", "first=0", 'rates="1000"', 'methods="DDP,DES-LOC"', "period=2", "batch=1"],
     "20_compare": [
         'methods="ddp,mt_dao,noloco"',
