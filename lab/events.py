@@ -460,6 +460,8 @@ def to_bytes(event: Event) -> bytes:
             f"{type(event).__name__} is no part of lab.events.Event: add it there, or nothing can read it again"
         )
     values = {"kind": event.kind} | vars(event)
+    if isinstance(event, Sent) and not event.level:
+        del values["level"]  # of most there is none to speak of
     try:
         return pydantic_core.to_json(values, inf_nan_mode="strings")
     except pydantic_core.PydanticSerializationError:  # half a surrogate pair: the name of a file that is not UTF-8
