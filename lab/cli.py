@@ -477,7 +477,6 @@ def compare(names: tuple[str, ...], runs: str, network_name: str, as_json: bool)
 
 def _compared(folder: RunFolder, net: Network) -> dict[str, Any] | None:
     """What a run has to show beside others; None where it has no events yet. Raises RecipeError where it is damaged."""
-    from dataclasses import replace
 
     from lab.methods import declared
     from lab.runs.columns import Columns
@@ -487,7 +486,7 @@ def _compared(folder: RunFolder, net: Network) -> dict[str, Any] | None:
     if columns.started is None:
         return None
     method = declared(columns.recipe.method)
-    bill = columns.price(replace(net, topology="server") if method.server else net)
+    bill = columns.price(net)
     return {
         "run": folder.path.name,
         "method": method.name,

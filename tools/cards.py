@@ -161,9 +161,10 @@ def renewed(page: Path) -> str:
     )
     if found != 1:
         raise ValueError(f"{page} needs one block between <!-- computed --> and <!-- end -->")
+    sent, end, options = text.partition("<!-- end -->")
     for option, value in defaults(name).items() if name != "README" else ():
-        text = re.sub(rf"^(\| `{option}` \| )[^|]*( \|)", lambda m, v=value: m[1] + v + m[2], text, flags=re.M)  # type: ignore[misc]
-    return text
+        options = re.sub(rf"^(\| `{option}` \| )[^|]*( \|)", lambda m, v=value: m[1] + v + m[2], options, flags=re.M)  # type: ignore[misc]
+    return sent + end + options
 
 
 if __name__ == "__main__":

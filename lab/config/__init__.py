@@ -202,8 +202,8 @@ def checked(cls: type[T], options: Any, where: str = "") -> T:
 
 def explain(error: ValidationError, cls: type, where: str = "") -> str:
     """The first thing pydantic found wrong, as one line for a person."""
-    first = error.errors()[0]
-    path = [str(p) for p in first["loc"]]
+    first, choices = error.errors()[0], _choices(error)
+    path = [str(p) for p in first["loc"]][: -1 if choices else None]
     names = [f.name for f in fields(cls)] if is_dataclass(cls) else []
     if first["type"] == "unexpected_positional_argument":
         return f"{cls.__name__} takes {len(names)} values at most: {', '.join(names)}"
@@ -225,10 +225,22 @@ def explain(error: ValidationError, cls: type, where: str = "") -> str:
         return f'{key} = {given} is not allowed: it is a list, for example [8,4,2] or ["a","b"]'
     if first["type"] == "dict_type":
         return f'{key} = {given} is not allowed: it is an object, for example {{"3": 2}}'
-    message = first["msg"][0].lower() + first["msg"][1:]
+    message = ", or ".join(choices) or _lowered(first["msg"])
     if path[-1:] == ["[key]"]:
         return f"{_cut('.'.join(([where] if where else []) + path[:-2]))} has the key {given}, which is not allowed: {message}"
     return f"{key} = {given} is not allowed: {message}"
+
+
+def _choices(error: ValidationError) -> list[str]:
+    """Where one of several types would do (a number, or a word): what is wrong for each of them; else nothing."""
+    first, *others = error.errors()
+    alike = [first, *(e for e in others if e["loc"][:-1] == first["loc"][:-1])]
+    tagged = len(alike) > 1 and any("[" in str(e["loc"][-1]) and e["loc"][-1] != "[key]" for e in alike)
+    return list(dict.fromkeys(_lowered(e["msg"]) for e in alike)) if tagged else []
+
+
+def _lowered(message: str) -> str:
+    return message[0].lower() + message[1:]
 
 
 def _cut(key: str) -> str:

@@ -76,7 +76,7 @@ def partition(
     *,
     salt: Sequence[int] = (),
     items: str = "examples",
-    remedy: str = "use fewer workers",
+    remedy: str = "use fewer workers (or clients), or split=draw:<n>, where several may have the same",
 ) -> Shards:
     """Deal items, of which the domain of each is known (int [items]), to workers.
 

@@ -6,7 +6,7 @@ Legend: W workers. A row is a finished local step.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -36,6 +36,7 @@ from lab.events import (
     Warned,
     WorkersChanged,
 )
+from lab.methods.registry import declared
 from lab.recipes.recipe import Recipe
 from lab.recipes.selection import pace_W
 from lab.runs import table
@@ -187,7 +188,7 @@ class Columns:
         return self.started.tokens_per_step * len(timed) / sum(timed) if timed else 0.0
 
     def price(self, network: Network, compute_seconds: float | None = None) -> Bill:
-        """What this run would have taken on a network.
+        """What this run would have taken on a network; of a method with a server on one with a server, with a link like a worker's.
 
         ``compute_seconds`` of one local step at one worker; by default the `pace` of this run.
         """
@@ -195,7 +196,7 @@ class Columns:
         steps = self.step[-1] if self.step else 0
         if compute_seconds is None:
             compute_seconds = pace(self.seconds, self.started)
-        return network.price(
+        return served(network, self.recipe).price(
             self.ledger,
             num_workers=self.num_workers,
             steps=steps,
@@ -210,6 +211,12 @@ class Columns:
         A local step counts as it took here (`pace`), or ``compute_seconds``; with 0 what is priced is sending alone.
         """
         return self.curves.priced(self, network, compute_seconds)
+
+
+def served(network: Network, recipe: Recipe) -> Network:
+    """The network, which has a server where the method needs one and nothing else was said."""
+    needs = network.topology == "ring" and declared(recipe.method).server
+    return replace(network, topology="server") if needs else network
 
 
 def pace(seconds: Sequence[float] | np.ndarray, started: Started) -> float:
@@ -325,6 +332,7 @@ class Price:
         if run.started is not None:
             self.recipe, num_workers, slow = run.recipe, run.num_workers, slowness(run.started)
             seconds = pace(run.seconds, run.started) if compute_seconds is None else compute_seconds
+            network = served(network, run.recipe)
         self.meter = Meter(network, num_workers, seconds, slow, self.turns)
         self.seconds, self.wire_bytes, self.eval_seconds = Growing(), Growing(), Growing()
 

@@ -346,13 +346,18 @@ def _on_wires(sent: Calendar, recipe: Recipe, topology: Literal["ring", "server"
 def _states(sent: Calendar, worker: int) -> list[StatePlan]:
     """Return the traffic of a worker by state, in the order in which states are first sent; then that of nodes, level by level.
 
-    Of the nodes of a level it is that of the one that stands in the ledger under the first of its workers.
+    Of the nodes of a level it is that of the one that sends most.
     """
     times: dict[tuple[str, str, int], int] = defaultdict(int)
     total: dict[tuple[str, str, int], int] = defaultdict(int)
-    seats: dict[int, int] = {0: worker}  # whose traffic is told, by level
+    of_seats: dict[int, dict[int, int]] = defaultdict(lambda: defaultdict(int))
     for num_steps, kind in zip(sent.times, sent.kinds, strict=True):
-        mine = [r for r in kind if seats.setdefault(r.level, r.workers[0]) in r.workers]
+        for r in kind:
+            for w in r.workers:
+                of_seats[r.level][w] += num_steps * r.bytes_each
+    seats = {level: max(of_all, key=of_all.__getitem__) for level, of_all in of_seats.items()} | {0: worker}
+    for num_steps, kind in zip(sent.times, sent.kinds, strict=True):
+        mine = [r for r in kind if seats[r.level] in r.workers]
         for r in mine:
             total[r.state, r.op, r.level] += num_steps * r.bytes_each
         for key in {(r.state, r.op, r.level) for r in mine}:

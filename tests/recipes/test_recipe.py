@@ -312,3 +312,22 @@ def test_options_belong_to_the_optimizer_that_has_them() -> None:
     assert (inner.name, inner.lr, inner.options["momentum"]) == ("SGD", 0.1, 0.9)
     same = Recipe.of("diloco", ["method.inner.name=AdamW"]).method.inner
     assert same == Recipe.of("diloco").method.inner
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (
+            '"spectal"',
+            "method.beta = 'spectal' is not allowed: a number is needed, not text, or input should be 'spectral'",
+        ),
+        (
+            "0.5",
+            "method.beta = 0.5 is not allowed: input should be greater than or equal to 1, or input should be 'spectral'",
+        ),
+    ],
+)
+def test_where_a_number_or_a_word_would_do_both_are_said(given: str, says: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        Recipe.of("sparsyfed", [f"method.beta={given}"])
+    assert str(caught.value) == says
