@@ -100,6 +100,8 @@ class Seating(Part):
             self.first = {key: x[0].clone() for key, x, _ in self._own() if x[0].any()}
             return
         rows = {key: x for key, x, kept in self._own() if kept}
+        if not rows and self.recipe.clients.inner_states != "kept":
+            return  # nothing is kept, at any process
         clients, late = setup.state.clients_W, self.now.late
         there = [w for w in range(min(len(clients), setup.fleet.num_workers)) if w not in late]
         here = {w: self._row(rows, w) for w in there if w in setup.fleet.mine}
