@@ -10,11 +10,11 @@ from torch import Tensor
 
 from lab.config import Period, Positive, RecipeView, config
 from lab.engine.comm import Communicator
-from lab.engine.optim import Optimizer, reset_
+from lab.engine.optim import Optimizer
 from lab.engine.stack import clip_
 from lab.engine.state import Grad, State, numeric
 from lab.methods.registry import method, never_synced
-from lab.methods.rounds import InnerStates, Weight, beginning, fetching, weights_of
+from lab.methods.rounds import InnerStates, Weight, beginning, fetch_, weights_of
 
 
 @method("fedprox", server=True, holds=("params",))
@@ -68,11 +68,7 @@ class FedProx:
         s.shared["params"] = beginning(s.fleet)  # w⁰
 
     def step(self, s: State, grad: Grad, comm: Communicator, t: int) -> Tensor:
-        to = fetching(s, t, self.sync_every)
-        if to:
-            comm.broadcast_(s.shared["params"], s.local["params"], "params", to=to)  # w_k ← wᵗ
-            if self.inner_states == "reset":
-                reset_(s.optimizers["inner"], s.local["params"], [w in to for w in range(s.fleet.num_workers)])
+        fetch_(s, comm, t, self.sync_every, self.inner_states)  # w_k ← wᵗ
         loss_W = grad(s)
         self._pull_(s)
         clip_(s.grads, self.max_norm)

@@ -15,7 +15,7 @@ from lab.engine.stack import Stack, clip_
 from lab.engine.state import Grad, State, numeric
 from lab.methods.registry import method
 from lab.methods.rounds import InnerStates, Weight, beginning
-from lab.methods.sparse_rounds import check_weights, fetch_, hand_in_, keep_largest_, nominal, prunable
+from lab.methods.sparse_rounds import check_weights, fetch_, hand_in_, keep_largest_, nominal, not_claimed, prunable
 
 
 @method("flash", server=True, prunes=True)
@@ -55,12 +55,7 @@ class FLASH:
         check_weights(recipe)
 
     def exceptions(self) -> dict[str, str]:
-        if not self.sparsity:
-            return {}
-        return {
-            "dry run": "which tensors the weights that are left belong to hangs on values",
-            "schedule": "it prunes, whatever the learning rate",
-        }
+        return not_claimed(self.sparsity, "which tensors the weights that are left belong to hangs on values")
 
     def init(self, s: State) -> None:
         s.optimizers["inner"] = self.inner.over(s.local["params"], s.grads)

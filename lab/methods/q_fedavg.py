@@ -10,12 +10,20 @@ from torch import Tensor
 
 from lab.config import Period, Positive, RecipeView, config
 from lab.engine.comm import Communicator
-from lab.engine.optim import Optimizer, reset_
+from lab.engine.optim import Optimizer
 from lab.engine.stack import Stack, clip_
-from lab.engine.state import Grad, State, number, numeric
-from lab.engine.world import Named
+from lab.engine.state import Grad, State, numeric
 from lab.methods.registry import method, never_synced
-from lab.methods.rounds import InnerStates, Weight, beginning, fetching, losses_there, note_, weights_of
+from lab.methods.rounds import (
+    InnerStates,
+    Weight,
+    beginning,
+    fetch_,
+    hand_in_weighted_,
+    losses_there,
+    note_,
+    weights_of,
+)
 
 TINY = 1e-10  # is added to a loss before its powers are taken, as the authors' code does
 
@@ -74,37 +82,30 @@ class QFedAvg:
         s.facts["loss_W"] = [0.0] * s.fleet.num_workers  # F_k
 
     def step(self, s: State, grad: Grad, comm: Communicator, t: int) -> Tensor:
-        to = fetching(s, t, self.sync_every)
-        if to:
-            comm.broadcast_(s.shared["params"], s.local["params"], "params", to=to)  # w_k ← w
-            if self.inner_states == "reset":
-                reset_(s.optimizers["inner"], s.local["params"], [w in to for w in range(s.fleet.num_workers)])
+        to = fetch_(s, comm, t, self.sync_every, self.inner_states)  # w_k ← w
         loss_W = grad(s)
         if to:
             note_(s, comm, "loss_W", losses_there(s, to, loss_W))
         clip_(s.grads, self.max_norm)
         self.inner.step_(s, t)
-        up = [w for w, u in enumerate(s.fleet.up) if u]
-        if t % self.sync_every == 0 and up:
-            differences, h = s.local["params"].zeros_like(), {w: 0.0 for w in up if w in s.fleet.mine}
-            self._fill_(s, differences, h)  # Δ_k, and h_k
-            handed = comm.collect({w: {"h": number(h.get(w))} for w in up}, "h", of=s.local["params"])
-            nothing = s.shared["params"].zeros_like()
-            self._move_server_(s, comm.mean(differences, "params", fallback=nothing, to_server=True), handed)
+        if t % self.sync_every == 0 and any(s.fleet.up):
+            ways, h = s.local["params"].zeros_like(), {w: 0.0 for w in s.fleet.mine if s.fleet.up[w]}
+            self._fill_(s, ways, h)  # −Δ_k, and h_k
+            hand_in_weighted_(s, comm, ways, h, "h")  # w ← w − Σ Δ_k / Σ h_k
         return loss_W
 
     @numeric
-    def _fill_(self, s: State, differences: Stack, h: dict[int, float]) -> None:
-        """Δ_k into ``differences`` ``[H, P]`` and h_k into ``h``, of the clients here that are up."""
+    def _fill_(self, s: State, ways: Stack, h: dict[int, float]) -> None:
+        """−Δ_k into ``ways`` ``[H, P]`` and h_k into ``h``, of the clients here that are up."""
         q, L, n_W = self.q, self.lipschitz or 1 / self.inner.lr, weights_of(s, self.weight)
         loss = {w: s.facts["loss_W"][w] + TINY for w in h}
         n = {w: 1.0 if n_W is None else n_W[w] for w in h}
-        for i, block in enumerate(differences.layout.blocks):
+        for i, block in enumerate(ways.layout.blocks):
             rows = [r for r, w in enumerate(block.holders) if w in h]
             if block.personal or not rows:
                 continue
-            x = differences.blocks[i]
-            x[rows] = L * (s.shared["params"].blocks[i] - s.local["params"].blocks[i][rows])  # Δw_k
+            x = ways.blocks[i]
+            x[rows] = L * (s.local["params"].blocks[i][rows] - s.shared["params"].blocks[i])  # −Δw_k
             squares = x[rows].double().square().sum(1).tolist()
             for row, square in zip(rows, squares, strict=True):
                 w = block.holders[row]
@@ -112,12 +113,3 @@ class QFedAvg:
                 x[row] *= n[w] * loss[w] ** q
         for w in h:
             h[w] += n[w] * L * loss[w] ** q
-
-    @numeric
-    def _move_server_(self, s: State, mean: Stack, handed: Named) -> None:
-        """w ← w − Σ Δ_k / Σ h_k, where ``mean`` is that of the Δ_k of the clients that hold a tensor and are up."""
-        w = s.shared["params"]
-        for x, change, block in zip(w.blocks, mean.blocks, w.layout.blocks, strict=True):
-            there = [k for k in block.everywhere if k in handed]
-            if there and not block.personal:
-                x.add_(change, alpha=-len(there) / sum(float(handed[k]["h"]) for k in there))

@@ -14,8 +14,10 @@ from torch import Tensor
 
 from lab.engine.comm import Communicator
 from lab.engine.fleet import Fleet
+from lab.engine.optim import reset_
 from lab.engine.stack import Block, Stack
-from lab.engine.state import State, numeric
+from lab.engine.state import State, number, numeric
+from lab.engine.world import Named
 
 Weight = Literal["samples", "uniform"]
 InnerStates = Literal["reset", "kept"]
@@ -37,6 +39,16 @@ def fetching(s: State, t: int, period: int) -> list[int]:
     """Who fetches the server's state before local step ``t``. Clients that are late in a round fetch it too, and are not up."""
     up = [w for w, u in enumerate(s.fleet.up) if u]
     return sorted({*up, *s.returned}) if (t - 1) % period == 0 else [w for w in up if w in s.returned]
+
+
+def fetch_(s: State, comm: Communicator, t: int, period: int, inner_states: InnerStates) -> list[int]:
+    """Who has to, fetches the server's model before local step ``t``, and with ``reset`` begins with a fresh optimizer; returns who has."""
+    to = fetching(s, t, period)
+    if to:
+        comm.broadcast_(s.shared["params"], s.local["params"], "params", to=to)
+        if inner_states == "reset":
+            reset_(s.optimizers["inner"], s.local["params"], [w in to for w in range(s.fleet.num_workers)])
+    return to
 
 
 def weights_of(s: State, weight: Weight) -> list[float] | None:
@@ -67,3 +79,25 @@ def losses_there(s: State, to: Sequence[int], loss_W: Tensor) -> dict[int, float
     """F_k of clients of this process that have just fetched the server's state: their loss there, on their first batch of the round."""
     here = {w: float(loss_W[w]) for w in to if w in s.fleet.mine and s.fleet.up[w]}
     return {w: x if math.isfinite(x) else 0.0 for w, x in here.items()}  # of what is no number the run itself says so
+
+
+def hand_in_weighted_(s: State, comm: Communicator, ways: Stack, weights: Mapping[int, float], state: str) -> Named:
+    """Clients that are up hand in their ways ``[H, P]``, weighted by themselves, and a number each; the server's model moves by Σ ways / Σ numbers.
+
+    ``weights``: the numbers, of clients in this process. They travel as ``state``; returns what the server was handed of them.
+    """
+    up = [w for w, u in enumerate(s.fleet.up) if u]
+    handed = comm.collect({w: {state: number(weights.get(w))} for w in up}, state, of=s.local["params"])
+    nothing = s.shared["params"].zeros_like()
+    _move_(s, comm.mean(ways, "params", fallback=nothing, to_server=True), handed, state)
+    return handed
+
+
+@numeric
+def _move_(s: State, mean: Stack, handed: Named, state: str) -> None:
+    """At the server; ``mean`` is that of the ways over the clients that hold a tensor and are up."""
+    w = s.shared["params"]
+    for x, way, block in zip(w.blocks, mean.blocks, w.layout.blocks, strict=True):
+        there = [k for k in block.everywhere if k in handed]
+        if there and not block.personal:
+            x.add_(way, alpha=len(there) / sum(float(handed[k][state]) for k in there))

@@ -185,6 +185,17 @@ def _average_(s: State, values: Named, masks: Named, weights_W: Sequence[float] 
         server.blocks[i] = mean.to(rows.dtype)
 
 
+def hand_in_pruned_(s: State, comm: Communicator, sparsity: float, weight: Weight) -> None:
+    """Clients hand in the largest of their weights, over all layers together."""
+    few = pruned(s.local["params"], prunable(s.fleet), sparsity, s.fleet.up)
+    hand_in_(s, comm, few, weight, nominal(s.fleet, 1 - sparsity))
+
+
+def not_claimed(sparsity: float, dry_run: str) -> dict[str, str]:
+    """The laws that a method that prunes does not claim; why a dry run does not know all."""
+    return {"dry run": dry_run, "schedule": "it prunes, whatever the learning rate"} if sparsity else {}
+
+
 def share_of_union(s: State, sparsity: float) -> float:
     """The most of what can be pruned that is left where each of the workers keeps so much, and no two the same."""
     return min(1.0, s.fleet.num_workers * (1 - sparsity))

@@ -16,7 +16,7 @@ from lab.engine.stack import clip_
 from lab.engine.state import Grad, State
 from lab.methods.registry import method, never_synced
 from lab.methods.rounds import InnerStates, Weight, beginning
-from lab.methods.sparse_rounds import check_weights, fetch_, hand_in_, nominal, prunable, pruned, thresholds_first
+from lab.methods.sparse_rounds import check_weights, fetch_, hand_in_pruned_, nominal, not_claimed, thresholds_first
 from lab.models.reparametrised import layers, reparametrise_
 
 ITERATIONS = 10  # of the power iteration, not given
@@ -85,12 +85,9 @@ class SparsyFed:
             yield "method.beta = 1 computes with the weights as they are: what a client has pruned may come back, as in top_k"
 
     def exceptions(self) -> dict[str, str]:
-        if not self.sparsity:
-            return {}
-        return {
-            "dry run": "which weights clients have in common hangs on values: a plan counts those that all agree on",
-            "schedule": "it prunes, whatever the learning rate",
-        }
+        return not_claimed(
+            self.sparsity, "which weights clients have in common hangs on values: a plan counts those that all agree on"
+        )
 
     def prepare_(self, module: nn.Module, values: bool) -> None:
         if values:
@@ -124,8 +121,7 @@ class SparsyFed:
         self.inner.step_(s, t)
         if t % self.sync_every == 0 and any(s.fleet.up):
             sparsity = self.sparsity_at(t)
-            few = pruned(s.local["params"], prunable(s.fleet), sparsity, s.fleet.up)
-            hand_in_(s, comm, few, self.weight, nominal(s.fleet, 1 - sparsity))
+            hand_in_pruned_(s, comm, sparsity, self.weight)
             s.facts["sparsity"] = sparsity
         return loss_W
 

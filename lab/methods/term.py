@@ -11,12 +11,21 @@ from torch import Tensor
 
 from lab.config import Period, Positive, RecipeView, config
 from lab.engine.comm import Communicator
-from lab.engine.optim import Optimizer, reset_
+from lab.engine.optim import Optimizer
 from lab.engine.stack import Stack, clip_
 from lab.engine.state import Grad, State, number, numeric
 from lab.engine.world import Named
 from lab.methods.registry import method, never_synced
-from lab.methods.rounds import InnerStates, Weight, beginning, fetching, losses_there, note_, weights_of
+from lab.methods.rounds import (
+    InnerStates,
+    Weight,
+    beginning,
+    fetch_,
+    hand_in_weighted_,
+    losses_there,
+    note_,
+    weights_of,
+)
 
 MOST = 60.0  # of an exponent: what is larger counts as much
 
@@ -74,28 +83,21 @@ class TERM:
         }  # F_k, and F̃ as it was fetched
 
     def step(self, s: State, grad: Grad, comm: Communicator, t: int) -> Tensor:
-        to = fetching(s, t, self.sync_every)
+        to = fetch_(s, comm, t, self.sync_every, self.inner_states)  # w_k ← w
         if to:
-            comm.broadcast_(s.shared["params"], s.local["params"], "params", to=to)  # w_k ← w
             tilted = {"tilt": number(s.facts["tilted"])}
             fetched = comm.hand_out({w: tilted for w in to}, "tilt")  # noqa: C420
             note_(s, comm, "tilted_W", {w: float(fetched[w]["tilt"]) for w in to if w in s.fleet.mine})
-            if self.inner_states == "reset":
-                reset_(s.optimizers["inner"], s.local["params"], [w in to for w in range(s.fleet.num_workers)])
         loss_W = grad(s)
         if to:
             note_(s, comm, "loss_W", losses_there(s, to, loss_W))
         clip_(s.grads, self.max_norm)
         self.inner.step_(s, t)
-        up = [w for w, u in enumerate(s.fleet.up) if u]
-        if t % self.sync_every == 0 and up:
-            differences = s.local["params"].zeros_like()
-            a = {w: self._weight_of(s, w) for w in up if w in s.fleet.mine}
-            self._fill_(s, differences, a)
-            handed = comm.collect({w: {"tilt": number(a.get(w))} for w in up}, "tilt", of=s.local["params"])
-            nothing = s.shared["params"].zeros_like()
-            self._move_server_(s, comm.mean(differences, "params", fallback=nothing, to_server=True), handed)
-            self._tilt_(s, handed)
+        if t % self.sync_every == 0 and any(s.fleet.up):
+            ways = s.local["params"].zeros_like()
+            a = {w: self._weight_of(s, w) for w in s.fleet.mine if s.fleet.up[w]}
+            self._fill_(s, ways, a)
+            self._tilt_(s, hand_in_weighted_(s, comm, ways, a, "tilt"))  # w ← w + Σ a_k·(w_k − w) / Σ a_k
         return loss_W
 
     def _weight_of(self, s: State, w: int) -> float:
@@ -105,23 +107,14 @@ class TERM:
         return p * math.exp(min(MOST, self.tilt * (s.facts["loss_W"][w] - s.facts["tilted_W"][w])))
 
     @numeric
-    def _fill_(self, s: State, differences: Stack, a: dict[int, float]) -> None:
-        """a_k·(w_k − w) into ``differences`` ``[H, P]``, of the clients here that are up."""
-        for i, block in enumerate(differences.layout.blocks):
+    def _fill_(self, s: State, ways: Stack, a: dict[int, float]) -> None:
+        """a_k·(w_k − w) into ``ways`` ``[H, P]``, of the clients here that are up."""
+        for i, block in enumerate(ways.layout.blocks):
             rows = [r for r, w in enumerate(block.holders) if w in a]
             if rows and not block.personal:
-                x = differences.blocks[i]
+                x = ways.blocks[i]
                 scale = x.new_tensor([a[block.holders[r]] for r in rows])[:, None]
                 x[rows] = scale * (s.local["params"].blocks[i][rows] - s.shared["params"].blocks[i])
-
-    @numeric
-    def _move_server_(self, s: State, mean: Stack, handed: Named) -> None:
-        """w ← w + Σ a_k·(w_k − w) / Σ a_k, where ``mean`` is that over the clients that hold a tensor and are up."""
-        w = s.shared["params"]
-        for x, change, block in zip(w.blocks, mean.blocks, w.layout.blocks, strict=True):
-            there = [k for k in block.everywhere if k in handed]
-            if there and not block.personal:
-                x.add_(change, alpha=len(there) / sum(float(handed[k]["tilt"]) for k in there))
 
     @numeric
     def _tilt_(self, s: State, handed: Named) -> None:

@@ -14,7 +14,7 @@ from lab.engine.stack import clip_
 from lab.engine.state import Grad, State
 from lab.methods.registry import method
 from lab.methods.rounds import InnerStates, Weight, beginning
-from lab.methods.sparse_rounds import check_weights, fetch_, hand_in_, nominal, prunable, pruned, share_of_union
+from lab.methods.sparse_rounds import check_weights, fetch_, hand_in_pruned_, nominal, not_claimed, share_of_union
 
 
 @method("top_k", server=True, prunes=True)
@@ -52,12 +52,7 @@ class TopK:
         check_weights(recipe)
 
     def exceptions(self) -> dict[str, str]:
-        if not self.sparsity:
-            return {}
-        return {
-            "dry run": "which weights clients have in common hangs on values: a plan counts none",
-            "schedule": "it prunes, whatever the learning rate",
-        }
+        return not_claimed(self.sparsity, "which weights clients have in common hangs on values: a plan counts none")
 
     def init(self, s: State) -> None:
         s.optimizers["inner"] = self.inner.over(s.local["params"], s.grads)
@@ -71,7 +66,6 @@ class TopK:
         clip_(s.grads, self.max_norm)
         self.inner.step_(s, t)
         if t % self.sync_every == 0 and any(s.fleet.up):
-            few = pruned(s.local["params"], prunable(s.fleet), self.sparsity, s.fleet.up)
-            hand_in_(s, comm, few, self.weight, nominal(s.fleet, 1 - self.sparsity))
+            hand_in_pruned_(s, comm, self.sparsity, self.weight)
             s.facts["pruned"] = True
         return loss_W

@@ -18,10 +18,9 @@ from lab.methods.rounds import InnerStates, Weight, beginning
 from lab.methods.sparse_rounds import (
     check_weights,
     fetch_,
-    hand_in_,
+    hand_in_pruned_,
     nominal,
-    prunable,
-    pruned,
+    not_claimed,
     share_of_union,
     thresholds_first,
 )
@@ -67,12 +66,7 @@ class ZeroFL:
         check_weights(recipe)
 
     def exceptions(self) -> dict[str, str]:
-        if not self.sparsity:
-            return {}
-        return {
-            "dry run": "which weights clients have in common hangs on values: a plan counts none",
-            "schedule": "it prunes, whatever the learning rate",
-        }
+        return not_claimed(self.sparsity, "which weights clients have in common hangs on values: a plan counts none")
 
     def prepare_(self, module: nn.Module, values: bool) -> None:
         if self.sparsity:
@@ -99,7 +93,6 @@ class ZeroFL:
         clip_(s.grads, self.max_norm)
         self.inner.step_(s, t)
         if t % self.sync_every == 0 and any(s.fleet.up):
-            few = pruned(s.local["params"], prunable(s.fleet), self.sparsity, s.fleet.up)
-            hand_in_(s, comm, few, self.weight, nominal(s.fleet, 1 - self.sparsity))
+            hand_in_pruned_(s, comm, self.sparsity, self.weight)
             s.facts["pruned"] = True
         return loss_W

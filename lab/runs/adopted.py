@@ -183,7 +183,7 @@ def check_unmoved(module: nn.Module, worker: int, held: Sequence[Held]) -> None:
             )
 
 
-class Shape:
+class Structure:
     """Which parameters and parts modules have, and what of them is trained: cheap enough to be looked at in every step."""
 
     def __init__(self, modules: Sequence[nn.Module]):

@@ -30,7 +30,7 @@ from lab.probes.drift import DriftProbe
 from lab.probes.health import not_finite
 from lab.probes.probe import Agreed, Setup
 from lab.recipes.recipe import Recipe
-from lab.runs.adopted import UNWRAPPED, Shape, adopt, check_unmoved, digests, wrapped
+from lab.runs.adopted import UNWRAPPED, Structure, adopt, check_unmoved, digests, wrapped
 from lab.runs.buffers import BufferSync
 from lab.runs.columns import Columns
 from lab.runs.folder import RunFolder
@@ -88,7 +88,7 @@ class Attached(torch.optim.Optimizer):
         self.stream = stream
         self.t = 0
         self._noted: list[Tensor] = []
-        self._shape: Shape | None = None  # of the modules, once they were looked at
+        self._structure: Structure | None = None  # of the modules, once they were looked at
         self._last = time.perf_counter()
         with isolated(one_core=False):
             self._begin()
@@ -195,14 +195,14 @@ class Attached(torch.optim.Optimizer):
                 "a GradScaler (fp16) leaves out steps of one worker and not of others: use bfloat16, which needs none "
                 '(mixed_precision="bf16", torch.autocast(..., dtype=torch.bfloat16))'
             )
-        if self._shape is None or self._shape.now() != self._shape.was:
+        if self._structure is None or self._structure.now() != self._structure.was:
             for w, module in zip(self.fleet.mine, self.modules, strict=True):
                 check_unmoved(module, w, self._held)
-            for ddp in wrapped(self.modules) if self._shape is None else ():
+            for ddp in wrapped(self.modules) if self._structure is None else ():
                 raise RecipeError(
                     f"the model was wrapped in {type(ddp).__name__} after lab.attach, which averages gradients behind the method's back: {UNWRAPPED}"
                 )
-            self._shape = Shape(self.modules)
+            self._structure = Structure(self.modules)
 
     def _report(self, t: int) -> None:
         now = time.perf_counter()

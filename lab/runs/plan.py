@@ -352,7 +352,7 @@ def _states(sent: Calendar, worker: int) -> list[StatePlan]:
     total: dict[tuple[str, str, int], int] = defaultdict(int)
     of_seats: dict[int, dict[int, int]] = defaultdict(lambda: defaultdict(int))
     for num_steps, kind in zip(sent.times, sent.kinds, strict=True):
-        for r in kind:
+        for r in (r for r in kind if r.level):
             for w in r.workers:
                 of_seats[r.level][w] += num_steps * r.bytes_each
     seats = {level: max(of_all, key=of_all.__getitem__) for level, of_all in of_seats.items()} | {0: worker}
