@@ -1,0 +1,42 @@
+"""What another set of values makes of the same inputs, and how far one set of predictions is from another.
+
+For losses that a method has of its own (``@method(…, own_loss=True)``, ``grad(s, loss)``): what a teacher says of a batch, be it to learn
+from its probabilities or to take its likeliest class for a label.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+
+@torch.no_grad()
+def predictions(module: nn.Module, values: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
+    """Logits of ``inputs`` as the module gives them with other values of its parameters, in eval mode, without a gradient.
+
+    values
+        by the parameters' names; what is not among them is as in the module. Those of a worker or of the server are views of a stack:
+        ``{n: stack[n][row] for n in stack.names()}``.
+
+    The module's own values, buffers and mode are as before.
+    """
+    training = module.training
+    module.eval()
+    try:
+        found: Tensor = functional_call(module, dict(values), (inputs,))
+    finally:
+        module.train(training)
+    return found
+
+
+def divergence(teacher: Tensor, student: Tensor, temperature: float = 1.0) -> Tensor:
+    """KL(σ(teacher / T) ‖ σ(student / T)) in nats, the mean over all but the last axis, which is that of classes; ``[]``.
+
+    Both are logits. The teacher's are taken as they are (no gradient); whoever wants the factor T² multiplies by it.
+    """
+    p = (teacher.detach() / temperature).log_softmax(-1)
+    q = (student / temperature).log_softmax(-1)
+    return (p.exp() * (p - q)).sum(-1).mean()
