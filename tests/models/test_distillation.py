@@ -9,12 +9,16 @@ from torch.nn.functional import kl_div
 from lab.models.distillation import divergence, predictions
 
 
+def small() -> nn.Module:
+    with torch.random.fork_rng():
+        return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Linear(4, 2)).double()
+
+
 def test_a_teacher_speaks_with_its_own_values_and_leaves_the_module_as_it_is() -> None:
-    torch.manual_seed(0)
-    module = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Linear(4, 2)).double()
-    other = {n: torch.randn_like(p) for n, p in module.named_parameters()}
+    module, g = small(), torch.Generator().manual_seed(0)
+    other = {n: torch.randn(p.shape, generator=g, dtype=p.dtype) for n, p in module.named_parameters()}
     before = {n: x.clone() for n, x in module.state_dict().items()}
-    x = torch.randn(5, 3, dtype=torch.float64)
+    x = torch.randn(5, 3, generator=g, dtype=torch.float64)
 
     found = predictions(module, other, x)
 
@@ -27,8 +31,8 @@ def test_a_teacher_speaks_with_its_own_values_and_leaves_the_module_as_it_is() -
 
 
 def test_divergence_is_that_of_torch_and_only_the_student_learns() -> None:
-    torch.manual_seed(0)
-    teacher, student = (torch.randn(2, 3, 5, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    g = torch.Generator().manual_seed(0)
+    teacher, student = (torch.randn(2, 3, 5, generator=g, dtype=torch.float64).requires_grad_() for _ in range(2))
 
     found = divergence(teacher, student, 2.0)
 
