@@ -311,18 +311,19 @@ class Order:
         drawn = self.shards
         if not isinstance(drawn, Drawn):
             return np.stack([self.items(w, t) for w in workers])
-        who = tuple(workers)
-        items = self._remembered("shards", who, partial(self._shards_of, drawn, who))
-        places = np.arange((t - 1) * self.batch_size, t * self.batch_size)
+        who, first = tuple(workers), (t - 1) * self.batch_size
         parts = []
-        for epoch in np.unique(places // drawn.size).tolist():
-            at = places[places // drawn.size == epoch] % drawn.size
-            ids = np.stack([np.array(who), np.full(len(who), epoch)], axis=1)
-            make = partial(permutations, self.seed, "epoch", ids, drawn.size)
-            order = self._remembered(f"epoch {epoch % 2}", (*who, epoch), make)
-            parts.append(np.take_along_axis(items, order[:, at], axis=1))
-        together: np.ndarray = np.concatenate(parts, axis=1)
-        return together
+        for epoch in range(first // drawn.size, (first + self.batch_size - 1) // drawn.size + 1):
+            make = partial(self._in_order, drawn, who, epoch)
+            items, at = self._remembered(f"epoch {epoch % 2}", (*who, epoch), make), first - epoch * drawn.size
+            parts.append(items[:, max(at, 0) : at + self.batch_size])
+        return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
+
+    def _in_order(self, drawn: Drawn, who: tuple[int, ...], epoch: int) -> np.ndarray:
+        """The items of some workers in the order of an epoch, ``[workers, size]``."""
+        items = self._remembered("shards", who, partial(self._shards_of, drawn, who))
+        ids = np.stack([np.array(who), np.full(len(who), epoch)], axis=1)
+        return np.take_along_axis(items, permutations(self.seed, "epoch", ids, drawn.size), axis=1)
 
     def _remembered(self, what: str, key: tuple[int, ...], make: Callable[[], np.ndarray]) -> np.ndarray:
         """What was made last, if it was for the same; replaced whole, so threads may race on it."""

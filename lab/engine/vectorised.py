@@ -11,6 +11,7 @@ Legend: W workers in this process, B sequences, T positions.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import wait
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any
@@ -21,6 +22,7 @@ from torch.func import functional_call, vmap
 
 from lab.engine.fleet import Fleet
 from lab.errors import RecipeError
+from lab.seeds.surroundings import one_core
 
 # Of values ``[W, …]`` of all parameters, inputs and targets: losses ``[W]``, and the gradients.
 Pass = Callable[[Sequence[Tensor], Tensor, Tensor], list[Tensor]]
@@ -86,13 +88,10 @@ class Vectorised:
         inputs, targets = (x.to(fleet.device) for x in batches_of(up))
         each = -(-len(up) // len(self.passes))
         parts = [slice(at, min(at + each, len(up))) for at in range(0, len(up), each)]
-        one = partial(self._part, up, inputs, targets)
         try:
             # Threads may only begin when what they all switch (a warning) is switched, and end before it is switched back.
             with _without_a_word():
-                found = (
-                    list(fleet.pool.map(one, self.passes, parts)) if len(parts) > 1 else [one(self.passes[0], parts[0])]
-                )
+                found = self._on_all_cores(partial(self._part, up, inputs, targets), parts)
         except RuntimeError as error:
             self._refuse(str(error).strip().splitlines()[0].split(". ")[0])
             return None
@@ -120,6 +119,16 @@ class Vectorised:
             for x, new in zip(self.grads, found, strict=True):
                 x[at] = new
         return losses
+
+    def _on_all_cores(self, one: Callable[[Pass, slice], Tensor], parts: Sequence[slice]) -> list[Tensor]:
+        """``one`` of every part: this thread takes the first, the others are the pool's. All have ended when this does."""
+        others = [self.fleet.pool.submit(one, *of) for of in zip(self.passes[1:], parts[1:], strict=False)]
+        try:
+            with one_core():
+                first = one(self.passes[0], parts[0])
+        finally:
+            wait(others)
+        return [first, *(other.result() for other in others)]
 
     def _refuse(self, why: str) -> None:
         self.works = False

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from lab.engine.comm import Meeting
 from lab.engine.stack import Stack
@@ -14,6 +15,7 @@ from lab.events import Drifted
 from lab.probes.probe import Agreed, Probe, Setup
 
 GAP = 4  # local steps between two looks; one costs a small model about a hundredth of a step (`bench/watching.py`)
+TOGETHER = 2**20  # numbers whose distances are taken at once
 
 
 class DriftProbe(Probe):
@@ -79,8 +81,15 @@ def squares_W(pairs: Sequence[tuple[Stack, Stack]], up: Sequence[bool]) -> tuple
     square_W, count_W = [0.0] * len(up), [0] * len(up)
     for stack, agreed in pairs:
         for i, (block, copies) in enumerate(zip(stack.layout.blocks, stack.blocks, strict=True)):
-            for row in stack.rows(i, up) if not block.personal else ():
-                apart = (copies[row] - agreed.blocks[i][0]).to(torch.promote_types(copies.dtype, torch.float32))
-                square_W[block.holders[row]] += float(apart @ apart)
+            rows = [] if block.personal else stack.rows(i, up)
+            for row, apart in zip(rows, distances(copies, agreed.blocks[i][0], rows), strict=True):
+                square_W[block.holders[row]] += apart * apart
                 count_W[block.holders[row]] += block.numel
     return square_W, count_W
+
+
+def distances(copies: Tensor, agreed: Tensor, rows: Sequence[int]) -> list[float]:
+    """Norm of each of these rows less the agreed one; of small ones together, as one by one they take longer than their numbers."""
+    wide, together = torch.promote_types(copies.dtype, torch.float32), max(1, TOGETHER // len(agreed))
+    some = copies.split(together) if len(rows) == len(copies) else (copies[row, None] for row in rows)
+    return [x for part in some for x in torch.linalg.vector_norm((part - agreed).to(wide), dim=1).tolist()]

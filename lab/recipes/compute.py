@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
@@ -12,8 +11,9 @@ from torch import Tensor
 
 from lab.config import Count, RecipeView, config
 from lab.engine.fleet import Fleet, saved_buffers
-from lab.engine.vectorised import Pass, Vectorised
+from lab.engine.vectorised import Vectorised
 from lab.errors import RecipeError
+from lab.recipes.replay import Replayed
 
 # Below this many multiplications of parameters with tokens, a worker's step takes less time on a GPU than its launches: about
 # 100 kernels of 5 µs a layer, at 10 TFLOP/s and 6 operations each. An estimate, not measured.
@@ -128,35 +128,6 @@ def vectorised(
     return Vectorised(
         fleet, compute.precision, required=False, quickly=Replayed if clients and ours else lambda one: one
     )
-
-
-PASSES = 500  # before the next is worth writing down, which takes about as long
-_WRITING = threading.Lock()
-
-
-class Replayed:
-    """A pass over a small model, after its first times as the list of operations that it was: most of its time is Python's.
-
-    The operations are the same, and so are the results, bit for bit. Only for models and losses in which nothing but their operands
-    decides what is computed, as in those of the lab.
-    """
-
-    def __init__(self, one: Pass):
-        self.one, self.times = one, 0
-        self.written: dict[tuple[torch.Size, ...], Pass] = {}  # by the shapes of what goes in
-
-    def __call__(self, values: Sequence[Tensor], inputs: Tensor, targets: Tensor) -> list[Tensor]:
-        self.times += 1
-        if self.times < PASSES:
-            return self.one(values, inputs, targets)
-        key = (inputs.shape, targets.shape)
-        with torch.no_grad():
-            if key not in self.written:
-                from torch.fx.experimental.proxy_tensor import make_fx
-
-                with _WRITING, torch.enable_grad():
-                    self.written[key] = make_fx(self.one)(values, inputs, targets).forward
-            return self.written[key](values, inputs, targets)
 
 
 def only_cpus() -> bool:

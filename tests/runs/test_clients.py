@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from lab.errors import Damaged, RecipeError
 from lab.events import Seated, Sent, Stepped
-from lab.recipes.compute import Replayed
 from lab.recipes.recipe import Recipe
+from lab.recipes.replay import Replayed, shortened
 from lab.runs.client_store import ClientStore
 from lab.runs.folder import RunFolder
 from lab.runs.trainer import Trainer
@@ -307,7 +308,7 @@ def test_a_pass_that_is_replayed_gives_the_same_bit_for_bit(monkeypatch: pytest.
     )
     runs = []
     for passes in (1_000, 3):
-        monkeypatch.setattr("lab.recipes.compute.PASSES", passes)
+        monkeypatch.setattr("lab.recipes.replay.PASSES", passes)
         trainer = Trainer(r)
         runs.append(([e.loss_W for e in trainer.events() if isinstance(e, Stepped)], trainer))
     assert runs[0][0] == runs[1][0]
@@ -316,6 +317,22 @@ def test_a_pass_that_is_replayed_gives_the_same_bit_for_bit(monkeypatch: pytest.
     assert all(isinstance(one, Replayed) and len(one.written) > 1 for one in vectorised.passes)
     for mine, theirs in zip(runs[0][1].fleet.params.blocks, runs[1][1].fleet.params.blocks, strict=True):
         assert torch.equal(mine, theirs)
+
+
+def test_a_list_of_operations_is_shortened_by_those_that_do_nothing_or_do_it_twice() -> None:
+    def one(x: torch.Tensor) -> torch.Tensor:
+        same = x.detach().view(2, 3).expand(2, 3) * 1
+        return (same + 2).exp() + (x + 2).exp() + x.expand(4, 2, 3).sum(0)
+
+    def over(x: torch.Tensor) -> torch.Tensor:
+        y = x * 1
+        return y.add_(1) + x
+
+    x = torch.arange(6.0).view(2, 3)
+    for function, num in ((one, 6), (over, 3)):  # the second writes over what would be its operand
+        short = shortened(make_fx(function)(x))
+        assert sum(node.op == "call_function" for node in short.graph.nodes) == num, short.code
+        assert torch.equal(short(x), function(x))
 
 
 def test_who_is_down_at_the_end_of_a_round_keeps_what_it_did_before(tmp_path: Path) -> None:
