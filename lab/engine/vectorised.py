@@ -77,8 +77,9 @@ class Vectorised:
             whether the method has a loss of its own, which is that of one worker.
         """
         if own_loss:
-            self._refuse("the method has a loss of its own")
-            return None
+            if self.required:
+                self._refuse("the method has a loss of its own")
+            return None  # this time: there are methods that have one in some steps only
         fleet, up = self.fleet, [w for w in self.fleet.mine if self.fleet.up[w]]
         loss_W = torch.full((fleet.num_workers,), float("nan"), dtype=torch.float64)
         if not self.works:

@@ -40,3 +40,17 @@ def divergence(teacher: Tensor, student: Tensor, temperature: float = 1.0) -> Te
     p = (teacher.detach() / temperature).log_softmax(-1)
     q = (student / temperature).log_softmax(-1)
     return (p.exp() * (p - q)).sum(-1).mean()
+
+
+def loss_and_predictions(module: nn.Module, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """``module.loss(inputs, targets)``, and the logits that it is made of, both with their gradients: one forward pass.
+
+    Two, where the loss is not made of what the module gives when it is called.
+    """
+    given: list[Tensor] = []
+    listening = module.register_forward_hook(lambda module, inputs, output: given.append(output))
+    try:
+        loss: Tensor = module.loss(inputs, targets)  # type: ignore[operator]
+    finally:
+        listening.remove()
+    return loss, given[0] if given else module(inputs)

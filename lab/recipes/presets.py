@@ -122,6 +122,9 @@ PRESETS: dict[str, dict[str, Any]] = {
     "scaffold": _FEDERATION | {"method": {"name": "scaffold", "sync_every": 10, "inner": _SGD}},
     "q_fedavg": _FEDERATION | {"method": {"name": "q_fedavg", "sync_every": 10, "inner": _SGD}},
     "term": _FEDERATION | {"method": {"name": "term", "sync_every": 10, "inner": _SGD}},
+    # Plain in the first half of the 50 rounds; then each client holds on to what it fetched.
+    "pafl": _FEDERATION | {"method": {"name": "pafl", "sync_every": 10, "losses": {26: "ewc"}, "inner": _SGD}},
+    "pafl_kd": _FEDERATION | {"method": {"name": "pafl", "sync_every": 10, "losses": {26: "kd"}, "inner": _SGD}},
     "hierfavg": _FEDERATIONS
     | {"method": {"name": "hierfavg", "sync_every": 16, "rounds": [2], "tree": "3", "inner": _ADAMW}},
     "sparsyfed": _SPARSE | {"method": {"name": "sparsyfed"} | _OF_ROUNDS},

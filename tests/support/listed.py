@@ -20,6 +20,7 @@ from lab.methods.local_sgd import LocalSGD
 from lab.methods.lordo import LoRDO, QHAdam
 from lab.methods.mt_dao import MTDAO, QHADOPT, Warm
 from lab.methods.noloco import NoLoCo
+from lab.methods.pafl import PaFL
 from lab.methods.photon import Photon
 from lab.methods.q_fedavg import QFedAvg
 from lab.methods.scaffold import SCAFFOLD
@@ -125,6 +126,8 @@ LISTED: dict[str, Method] = {name: shortened(cls()) for name, cls in METHODS.ite
     "fedprox AdamW": FedProx(2, 0.5, AdamW(3e-2), weight="samples", max_norm=0.5),
     "fedprox kept": FedProx(2, 1.0, SGDM, "kept"),
     "hierfavg two": HierFAVG(2, (2,), "2", inner=SGDM, weight="uniform"),
+    "pafl kd": PaFL(2, {1: "kd"}, temperature=1.5),
+    "pafl in turns": PaFL(2, {2: "ewc", 3: "kd", 4: "plain"}, 50.0, 2.0, 0.3, SGDM, "kept", "samples", 0.5),
     "q_fedavg samples": QFedAvg(2, 2.5, SGDM, 3.0, "kept", "samples", 0.5),
     "term samples": TERM(2, 3.0, SGDM, "kept", "samples", 0.5),
     "worldlm two": WorldLM(2, (2,), "2", inner=SGDM, weight="uniform", privacy={0: Privacy(0.1, 0.5)}),
