@@ -23,7 +23,16 @@ from lab.seeds.permutations import permutations
 if TYPE_CHECKING:
     import torch
 
-SPLITS = ("iid", "domain", "groups", "dirichlet:<alpha>", "size:<exponent>", "draw:<n>", "draw:<n>:<alpha>")
+SPLITS = (
+    "iid",
+    "domain",
+    "groups",
+    "by:<column>",
+    "dirichlet:<alpha>",
+    "size:<exponent>",
+    "draw:<n>",
+    "draw:<n>:<alpha>",
+)
 PART = 1 << 20  # windows that are looked at together
 LEAST_ALPHA = 0.001  # below that a Dirichlet draw underflows
 SMALL = 1024  # items of a shard
@@ -76,6 +85,7 @@ def partition(
     *,
     salt: Sequence[int] = (),
     items: str = "examples",
+    by_columns: bool = False,
     remedy: str = "use fewer workers (or clients), or split=draw:<n>, where several may have the same",
 ) -> Shards:
     """Deal items, of which the domain of each is known (int [items]), to workers.
@@ -85,6 +95,7 @@ def partition(
     * ``iid``: at random, equal sizes (the first workers get one more where it does not divide).
     * ``domain``, ``groups``: whole domains, the largest first, each to the worker with least so far. The seed plays no part. (Of
       text the natural groups are its domains, of other examples they are people, writers, sites.)
+    * ``by:<column>+<column>``: the same of what has equal values in these columns; the caller gives them as domains (``by_columns``).
     * ``dirichlet:<alpha>``: each domain is divided in proportions drawn from Dirichlet(alpha) (Hsu et al. 2019,
       arXiv:1909.06335); small alpha gives workers different domains, large alpha tends to ``iid``.
     * ``size:<exponent>``: at random, worker w gets a share that goes as ``(w + 1) ** -exponent``; 0 gives equal sizes.
@@ -96,9 +107,7 @@ def partition(
     ``salt`` makes draws of one seed differ; ``items`` and ``remedy`` are words for the errors.
     Raises RecipeError where a worker would get nothing, and for an unknown ``how``.
     """
-    kind, parameter, alpha = parse_split(how)
-    if num_workers < 1:
-        raise RecipeError(f"the number of workers must be at least 1, not {num_workers}")
+    kind, parameter, alpha, _ = _checked(how, num_workers, by_columns)
     if kind == "draw":
         return _drawn(domains, num_workers, int(parameter), alpha, seed, salt, items)
     count = len(domains)
@@ -107,7 +116,7 @@ def partition(
             f"worker {count} would get no data: there are {count} {items} for {num_workers} workers: {remedy}"
         )
     rng = numpy_generator(seed, f"split {kind}", num_workers, *salt)
-    if kind in ("domain", "groups"):
+    if kind in ("domain", "groups", "by"):
         shards = _whole_domains(domains, num_workers, how)
     elif kind == "dirichlet":
         shards = _parts_of_domains(domains, num_workers, parameter, rng)
@@ -116,6 +125,15 @@ def partition(
         shards = [[part] for part in _divide(rng.permutation(count), shares / shares.sum())]
     remedy = f"split {how!r} deals {count} {items} to {num_workers} workers: {remedy}, or another split"
     return [_shard(worker, parts, remedy) for worker, parts in enumerate(shards)]
+
+
+def _checked(how: str, num_workers: int, by_columns: bool) -> Split:
+    split = parse_split(how)
+    if split.kind == "by" and not by_columns:
+        raise RecipeError(f"split {how!r} goes by columns of examples, which text does not have: use domain")
+    if num_workers < 1:
+        raise RecipeError(f"the number of workers must be at least 1, not {num_workers}")
+    return split
 
 
 def _shard(worker: int, parts: list[np.ndarray], remedy: str) -> np.ndarray:
@@ -162,16 +180,17 @@ def _parts_of_domains(
 
 
 class Split(NamedTuple):
-    """A way of `partition`: its kind, its number, and what ``draw`` has besides."""
+    """A way of `partition`: its kind, its number, and what ``draw`` and ``by`` have besides."""
 
     kind: str
     number: float = 0.0
     alpha: float | None = None
+    columns: tuple[str, ...] = ()
 
     @property
     def goes_by_domain(self) -> bool:
         """Whether the domains of items decide who gets them."""
-        return self.kind in ("domain", "groups", "dirichlet") or self.alpha is not None
+        return self.kind in ("domain", "groups", "dirichlet", "by") or self.alpha is not None
 
 
 def _drawn(
@@ -193,6 +212,13 @@ def parse_split(how: str) -> Split:
         return Split(kind)
     if kind == "draw":
         return _parse_draw(how, number)
+    if kind == "by":
+        columns = tuple(number.split("+"))
+        if not all(columns) or len({*columns}) < len(columns):
+            raise RecipeError(
+                f"split {how!r}: write by:<column>, as in by:person, or several once each, as in by:person+room"
+            )
+        return Split(kind, columns=columns)
     if kind not in ("dirichlet", "size"):
         raise RecipeError(one_of("split", how, SPLITS))
     value = number_in(number)

@@ -61,3 +61,6 @@ class TrainingData:
     num_outputs: int = 0
     loss: Callable[[nn.Module, Tensor, Tensor], Tensor] | None = None
     held_out: HeldOut | None = None  # by clients, of their own
+    column_of: Callable[[str], list[int]] | None = (
+        None  # what a column of a task says of every client, see `lab.data.tasks.dealt.Dealt`
+    )

@@ -18,11 +18,10 @@ from lab.data.shards import portions, sizes
 from lab.data.splits import parse_split
 from lab.data.tasks import scores
 from lab.data.tasks.data import load_task
-from lab.data.tasks.dealt import Dealt, check_task, deal, vocab_size
+from lab.data.tasks.dealt import Dealt, check_task, deal, digest_of, vocab_size
 from lab.data.tasks.examples import is_there, load_examples, task_name
 from lab.data.tasks.registry import check_options, find_task
 from lab.data.tasks.task import IGNORED, Task
-from lab.data.tasks.tensors import fingerprint
 from lab.data.training_data import HeldOut, TrainingData
 from lab.errors import RecipeError
 from lab.models.own import one_line
@@ -104,6 +103,7 @@ def _of_examples(recipe: Recipe, call: Call) -> TrainingData:
         num_outputs=dealt.num_outputs,
         loss=dealt.loss,
         held_out=dealt.held_out,
+        column_of=dealt.column_of,
     )
 
 
@@ -167,7 +167,7 @@ def corpus_digest(corpus: Corpus) -> str:
 def task_digest(recipe: Recipe) -> str | None:
     """`TrainingData.digest` of a recipe's task; None where its examples would first have to be fetched."""
     if recipe.data is not None:
-        return None if recipe.data.name.split(":")[0] == "hub" else fingerprint(make_task(recipe.data))
+        return None if recipe.data.name.split(":")[0] == "hub" else digest_of(make_task(recipe.data), recipe.split)
     name = task_name(recipe.corpus)
     if name is None or not is_there(name):
         return None

@@ -139,6 +139,8 @@ SPLITS = (
     "draw:3",
     "draw:3:0.5",
     "draw:0",
+    "by:person",
+    "by:",
 )
 CORPORA = (
     "grammar",

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lab.data.tasks.parts import check_parts
 from lab.data.tasks.task import IGNORED, Examples, Normalisation
 from lab.errors import RecipeError, shown
 
@@ -60,6 +61,15 @@ def _examples(name: str, part: Pair, groups: Any, normalisation: Normalisation |
         if part.groups.shape != (len(part),) or part.groups.is_floating_point() or part.groups.is_complex():
             raise RecipeError(f"{name} has groups {_kind(part.groups)} for {len(part)} examples: one integer each")
         part = replace(part, groups=part.groups.to(torch.int64))
+    for column, values in part.columns.items():
+        found = _as_tensor(values, f"{name}'s column {column}")
+        if found.shape != (len(part),) or found.is_floating_point() or found.is_complex():
+            raise RecipeError(
+                f"{name} has a column {column!r} of {found.numel()} values ({found.dtype}) for {len(part)} examples: one integer each"
+            )
+        part = replace(part, columns={**part.columns, column: found.to(torch.int64)})
+    if part.parts is not None:
+        check_parts(part.inputs, part.parts)
     return part
 
 

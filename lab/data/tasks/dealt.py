@@ -19,7 +19,9 @@ from lab.data.splits import Order, cut, evenly_spaced, parse_split, partition
 from lab.data.tasks.task import Examples, Task
 from lab.data.tasks.tensors import fingerprint
 from lab.data.training_data import HeldOut
-from lab.errors import RecipeError, shown
+from lab.errors import RecipeError, one_of, shown
+
+ColumnOf = Callable[[str], list[int]]
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,8 @@ class Dealt:
         those of the task (`lab.data.tasks.task.Task`).
     held_out
         what workers hold out of their own examples.
+    column_of
+        what a column says of every worker's examples; RecipeError where there is none of this name, or where it does not say one thing.
     """
 
     batches: TensorBatches
@@ -74,6 +78,7 @@ class Dealt:
     loss: Callable[[nn.Module, Tensor, Tensor], Tensor]
     num_targets: Callable[[Tensor], int]
     held_out: HeldOut | None = None
+    column_of: ColumnOf | None = None
 
 
 def deal(
@@ -93,8 +98,9 @@ def deal(
     Parameters
     ----------
     split
-        ``iid``, ``size:<exponent>``, ``dirichlet:<alpha>`` over classes, ``groups`` (whole natural groups), ``draw:<n>``,
-        ``draw:<n>:<alpha>``: see `lab.data.splits.partition`.
+        ``iid``, ``size:<exponent>``, ``dirichlet:<alpha>`` over classes, ``groups`` (whole natural groups), ``by:<column>+<column>``,
+        ``draw:<n>``, ``draw:<n>:<alpha>``: see `lab.data.splits.partition`. Where a column is the name of the parts of inputs, examples
+        are taken apart (`lab.data.tasks.parts`): sensor by sensor for ``by:person+sensor``.
     num_validation
         held-out examples that the model is scored on, evenly spaced, with every class in its share; all where there are fewer.
     split_seed, batches_seed
@@ -108,8 +114,8 @@ def deal(
         one line: what is no task (`check_task`), a split that these examples do not have, a worker that would get nothing.
     """
     check_task(task)
-    train, held_out = task.train, task.held_out
-    dealt = partition(_domains(train, split), num_workers, split, split_seed)
+    train, held_out = _as_split(task.train, split), task.held_out
+    dealt = partition(_domains(train, split), num_workers, split, split_seed, by_columns=True)
     shards, own = portions(dealt, share_held_out, split_seed)
     scored = held_out.select(torch.from_numpy(_validation(held_out, num_validation)), dtype)
     parts = [torch.from_numpy(part) for part in cut(np.arange(len(scored)), batch_size)]
@@ -118,19 +124,56 @@ def deal(
         validation=[scored.take(part, dtype) for part in parts],
         samples_W=sizes(shards),
         scores=partial(task.scores, examples=scored),
-        digest=fingerprint(task),
+        digest=digest_of(task, split),
         input_shape=tuple(train.inputs.shape[1:]),
         num_outputs=task.num_outputs,
         vocab_size=vocab_size(task),
         loss=task.loss,
         num_targets=task.num_targets,
-        held_out=None if own is None else _held_out(task, own, dtype),
+        held_out=None if own is None else _held_out(task, train, own, dtype),
+        column_of=partial(_column_of, train, dealt),
     )
 
 
-def _held_out(task: Task, shards: Shards, dtype: torch.dtype) -> HeldOut:
+def digest_of(task: Task, split: str) -> str:
+    """`Dealt.digest`: columns count where a split goes by them."""
+    return fingerprint(task, columns=parse_split(split).kind == "by")
+
+
+def _as_split(train: Examples, split: str) -> Examples:
+    """Examples as a split needs them, with the columns that it names."""
+    names = parse_split(split).columns
+    try:
+        return train.by(names)
+    except RecipeError as error:
+        raise RecipeError(f"split {split!r}: {error}") from None
+
+
+def _column_of(train: Examples, shards: Shards, name: str) -> list[int]:
+    """What a column says of the examples of every shard, one number each. Raises RecipeError, see `Dealt`."""
+    if name not in train.columns:
+        of_parts = train.parts is not None and train.parts.name == name
+        raise RecipeError(
+            f"it is what single examples are taken apart by: name it in the split, as in by:{name}"
+            if of_parts
+            else one_of("column of the examples", name, train.columns)
+            if train.columns
+            else f"these examples have no column {name!r}, and no other"
+        )
+    column, found = train.columns[name].cpu().numpy(), []
+    for owner in range(len(shards)):
+        values = np.unique(column[shards[owner]])
+        if len(values) > 1:
+            raise RecipeError(
+                f"client {owner} has examples of {name} {values[0]} and {values[1]}: use a split by {name} and as many clients as it gives"
+            )
+        found.append(int(values[0]))
+    return found
+
+
+def _held_out(task: Task, train: Examples, shards: Shards, dtype: torch.dtype) -> HeldOut:
     def take(index: np.ndarray) -> tuple[Tensor, Tensor]:
-        return task.train.take(torch.from_numpy(index), dtype)
+        return train.take(torch.from_numpy(index), dtype)
 
     @torch.no_grad()
     def scores(module: nn.Module, inputs: Tensor, targets: Tensor) -> dict[str, float]:
@@ -186,6 +229,9 @@ def vocab_size(task: Task) -> int:
 def _domains(train: Examples, split: str) -> np.ndarray:
     """What a split goes by, as numbers from 0, int64 ``[E]``: natural groups or classes; all 0 where it does not matter."""
     how = parse_split(split)
+    if how.kind == "by":
+        rows = np.stack([train.columns[name].cpu().numpy() for name in how.columns], axis=1)
+        return np.unique(rows, axis=0, return_inverse=True)[1].reshape(-1).astype(np.int64)
     if how.kind in ("domain", "groups"):
         if train.groups is None:
             raise RecipeError(

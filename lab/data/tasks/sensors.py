@@ -16,7 +16,9 @@ import torch
 from pydantic import Field
 
 from lab.config import Count, Fraction, config
+from lab.data.tasks.parts import Padding, Parts, padded
 from lab.data.tasks.registry import options_of
+from lab.data.tasks.task import Examples
 from lab.data.tasks.tensors import Classification
 from lab.errors import RecipeError
 from lab.seeds import numpy_generator
@@ -57,6 +59,9 @@ class Sensors:
         1: the activities of a pair in `confused_pairs` look the same to that sensor; 0: no two do; between: a mixture of both waves.
     sensors_of
         which sensors each person has, in turn: ``[[0], [1]]`` gives people one of two by turns; empty: everybody has all.
+    padding
+        of sensors that are not there: ``concatenated``, each sensor has its own channels, which are then zero; ``shared``, the channels
+        of those that are there come first, and zeros after them (`lab.data.tasks.parts`). A window of all sensors is the same in both.
     groups
         what a natural group is. ``person-sensor``: each sensor of a person is a group by itself, and each of its examples a window in
         which only that sensor is not zero (sensor-level privacy).
@@ -67,6 +72,9 @@ class Sensors:
         sensor is a group).
     per_class
         scores have the recall of every activity as well.
+
+    Columns for splits are ``person``, ``room`` and ``sensor``: ``by:person``, ``by:person+room``; ``by:person+sensor`` takes windows apart,
+    as the group ``person-sensor`` does.
 
     Raises
     ------
@@ -85,6 +93,7 @@ class Sensors:
     noise: Size = 1.5
     confusion: Fraction = 1.0
     sensors_of: tuple[tuple[int, ...], ...] = ()
+    padding: Padding = "concatenated"
     groups: Grouping = "person-room"
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.2
     held_out_people: Annotated[int, Field(ge=0)] = 0
@@ -193,25 +202,38 @@ class _Part:
         self.inputs: list[np.ndarray] = []
         self.targets: list[np.ndarray] = []
         self.group: list[np.ndarray] = []
+        self.present: list[np.ndarray] = []
+        self.columns: dict[str, list[np.ndarray]] = {"person": [], "room": [], "sensor": []}
 
     def add(self, seen: np.ndarray, p: int, r: int, owned: tuple[int, ...]) -> None:
         """Windows ``[A, some, C, T]`` of a person in a room, as the sensors that are ``owned`` see them."""
-        apart = self.grouping == "person-sensor"
+        apart, sizes = self.grouping == "person-sensor", self.world.channels
         for mine in ([m] for m in owned) if apart else [owned]:
-            kept = np.zeros_like(seen)
-            for m in mine:
-                kept[:, :, self.world.blocks[m]] = seen[:, :, self.world.blocks[m]]
-            self.inputs.append(kept.reshape(-1, *kept.shape[2:]))
+            windows = torch.from_numpy(seen.reshape(-1, *seen.shape[2:]))
+            kept = padded({m: windows[:, self.world.blocks[m]] for m in mine}, sizes, self.world.padding)
+            num = len(kept)
+            self.inputs.append(kept.numpy())
             self.targets.append(np.repeat(np.arange(seen.shape[0]), seen.shape[1]))
             group = {
                 "person": p,
                 "person-room": p * self.world.rooms + r,
-                "person-sensor": p * len(self.world.channels) + mine[0],
+                "person-sensor": p * len(sizes) + mine[0],
             }[self.grouping]
-            self.group.append(np.full(len(self.inputs[-1]), group))
+            self.group.append(np.full(num, group))
+            for name, value in (("person", p), ("room", r), ("sensor", mine[0])):
+                self.columns[name].append(np.full(num, value))
+            self.present.append(np.tile(np.isin(np.arange(len(sizes)), mine), (num, 1)))
 
-    def examples(self) -> tuple[torch.Tensor, torch.Tensor]:
-        return torch.from_numpy(np.concatenate(self.inputs)), torch.from_numpy(np.concatenate(self.targets))
+    def examples(self) -> Examples:
+        """What has not been taken apart can still be, sensor by sensor."""
+        apart = self.grouping == "person-sensor"
+        columns = {name: _joined(x) for name, x in self.columns.items() if apart or name != "sensor"}
+        parts = Parts("sensor", self.world.channels, _joined(self.present), self.world.padding)
+        return Examples(_joined(self.inputs), _joined(self.targets), columns=columns, parts=None if apart else parts)
 
     def group_of_each(self) -> torch.Tensor:
-        return torch.from_numpy(np.concatenate(self.group))
+        return _joined(self.group)
+
+
+def _joined(parts: list[np.ndarray]) -> torch.Tensor:
+    return torch.from_numpy(np.concatenate(parts))

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+
+from lab.data.tasks.parts import Parts, apart
+from lab.errors import RecipeError, one_of
 
 IGNORED = -100  # torch's mark for a target that does not count
 
@@ -46,12 +50,18 @@ class Examples:
         int64 ``[E]``: which natural group (a person, a writer, a site) an example is of; None where there are none.
     normalisation
         what is done to ``inputs`` that are stored as integers to save memory (images as uint8).
+    columns
+        int64 ``[E]`` by name: what else is known of each example (person, room), by which a split may go: ``by:person+room``.
+    parts
+        what inputs consist of, such as sensors: a split that names it takes examples apart.
     """
 
     inputs: Tensor
     targets: Tensor
     groups: Tensor | None = None
     normalisation: Normalisation | None = None
+    columns: Mapping[str, Tensor] = field(default_factory=dict)
+    parts: Parts | None = None
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -76,6 +86,38 @@ class Examples:
     def select(self, index: Tensor, dtype: torch.dtype = torch.float32) -> Examples:
         """Some examples (``index``: int64 ``[B]``) as examples by themselves, as a model is given them: nothing is left to do."""
         return Examples(*self.take(index, dtype), None if self.groups is None else self.groups.index_select(0, index))
+
+    def by(self, names: Sequence[str]) -> Examples:
+        """The same examples, with a column for each of these names: taken apart, where one of them is that of the parts.
+
+        Raises
+        ------
+        RecipeError
+            for a name that these examples do not have.
+        """
+        parts = self.parts
+        for name in names:
+            if name not in self.columns and (parts is None or name != parts.name):
+                there = [*self.columns, *([] if parts is None else [parts.name])]
+                if not there:
+                    raise RecipeError(
+                        f"these examples have no column {name!r}, and no other: give lab.data.tasks.task.Examples its columns"
+                    )
+                raise RecipeError(one_of("column of the examples", name, there))
+        if parts is None or parts.name not in names or parts.name in self.columns:
+            return self
+        inputs, index, which = apart(self.inputs, parts)
+        here = index.to(self.targets.device)
+        columns = {name: x.index_select(0, here.to(x.device)) for name, x in self.columns.items()} | {parts.name: which}
+        groups = None if self.groups is None else self.groups.index_select(0, here.to(self.groups.device))
+        return replace(
+            self,
+            inputs=inputs,
+            targets=self.targets.index_select(0, here),
+            groups=groups,
+            columns=columns,
+            parts=None,
+        )
 
 
 class Task(Protocol):

@@ -180,6 +180,7 @@ def from_dataset(
     inputs: Name = 0,
     targets: Name | None = None,
     groups: Name | None = None,
+    columns: Sequence[Name] = (),
     kind: Literal["classification", "regression"] = "classification",
     num_classes: int | None = None,
     share: float = 0.1,
@@ -196,7 +197,8 @@ def from_dataset(
     text as tokens ``[length]``. ``train`` is a dataset, ``held_out`` another. Of a ``DatasetDict``: the name of the split (left out:
     ``test`` or ``validation``). Without any, ``share`` of every group, or else of every class, is held out, drawn from ``seed``.
 
-    Columns ``inputs``, ``targets``, ``groups`` are names, or places in tuples (without ``targets``: the second of two); classes and groups may be text, and count as sorted.
+    Columns ``inputs``, ``targets``, ``groups`` are names, or places in tuples (without ``targets``: the second of two); ``columns`` are
+    further ones, by which a split may go. Classes, groups and these may be text, and count as sorted.
     The last axis of inputs is cut, or filled up with zeros, to ``length`` (which text needs). Of images and sounds, ``mean`` and ``std``
     (of each channel, or one for all) are those of pixels from 0 to 1, or samples from −1 to 1.
 
@@ -212,26 +214,28 @@ def from_dataset(
             f"share = {shown(share)} is not allowed: it is the part that is held out, above 0 and below 1"
         )
     parts = _splits(train, held_out)
-    columns = (inputs, 1 if targets is None else targets, groups)
-    read = _Read.of(parts, columns, kind, length, tokenizer, pairs=targets is None and groups is None)
+    places = (inputs, 1 if targets is None else targets, groups)
+    pairs = targets is None and groups is None and not columns
+    read = _Read.of(parts, places, columns, kind, length, tokenizer, pairs)
     if len(read.x) < 2:
         read = read.with_held_out(share, seed, by_class=kind == "classification")
-    a, b = zip(read.x, read.y, strict=True)
+    a, b = (Examples(*part) for part in zip(read.x, read.y, read.groups, [None] * 2, read.columns, strict=True))
     chosen = _normalisation(read.normalisation, tuple(mean), tuple(std))
     if kind == "regression":
-        return Regression(a, b, *read.groups, normalisation=chosen)
+        return Regression(a, b, normalisation=chosen)
     num = num_classes or len(read.names) or None
     names = read.names
-    return Classification(a, b, num, *read.groups, normalisation=chosen, class_names=names, per_class=per_class)
+    return Classification(a, b, num, normalisation=chosen, class_names=names, per_class=per_class)
 
 
 @dataclass(frozen=True, eq=False)
 class _Read:
-    """Columns of one or two datasets: inputs, targets and groups (None each, where there are none) of every one."""
+    """Columns of one or two datasets: inputs, targets, groups (None each, where there are none) and further ones of every one."""
 
     x: list[Tensor]
     y: list[Tensor]
     groups: list[Tensor | None]
+    columns: list[dict[str, Tensor]]  # further ones
     normalisation: Normalisation | None
     names: tuple[str, ...]  # of classes, where there are any
 
@@ -239,14 +243,15 @@ class _Read:
     def of(
         cls,
         data: Sequence[Any],
-        columns: tuple[Name, Name, Name | None],
+        places: tuple[Name, Name, Name | None],
+        further: Sequence[Name],
         kind: str,
         length: int,
         tokenizer: str,
         pairs: bool,
     ) -> _Read:
-        inputs, targets, groups = columns
-        wanted = [name for name in columns if name is not None]
+        inputs, targets, groups = places
+        wanted = [name for name in dict.fromkeys((*places, *further)) if name is not None]
         parts = [read_columns(part, wanted, {inputs: length}, pairs) for part in data]
         first = parts[0][inputs]
         y, names = _targets([part[targets] for part in parts], kind)
@@ -254,15 +259,18 @@ class _Read:
         of: list[Tensor | None] = [None] * len(parts)
         if groups is not None:
             of = [*_numbered([part[groups] for part in parts])[0]]
-        return cls(x, y, of, first.normalisation, names)
+        numbered = {str(name): _numbered([part[name] for part in parts])[0] for name in further}
+        more = [{name: values[i] for name, values in numbered.items()} for i in range(len(parts))]
+        return cls(x, y, of, more, first.normalisation, names)
 
     def with_held_out(self, share: float, seed: int, by_class: bool) -> _Read:
         """Two parts of one."""
-        (x,), (y,), (groups,) = self.x, self.y, self.groups
+        (x,), (y,), (groups,), (columns,) = self.x, self.y, self.groups, self.columns
         strata = groups if groups is not None else y if by_class else torch.zeros(len(y))
         index = [torch.from_numpy(i) for i in hold_out(strata.numpy(), share, seed)]
         of = [None if groups is None else groups[i] for i in index]
-        return replace(self, x=[x[i] for i in index], y=[y[i] for i in index], groups=of)
+        more = [{name: values[i] for name, values in columns.items()} for i in index]
+        return replace(self, x=[x[i] for i in index], y=[y[i] for i in index], groups=of, columns=more)
 
 
 def _splits(train: Any, held_out: Any) -> list[Any]:
@@ -316,12 +324,21 @@ def _numbered(columns: list[Column]) -> tuple[list[Tensor], tuple[str, ...]]:
     return [torch.tensor([number[text] for text in values]) for values in texts], tuple(names)
 
 
-def fingerprint(task: Task) -> str:
-    """SHA-256 of all that a task's examples are: equal for equal numbers, however they came about. Reads each byte once."""
+def fingerprint(task: Task, columns: bool = False) -> str:
+    """SHA-256 of all that a task's examples are: equal for equal numbers, however they came about. Reads each byte once.
+
+    ``columns``: with what else is known of each example, and what inputs consist of.
+    """
     digest = hashlib.sha256(str(task.num_outputs).encode())
     for part in (task.train, task.held_out):
         digest.update(repr(part.normalisation).encode())
-        for tensor in (part.inputs, part.targets, part.groups):
+        more = [part.columns[name] for name in sorted(part.columns)] if columns else []
+        if columns:
+            digest.update(repr(sorted(part.columns)).encode())
+        if columns and part.parts is not None:
+            digest.update(repr((part.parts.name, part.parts.sizes, part.parts.padding)).encode())
+            more.append(torch.zeros(0) if part.parts.present is None else part.parts.present)
+        for tensor in (part.inputs, part.targets, part.groups, *more):
             if tensor is None:
                 digest.update(b"none")
                 continue
