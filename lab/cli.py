@@ -292,6 +292,8 @@ def _findings(columns: Columns) -> Iterator[str]:
     if columns.clients_scored and columns.clients_scored[-1].shared:
         last_look = columns.clients_scored[-1]
         yield last_look.words([*last_look.shared][-1])
+    if columns.clipped:
+        yield f"privacy: {columns.clipped[-1].words}"
     if columns.truncated and len(columns.truncated[-1].bounds_M) > 1:
         last = columns.truncated[-1]
         cuts = zip(last.bounds_M, last.loss_M, strict=True)
@@ -500,7 +502,9 @@ def _compared(folder: RunFolder, net: Network) -> dict[str, Any] | None:
         "payload_bytes": columns.ledger.total_bytes(),
         "wire_bytes": float(bill.wire_bytes_W.sum()),
         "seconds": bill.total_seconds,
-    } | _by_client(columns)
+        **_by_client(columns),
+        **_spent(columns),
+    }
 
 
 def _by_client(columns: Columns) -> dict[str, Any]:
@@ -509,6 +513,12 @@ def _by_client(columns: Columns) -> dict[str, Any]:
         return {}
     last = columns.clients_scored[-1]
     return {"over_clients": {"shared": last.shared, "own": last.own, "gain": last.gain}}
+
+
+def _spent(columns: Columns) -> dict[str, Any]:
+    """Where updates were clipped: the privacy that is spent, as `lab.events.Clipped` has it."""
+    known = [e for e in columns.clipped if e.spent]
+    return {"privacy": vars(known[-1]) | {"says": known[-1].spent}} if known else {}
 
 
 def _show_compared(rows: list[dict[str, Any]], network_name: str, links: str) -> None:
@@ -534,6 +544,8 @@ def _show_compared(rows: list[dict[str, Any]], network_name: str, links: str) ->
                 f"{plain(r['run'])}: {score} over {about['num']:,} clients {about['mean']:.4g}, of the worst tenth "
                 f"{about['worst_tenth']:.4g}{kept}"
             )
+        if "privacy" in r:
+            click.echo(f"{plain(r['run'])}: {r['privacy']['says']}")
     for what in ("text", "model"):
         if len({json.dumps(r[what], sort_keys=True) for r in rows}) > 1:
             click.echo(f"note: not all of these runs have the same {what}, so their losses are no comparison")

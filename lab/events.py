@@ -11,6 +11,7 @@ The loop that makes them, in pseudo-code::
         Stepped                 one local step at every worker that is up
         Sent …                  what the communicator moved in this step
         Covered                 whenever clients' adapters were aggregated: who covered which rank segment
+        Clipped                 whenever a round ends in which updates are clipped: how long they were, what privacy is spent
         Masked                  whenever clients that prune have handed in: whether they keep the same weights
         Drifted                 just before params are averaged, and with every evaluation: how far apart the workers are
         Evaluated               every eval_every steps: the averaged model on the validation windows
@@ -274,6 +275,42 @@ class Masked:
         )
 
 
+@dataclass(frozen=True)
+class Clipped:
+    """What clients have handed in of one round was cut to a norm, and the server has added noise (`lab.recipes.privacy.Privacy`)."""
+
+    kind: ClassVar[str] = "clipped"
+    step: int
+    rounds: int  # until now, in which somebody handed in
+    clients: int  # that have handed in
+    share: float  # of them whose update was longer than the norm that it was cut to
+    norms: list[float]  # of updates before that, percentiles `QUARTILES`; of those that are finite
+    noise: float  # standard deviation of the noise on one number of the mean over all of them
+    epsilon: float | None  # spent until now; None: not worked out in this step, or ∞ (no noise)
+    delta: float
+
+    @property
+    def words(self) -> str:
+        """What there is to be known of it, in numbers."""
+        says = (
+            f"step {self.step:,}: {self.clients:,} client{'s' * (self.clients != 1)} handed in, {self.share:.0%} of their updates were cut "
+            f"(median norm {self.norms[2]:.3g})"
+            if self.norms
+            else f"step {self.step:,}: no update is finite"
+        )
+        return f"{says}; {self.spent}" if self.spent else says
+
+    @property
+    def spent(self) -> str:
+        """What privacy is spent; empty where that was not worked out."""
+        if not self.noise:
+            return "no noise, so ε = ∞"
+        if self.epsilon is None:
+            return ""
+        return f"ε = {self.epsilon:.4g}, δ = {self.delta:g} spent on each client in {self.rounds:,} round{'s' * (self.rounds != 1)}"
+
+
+QUARTILES = (0, 25, 50, 75, 100)
 Distribution = dict[str, float]
 
 
@@ -430,6 +467,7 @@ Event = (
     | Saturated
     | Covered
     | Truncated
+    | Clipped
     | Masked
     | Branched
     | ClientsScored

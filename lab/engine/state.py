@@ -59,6 +59,7 @@ class State:
     experts: Experts | None = None  # which worker holds which expert, if the model has experts
     # Which worker holds which rank segments, if the model has adapters (`lab.methods.lora_factors.Adapters`).
     adapters: object = None
+    private: object = None  # what the recipe asks for (`lab.methods.private.Private`)
     samples_W: Sequence[int] | None = None  # examples of every worker; None in a dry run
     # Where there are more clients than workers: which of them sits in the row of every worker, and how many there are, with how
     # many examples in all.

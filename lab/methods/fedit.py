@@ -15,7 +15,7 @@ from lab.methods.registry import method
 from lab.methods.rounds import InnerStates, Weight
 
 
-@method("fedit", server=True, equal_ranks=True)
+@method("fedit", server=True, equal_ranks=True, bounded=True)
 @config
 class FedIT:
     """Ā = Σ p_k·A_k and B̄ = Σ p_k·B_k after every round. Biased, because B̄·Ā is not Σ p_k·B_k·A_k.

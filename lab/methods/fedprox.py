@@ -14,10 +14,10 @@ from lab.engine.optim import Optimizer
 from lab.engine.stack import clip_
 from lab.engine.state import Grad, State, numeric
 from lab.methods.registry import method, never_synced
-from lab.methods.rounds import InnerStates, Weight, beginning, fetch_, weights_of
+from lab.methods.rounds import InnerStates, Weight, beginning, fetch_, hand_in_
 
 
-@method("fedprox", server=True, holds=("params",))
+@method("fedprox", server=True, holds=("params",), bounded=True)
 @config
 class FedProx:
     """Client k moves towards a minimum of h_k(w) = F_k(w) + μ/2·‖w − wᵗ‖², and the server takes the mean: algorithm 2.
@@ -74,8 +74,7 @@ class FedProx:
         clip_(s.grads, self.max_norm)
         self.inner.step_(s, t)
         if t % self.sync_every == 0:
-            n_W, known = weights_of(s, self.weight), s.shared["params"]
-            s.shared["params"] = comm.mean(s.local["params"], "params", weights_W=n_W, fallback=known, to_server=True)
+            hand_in_(s, comm, self.weight)  # wᵗ⁺¹ ← mean of w_k
         return loss_W
 
     @numeric

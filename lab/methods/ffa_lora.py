@@ -18,7 +18,7 @@ from lab.methods.registry import method
 from lab.methods.rounds import InnerStates, Weight
 
 
-@method("ffa_lora", server=True, trains_B_alone=True)
+@method("ffa_lora", server=True, trains_B_alone=True, bounded=True)
 @config
 class FFALoRA:
     """B̄ = Σ p_k·B_k, column by column over the clients that have the column (that ranks may differ is ours).

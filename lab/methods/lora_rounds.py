@@ -16,7 +16,7 @@ from lab.engine.world import Named
 from lab.errors import RecipeError
 from lab.methods.lora_factors import Adapters, Pair
 from lab.methods.registry import METHODS, Method, declared, name_of
-from lab.methods.rounds import InnerStates, Weight, beginning, fetching, weights_of
+from lab.methods.rounds import InnerStates, Weight, beginning, fetching, hand_in_
 
 
 def open_(
@@ -137,10 +137,7 @@ def mean_of_holders(s: State, comm: Communicator, weight: Weight) -> None:
     What nobody who is up holds keeps its value.
     """
     rescale_(s, [w for w, u in enumerate(s.fleet.up) if u], up=True)
-    n_W = weights_of(s, weight)
-    s.shared["params"] = comm.mean(
-        s.local["params"], "params", weights_W=n_W, fallback=s.shared["params"], to_server=True
-    )
+    hand_in_(s, comm, weight)
 
 
 def coverage(s: State, weight: Weight) -> list[float]:

@@ -27,7 +27,7 @@ from lab.models.lora import Cut, prefix_losses, weighted
 from lab.seeds import uniform
 
 
-@method("prelort", server=True, own_loss=True)
+@method("prelort", server=True, own_loss=True, bounded=True)
 @config
 class PreLort:
     """Each round: fetch the prefix, train the nested loss L_k = Σ_r ω_r·ℓ(W₀ + s·B[:, :r]·A[:r]), hand in; per segment m

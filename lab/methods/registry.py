@@ -81,6 +81,8 @@ class Declared:
         states of its server that a client has to hold while it trains, such as what it is pulled towards.
     prunes
         its clients hand in weights most of which are zero (`lab.methods.sparse_rounds`).
+    bounded
+        its clients hand in differences and nothing else, clipped where a recipe asks for it (`lab.methods.private`).
     """
 
     name: str
@@ -92,6 +94,7 @@ class Declared:
     keeps: tuple[str, ...] = ()
     holds: tuple[str, ...] = ()
     prunes: bool = False
+    bounded: bool = False
 
 
 METHODS: dict[str, type[Method]] = {}  # by name, filled by the decorator
@@ -110,6 +113,7 @@ def method(
     keeps: tuple[str, ...] = (),
     holds: tuple[str, ...] = (),
     prunes: bool = False,
+    bounded: bool = False,
 ) -> Callable[[type[T]], type[T]]:
     """Decorator: gives a class of the form `Method` its name in recipes, with what it needs from others (`Declared`).
 
@@ -124,7 +128,9 @@ def method(
         raise RecipeError(
             f'@method above {getattr(name, "__name__", shown(name))} has no name: write @method("fed_prox")'
         )
-    declared = Declared(name, server, moves_experts, own_loss, equal_ranks, trains_B_alone, keeps, holds, prunes)
+    declared = Declared(
+        name, server, moves_experts, own_loss, equal_ranks, trains_B_alone, keeps, holds, prunes, bounded
+    )
 
     def register(cls: type[T]) -> type[T]:
         _check_class(name, cls)

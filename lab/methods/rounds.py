@@ -18,6 +18,7 @@ from lab.engine.optim import reset_
 from lab.engine.stack import Block, Stack
 from lab.engine.state import State, number, numeric
 from lab.engine.world import Named
+from lab.methods.private import add_noise_, clipped
 
 Weight = Literal["samples", "uniform"]
 InnerStates = Literal["reset", "kept"]
@@ -79,6 +80,19 @@ def losses_there(s: State, to: Sequence[int], loss_W: Tensor) -> dict[int, float
     """F_k of clients of this process that have just fetched the server's state: their loss there, on their first batch of the round."""
     here = {w: float(loss_W[w]) for w in to if w in s.fleet.mine and s.fleet.up[w]}
     return {w: x if math.isfinite(x) else 0.0 for w, x in here.items()}  # of what is no number the run itself says so
+
+
+def hand_in_(s: State, comm: Communicator, weight: Weight) -> None:
+    """Clients that are up hand in their models; the server's becomes the mean over those that hold a tensor.
+
+    What nobody who is up holds keeps its value. Where the recipe asks for privacy, what clients hand in is clipped before, and the server
+    adds noise after.
+    """
+    known = s.shared["params"]
+    (handed,) = clipped(s, (s.local["params"], known))
+    mean = comm.mean(handed, "params", weights_W=weights_of(s, weight), fallback=known, to_server=True)
+    add_noise_(s, comm, params=mean)
+    s.shared["params"] = mean
 
 
 def hand_in_weighted_(s: State, comm: Communicator, ways: Stack, weights: Mapping[int, float], state: str) -> Named:

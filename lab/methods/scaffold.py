@@ -14,11 +14,12 @@ from lab.engine.optim import Optimizer
 from lab.engine.stack import Stack, at_least_float32, clip_
 from lab.engine.state import Grad, State, numeric
 from lab.errors import RecipeError
+from lab.methods.private import add_noise_, clipped
 from lab.methods.registry import method, never_synced
 from lab.methods.rounds import Weight, beginning, fetching, share_of_all, weights_of
 
 
-@method("scaffold", server=True, keeps=("control",), holds=("params", "control"))
+@method("scaffold", server=True, keeps=("control",), holds=("params", "control"), bounded=True)
 @config
 class SCAFFOLD:
     """y_i ← y_i − η_l·(g_i(y_i) − c_i + c): c_i says where client i pulls, c where all do; algorithm 1.
@@ -95,8 +96,10 @@ class SCAFFOLD:
         if t % self.sync_every == 0 and any(s.fleet.up):
             n_W, change = weights_of(s, self.weight), s.local["control"].zeros_like()
             self._renew_control_(s, change)
-            moved = comm.mean(s.local["params"], "params", minus=s.shared["params"], weights_W=n_W, to_server=True)
+            y, change = clipped(s, (s.local["params"], s.shared["params"]), (change, None))
+            moved = comm.mean(y, "params", minus=s.shared["params"], weights_W=n_W, to_server=True)
             change = comm.mean(change, "control", weights_W=n_W, to_server=True)
+            add_noise_(s, comm, params=moved, control=change)
             self._move_server_(s, moved, change)
         return loss_W
 

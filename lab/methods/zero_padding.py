@@ -19,7 +19,7 @@ from lab.methods.registry import method
 from lab.methods.rounds import InnerStates, Weight
 
 
-@method("zero_padding", server=True)
+@method("zero_padding", server=True, bounded=True)
 @config
 class ZeroPadding:
     """Ā = Σ p_k·pad(A_k), B̄ = Σ p_k·pad(B_k); a client goes on from its prefix of both.

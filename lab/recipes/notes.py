@@ -19,7 +19,15 @@ from lab.recipes.recipe import Recipe
 def notes(recipe: Recipe, up_TW: np.ndarray | None = None) -> list[str]:
     """One line for everything that makes no difference; ``up_TW`` is who is up, where that is known (`Scenario.trace`)."""
     of_method = method_notes(recipe.method, recipe)
-    return [*of_method, *_never(recipe), *_away(recipe, up_TW), *_never_sent(recipe), *_unused(recipe), *_twice(recipe)]
+    rest = (
+        _never(recipe),
+        _away(recipe, up_TW),
+        _never_sent(recipe),
+        _unused(recipe),
+        _twice(recipe),
+        _unprotected(recipe),
+    )
+    return [*of_method, *(line for lines in rest for line in lines)]
 
 
 def _never(recipe: Recipe) -> Iterator[str]:
@@ -101,6 +109,7 @@ def _unused(recipe: Recipe) -> Iterator[str]:
         ("schedule.", schedule, ("final",), schedule.kind != "constant", "schedule.kind=cosine, wsd or exponential"),
         ("lora.", lora, ("targets", "scale", "alpha", "train", "init"), adapters, "lora.ranks"),
         ("placement.", recipe.placement, ("every", "layers", "warmup"), experts, "a model with experts"),
+        ("privacy.", recipe.privacy, ("delta",), recipe.privacy.noise, "privacy.noise"),
         ("buffers.", recipe.buffers, ("every",), recipe.buffers.kind == "averaged", "buffers.kind=averaged"),
         ("", recipe, ("routing_every",), experts, "a model with experts"),
         ("", recipe, ("metrics_every",), recipe.metrics, "metrics"),
@@ -109,6 +118,18 @@ def _unused(recipe: Recipe) -> Iterator[str]:
             yield from unused(part, names, needs, where)
     if adapters and lora.alpha is not None and lora.scale != type(lora)().scale:
         yield f"lora.scale = {lora.scale:g} makes no difference beside lora.alpha"
+
+
+def _unprotected(recipe: Recipe) -> Iterator[str]:
+    """Privacy that is none."""
+    privacy, num = recipe.privacy, recipe.num_clients
+    if privacy.clip is not None and not privacy.noise:
+        yield "privacy.clip without privacy.noise bounds what one client can do to the model, and protects nobody: ε = ∞"
+    if privacy.noise and num > 1 and privacy.delta >= 1 / num:
+        yield (
+            f"privacy.delta = {privacy.delta:g} is not below 1 / {num:,} clients: to publish what one of them has, drawn by chance, would "
+            "be allowed"
+        )
 
 
 def _twice(recipe: Recipe) -> Iterator[str]:

@@ -37,6 +37,7 @@ from lab.recipes.clients import Clients
 from lab.recipes.compute import Compute
 from lab.recipes.placement import Experts, Placement
 from lab.recipes.presets import PRESETS
+from lab.recipes.privacy import Privacy
 from lab.recipes.scenario import Scenario
 
 Metric = Literal["alignment", "spectrum", "rates", "gradients", "activations", "noise"]
@@ -187,6 +188,8 @@ class Recipe:
         of parameters, gradients and states, and so of what travels.
     compute
         where, how precisely and how much at a time.
+    privacy
+        what clients hand in is clipped, and the server adds noise.
     own
         what is recorded of those of method, model and data that are not the lab's own; filled in by itself.
     """
@@ -218,6 +221,7 @@ class Recipe:
     checkpoint_every: Annotated[int, Field(ge=0)] = 100
     dtype: Literal["float32", "float64", "bfloat16"] = "float32"
     compute: Compute = Field(default_factory=Compute)
+    privacy: Privacy = Field(default_factory=Privacy)
     own: dict[str, Own] = Field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -228,6 +232,7 @@ class Recipe:
         check_method(self.method, self)
         averaged = ("buffers",) if self.buffers.kind == "averaged" else ()
         _check_codecs(self.codecs, (*self.method.averages, *averaged), self.method)
+        self.privacy.check(self.method, self.codecs, self.buffers.kind, self.clients.sampling)
 
     @classmethod
     def of(cls, spec: Mapping[str, Any] | str | Recipe, overrides: Sequence[str] = ()) -> Recipe:
@@ -311,7 +316,9 @@ class Recipe:
 
 
 # Fields that recipes of earlier versions do not have: left out where they say nothing, so that those keep their ids.
-UNSAID: dict[str, Any] = {"data": None, "own": {}} | to_jsonable_python({"clients": Clients(), "buffers": Buffers()})
+UNSAID: dict[str, Any] = {"data": None, "own": {}} | to_jsonable_python(
+    {"clients": Clients(), "buffers": Buffers(), "privacy": Privacy()}
+)
 
 
 def _import_method(raw: Mapping[str, Any]) -> None:

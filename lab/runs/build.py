@@ -22,6 +22,7 @@ from lab.engine.world import OneProcess, World
 from lab.errors import RecipeError
 from lab.methods import declared
 from lab.methods.lora_factors import Adapters
+from lab.methods.private import private_of
 from lab.methods.registry import prepared, round_steps
 from lab.models.gpt import GPT
 from lab.models.hf import HF
@@ -36,6 +37,7 @@ from lab.probes.evaluation import EvaluationProbe
 from lab.probes.fairness import FairnessProbe
 from lab.probes.masks import MaskProbe
 from lab.probes.measure import measures
+from lab.probes.privacy import PrivacyProbe
 from lab.probes.probe import Probe, Setup
 from lab.probes.routing import RoutingProbe
 from lab.probes.trees import TreeProbe
@@ -152,6 +154,7 @@ def _assembled(
         data.samples_W if data else None,
         declared(recipe.method).server,
     )
+    state.private = recipe.privacy.of_run(recipe.seed)
     recipe.method.init(state)
     world.begin_(state.served)
     if world.num > 1:
@@ -177,6 +180,8 @@ def probes_of(setup: Setup, seating: Seating | None = None) -> list[Probe]:
         probes.append(
             FairnessProbe(setup, setup.data.held_out, seating.personal if seating is not None else lambda clients: {})
         )
+    if (private := private_of(setup.state)) is not None:
+        probes.append(PrivacyProbe(setup, private))
     if declared(setup.recipe.method).prunes:
         probes.append(MaskProbe(setup))
     if setup.adapters is not None:

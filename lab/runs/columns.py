@@ -17,6 +17,7 @@ from lab.engine.ledger import Ledger
 from lab.events import (
     Branched,
     ClientsScored,
+    Clipped,
     Covered,
     Drifted,
     Ended,
@@ -52,6 +53,7 @@ _LISTS |= {
     Routed: "routed",
     Covered: "covered",
     Truncated: "truncated",
+    Clipped: "clipped",
     Masked: "masked",
     Branched: "branched",
     Measured: "measured",
@@ -87,6 +89,7 @@ class Columns:
     scores: list[dict[str, float]] = field(default_factory=list)
     covered: list[Covered] = field(default_factory=list)
     truncated: list[Truncated] = field(default_factory=list)
+    clipped: list[Clipped] = field(default_factory=list)
     masked: list[Masked] = field(default_factory=list)
     branched: list[Branched] = field(default_factory=list)
     clients_scored: list[ClientsScored] = field(default_factory=list)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from lab.engine.state import State
 from lab.events import Sent
 from lab.methods.registry import declared, name_of, round_steps
 from lab.models.moe import MoE
+from lab.recipes import accountant
 from lab.recipes.notes import notes
 from lab.recipes.recipe import Recipe
 from lab.runs.build import build
@@ -111,6 +113,7 @@ class Plan:
             "times_less_than_ddp": _ratio(self.ddp_bytes, self.payload_bytes),
             "times_less_than_local_adam": _ratio(self.local_adam_bytes, self.payload_bytes),
             "seconds_per_step": self.seconds_per_step,
+            **self._spent(),
             "notes": notes(self.recipe),
             "device": self.device,
             "devices_per_worker": self.devices_per_worker,
@@ -150,7 +153,7 @@ class Plan:
                 f"  on the wire of a ring {on_ring:.2f}× fewer than DDP: small groups send less, payloads that cannot be summed "
                 "on the way more"
             )
-        lines += [*self._differing(), *self._of_nodes(wide)]
+        lines += [*self._differing(), *self._of_nodes(wide), *self._protecting()]
         if self.forecasts:
             longest = max(f.total_hours for f in self.forecasts)
             unit, per_hour = next(((u, n) for u, n in UNITS.items() if longest * n >= 2), ("seconds", 3600))
@@ -174,6 +177,25 @@ class Plan:
         for level in sorted({s.level for s in self.states if s.level}):
             yield f"per node, on links {level} level{'s' * (level > 1)} above those of workers"
             yield from (_row(self._label(s), s, wide) for s in self.states if s.level == level)
+
+    def _protecting(self) -> Iterator[str]:
+        if self.recipe.privacy.clip is not None:
+            yield f"privacy: {accountant.words(self.recipe, *accountant.planned(self.recipe))}"
+
+    def _spent(self) -> dict[str, Any]:
+        """The privacy that the run will spend, if its clients' updates are clipped; ``epsilon`` None: ∞."""
+        if self.recipe.privacy.clip is None:
+            return {}
+        rounds = accountant.planned(self.recipe)
+        spent = accountant.epsilon(self.recipe, *rounds)
+        return {
+            "privacy": {
+                "epsilon": spent if math.isfinite(spent) else None,
+                "delta": self.recipe.privacy.delta,
+                "rounds": sum(rounds),
+                "drawn": accountant.drawn(self.recipe),
+            }
+        }
 
     def _differing(self) -> list[str]:
         """Where workers send more or less than others: each of them, as long as they are few."""
@@ -304,7 +326,7 @@ def _compared_with(recipe: Recipe, fleet: Fleet) -> tuple[Calendar, Calendar]:
     Under DDP all workers are there all the time, also where clients take turns: it could not do without one of them.
     """
     inner = vars(recipe.method.inner)
-    everywhere = recipe.but(codecs={}, placement={})
+    everywhere = recipe.but(codecs={}, placement={}, privacy={})
     if recipe.lora.ranks:
         everywhere = everywhere.but(lora=vars(recipe.lora) | {"ranks": recipe.lora.bounds[-1:], "train": "both"})
     same = (everywhere.placement, everywhere.lora) == (recipe.placement, recipe.lora)

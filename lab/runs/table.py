@@ -16,6 +16,7 @@ column                      type      what, and its unit
 ``drift_to_mean``           float64   root mean square over parameters and workers, before an average; ``drift_to_shared``
 ``drift_after_average``     float64   likewise, when the agreed model was evaluated
 ``clients_accuracy_mean``    float64   over clients, on what each holds out; ``…_worst_tenth``, ``clients_own_…`` with what each keeps
+``updates_clipped``         float64   share of clients whose update was cut; ``updates_norm`` is the median before that, ``privacy_epsilon`` what is spent
 ``alignment_cosine`` …      float64   metrics that the recipe asks for; where they are lists, ``…_0``, ``…_1``
 ``knob_lr`` …               string    JSON of what a knob was set to, in the first step in which it counts
 ``warning``                 string    what the run warned of; several in one step on lines of their own
@@ -37,7 +38,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from lab.errors import RecipeError, one_of
-from lab.events import ClientsScored, Drifted, Ended, KnobChanged, Measured, Sent, Started, Warned
+from lab.events import ClientsScored, Clipped, Drifted, Ended, KnobChanged, Measured, Sent, Started, Warned
 from lab.files import write_atomically
 
 if TYPE_CHECKING:
@@ -79,6 +80,7 @@ class Folded(Protocol):
     turned: list[KnobChanged]
     warnings: list[Warned]
     clients_scored: list[ClientsScored]
+    clipped: list[Clipped]
     measured: list[Measured]
 
     @property
@@ -170,6 +172,8 @@ def _seen(run: Folded) -> Iterator[tuple[int, Values]]:
         yield looked.step, {name: x for name, x in both.items() if x is not None}
     for by_client in run.clients_scored:
         yield by_client.step, dict(over_clients(by_client))
+    for cut in run.clipped:
+        yield cut.step, dict(of_updates(cut))
     for event in run.measured:
         yield event.step, {name.replace("/", "_"): x for name, x in measured(event) if x is not None}
     for turned in run.turned:
@@ -187,6 +191,15 @@ def over_clients(event: ClientsScored) -> Iterator[tuple[str, float]]:
             yield from (
                 (f"clients_{kind}{score}_{what}", about[what]) for what in ("mean", "worst_tenth") if what in about
             )
+
+
+def of_updates(event: Clipped) -> Iterator[tuple[str, float]]:
+    """What is to be followed of updates that are clipped."""
+    yield "updates_clipped", event.share
+    if event.norms:
+        yield "updates_norm", event.norms[2]
+    if event.epsilon is not None:
+        yield "privacy_epsilon", event.epsilon
 
 
 def rms(values_W: Sequence[float | None]) -> float | None:

@@ -38,6 +38,7 @@ from typing import Any
 from lab.errors import plain
 from lab.events import (
     ClientsScored,
+    Clipped,
     Drifted,
     Ended,
     Evaluated,
@@ -51,7 +52,7 @@ from lab.events import (
 )
 from lab.recipes.recipe import Recipe
 from lab.runs.folder import RunFolder
-from lab.runs.table import measured, over_clients, rms
+from lab.runs.table import measured, of_updates, over_clients, rms
 from lab.runs.trackers.tracker import Tracker, tracker
 
 DEFAULT = "ISTHMUS_TRACK"  # environment variable: trackers, separated by commas, of runs that name none
@@ -107,6 +108,9 @@ class Fold:
                 self._put(event.step, {name: rms(x) for name, x in both.items()}, rare=True)
             case ClientsScored():
                 of_all = over_clients(event)
+                self._put(event.step, {name.replace("_", "/", 1): x for name, x in of_all}, rare=True)
+            case Clipped():
+                of_all = of_updates(event)
                 self._put(event.step, {name.replace("_", "/", 1): x for name, x in of_all}, rare=True)
             case Measured():
                 self._put(event.step, {_plain(name): x for name, x in measured(event)}, rare=True)

@@ -211,6 +211,7 @@ class Subject:
         samples_W = None if dry else [self.data.samples_W[deal(w, 1)[0]] for w in range(num)]
         served = declared(self.method).server
         state = State.of(fleet, schedule, experts, adapters, samples_W, served)
+        state.private = recipe.privacy.of_run(recipe.seed)
         comm = Heard(heard, fleet, {}, world) if heard is not None else Communicator(fleet, {}, world)
         if world is not None:
             world.begin_(served)

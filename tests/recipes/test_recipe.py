@@ -136,6 +136,7 @@ CHANGES: dict[str, Any] = {
     "metrics_every": 33,
     "lora": {"ranks": [4]},
     "compute": {"accumulate": 2},
+    "privacy": {"delta": 1e-6},
 }
 
 

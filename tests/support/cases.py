@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import re
 from typing import Any
 
@@ -99,6 +100,10 @@ COUNTING_APART = (
 
 
 # Of the listed ones those that differ in what they send: what moves a row is no matter of processes.
+# Updates that are cut, and noise: what it spends is worked out by a package that may not be here.
+PRIVATE: dict[str, Any] = {"clip": 0.05, "noise": 0.5 if importlib.util.find_spec("dp_accounting") else 0.0}
+
+
 ALONE_AS_WELL = re.compile(
     r".* (SGD|SGDM|ADOPT|RMSprop|FedMom|FedYogi|QHM|unclipped|clip value|coin|gradient|one wave)$"
 )
@@ -112,6 +117,8 @@ OVER_PROCESSES: dict[str, Recipe] = (
     | {f"{name}, storm": of_four(LISTED[name], scenario=STORM) for name in ("des_loc outer", "streaming_diloco three")}
     | {f"{name}, drawn": of_four(LISTED[name], scenario=DRAWN) for name in COUNTING_APART}
     | {
+        "fedprox, private": of_four(LISTED["fedprox"], privacy=PRIVATE, scenario=FIRST_GONE),
+        "scaffold, private, clients": of_four(LISTED["scaffold"], privacy=PRIVATE, clients={"num": 7}),
         "ddp topk": of_four("ddp", codecs={"grads": "topk:0.2"}, scenario=STORM),
         "diloco int8": of_four(LISTED["diloco"], codecs={"params": "int8"}, scenario=STORM),
         "diloco bfloat16": of_four(LISTED["diloco"], codecs={"params": "bfloat16"}, dtype="float32"),
