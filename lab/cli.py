@@ -148,7 +148,8 @@ def process_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ("--processes", 1, click.IntRange(1), "Spread the workers over so many processes."),
     ):  # help lists the last one first
         command = click.option(name, default=default, show_default=True, type=allowed, help=words)(command)
-    return command
+    words = "A folder or URL (s3://…) that all processes reach: they leave messages there and open no sockets."
+    return click.option("--mailbox", envvar="ISTHMUS_MAILBOX", metavar="PLACE", help=words)(command)
 
 
 @main.command()
@@ -169,6 +170,7 @@ def run(
     processes: int,
     restarts: int,
     timeout: float,
+    mailbox: str | None,
 ) -> None:
     """Train a RECIPE (a preset's name or a JSON file) and write runs/<id>/.
 
@@ -182,7 +184,7 @@ def run(
     for path, later in itertools.pairwise(numbered(Path(runs) / parsed.id)):
         if not path.exists() or not (again or (later.exists() and _is_of_other_files(RunFolder(path), parsed))):
             break
-    _train(parsed, RunFolder(path), processes, restarts, timeout, accept_new_text, track)
+    _train(parsed, RunFolder(path), processes, restarts, timeout, accept_new_text, track, mailbox)
 
 
 def _is_of_other_files(folder: RunFolder, recipe: Recipe) -> bool:
@@ -212,12 +214,13 @@ def resume(
     processes: int,
     restarts: int,
     timeout: float,
+    mailbox: str | None,
 ) -> None:
     """Go on with a RUN that was stopped or killed, from its last whole checkpoint (over any number of processes)."""
     from lab.runs.folder import find_run
 
     folder = find_run(run, runs)
-    _train(folder.recipe(), folder, processes, restarts, timeout, accept_new_text, track)
+    _train(folder.recipe(), folder, processes, restarts, timeout, accept_new_text, track, mailbox)
 
 
 class _Terminal:
@@ -312,14 +315,19 @@ def _train(
     timeout: float,
     accept_new_text: bool,
     track: Sequence[str],
+    mailbox: str | None,
 ) -> None:
     """Train here; or over processes that are started here; or as one of those that a launcher has started."""
     from lab.processes.environment import launched, restarted
     from lab.runs.trainer import train
 
     here = launched()
+    if here is None:
+        from lab.runs.sites import check_mailbox
+
+        check_mailbox(mailbox, processes, restarts)
     if here is None and processes > 1 and not folder.done:
-        return _launch(recipe, folder, processes, restarts, timeout, accept_new_text, track)
+        return _launch(recipe, folder, processes, restarts, timeout, accept_new_text, track, mailbox)
     if here is not None:
         from lab.runs import launch
 
@@ -342,16 +350,22 @@ def _launch(
     timeout: float,
     accept_new_text: bool,
     track: Sequence[str],
+    mailbox: str | None,
 ) -> None:
     """Start the processes of a run and wait for them; the first of them shows how far it is."""
     from lab.runs import launch
+    from lab.runs.sites import host
     from lab.runs.trackers.tracker import tracker
 
     for name in track:
         tracker(name)  # refused here rather than there
     launch.prepare(folder, recipe, processes, timeout)
     try:
-        launch.launch(folder, processes, restarts, timeout, accept_new_text, track)
+        if mailbox is None:
+            launch.launch(folder, processes, restarts, timeout, accept_new_text, track)
+        else:
+            options = ["--accept-new-text"] * accept_new_text + [f"--track={name}" for name in track]
+            host(folder, recipe, processes, mailbox, timeout, options)
     except KeyboardInterrupt:
         click.echo(f"stopped; go on with: lab resume {folder.path} --processes {processes}", err=True)
         sys.exit(INTERRUPTED)

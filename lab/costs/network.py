@@ -10,12 +10,17 @@ topology       a worker sends         seconds
 ring           2(n−1)/n · S           2(n−1)/n · S / B + 2(n−1) · l
 all_to_all     (n−1) · S              (n−1) · S / B + l
 server         S up, S down           2 · max(n · S / B_s, S / B) + 2 · l
+mailbox        S up, (n−1) · S down   n · S / B + 2 · l
 =============  =====================  ================================================
 
 B is the slowest link among those that take part. A payload that cannot be summed on the way (``all_gather``) costs
 (n−1) · S per worker on ring and all_to_all, and n · S down per worker from a server. A broadcast to n receivers moves S to
 each: S / B pipelined along a ring or from any peer, n · S / B_s from a server. A gather moves n · S to one place, and so does
 a reduce to a server; without a server it is summed on the way, (n−1) · S.
+
+A mailbox is a place that all reach, a shared folder or a bucket (`lab.processes.mailbox`): what one says to all is put there once and
+read n − 1 times, whether it could be summed or not. A broadcast is one upload and n downloads, a gather (and a reduce to a server)
+n of each. The place has as much room for all as they want, unless B_s is given; then n · S / B_s and n (n−1) · S / B_s are lower bounds.
 
 With ``framing="ethernet"`` S is not the payload alone but all that a kernel counts on its interface: at an MTU of 1500 bytes TCP
 carries 1448 of payload in a frame of 1514 (14 of Ethernet, 20 of IPv4, 32 of TCP with timestamps: RFC 791, 9293, 7323), and the
@@ -62,7 +67,7 @@ class Network:
     latency_seconds
         one way, between any two workers (or a worker and the server).
     server_bits_per_second
-        of the server's own link; default as a worker's.
+        of the server's own link; default as a worker's. Of a mailbox: of the place that all reach; default without a limit.
     levels
         links between the nodes of a tree of federations, 1, 2, … levels above those of workers; the last is for all above it as well.
         Without any, they are as a worker's.
@@ -74,7 +79,7 @@ class Network:
 
     bits_per_second: Positive = 1e9
     latency_seconds: Annotated[float, Field(ge=0)] = 0.0
-    topology: Literal["ring", "server", "all_to_all"] = "ring"
+    topology: Literal["ring", "server", "all_to_all", "mailbox"] = "ring"
     links: dict[int, Positive] = Field(default_factory=dict)
     server_bits_per_second: Positive | None = None
     levels: tuple[Link, ...] = ()
@@ -110,6 +115,9 @@ class Network:
 
     def wire_bytes(self, op: str, payload: float, n: int) -> float:
         """Bytes that all links together carry for one collective among ``n`` workers with this payload each."""
+        if self.topology == "mailbox":
+            up, down = _through_a_place(op, n)
+            return float((up + down) * payload)
         if op == "broadcast":
             return float(n * payload)
         if n == 1 and self.topology != "server":
@@ -147,6 +155,13 @@ class Network:
             return self.at_level(level).seconds(op, payload, workers)
         n = len(workers)
         slowest = min(self.links.get(w, self.bits_per_second) for w in workers) / 8
+        if self.topology == "mailbox":
+            place = (self.server_bits_per_second or math.inf) / 8
+            puts, reads = _through_a_place(op, n)
+            busiest = 1 if op == "broadcast" else n if op in ("gather", "reduce") else n - 1  # reads of one
+            up_seconds = max(puts * payload / place, min(puts, 1) * payload / slowest)
+            down_seconds = max(reads * payload / place, busiest * payload / slowest)
+            return up_seconds + down_seconds + 2 * self.latency_seconds * min(puts, 1)
         server = (self.server_bits_per_second or self.bits_per_second) / 8
         if op == "broadcast":
             if self.topology == "server":
@@ -167,6 +182,15 @@ class Network:
         hops = n - 1 if op == "all_gather" else 2 * (n - 1)
         moved = (n - 1) * payload if op == "all_gather" else 2 * (n - 1) / n * payload
         return moved / slowest + hops * self.latency_seconds
+
+
+def _through_a_place(op: str, n: int) -> tuple[int, int]:
+    """How many payloads ``n`` workers put into a place that all reach, and read from there, in one collective."""
+    if op == "broadcast":
+        return 1, n
+    if op in ("gather", "reduce"):  # at somebody who is none of them
+        return n, n
+    return (n, n * (n - 1)) if n > 1 else (0, 0)
 
 
 def pace_TW(turns: Sequence[Turn], steps: int, num_workers: int) -> np.ndarray:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from lab.errors import RecipeError
 
 STORE = "ISTHMUS_STORE"  # the file in which processes of one machine meet, where our own launcher started them
+MAILBOX = "ISTHMUS_MAILBOX"  # the place in which sites leave messages for each other, where that is how they talk
 
 
 @dataclass(frozen=True)

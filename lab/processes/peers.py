@@ -25,8 +25,12 @@ from lab.engine.codecs import Codec
 from lab.engine.stack import Block, Stack, at_least_float32
 from lab.engine.world import Contribution, K, Named, OneProcess, World
 from lab.errors import LabError, RecipeError
-from lab.processes import mesh
-from lab.processes.environment import STORE, Launched, launched
+from lab.processes import mailbox, mesh
+from lab.processes.environment import MAILBOX, STORE, Launched, launched
+from lab.processes.invitation import Invitation
+from lab.processes.messages import Seal
+from lab.processes.places import place
+from lab.processes.post import Post, secret
 from lab.processes.rendezvous import file_of_first
 from lab.recipes.compute import only_cpus
 
@@ -56,7 +60,14 @@ class ManyProcesses:
         from every method, if a process ended or did not answer within ``timeout_seconds`` (of `join`).
     """
 
-    def __init__(self, num_workers: int, timeout_seconds: float = TIMEOUT_SECONDS, device: str | torch.device = "cpu"):
+    def __init__(
+        self,
+        num_workers: int,
+        timeout_seconds: float = TIMEOUT_SECONDS,
+        device: str | torch.device = "cpu",
+        post: Post | None = None,
+    ):
+        self.post = post  # how they talk where they leave messages for each other
         self.device = torch.device(device)  # where tensors of workers lie
         self.index, self.num, self.timeout_seconds = dist.get_rank(), dist.get_world_size(), timeout_seconds
         self.each = share_out(num_workers, self.num)
@@ -155,30 +166,34 @@ class ManyProcesses:
 
     def scatter_from_server(self, tensors: Named) -> Named:
         out = {w: named for w, named in tensors.items() if self.first or w in self.mine}
+        once = {id(named): named for named in tensors.values()}  # who gets the same gets it together
+        to = {key: self.processes_of([w for w in tensors if id(tensors[w]) == key]) for key in once}
+        parcels: list[tuple[tuple[int, ...], list[int]]]
+        parcels = [((p,), [key for key in once if p in to[key]]) for p in range(1, self.num)]
+        if self.post is not None:
+            parcels = [(tuple(p for p in to[key] if p), [key]) for key in once]
+        new: dict[int, dict[str, Tensor]] = {}
         with listening(self.timeout_seconds):
-            for p in range(1, self.num):
-                to = [w for w in tensors if self.process_of(w) == p]
-                once = list({id(tensors[w]): tensors[w] for w in to}.values())  # who gets the same gets it together
-                flat = [x for named in once for x in named.values()]
-                if self.first:
-                    self._send_flat(flat, p)
-                elif self.index == p:
-                    got = iter(self._receive_flat(flat, 0))
-                    new = {id(named): {n: next(got) for n in named} for named in once}
-                    out |= {w: new[id(tensors[w])] for w in to}
-        return out
+            for receivers, keys in parcels:
+                flat = [x for key in keys for x in once[key].values()]
+                if self.first and receivers:
+                    self._send_flat(flat, *receivers)
+                elif self.index in receivers:
+                    got = iter(self._receive_flat(flat, 0, receivers))
+                    new |= {key: {n: next(got) for n in once[key]} for key in keys}
+        return out | {w: new[id(tensors[w])] for w in out if not self.first}
 
     def all_gather_by_worker(self, values: Mapping[int, Any]) -> dict[int, Any]:
         return dict(sorted((w, x) for part in self.all_gather_json(list(values.items())) for w, x in part))
 
-    def _send_flat(self, tensors: Sequence[Tensor], to: int) -> None:
+    def _send_flat(self, tensors: Sequence[Tensor], *to: int) -> None:
         if tensors:
-            dist.send(torch.cat([_bytes(x) for x in tensors]), to)
+            self._pass_(torch.cat([_bytes(x) for x in tensors]), self.index, to)
 
-    def _receive_flat(self, like: Sequence[Tensor], origin: int) -> list[Tensor]:
+    def _receive_flat(self, like: Sequence[Tensor], origin: int, to: Sequence[int] = ()) -> list[Tensor]:
         data = torch.empty(sum(x.nbytes for x in like), dtype=torch.uint8, device=self.device)
         if len(data):
-            dist.recv(data, origin)
+            self._pass_(data, origin, to or (self.index,))
         parts = data.split([x.nbytes for x in like]) if like else ()
         return [part.clone().view(x.dtype).view(x.shape) for part, x in zip(parts, like, strict=True)]
 
@@ -281,6 +296,8 @@ class ManyProcesses:
         with listening(self.timeout_seconds):
             slots = self._all_gather(slot, [SLOT_BYTES] * self.num, all_processes, None)
             sizes = [int(s[:8].view(torch.int64)) for s in slots]
+            if len(data) != sizes[self.index]:  # a site that is back said something else before, which counts
+                data = data.new_zeros(sizes[self.index])
             if max(sizes) > SLOT_BYTES - 8:
                 slots = self._all_gather(data, sizes, all_processes, None)
             else:
@@ -289,29 +306,32 @@ class ManyProcesses:
 
     # how it travels
 
-    def send_(self, tensors: Sequence[Tensor], to: int) -> None:
-        with listening(self.timeout_seconds):
-            for x in tensors:
-                dist.send(x.contiguous(), to)
-
-    def receive_(self, tensors: Sequence[Tensor], origin: int) -> None:
-        with listening(self.timeout_seconds):
-            for x in tensors:
-                dist.recv(x, origin)
+    def _pass_(self, x: Tensor, origin: int, to: Sequence[int]) -> None:
+        """Send ``x`` from one process to others, in place; several at a time hear it together."""
+        if len(to) > 1:
+            dist.broadcast(x, origin, group=self._group(tuple(sorted((origin, *to)))))
+        elif self.index == origin:
+            dist.send(x, to[0])
+        else:
+            dist.recv(x, origin)
 
     def copy_between_(self, moves: Sequence[tuple[Sequence[int], Sequence[int], Tensor]]) -> None:
-        """Copy tensors from the first of the processes that know each to those that do not, one buffer for each pair."""
-        together: dict[tuple[int, int, torch.dtype], list[Tensor]] = {}
+        """Copy tensors from the first of the processes that know each to those that do not, one buffer for each pair.
+
+        Where they leave messages for each other, all that receive the same read one.
+        """
+        together: dict[tuple[int, tuple[int, ...], torch.dtype], list[Tensor]] = {}
         for owners, to, x in moves:
-            for p in to:
-                if p not in owners:
-                    together.setdefault((owners[0], p, x.dtype), []).append(x)
-        for (origin, to_process, _), tensors in together.items():
-            if self.index == origin:
-                self.send_([torch.cat([x.flatten() for x in tensors])], to_process)
-            elif self.index == to_process:
-                flat = torch.cat([x.flatten() for x in tensors])
-                self.receive_([flat], origin)
+            missing = tuple(p for p in to if p not in owners)
+            for receivers in [(p,) for p in missing] if self.post is None else [missing] * bool(missing):
+                together.setdefault((owners[0], receivers, x.dtype), []).append(x)
+        for (origin, receivers, _), tensors in together.items():
+            if self.index != origin and self.index not in receivers:
+                continue
+            flat = torch.cat([x.flatten() for x in tensors])
+            with listening(self.timeout_seconds):
+                self._pass_(flat, origin, receivers)
+            if self.index != origin:
                 for x, values in zip(tensors, flat.split([x.numel() for x in tensors]), strict=True):
                     x.copy_(values.view_as(x))
 
@@ -507,16 +527,36 @@ def join(num_workers: int, timeout_seconds: float = TIMEOUT_SECONDS, device: str
             "or compute.device=cpu"
         )
     backend: dict[str, Any] = {"backend": "cuda:nccl,cpu:gloo"} if gpus else {}
-    _choose_network(here)
+    post: Post | None = None
+    if MAILBOX in os.environ:
+        post = _enter(os.environ[MAILBOX], here, timeout_seconds)
+        backend = {}
+    else:
+        _choose_network(here)
     with listening(timeout_seconds):
-        if not dist.is_initialized():
+        if post is not None:
+            mailbox.begin(post)
+        elif not dist.is_initialized():
             store = _meet(here, timeout_seconds)
             if here.one_machine and not gpus:
                 mesh.begin(store, here.index, here.num, timeout_seconds)
             else:
                 backend |= {"store": store, "rank": here.index, "world_size": here.num}
         state = PartialState(cpu=not gpus, timeout=timedelta(seconds=timeout_seconds), **backend)
-    return ManyProcesses(num_workers, timeout_seconds, state.device)
+    return ManyProcesses(num_workers, timeout_seconds, state.device, post)
+
+
+def _enter(text: str, here: Launched, timeout_seconds: float) -> Post:
+    """Find out which run is in a place, and begin to exchange messages in it."""
+    there, signed = place(text), secret()
+    invitation = Invitation.awaited(there, signed, timeout_seconds)
+    if invitation.processes != here.num:
+        raise RecipeError(
+            f"the run in mailbox {there} has {invitation.processes} sites, and this is one of {here.num}: use "
+            f"--processes {invitation.processes}, or another place"
+        )
+    with listening(timeout_seconds):
+        return Post(there, Seal(invitation.run, signed), here.index, here.num, timeout_seconds)
 
 
 def present(workers_each: int, timeout_seconds: float = TIMEOUT_SECONDS, device: str = "cpu") -> World:

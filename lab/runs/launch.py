@@ -22,7 +22,7 @@ from lab.errors import LabError
 from lab.events import Event
 from lab.files import located, working_folder
 from lab.processes import rendezvous
-from lab.processes.environment import launched
+from lab.processes.environment import MAILBOX, launched
 from lab.processes.peers import TIMEOUT_SECONDS, ManyProcesses, PeerLost, check_timeout, join, share_out
 from lab.recipes.recipe import Recipe
 from lab.runs import child
@@ -159,14 +159,14 @@ def launch(
     except SignalException:
         raise KeyboardInterrupt from None
     except ChildFailedError as error:
-        raise _ended(
+        raise how_it_ended(
             folder, {p: (f.exitcode, f.timestamp) for p, f in error.failures.items()}, num, timeout_seconds
         ) from None
     finally:
         del os.environ[LAUNCHED]
 
 
-def _ended(
+def how_it_ended(
     folder: RunFolder, failures: Mapping[int, tuple[int, float]], num: int, timeout_seconds: float
 ) -> BaseException:
     """Return the exception for processes that failed, from their exit codes and times."""
@@ -218,11 +218,13 @@ def train_over_processes(
     timeout_seconds: float = TIMEOUT_SECONDS,
     each: Callable[[Event], None] = lambda event: None,
     track: Track | None = None,
+    mailbox: str | None = None,
 ) -> Columns:
     """`lab.runs.trainer.train` over ``num`` processes of this machine, from a script or a notebook: their events arrive as they happen.
 
     The processes are fresh ones, so that it does not matter what this one has done before (threads, a GPU). Leaving with an
-    exception ends them. `lab.start` with ``processes`` does the same in the background, with knobs.
+    exception ends them. `lab.start` with ``processes`` does the same in the background, with knobs. With a ``mailbox``, a folder or a
+    URL of `fsspec`, they talk through that place alone.
 
     Raises
     ------
@@ -230,7 +232,7 @@ def train_over_processes(
         with the message that the run ended with.
     """
     columns, run_folder = Columns(), RunFolder(located(folder))
-    stream = events_over_processes(num, recipe, run_folder, restarts, timeout_seconds)
+    stream = events_over_processes(num, recipe, run_folder, restarts, timeout_seconds, mailbox=mailbox)
     with contextlib.closing(tracked(stream, sinks(track, recipe, run_folder))) as events:
         for event in events:
             columns.add(event)
@@ -247,6 +249,7 @@ def events_over_processes(
     knob_source: Callable[[int, Callable[[], bool]], Iterable[tuple[str, Any]]] | None = None,
     stopping: Callable[[], bool] = lambda: False,
     accept_new_text: bool = False,
+    mailbox: str | None = None,
 ) -> Iterator[Event]:
     """The events of a run over ``num`` processes that are started here; each once, also where a restart does steps again.
 
@@ -257,6 +260,8 @@ def events_over_processes(
         processes exchange a few hundred bytes in every step.
     stopping
         whether to end instead of doing that step.
+    mailbox
+        the place through which the processes talk.
 
     Raises
     ------
@@ -272,7 +277,7 @@ def events_over_processes(
     command += ["--restarts", str(restarts), "--timeout", str(timeout_seconds)]
     command += ["--accept-new-text"] * accept_new_text
     listener = Listener(asks=knob_source is not None)
-    env = child.environment() | listener.environment()
+    env = child.environment() | listener.environment() | ({} if mailbox is None else {MAILBOX: mailbox})
     with (
         tempfile.TemporaryFile("w+", encoding="utf-8") as said,
         # In a session of its own: what interrupts a cell does not end the run.

@@ -42,6 +42,7 @@ from lab.runs.finished import check_finished
 from lab.runs.folder import RunFolder, find_run
 from lab.runs.knobs import STOP, validate_knob
 from lab.runs.launch import events_over_processes
+from lab.runs.sites import check_mailbox
 from lab.runs.track import Sink, Track, sinks, tracked
 from lab.runs.trainer import Trainer
 from lab.seeds.surroundings import one_core_
@@ -412,6 +413,7 @@ def start(
     processes: int = 1,
     restarts: int = 0,
     timeout_seconds: float = 600.0,
+    mailbox: str | None = None,
 ) -> Run:
     """Run a recipe in the background; returns at once. What goes on under its name, in its folder or from an earlier
     execution of the same cell is stopped first.
@@ -430,6 +432,8 @@ def start(
         wait before the first step until `Run.step` or `Run.resume`; go on also with another text than that of the run there.
     processes, restarts, timeout_seconds
         spread the workers over so many processes; go on so often when one is lost, which does not answer for so long.
+    mailbox
+        a folder, or a URL of `fsspec`, through which alone these processes talk.
 
     Raises
     ------
@@ -442,9 +446,10 @@ def start(
     if run_folder is not None:
         run_folder.check_recipe(recipe)
     events: Events = partial(_trained, accept_new_text)
+    check_mailbox(mailbox, processes, restarts)
     if processes != 1:
         _check_processes(recipe, run_folder, processes, timeout_seconds)
-        events = partial(_spread, processes, restarts, timeout_seconds, accept_new_text)
+        events = partial(_spread, processes, restarts, timeout_seconds, accept_new_text, mailbox)
     events = partial(_tracked, sinks(track, recipe, run_folder), events)
     return _begin(Run(recipe, name or recipe.id, run_folder, events), views, paused)
 
@@ -572,7 +577,7 @@ def _trained(accept_new_text: bool, run: Run) -> Iterator[Event]:
 
 
 def _spread(
-    num_processes: int, restarts: int, timeout_seconds: float, accept_new_text: bool, run: Run
+    num_processes: int, restarts: int, timeout_seconds: float, accept_new_text: bool, mailbox: str | None, run: Run
 ) -> Iterator[Event]:
     assert run.folder is not None
     yield from events_over_processes(
@@ -584,6 +589,7 @@ def _spread(
         run.knob_source,
         lambda: run.stopping,
         accept_new_text,
+        mailbox,
     )
 
 

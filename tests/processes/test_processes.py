@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
@@ -18,6 +19,7 @@ import torch
 import lab
 from lab.errors import RecipeError
 from lab.events import Checkpointed, Event, KnobChanged, Started, Warned
+from lab.processes.environment import MAILBOX
 from lab.processes.peers import PeerLost, network_to
 from lab.recipes.recipe import Recipe
 from lab.runs.control import Once
@@ -60,16 +62,17 @@ TOLERANCE = {
 }  # sums of narrow floats are rounded on the way; all else is float64
 
 
-def run_over(num: int, out: Path, machines: int = 1) -> None:
-    """All recipes over ``num`` processes, which meet once; as if on so many machines."""
+def run_over(num: int, out: Path, machines: int = 1, names: Sequence[str] = (), mailbox: Path | None = None) -> None:
+    """These recipes (default: all) over ``num`` processes, which meet once; as if on so many machines."""
     env = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(num)}
     env |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "tests.support.over_processes", str(out), str(machines)]
+    env |= {} if mailbox is None else {MAILBOX: str(mailbox)}
+    command = [sys.executable, "-m", "tests.support.over_processes", str(out), str(machines), *names]
     started = subprocess.Popen(
         command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
     )
     try:
-        codes, _ = started.communicate(timeout=250)
+        codes, _ = started.communicate(timeout=250 if mailbox is None else 1100)
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(started.pid, signal.SIGKILL)

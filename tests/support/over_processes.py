@@ -1,7 +1,7 @@
 """Several processes that run `cases.OVER_PROCESSES`, one recipe after another.
 
-python -m tests.support.over_processes FOLDER MACHINES, with WORLD_SIZE, MASTER_ADDR and MASTER_PORT set: as many processes as the
-world has, as if on so many machines. They are forked, so that torch, and what it imports by itself in a dry run, is imported once for all. Each recipe has a run folder of its
+python -m tests.support.over_processes FOLDER MACHINES [NAME…], with WORLD_SIZE, MASTER_ADDR and MASTER_PORT set: as many processes as the
+world has, as if on so many machines. They are forked, so that torch, and what it imports by itself in a dry run, is imported once for all. Each recipe (default: of all) has a run folder of its
 name; what was begun there is resumed. The first process writes each story as JSON lines beside it, and each one its own log.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 
 import accelerate  # noqa: F401
@@ -25,10 +26,11 @@ from tests.support.recipes import corpus
 from tests.support.stories import tell
 
 
-def run_all(out: Path) -> None:
+def run_all(out: Path, names: Sequence[str]) -> None:
     """What each process does."""
     world = join(4, timeout_seconds=60.0)
-    for name, recipe in OVER_PROCESSES.items():
+    for name in names:
+        recipe = OVER_PROCESSES[name]
         trainer = Trainer(recipe, corpus=corpus(), world=world)
         held = {w for block in trainer.fleet.layout.blocks for w in block.holders}
         assert held == set(world.mine), "a process has rows of its own workers and no others"
@@ -41,7 +43,7 @@ def run_all(out: Path) -> None:
             tell(events, out, name)
 
 
-def forked(rank: int, per_machine: int, out: Path) -> int:
+def forked(rank: int, per_machine: int, out: Path, names: Sequence[str]) -> int:
     """A process of this rank; its id."""
     if pid := os.fork():
         return pid
@@ -50,7 +52,7 @@ def forked(rank: int, per_machine: int, out: Path) -> int:
         os.dup2(log, 1)
         os.dup2(log, 2)
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank % per_machine)}
-        run_all(out)
+        run_all(out, names)
     except BaseException:
         traceback.print_exc()
         sys.stderr.flush()
@@ -58,15 +60,15 @@ def forked(rank: int, per_machine: int, out: Path) -> int:
     os._exit(0)  # gloo's threads may abort an interpreter that is taken down in order (pytorch/pytorch#179291)
 
 
-def main(out: Path, machines: int) -> None:
+def main(out: Path, machines: int, names: Sequence[str]) -> None:
     num = int(os.environ["WORLD_SIZE"])
     if machines > 1:
         os.environ |= {"LOCAL_WORLD_SIZE": str(num // machines), "GLOO_SOCKET_IFNAME": "lo"}
-    processes = [forked(rank, num // machines, out) for rank in range(num)]
+    processes = [forked(rank, num // machines, out, names or [*OVER_PROCESSES]) for rank in range(num)]
     codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in processes]
     print(codes)
     sys.exit(any(codes))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))
+    main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:])

@@ -1,0 +1,97 @@
+"""What a place says of the run in it: its identity, how many sites it has, and its recipe, as data that nothing executes."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from lab.errors import Damaged, LabError, RecipeError
+from lab.processes.messages import Refused, Seal
+from lab.processes.places import Place
+
+FILE = "run"
+MOST_BYTES = 1 << 24
+
+
+@dataclass(frozen=True)
+class Invitation:
+    run: str  # its identity: another one each time that a run begins anew
+    processes: int
+    recipe: Mapping[str, Any]
+    ended: bool = False
+
+    @staticmethod
+    def new(processes: int, recipe: Mapping[str, Any]) -> Invitation:
+        return Invitation(secrets.token_hex(8), processes, recipe)
+
+    def put(self, place: Place, secret: bytes | None) -> None:
+        """Put it in the place of what is there.
+
+        Raises
+        ------
+        RecipeError
+            if the place cannot be written to.
+        """
+        try:
+            place.put(FILE, Seal(None, secret).close(0, FILE, json.dumps(vars(self)).encode()), lasting=True)
+        except Exception as error:  # whatever a file system behind a URL raises
+            raise RecipeError(
+                f"mailbox {place} cannot be written to ({type(error).__name__}: {error}): give a folder or a URL that can"
+            ) from None
+
+    @staticmethod
+    def found(place: Place, secret: bytes | None) -> Invitation | None:
+        """What is there; None where nothing is.
+
+        Raises
+        ------
+        RecipeError
+            if it is no invitation, or not signed with this secret.
+        """
+        try:
+            raw = place.get(FILE, MOST_BYTES)
+            return None if raw is None else _parsed(json.loads(Seal(None, secret).open(raw, 0, FILE)))
+        except (Refused, Damaged, RecursionError, ValueError, TypeError, KeyError) as why:
+            reason = str(why) if isinstance(why, Refused | Damaged) else "it is no message of this version"
+            raise RecipeError(
+                f"the file {FILE!r} in mailbox {place} does not say which run is there ({reason}): give the secret of that run "
+                "(ISTHMUS_SECRET), another place, or remove the file"
+            ) from None
+        except LabError:
+            raise
+        except Exception as error:
+            raise LabError(f"mailbox {place} cannot be read ({type(error).__name__}: {error})") from None
+
+    @staticmethod
+    def awaited(place: Place, secret: bytes | None, timeout_seconds: float) -> Invitation:
+        """What is there, as soon as it is.
+
+        Raises
+        ------
+        LabError
+            if it does not come in time.
+        """
+        until, wait = time.monotonic() + timeout_seconds, place.first_seconds
+        while (found := Invitation.found(place, secret)) is None:
+            if time.monotonic() > until:
+                raise LabError(
+                    f"there is no run in mailbox {place} after {timeout_seconds:g} s: begin one with lab run … --processes N "
+                    f"--mailbox {place}"
+                )
+            time.sleep(wait)
+            wait = min(2 * wait, place.most_seconds)
+        return found
+
+
+def _parsed(said: Any) -> Invitation:
+    run, processes, recipe, ended = said["run"], said["processes"], said["recipe"], said["ended"]
+    right = (
+        isinstance(run, str) and run.isalnum() and len(run) == 16 and run.isascii()
+    )  # it becomes the name of a folder
+    if not (right and type(processes) is int and 1 < processes < 10_000 and isinstance(recipe, dict)):
+        raise ValueError
+    return Invitation(run, processes, recipe, ended is True)
