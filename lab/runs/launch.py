@@ -263,21 +263,17 @@ def events_over_processes(
     mailbox
         the place through which the processes talk.
 
-    Raises
-    ------
-    LabError
-        with the message that the run ended with.
+    Raises LabError with the message that the run ended with.
     """
     prepare(folder, recipe, num, timeout_seconds)
     if folder.done:
         check_finished(folder.path, recipe, accept_new_text)
         yield from folder.events()
         return
-    command = child.command("lab", "resume", str(folder.path), "--processes", str(num))
-    command += ["--restarts", str(restarts), "--timeout", str(timeout_seconds)]
-    command += ["--accept-new-text"] * accept_new_text
-    listener = Listener(asks=knob_source is not None)
-    env = child.environment() | listener.environment() | ({} if mailbox is None else {MAILBOX: mailbox})
+    options = ["--processes", str(num), "--restarts", str(restarts), "--timeout", str(timeout_seconds)]
+    command = child.command("lab", "resume", str(folder.path), *options, *["--accept-new-text"] * accept_new_text)
+    listener, talk = Listener(asks=knob_source is not None), {} if mailbox is None else {MAILBOX: mailbox}
+    env = child.environment() | listener.environment() | talk
     with (
         tempfile.TemporaryFile("w+", encoding="utf-8") as said,
         # In a session of its own: what interrupts a cell does not end the run.

@@ -430,10 +430,8 @@ def start(
         run anew, in a folder beside that of the earlier run; ``keep=False``: nothing is written.
     paused, accept_new_text
         wait before the first step until `Run.step` or `Run.resume`; go on also with another text than that of the run there.
-    processes, restarts, timeout_seconds
-        spread the workers over so many processes; go on so often when one is lost, which does not answer for so long.
-    mailbox
-        a folder, or a URL of `fsspec`, through which alone these processes talk.
+    processes, restarts, timeout_seconds, mailbox
+        spread the workers over so many processes; go on so often when one is lost, or silent for so long; how else than by sockets they talk.
 
     Raises
     ------
@@ -446,16 +444,23 @@ def start(
     if run_folder is not None:
         run_folder.check_recipe(recipe)
     events: Events = partial(_trained, accept_new_text)
-    check_mailbox(mailbox, processes, restarts)
-    if processes != 1:
-        _check_processes(recipe, run_folder, processes, timeout_seconds)
-        events = partial(_spread, processes, restarts, timeout_seconds, accept_new_text, mailbox)
+    if processes != 1 or mailbox is not None:
+        events = _over(recipe, run_folder, processes, restarts, timeout_seconds, accept_new_text, mailbox)
     events = partial(_tracked, sinks(track, recipe, run_folder), events)
     return _begin(Run(recipe, name or recipe.id, run_folder, events), views, paused)
 
 
-def _check_processes(recipe: Recipe, folder: RunFolder | None, processes: int, timeout_seconds: float) -> None:
-    """Raises RecipeError where several processes cannot do what this one could."""
+def _over(
+    recipe: Recipe,
+    folder: RunFolder | None,
+    processes: int,
+    restarts: int,
+    timeout_seconds: float,
+    accept_new_text: bool,
+    mailbox: str | None,
+) -> Events:
+    """The events of a run over processes. Raises RecipeError where they cannot do what this one could."""
+    check_mailbox(mailbox, processes, restarts)
     share_out(recipe.num_workers, processes)
     check_timeout(timeout_seconds)
     for what, own in recipe.own.items():
@@ -467,6 +472,7 @@ def _check_processes(recipe: Recipe, folder: RunFolder | None, processes: int, t
             )
     if folder is None:
         raise RecipeError("several processes write a run folder: leave keep=False out, or processes")
+    return partial(_spread, processes, restarts, timeout_seconds, accept_new_text, mailbox)
 
 
 def replay(

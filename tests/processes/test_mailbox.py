@@ -23,8 +23,8 @@ from lab.runs.folder import RunFolder
 from lab.runs.launch import train_over_processes
 from lab.runs.sites import check_mailbox
 from lab.runs.trainer import Trainer
-from tests.processes.test_processes import check, run_over
 from tests.support.cases import OVER_PROCESSES
+from tests.support.compared import check, run_over
 from tests.support.launched import SMALL, begun, unbroken
 from tests.support.posts import SUM, by, posts, together
 from tests.support.recipes import corpus
