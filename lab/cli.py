@@ -428,7 +428,10 @@ def replay(run: str, runs: str, speed: float) -> None:
 @recipe_options
 @override_option
 @click.option(
-    "--network", "networks", multiple=True, help="A named network (see lab list) or 3Mbit,20ms; may be given again."
+    "--network",
+    "networks",
+    multiple=True,
+    help="A named network (see lab list), 3Mbit,20ms, or 10Gbit:3Mbit,20ms inside federations and between; may be given again.",
 )
 @click.option("--device", default="h100", show_default=True, help="What a worker computes with (see lab list).")
 @click.option("--devices-per-worker", default=1, show_default=True, type=click.IntRange(1))
@@ -540,7 +543,7 @@ def _show_compared(rows: list[dict[str, Any]], network_name: str, links: str) ->
     from lab.errors import plain
 
     head = f"{'run':<28}{'steps':>7}{'status':>12}{'validation':>12}{'payload':>11}{'on wires':>11}"
-    click.echo(head + f"{'on ' + network_name:>13}")
+    click.echo(head + f"  {'on ' + network_name:>11}")
     for r in rows:
         loss = "–" if r["validation_loss"] is None else f"{r['validation_loss']:.4f}"
         click.echo(

@@ -250,10 +250,13 @@ def _cut(key: str) -> str:
 def _siblings(cls: Any, path: list[str], where: str) -> list[str]:
     """The keys that are allowed where ``path`` ends."""
     for step in path[:-1]:
-        if step.isdigit():  # inside a list: the class is that of its elements
+        if step.isdigit() and get_origin(cls) is not dict:  # inside a list: the class is that of its elements
             cls = _class_in(next(iter(get_args(cls)), None))
             continue
         hint = getattr(cls, "__pydantic_fields__", {}).get(step)
+        if hint is None and get_origin(cls) is dict:  # a key of an object: the class is that of its values
+            cls = _class_in(get_args(cls)[1])
+            continue
         cls = _class_in(hint.annotation) if hint is not None else None
     prefix = ".".join(([where] if where else []) + path[:-1])
     return [f"{prefix}.{f.name}" if prefix else f.name for f in (fields(cls) if is_dataclass(cls) else ())]

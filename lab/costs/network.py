@@ -70,7 +70,7 @@ class Network:
         of the server's own link; default as a worker's. Of a mailbox: of the place that all reach; default without a limit.
     levels
         links between the nodes of a tree of federations, 1, 2, … levels above those of workers; the last is for all above it as well.
-        Without any, they are as a worker's.
+        Without any, they are as a worker's. Who knows no levels sends everything over the slowest of all links (`used_by`).
     overlap
         the part of communication that hides behind computation (α in the papers): 0 none, 1 all of it.
     framing
@@ -132,9 +132,15 @@ class Network:
             return float(n * (n - 1) * payload)
         return 2.0 * (n - 1) * payload
 
+    def used_by(self, levels: int) -> Network:
+        """What a method uses whose nodes are so many levels above its workers: with 0, the slowest link is between any two workers."""
+        return replace(self, levels=self.levels[:levels]) if levels else self.slowest
+
     @property
     def slowest(self) -> Network:
         """For workers that know no levels, and so talk over the slowest of these links."""
+        if not self.levels:
+            return self
         links = [Link(self.bits_per_second, self.latency_seconds), *self.levels]
         rate = min(link.bits_per_second for link in links)
         return replace(
@@ -404,7 +410,7 @@ def network(name: str) -> Network:
 
     ``10Gbit:100Mbit,30ms``: the links of workers, and those between the nodes of a tree, level by level from below.
 
-    The names are wide-area links from 10 Mbit/s (50 ms) to a machine room's 100 Gbit/s (0.1 ms).
+    The names, in capitals or not, are wide-area links from 10 Mbit/s (50 ms) to a machine room's 100 Gbit/s (0.1 ms).
 
     Raises
     ------
@@ -414,8 +420,9 @@ def network(name: str) -> Network:
     if ":" in name:
         inside, *above = [network(part) for part in name.split(":")]
         return replace(inside, levels=tuple(Link(net.bits_per_second, net.latency_seconds) for net in above))
-    if name in NETWORKS:
-        return NETWORKS[name]
+    known = next((net for key, net in NETWORKS.items() if key.lower() == name.strip().lower()), None)
+    if known is not None:
+        return known
     spelled = _SPELLED.fullmatch(name.strip())
     if spelled:
         number, unit, wait, wait_unit = spelled.groups(default="0")

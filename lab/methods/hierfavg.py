@@ -12,9 +12,10 @@ from lab.engine.comm import Communicator
 from lab.engine.optim import AdamW, Optimizer, reset_
 from lab.engine.stack import Stack, clip_
 from lab.engine.state import Grad, State, numeric
-from lab.methods.registry import method, never_synced
+from lab.methods.registry import method
 from lab.methods.rounds import InnerStates, Weight, weights_of
 from lab.methods.tree import (
+    ROOT,
     Node,
     Rounds,
     Spec,
@@ -22,6 +23,7 @@ from lab.methods.tree import (
     check_tree,
     grow_nodes_,
     named,
+    never_averaged,
     of_leaves,
     sent_names,
     tree_of,
@@ -68,8 +70,11 @@ class HierFAVG:
     def check(self, recipe: RecipeView) -> None:
         check_tree(self.tree, recipe)
 
+    def levels(self, num_workers: int) -> int:
+        return tree_of(self.tree, num_workers)[ROOT].height - 1
+
     def notes(self, recipe: RecipeView) -> Iterator[str]:
-        yield from never_synced(self.sync_every, recipe.steps)
+        yield from never_averaged(self.tree, self.sync_every, self.rounds, recipe)
 
     def exceptions(self) -> dict[str, str]:
         return PLACES if self.tree else {}

@@ -21,7 +21,7 @@ T = TypeVar("T")
 class Method(Protocol):
     """The loop body of one paper: how each cell of the fleet moves, and which rows are averaged, when.
 
-    A frozen dataclass (`lab.config.config`) under the decorator `method`. What is here is required; five functions and a property may
+    A frozen dataclass (`lab.config.config`) under the decorator `method`. What is here is required; six functions and a property may
     be there as well, for what only the method knows:
 
     ``check(recipe)``
@@ -33,6 +33,8 @@ class Method(Protocol):
     ``prepare_(module, values)``
         what becomes of every module of a run as it is made, that of each worker and the one that is scored: layers that compute in
         another way, with parameters of the same names and shapes. ``values``: it has its first values, and may get others.
+    ``levels(num_workers)``
+        how many levels of nodes are above those that workers talk to, where these form a tree.
     ``exceptions()``
         laws of `lab.testing` that it does not claim, each with the reason.
     ``agrees``
@@ -83,6 +85,8 @@ class Declared:
         its clients hand in weights most of which are zero (`lab.methods.sparse_rounds`).
     bounded
         its clients hand in differences and nothing else, clipped where a recipe asks for it (`lab.methods.private`).
+    own_models
+        what comes of it is the model that each worker has, and not the agreed one alone.
     """
 
     name: str
@@ -95,6 +99,7 @@ class Declared:
     holds: tuple[str, ...] = ()
     prunes: bool = False
     bounded: bool = False
+    own_models: bool = False
 
 
 METHODS: dict[str, type[Method]] = {}  # by name, filled by the decorator
@@ -114,6 +119,7 @@ def method(
     holds: tuple[str, ...] = (),
     prunes: bool = False,
     bounded: bool = False,
+    own_models: bool = False,
 ) -> Callable[[type[T]], type[T]]:
     """Decorator: gives a class of the form `Method` its name in recipes, with what it needs from others (`Declared`).
 
@@ -129,7 +135,7 @@ def method(
             f'@method above {getattr(name, "__name__", shown(name))} has no name: write @method("fed_prox")'
         )
     declared = Declared(
-        name, server, moves_experts, own_loss, equal_ranks, trains_B_alone, keeps, holds, prunes, bounded
+        name, server, moves_experts, own_loss, equal_ranks, trains_B_alone, keeps, holds, prunes, bounded, own_models
     )
 
     def register(cls: type[T]) -> type[T]:
@@ -344,6 +350,11 @@ def round_steps(m: Method) -> int:
 def received(m: Method) -> tuple[str, ...]:
     """The local states that a client receives when it sits down; all others are its own."""
     return ("params", *m.averages, *getattr(m, "agrees", ()))
+
+
+def levels(m: Method, num_workers: int) -> int:
+    """How many levels of nodes are above those that workers talk to; 0 where there is no tree."""
+    return next((own(num_workers) for own in _own(m, "levels")), 0)
 
 
 def prepared(m: Method, module: nn.Module, values: bool) -> nn.Module:

@@ -23,6 +23,7 @@ from lab.engine.fleet import Fleet
 from lab.engine.stack import Layout, Stack
 from lab.engine.state import State
 from lab.errors import RecipeError, shown
+from lab.methods.registry import never_synced
 from lab.methods.rounds import beginning
 
 ROOT = "root"
@@ -190,14 +191,32 @@ def of_leaves(stack: Stack, node: Node) -> Stack:
     return Stack(Layout(blocks, stack.layout.place, stack.layout.mine), stack.blocks)
 
 
+def periods_of(tree: Tree, sync_every: int, rounds: Sequence[int]) -> list[int]:
+    """Local steps of a round of a node, by its height less 1."""
+    top = tree[ROOT].height
+    longer = [*rounds, *[rounds[-1] if rounds else 1] * top][: top - 1]
+    return [sync_every * prod(longer[:k]) for k in range(top)]
+
+
+def never_averaged(spec: Any, sync_every: int, rounds: Sequence[int], recipe: RecipeView) -> Iterator[str]:
+    """A line where the run ends before a round of the root does, or of all nodes."""
+    yield from never_synced(sync_every, recipe.steps)
+    tree = tree_of(spec, recipe.num_workers)
+    last = periods_of(tree, sync_every, rounds)[-1]
+    if sync_every <= recipe.steps < last:
+        yield (
+            f"a round of the root is {last:,} local steps (method.sync_every times method.rounds), and the run has {recipe.steps:,}: "
+            "the root stays at its first values, and they are the agreed model that is scored"
+        )
+
+
 class Rounds:
     """Which nodes begin, and which end, a round in local step ``t``: ``sync_every`` local steps for those above workers, and so many of
     these rounds, level by level, for those above them (the last number is for all further levels)."""
 
     def __init__(self, tree: Tree, sync_every: int, rounds: Sequence[int], t: Any):
-        self.tree, top = tree, tree[ROOT].height
-        longer = [*rounds, *[rounds[-1] if rounds else 1] * top][: top - 1]
-        periods = [sync_every * prod(longer[:k]) for k in range(top)]  # by height − 1
+        self.tree = tree
+        periods = periods_of(tree, sync_every, rounds)
         self._begins = [bool((t - 1) % period == 0) for period in periods]
         self._ends = [bool(t % period == 0) for period in periods]
 

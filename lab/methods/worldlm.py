@@ -19,9 +19,10 @@ from lab.engine.stack import Layout, Stack, at_least_float32, clip_
 from lab.engine.state import Grad, State, numeric
 from lab.errors import RecipeError
 from lab.methods.hierfavg import PLACES, mass, mean_of_nodes_
-from lab.methods.registry import method, never_synced
+from lab.methods.registry import method
 from lab.methods.rounds import InnerStates, Weight, weights_of
 from lab.methods.tree import (
+    ROOT,
     Node,
     Rounds,
     Spec,
@@ -29,6 +30,7 @@ from lab.methods.tree import (
     check_tree,
     grow_nodes_,
     named,
+    never_averaged,
     of_leaves,
     sent_names,
     tree_of,
@@ -48,7 +50,7 @@ class Privacy:
     noise: Annotated[float, Field(ge=0)] = 0.0
 
 
-@method("worldlm", server=True, keeps=(OWN,), holds=("initial",))
+@method("worldlm", server=True, keeps=(OWN,), holds=("initial",), own_models=True)
 @config
 class WorldLM:
     """Each node of a tree is a server for its children and a client of its parent, down to the workers, who train.
@@ -125,8 +127,11 @@ class WorldLM:
         if self.privacy and recipe.clients.take_turns(recipe.num_workers):
             raise RecipeError("method.privacy names workers, but clients take turns as workers: leave it out")
 
+    def levels(self, num_workers: int) -> int:
+        return tree_of(self.tree, num_workers)[ROOT].height - 1
+
     def notes(self, recipe: RecipeView) -> Iterator[str]:
-        yield from never_synced(self.sync_every, recipe.steps)
+        yield from never_averaged(self.tree, self.sync_every, self.rounds, recipe)
 
     def exceptions(self) -> dict[str, str]:
         alike = {"equal workers": "two candidates with the same key layers get twice the attention of one"}

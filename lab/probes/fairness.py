@@ -16,6 +16,7 @@ from lab.data.splits import cut
 from lab.data.training_data import HeldOut
 from lab.engine.stack import Stack
 from lab.events import BINS, PERCENTILES, ClientsScored, lower_is_better
+from lab.methods import declared
 from lab.probes.evaluation import Evaluator
 from lab.probes.probe import Agreed, Probe, Setup
 from lab.seeds import numpy_generator
@@ -38,7 +39,8 @@ class FairnessProbe(Probe):
         self.evaluator, self.clients = Evaluator(setup), setup.recipe.clients
         self.sample = sample(setup.recipe.num_clients, self.clients.scored, setup.recipe.seed)
         self._in_sample = {*self.sample.tolist()}
-        self.personal = [i for i, block in enumerate(setup.fleet.layout.blocks) if block.personal]
+        everything = declared(setup.recipe.method).own_models
+        self.personal = [i for i, block in enumerate(setup.fleet.layout.blocks) if block.personal or everything]
         self._items: dict[int, np.ndarray] = {}  # of the sample
 
     def due(self, t: int) -> bool:

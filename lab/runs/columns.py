@@ -37,7 +37,7 @@ from lab.events import (
     Warned,
     WorkersChanged,
 )
-from lab.methods.registry import declared
+from lab.methods.registry import declared, levels
 from lab.recipes.recipe import Recipe
 from lab.recipes.selection import pace_W
 from lab.runs import table
@@ -199,7 +199,7 @@ class Columns:
         steps = self.step[-1] if self.step else 0
         if compute_seconds is None:
             compute_seconds = pace(self.seconds, self.started)
-        return served(network, self.recipe).price(
+        return used_by(self.recipe, network).price(
             self.ledger,
             num_workers=self.num_workers,
             steps=steps,
@@ -216,10 +216,11 @@ class Columns:
         return self.curves.priced(self, network, compute_seconds)
 
 
-def served(network: Network, recipe: Recipe) -> Network:
-    """The network, which has a server where the method needs one and nothing else was said."""
+def used_by(recipe: Recipe, network: Network) -> Network:
+    """The network as a run uses it: with a server where its method needs one and nothing else was said, and its levels if it knows any."""
     needs = network.topology == "ring" and declared(recipe.method).server
-    return replace(network, topology="server") if needs else network
+    known = network.used_by(levels(recipe.method, recipe.num_workers))
+    return replace(known, topology="server") if needs else known
 
 
 def pace(seconds: Sequence[float] | np.ndarray, started: Started) -> float:
@@ -335,7 +336,7 @@ class Price:
         if run.started is not None:
             self.recipe, num_workers, slow = run.recipe, run.num_workers, slowness(run.started)
             seconds = pace(run.seconds, run.started) if compute_seconds is None else compute_seconds
-            network = served(network, run.recipe)
+            network = used_by(run.recipe, network)
         self.meter = Meter(network, num_workers, seconds, slow, self.turns)
         self.seconds, self.wire_bytes, self.eval_seconds = Growing(), Growing(), Growing()
 

@@ -25,6 +25,7 @@ from lab.recipes import accountant
 from lab.recipes.notes import notes
 from lab.recipes.recipe import Recipe
 from lab.runs.build import build
+from lab.runs.columns import used_by
 from lab.runs.data import shape_of
 from lab.runs.trial import products
 
@@ -294,7 +295,7 @@ def _plan(recipe: Recipe, networks: Mapping[str, Network], device: str, devices_
         forecasts=[
             _forecast(
                 name,
-                (replace(net, topology=topology) if state.served else net, net.slowest),
+                networks_of(recipe, net),
                 recipe,
                 sent,
                 ddp,
@@ -306,6 +307,12 @@ def _plan(recipe: Recipe, networks: Mapping[str, Network], device: str, devices_
         up_TW=built.roll_call.up_TW,
         turns=turns,
     )
+
+
+def networks_of(recipe: Recipe, network: Network) -> tuple[Network, Network]:
+    """As the run uses it, and as DDP beside it would: in a ring over the slowest of the same links."""
+    own = used_by(recipe, network)
+    return own, replace(own, topology=network.topology).slowest
 
 
 def _held_bytes_W(recipe: Recipe, state: State) -> list[int]:

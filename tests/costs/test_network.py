@@ -207,7 +207,7 @@ def test_step_seconds() -> None:
 
 def test_names() -> None:
     """Networks and devices go by name; a wrong one is told the right ones."""
-    assert network("1Gbit") is NETWORKS["1Gbit"]
+    assert network("1Gbit") is network(" 1gbit") is NETWORKS["1Gbit"]
     with pytest.raises(RecipeError, match=r"unknown network '1Gbitt'.*did you mean '1Gbit'"):
         network("1Gbitt")
     for spelled, bits, seconds in (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from lab.methods.fedprox import FedProx
 from lab.methods.hierfavg import HierFAVG
 from lab.methods.local_sgd import LocalSGD
 from lab.methods.tree import tree_of
+from lab.recipes.notes import notes
 from lab.recipes.recipe import Recipe
 from lab.runs.plan import plan
 from tests.support.bench import Bench, close
@@ -275,3 +277,27 @@ def test_a_plan_tells_levels_apart() -> None:
     both, slow = found.forecasts
     assert both.communication_hours < 0.5 * slow.communication_hours
     assert both.ddp_hours == pytest.approx(slow.ddp_hours)  # whose ring goes over the slow links
+
+
+def test_who_knows_no_levels_sends_over_the_slowest_link() -> None:
+    """DDP gains nothing over itself, and links above the root of a tree slow nobody down."""
+    spec: dict[str, Any] = {"num_workers": 9, "steps": 24}
+    levels, further = network("10Gbit,1ms:10Mbit,30ms"), network("10Gbit,1ms:10Mbit,30ms:1Mbit,1s")
+    trees = spec | {"method": {"name": "hierfavg", "sync_every": 4, "tree": "3"}}
+    for own in ("ddp", {"name": "local_sgd", "sync_every": 4}, {"name": "hierfavg", "sync_every": 4, "tree": ""}):
+        with_levels, slow = plan(
+            Recipe.of(spec | {"method": own}), {"levels": levels, "slow": levels.slowest}
+        ).forecasts
+        assert with_levels == replace(slow, network="levels")
+        assert own != "ddp" or with_levels.total_hours == pytest.approx(with_levels.ddp_hours)
+    with_levels, with_more = plan(Recipe.of(trees), {"levels": levels, "more": further}).forecasts
+    assert with_more == replace(with_levels, network="more")
+
+
+def test_a_root_that_never_averages_is_noted() -> None:
+    spec: dict[str, Any] = {"num_workers": 4, "steps": 24}
+    for name in ("hierfavg", "worldlm"):
+        method = {"name": name, "sync_every": 4, "rounds": [7], "tree": "2"}
+        (note,) = [line for line in notes(Recipe.of(spec | {"method": method})) if "root" in line]
+        assert "28 local steps" in note
+        assert not [x for x in notes(Recipe.of(spec | {"method": method | {"rounds": [6]}})) if "root" in x]

@@ -332,3 +332,11 @@ def test_where_a_number_or_a_word_would_do_both_are_said(given: str, says: str) 
     with pytest.raises(RecipeError) as caught:
         Recipe.of("sparsyfed", [f"method.beta={given}"])
     assert str(caught.value) == says
+
+
+def test_options_of_a_part_by_number_are_told_like_any_other() -> None:
+    spec = {"method": {"name": "worldlm", "tree": "2", "privacy": {"1": {"clip": 1, "nosie": 0.1}}}, "num_workers": 4}
+    with pytest.raises(RecipeError, match=r"nosie.*use one of method\.privacy\.1\.clip, method\.privacy\.1\.noise"):
+        Recipe.of(spec)
+    with pytest.raises(RecipeError, match="an object with the fields clip, noise"):
+        Recipe.of({"method": {"name": "worldlm", "privacy": {"1": 0.1}}})

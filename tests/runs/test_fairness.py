@@ -220,6 +220,17 @@ def test_workers_hold_out_as_well() -> None:
         assert (last.own_C["loss"][w], last.own_C["accuracy"][w]) == pytest.approx(by_hand(trainer, w, head))
 
 
+def test_where_each_worker_ends_with_a_model_of_its_own_that_is_scored() -> None:
+    method = {"name": "worldlm", "sync_every": 2, "tree": "2", "key_layers": ["0.*"]}
+    trainer = Trainer(federation(method=method, clients={"held_out": 0.25}, num_workers=4, steps=4))
+    (last,) = scored(list(trainer.events()))
+    for w in range(4):
+        own = {name: trainer.fleet.params.cell(name, w).clone() for name in trainer.fleet.params.names()}
+        assert last.own_C["loss"][w] == pytest.approx(by_hand(trainer, w, own)[0])
+        assert last.shared_C["loss"][w] == pytest.approx(by_hand(trainer, w, {})[0])
+        assert last.own_C["loss"][w] != last.shared_C["loss"][w]
+
+
 def test_who_is_late_or_has_nothing_is_left_out() -> None:
     clients = {"num": 12, "held_out": 0.25, "personal": HEAD, "spread": 1.0, "wait_for": 2}
     events = list(Trainer(federation(clients=clients)).events())
