@@ -57,8 +57,10 @@ class FederationTree(View):
             return [
                 Note(self.title, "Nothing was seen yet: methods with a tree, such as hierfavg and worldlm, have one.")
             ]
-        out: list[Picture] = [Note("In numbers", self.last.words + self._talk()), self._tree(self.last)]
-        if any(x is not None for x in self.last.loss_N):
+        known = any(x is not None for x in self.last.loss_N)
+        unknown = "" if known else "; no losses: workers hold out nothing to be scored on (clients.held_out)"
+        out: list[Picture] = [Note("In numbers", self.last.words + unknown + self._talk()), self._tree(self.last)]
+        if known:
             out.append(self._losses(self.last))
         if self.last.attention:
             out.append(self._attention(self.last))

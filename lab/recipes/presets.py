@@ -149,11 +149,10 @@ PRESETS: dict[str, dict[str, Any]] = {
     "ffa_lora": _CLIENTS | {"method": {"name": "ffa_lora", "inner": _ADAMW}, "lora": _CLIENTS["lora"] | {"train": "B"}},
     "fedex_lora": _EQUAL | {"method": {"name": "fedex_lora", "inner": _ADAMW}},
     "raflora": _CLIENTS | {"method": {"name": "raflora", "inner": _ADAMW}},
-    # A round is an epoch of a client's 500 images in batches of 16. Digits stand for CIFAR-10, which has to be fetched
-    # (data=hub:cifar10): its stem has 1,152 weights more, of 11 million.
+    # A round is an epoch of a client's 500 images in batches of 16: CIFAR-10, which a plan need not fetch.
     "sparsyfed_resnet18": {
         "model": "resnet18",
-        "data": "digits",
+        "data": "hub:cifar10",
         "num_workers": 10,
         "clients": {"num": 100},
         "batch_size": 16,

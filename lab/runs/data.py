@@ -20,7 +20,7 @@ from lab.data.tasks import scores
 from lab.data.tasks.data import load_task
 from lab.data.tasks.dealt import Dealt, check_task, deal, digest_of, vocab_size
 from lab.data.tasks.examples import is_there, load_examples, task_name
-from lab.data.tasks.registry import check_options, find_task
+from lab.data.tasks.registry import KNOWN, check_options, find_task
 from lab.data.tasks.task import IGNORED, Task
 from lab.data.training_data import HeldOut, TrainingData
 from lab.errors import RecipeError
@@ -181,6 +181,8 @@ def shape_of(recipe: Recipe, data: TrainingData | None) -> Shape:
             return Shape(data.vocab_size, recipe.context)
         return _shape_of_examples(data.vocab_size, data.input_shape, data.num_outputs)
     if recipe.data is not None:
+        if recipe.data.name in KNOWN and not recipe.data.options:
+            return _shape_of_examples(0, *KNOWN[recipe.data.name])
         task = make_task(recipe.data)
         return _shape_of_examples(vocab_size(task), tuple(task.train.inputs.shape[1:]), task.num_outputs)
     if recipe.model.vocab_size or recipe.tokenizer == "bytes":

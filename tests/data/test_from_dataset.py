@@ -16,10 +16,12 @@ from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
 from lab.config.references import Call
 from lab.data.tasks.hub_examples import PRESETS
-from lab.data.tasks.registry import TASKS
+from lab.data.tasks.registry import KNOWN, TASKS
 from lab.data.tasks.tensors import Classification, Regression, fingerprint, from_dataset
 from lab.errors import RecipeError
+from lab.recipes.recipe import Recipe
 from lab.runs.data import make_task
+from lab.runs.plan import plan
 from tests.support.texts import fails
 
 Image = pytest.importorskip("PIL.Image")
@@ -223,7 +225,7 @@ def test_colour_images_in_the_format_of_the_hub(
     task = make_task(Call(f"hub:{name}", {"path": str(tmp_path / "here"), "config": "", "per_class": True}))
     assert isinstance(task, Classification)
     assert (len(task.train), len(task.held_out), task.num_outputs) == (12, 4, num_classes)
-    assert task.train.inputs.shape[1:] == (3, 32, 32)
+    assert KNOWN[f"hub:{name}"] == (task.train.inputs.shape[1:], task.num_outputs)
     assert task.train.inputs.dtype == torch.uint8
     assert task.train.targets.tolist() == [i % 3 for i in range(12)]
     assert task.class_names[2] == "c2"
@@ -245,6 +247,7 @@ def test_characters_by_writer(tmp_path: Path) -> None:
     task = make_task(Call("hub:femnist", {"path": str(tmp_path), "share": 0.25}))
     assert task.num_outputs == 62
     assert task.train.inputs.shape == (9, 1, 28, 28)
+    assert KNOWN["hub:femnist"] == ((1, 28, 28), 62)
     assert task.train.groups is not None
     assert task.held_out.groups is not None
     assert np.bincount(task.train.groups).tolist() == [3, 3, 3]
@@ -385,6 +388,14 @@ def test_names_reach_the_library(name: str, monkeypatch: pytest.MonkeyPatch) -> 
     at = {"svhn": ("cropped_digits", None, None), "speech_commands": (None, "refs/convert/parquet", "v0.02")}
     config, revision, data_dir = at.get(name, (None, None, None))
     assert asked == [(PRESETS[name]["path"], config, "train", revision, data_dir)]
+
+
+def test_a_plan_fetches_nothing_whose_shape_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The weights of ResNet-18 for 32 × 32 colour images and ten classes are counted in many places: 11,173,962."""
+    monkeypatch.setattr(datasets, "load_dataset", None)
+    r = Recipe.of("sparsyfed_resnet18", ["steps=64"])
+    assert r.data == Call("hub:cifar10", {})
+    assert plan(r).num_params == 11_173_962
 
 
 def test_names_of_the_hub_say_their_options() -> None:

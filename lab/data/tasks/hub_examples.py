@@ -9,7 +9,7 @@ from pydantic import Field
 
 from lab.config import config
 from lab.data import hub
-from lab.data.tasks.registry import options_of
+from lab.data.tasks.registry import KNOWN, options_of
 from lab.data.tasks.tensors import Classification, Regression, from_dataset
 
 # Mean and deviation of the channels of the examples to train on, as they are usually given, pixels from 0 to 1.
@@ -138,6 +138,13 @@ class FromHub:
             rows, _ = hub.load(self.path, options, split, names, self.data_dir)
             return rows.select(range(min(self.max_examples or len(rows), len(rows))))
 
+
+KNOWN |= {
+    "hub:cifar10": ((3, 32, 32), 10),
+    "hub:cifar100": ((3, 32, 32), 100),
+    "hub:svhn": ((3, 32, 32), 10),
+    "hub:femnist": ((1, 28, 28), 62),
+}
 
 for _name, _preset in PRESETS.items():
     options_of(f"hub:{_name}", _preset)(FromHub)

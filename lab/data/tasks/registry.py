@@ -15,6 +15,8 @@ T = TypeVar("T", bound=Callable[..., Any])
 C = TypeVar("C", bound="Options")
 
 TASKS: dict[str, Callable[..., Any]] = {}  # by name, filled by the decorator
+# Of tasks whose examples are elsewhere: shape of an example, and classes. A plan need not fetch them for that.
+KNOWN: dict[str, tuple[tuple[int, ...], int]] = {}
 GROUP = "isthmus.tasks"  # of the entry points by which other packages offer theirs
 
 
