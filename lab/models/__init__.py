@@ -5,7 +5,7 @@ A size of a GPT is ``lab.models.gpt.SIZES``, a small model one of `MODELS`, each
 
 from __future__ import annotations
 
-from lab.models import cnn, mlp, resnet, sensor
+from lab.models import abbie, cnn, mlp, resnet, sensor
 from lab.models.registry import MODELS, model, parse_model
 
-__all__ = ["MODELS", "cnn", "mlp", "model", "parse_model", "resnet", "sensor"]
+__all__ = ["MODELS", "abbie", "cnn", "mlp", "model", "parse_model", "resnet", "sensor"]

@@ -20,6 +20,7 @@ from lab.engine.fleet import Fleet
 from lab.engine.state import State
 from lab.events import Sent
 from lab.methods.registry import declared, name_of, round_steps
+from lab.models.abbie import AbbIE
 from lab.models.moe import MoE
 from lab.recipes import accountant
 from lab.recipes.notes import notes
@@ -352,6 +353,8 @@ def _active_params(recipe: Recipe, held: int) -> float:
     model = recipe.model
     if recipe.data is not None:
         return products(recipe, shape_of(recipe, None)) or held
+    if isinstance(model, AbbIE):
+        return held + model.repeated_params
     if not isinstance(model, MoE) or recipe.lora.ranks:
         return held
     overlap = recipe.placement.overlap or recipe.num_workers

@@ -25,6 +25,7 @@ OWN: dict[str, tuple[Any, Any]] = {
     "sensor_transformer": ({"name": "sensor_transformer"}, "tests.models.test_model_laws:windows"),
     "nano": ("nano", None),
     "moe": ({"dim": 8, "num_layers": 1, "num_heads": 2, "num_experts": 4, "expert_dim": 4, "top_k": 2}, None),
+    "abbie": ({"name": "abbie", "dim": 8, "body": 1}, None),
     "own": (partial(net, width=5), partial(blobs, seed=3)),
 }
 
@@ -41,7 +42,7 @@ def test_the_lab_s_own_models_keep_all(name: str) -> None:
     """Of attention that is fused, torch has no second derivative on a CPU; nothing else is left out."""
     report = lab.testing.check_model(*OWN[name])
     report.assert_all()
-    fused = name in ("nano", "moe", "sensor_transformer")
+    fused = name in ("nano", "moe", "sensor_transformer", "abbie")
     assert [f.law for f in report.findings if f.outcome == "not applicable"] == ["second derivatives"] * fused
     assert [f.law for f in report.findings] == LAWS.names()
 
