@@ -18,6 +18,7 @@ The loop that makes them, in pseudo-code::
         Truncated               with it, for a model with adapters: the same at every prefix
         ClientsScored           with it, where clients hold out examples of their own: how the scores are spread over clients
         Branched                with it, in a tree of federations: losses of its nodes, attention and residuals
+        Iterated                with it, for a model that goes through a part of itself several times: what each time is worth
         Measured …              the metrics that the recipe asks for
         Routed                  every routing_every steps: where the routers send their tokens
         Checkpointed            every checkpoint_every steps
@@ -276,6 +277,36 @@ class Masked:
 
 
 @dataclass(frozen=True)
+class Iterated:
+    """What the agreed model is worth after different numbers of iterations, on the validation data.
+
+    ``change_K``: how far the direction of the state moves in each iteration, ‖ĥ_k − ĥ_{k−1}‖, the mean over tokens; ``settled_K``: the share of
+    targets whose likeliest token after iteration k is that after all later ones as well, up to the last of ``iterations``.
+    """
+
+    kind: ClassVar[str] = "iterated"
+    step: int
+    trained: int  # iterations in training
+    iterations: list[int]  # that are scored
+    loss_R: list[float | None]  # None: no finite number
+    change_K: list[float | None]
+    settled_K: list[float]
+
+    def words(self) -> str:
+        """What there is to be known, in numbers."""
+        known = {r: x for r, x in zip(self.iterations, self.loss_R, strict=True) if x is not None}
+        if not known:
+            return f"step {self.step:,}: no loss is a finite number"
+        best = min(known, key=lambda r: known[r])
+        each = ", ".join(f"{known[r]:.4g} with {r}" if r in known else f"none with {r}" for r in self.iterations)
+        k = min(self.trained, len(self.settled_K))
+        return (
+            f"step {self.step:,}: the loss is {each} iteration{'s' * (self.iterations[-1] > 1)}, least with {best}; it was trained with {self.trained}. "
+            f"After {k} of {len(self.settled_K)} the likeliest token is the final one for {self.settled_K[k - 1]:.1%} of targets"
+        )
+
+
+@dataclass(frozen=True)
 class Clipped:
     """What clients have handed in of one round was cut to a norm, and the server has added noise (`lab.recipes.privacy.Privacy`)."""
 
@@ -470,6 +501,7 @@ Event = (
     | Clipped
     | Masked
     | Branched
+    | Iterated
     | ClientsScored
     | Measured
     | Checkpointed

@@ -23,7 +23,7 @@ from lab.recipes.recipe import Recipe
 from lab.runs.trainer import Trainer
 from lab.recipes.scenario import Scenario
 from lab.runs.folder import RunFolder
-from widgets import CommunicationBudget, Drift, Fairness, FederationTree, Knobs, Losses, MaskAgreement, RankSegments, RoutingStability, SyncCalendar, Workers
+from widgets import CommunicationBudget, Drift, Fairness, FederationTree, Knobs, Losses, MaskAgreement, Iterations, RankSegments, RoutingStability, SyncCalendar, Workers
 import lab
 import widgets
 

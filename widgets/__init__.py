@@ -9,6 +9,7 @@ from widgets.drift import Drift
 from widgets.fairness import Fairness
 from widgets.federation_tree import FederationTree
 from widgets.figures import bytes_sent, calendar, calendars, over_rounds
+from widgets.iterations import Iterations
 from widgets.knobs import Knobs
 from widgets.mask_agreement import MaskAgreement
 from widgets.matrices import Grid, Matrix
@@ -36,6 +37,7 @@ __all__ = [
     "FederationTree",
     "Grid",
     "Growing",
+    "Iterations",
     "Knobs",
     "Lines",
     "Losses",

@@ -149,6 +149,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "ffa_lora": _CLIENTS | {"method": {"name": "ffa_lora", "inner": _ADAMW}, "lora": _CLIENTS["lora"] | {"train": "B"}},
     "fedex_lora": _EQUAL | {"method": {"name": "fedex_lora", "inner": _ADAMW}},
     "raflora": _CLIENTS | {"method": {"name": "raflora", "inner": _ADAMW}},
+    # A GPT that goes through its middle twice, and is scored with one to eight times.
+    "abbie": _SMALL | {"model": "abbie", "method": {"name": "diloco", "sync_every": 16, "inner": _ADAMW}},
     # A round is an epoch of a client's 500 images in batches of 16: CIFAR-10, which a plan need not fetch.
     "sparsyfed_resnet18": {
         "model": "resnet18",

@@ -24,6 +24,7 @@ from lab.methods import declared
 from lab.methods.lora_factors import Adapters
 from lab.methods.private import private_of
 from lab.methods.registry import prepared, round_steps
+from lab.models.abbie import AbbIE
 from lab.models.gpt import GPT
 from lab.models.hf import HF
 from lab.models.lora import adapt_
@@ -35,6 +36,7 @@ from lab.probes.adapters import AdapterProbe
 from lab.probes.drift import DriftProbe
 from lab.probes.evaluation import EvaluationProbe
 from lab.probes.fairness import FairnessProbe
+from lab.probes.iterations import IterationsProbe
 from lab.probes.masks import MaskProbe
 from lab.probes.measure import measures
 from lab.probes.privacy import PrivacyProbe
@@ -188,6 +190,8 @@ def probes_of(setup: Setup, seating: Seating | None = None) -> list[Probe]:
         probes.append(AdapterProbe(setup, setup.adapters))
     elif setup.experts is not None and setup.recipe.routing_every:
         probes.append(RoutingProbe(setup, setup.experts.table))
+    if isinstance(setup.recipe.model, AbbIE) and setup.recipe.model.looks:
+        probes.append(IterationsProbe(setup, setup.recipe.model))
     if setup.state.facts.get("nodes"):
         probes.append(TreeProbe(setup))
     return [*probes, DriftProbe(setup)]

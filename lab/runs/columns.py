@@ -23,6 +23,7 @@ from lab.events import (
     Ended,
     Evaluated,
     Event,
+    Iterated,
     KnobChanged,
     Masked,
     Measured,
@@ -56,6 +57,7 @@ _LISTS |= {
     Clipped: "clipped",
     Masked: "masked",
     Branched: "branched",
+    Iterated: "iterated",
     Measured: "measured",
 }
 
@@ -92,6 +94,7 @@ class Columns:
     clipped: list[Clipped] = field(default_factory=list)
     masked: list[Masked] = field(default_factory=list)
     branched: list[Branched] = field(default_factory=list)
+    iterated: list[Iterated] = field(default_factory=list)
     clients_scored: list[ClientsScored] = field(default_factory=list)
     measured: list[Measured] = field(default_factory=list)
     row_ends: list[int] = field(

@@ -24,6 +24,7 @@ from lab.events import (
     Ended,
     Evaluated,
     Event,
+    Iterated,
     Masked,
     Placed,
     Routed,
@@ -327,6 +328,21 @@ def masked(rounds: int = 6, every: int = 10, alone: tuple[int, ...] = ()) -> Ite
         )
         before = kept
     yield Ended(rounds * every, "done", "")
+
+
+def iterated(looks: int = 6, every: int = 10) -> Iterator[Event]:
+    """A made-up model trained with two iterations: its losses fall, more iterations are worse, and its state settles."""
+    yield Started(
+        VERSION, Recipe(num_workers=4, steps=max(1, looks * every)).to_dict(), 10, [10] * 4, 64, None, 1.0, {}
+    )
+    for k in range(looks):
+        t, loss = every * (k + 1), 2 + 1 / (k + 1)
+        yield Stepped(t, [2.0] * 4, 1.0, 0.01)
+        losses = [loss + 0.2, loss, loss + 0.1, None if k == looks - 1 else loss + 0.3]
+        yield Iterated(
+            t, 2, [1, 2, 4, 8], losses, [0.5**i for i in range(8)], [1 - 0.5**i for i in range(1, 8)] + [1.0]
+        )
+    yield Ended(looks * every, "done", "")
 
 
 def branched(looks: int = 6, *, key: bool = True, held_out: bool = True) -> Iterator[Event]:

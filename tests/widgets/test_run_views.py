@@ -24,12 +24,13 @@ from lab.recipes.recipe import Recipe
 from lab.runs.columns import Columns
 from lab.runs.growing import Extent
 from lab.runs.trainer import Trainer
-from tests.support.pictures import Place, by_client, endless, federation, masked, routing
+from tests.support.pictures import Place, by_client, endless, federation, iterated, masked, routing
 from widgets import (
     CommunicationBudget,
     Drift,
     Fairness,
     Growing,
+    Iterations,
     Lines,
     Losses,
     MaskAgreement,
@@ -678,6 +679,7 @@ def test_looks_at_experts_and_adapters_at_rest_are_all_there() -> None:
     assert_rest_is_live(RankSegments.of(federation(rounds=900)))
     assert_rest_is_live(Fairness.of(by_client(looks=900)))
     assert_rest_is_live(MaskAgreement.of(masked(rounds=900, alone=(3, 4, 500))))
+    assert_rest_is_live(Iterations.of(iterated(looks=900)))
 
 
 def test_nobody_trains_and_the_pictures_say_so() -> None:
