@@ -215,8 +215,11 @@ def frozen(stacks: Iterable[Stack], up: Sequence[bool]) -> Iterator[None]:
 
 
 def at_least_float32(dtype: torch.dtype) -> torch.dtype:
-    """Return the dtype for weights, sums and decompositions: at least float32, since narrower dtypes round with a bias."""
-    return torch.promote_types(dtype, torch.float32)
+    """Return the dtype for weights, sums and decompositions: at least float32, since narrower dtypes round with a bias.
+
+    Whole numbers stay whole.
+    """
+    return torch.promote_types(dtype, torch.float32) if dtype.is_floating_point else dtype
 
 
 def for_sums(x: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from lab.config import unused
-from lab.methods.registry import method_notes, name_of, round_steps
+from lab.methods.registry import declared, method_notes, name_of, round_steps
 from lab.recipes.recipe import Recipe
 
 
@@ -121,7 +121,7 @@ def _unused(recipe: Recipe) -> Iterator[str]:
 
 
 def _unprotected(recipe: Recipe) -> Iterator[str]:
-    """Privacy that is none."""
+    """Privacy that is none, or less than one may think."""
     privacy, num = recipe.privacy, recipe.num_clients
     if privacy.clip is not None and not privacy.noise:
         yield "privacy.clip without privacy.noise bounds what one client can do to the model, and protects nobody: ε = ∞"
@@ -130,6 +130,26 @@ def _unprotected(recipe: Recipe) -> Iterator[str]:
             f"privacy.delta = {privacy.delta:g} is not below 1 / {num:,} clients: to publish what one of them has, drawn by chance, would "
             "be allowed"
         )
+    if privacy.secure_sum and (told := [*_told_apart(recipe)]):
+        yield (
+            f"privacy.secure_sum hides what workers hand in; over several processes the first is still told single ones by {', '.join(told)}"
+        )
+
+
+def _told_apart(recipe: Recipe) -> Iterator[str]:
+    """What brings the states of single workers to the first process, beside what the method sends."""
+    clients = recipe.clients
+    kept = clients.take_turns(recipe.num_workers) and (clients.personal or clients.inner_states == "kept")
+    of_method = declared(recipe.method).keeps and clients.take_turns(recipe.num_workers)
+    for what, there in (
+        ("checkpoints (checkpoint_every)", recipe.checkpoint_every),
+        ("metrics alignment and spectrum", {"alignment", "spectrum"} & {*recipe.metrics}),
+        ("looks at adapters (lora)", recipe.lora.ranks),
+        ("what clients keep (clients.personal, clients.inner_states, the method)", kept or of_method),
+        ("looks at personal parameters (clients.held_out)", clients.held_out and clients.personal),
+    ):
+        if there:
+            yield what
 
 
 def _twice(recipe: Recipe) -> Iterator[str]:

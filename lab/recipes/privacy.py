@@ -27,11 +27,15 @@ class Privacy:
         z, the noise multiplier: noise in the sum over clients, in units of S. With 0 nothing is spent on, and nobody is protected: ε = ∞.
     delta
         δ of the (ε, δ) that is spent; less than 1 / clients is usual.
+    secure_sum
+        means are sums whose parts nobody sees (`lab.processes.secure_sum`). It goes with any method that only takes means, with clipping or
+        without.
     """
 
     clip: Positive | None = None
     noise: Annotated[float, Field(ge=0)] = 0.0
     delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+    secure_sum: bool = False
 
     def of_run(self, seed: int) -> Private | None:
         """What a method is given (``s.private``); None where nothing is asked for."""

@@ -44,6 +44,7 @@ from lab.probes.probe import Probe, Setup
 from lab.probes.routing import RoutingProbe
 from lab.probes.trees import TreeProbe
 from lab.processes.moving import follow_rows
+from lab.processes.secure_sum import SecureSum
 from lab.recipes.compute import device_of, vectorised
 from lab.recipes.placement import Experts, resident
 from lab.recipes.recipe import Recipe
@@ -140,10 +141,10 @@ def _assembled(
             fleet, recipe.compute, recipe.per_batch, recipe.clients.num > recipe.num_workers, not recipe.own
         )
     codecs = {state: codec(spec) for state, spec in recipe.codecs.items()}
-    if data and any(c.sparse for c in codecs.values()):
+    if data and (recipe.privacy.secure_sum or any(c.sparse for c in codecs.values())):
         # Whether they fit is known when the method first sends: better now than in mid-run.
         calendar(build(recipe, dry=True).dry_run())
-    comm, knobs = Communicator(fleet, codecs, world), Knobs(recipe)
+    comm, knobs = (SecureSum if recipe.privacy.secure_sum else Communicator)(fleet, codecs, world), Knobs(recipe)
     schedule = recipe.schedule
     adapters, names = None, list(fleet.layout.place)
     if recipe.lora.ranks:

@@ -24,6 +24,7 @@ from lab.errors import RecipeError
 from lab.events import Sent
 from lab.methods import Method, declared
 from lab.methods.lora_factors import Adapters
+from lab.processes.secure_sum import SecureSum
 from lab.recipes.recipe import Recipe
 from lab.runs.build import build_fleet
 from lab.runs.data import shape_of, training_data
@@ -212,7 +213,8 @@ class Subject:
         served = declared(self.method).server
         state = State.of(fleet, schedule, experts, adapters, samples_W, served)
         state.private = recipe.privacy.of_run(recipe.seed)
-        comm = Heard(heard, fleet, {}, world) if heard is not None else Communicator(fleet, {}, world)
+        plain = SecureSum if recipe.privacy.secure_sum else Communicator
+        comm = Heard(heard, fleet, {}, world) if heard is not None else plain(fleet, {}, world)
         if world is not None:
             world.begin_(served)
         return Bench(self.method, state, batch=lambda w, t: self.data.batches.get(*deal(w, t)), comm=comm)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import signal
@@ -10,8 +11,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
+import torch
 
 import lab
 from lab.errors import RecipeError
@@ -84,6 +87,35 @@ def two(four: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("name", OVER_PROCESSES)
 def test_four_processes_of_one_worker_are_one_process_of_four(name: str, one: Path, four: Path) -> None:
     check(one, four, name)
+
+
+SMALL_TALK = 700  # bytes: losses and events, as JSON
+
+
+def said(out: Path, name: str, num: int) -> list[np.ndarray]:
+    """All longer messages of processes that are not the server's, as the highest bytes of 64-bit numbers."""
+    messages = [m for p in range(1, num) for m in torch.load(out / f"wire-{name}-{p}.pt", weights_only=True)]
+    long = [x.numpy() for op, x in messages if len(x) > SMALL_TALK and op != "all_gather"]
+    return [x[: len(x) // 8 * 8].reshape(-1, 8)[:, 7] for x in long]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("method", ["fedprox", "photon"])
+def test_what_processes_say_in_a_secure_sum_is_noise(method: str, four: Path, two: Path) -> None:
+    """Whatever `torch.distributed` is given to send, over gloo and over sockets, has all bytes equally often; of a plain sum it has not."""
+
+    def odd(high: np.ndarray) -> float:
+        """How far the frequencies of 256 bytes are from equal ones, in standard deviations."""
+        counts, expected = np.bincount(high, minlength=256), len(high) / 256
+        return float((((counts - expected) ** 2 / expected).sum() - 255) / math.sqrt(2 * 255))
+
+    for out, num in ((four, 4), (two, 2)):
+        hidden, plain = said(out, f"hidden-{method}", num), said(out, f"plain-{method}", num)
+        assert len(hidden) == len(plain) >= num - 1
+        assert all(abs(odd(x)) < 6 for x in hidden)
+        assert all(odd(x) > 60 for x in plain)
+        assert abs(odd(np.concatenate(hidden))) < 6
 
 
 @pytest.mark.slow

@@ -104,6 +104,9 @@ COUNTING_APART = (
 PRIVATE: dict[str, Any] = {"clip": 0.05, "noise": 0.5 if importlib.util.find_spec("dp_accounting") else 0.0}
 
 
+SECURE: dict[str, Any] = {"privacy": {"secure_sum": True}}
+
+
 ALONE_AS_WELL = re.compile(
     r".* (SGD|SGDM|ADOPT|RMSprop|FedMom|FedYogi|QHM|unclipped|clip value|coin|gradient|one wave)$"
 )
@@ -119,6 +122,9 @@ OVER_PROCESSES: dict[str, Recipe] = (
     | {
         "fedprox, private": of_four(LISTED["fedprox"], privacy=PRIVATE, scenario=FIRST_GONE),
         "scaffold, private, clients": of_four(LISTED["scaffold"], privacy=PRIVATE, clients={"num": 7}),
+        "fedprox, secure sum": of_four(LISTED["fedprox"], **SECURE, clients={"num": 7}),
+        "scaffold, secure sum": of_four(LISTED["scaffold"], privacy=PRIVATE | SECURE["privacy"]),
+        "des_loc, secure sum": of_four(LISTED["des_loc"], **SECURE),
         "ddp topk": of_four("ddp", codecs={"grads": "topk:0.2"}, scenario=STORM),
         "diloco int8": of_four(LISTED["diloco"], codecs={"params": "int8"}, scenario=STORM),
         "diloco bfloat16": of_four(LISTED["diloco"], codecs={"params": "bfloat16"}, dtype="float32"),

@@ -1,4 +1,4 @@
-"""Several processes that run `cases.OVER_PROCESSES`, one recipe after another.
+"""Several processes that run `cases.OVER_PROCESSES`, one recipe after another, and listen to what they say.
 
 python -m tests.support.over_processes FOLDER MACHINES [NAME…], with WORLD_SIZE, MASTER_ADDR and MASTER_PORT set: as many processes as the
 world has, as if on so many machines. They are forked, so that torch, and what it imports by itself in a dry run, is imported once for all. Each recipe (default: of all) has a run folder of its
@@ -7,21 +7,26 @@ name; what was begun there is resumed. The first process writes each story as JS
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import accelerate  # noqa: F401
-import torch._dynamo  # noqa: F401
+import pytest
+import torch
+import torch.distributed as dist
 
 from lab.events import to_json
-from lab.processes.peers import join
+from lab.processes.peers import ManyProcesses, join
 from lab.runs.folder import RunFolder
 from lab.runs.shared_folder import SharedFolder
 from lab.runs.trainer import Trainer
-from tests.support.cases import OVER_PROCESSES
+from tests.support.cases import OVER_PROCESSES, of_four
+from tests.support.listed import LISTED
 from tests.support.recipes import corpus
 from tests.support.stories import tell
 
@@ -41,6 +46,35 @@ def run_all(out: Path, names: Sequence[str]) -> None:
         )
         if world.first:
             tell(events, out, name)
+    if len(names) == len(OVER_PROCESSES):
+        listen_in(world, out)
+
+
+def listen_in(world: ManyProcesses, out: Path) -> None:
+    """What this process puts on the wire in runs that hide updates, and in one that does not: of each message its kind and bytes."""
+    for name, secure in (("hidden", True), ("plain", False)):
+        for method in ("fedprox", "photon"):
+            r = of_four(LISTED[method], privacy={"secure_sum": secure}, checkpoint_every=0, steps=4, eval_every=0)
+            with heard() as messages:
+                for _ in Trainer(r, corpus=corpus(), world=world).events():
+                    pass
+            torch.save(messages, out / f"wire-{name}-{method}-{world.index}.pt")
+
+
+@contextlib.contextmanager
+def heard() -> Iterator[list[tuple[str, torch.Tensor]]]:
+    """Inside, whatever this process hands to `torch.distributed` to be sent is written down, as bytes."""
+    messages: list[tuple[str, torch.Tensor]] = []
+    with pytest.MonkeyPatch.context() as patch:
+        for name, at in (("send", 0), ("all_reduce", 0), ("all_gather", 1), ("broadcast", 0)):
+            call = getattr(dist, name)
+
+            def note(*args: Any, name: str = name, at: int = at, call: Any = call, **options: Any) -> Any:
+                messages.append((name, args[at].detach().clone().contiguous().view(-1).view(torch.uint8)))
+                return call(*args, **options)
+
+            patch.setattr(dist, name, note)
+        yield messages
 
 
 def forked(rank: int, per_machine: int, out: Path, names: Sequence[str]) -> int:
