@@ -18,6 +18,7 @@ from typing import Any
 import accelerate  # noqa: F401
 import pytest
 import torch
+import torch._dynamo  # noqa: F401
 import torch.distributed as dist
 
 from lab.events import to_json
