@@ -209,23 +209,26 @@ def from_dataset(
     """
     if kind not in ("classification", "regression"):
         raise RecipeError(one_of("kind of task", kind, ("classification", "regression")))
-    if not 0 < share < 1:
-        raise RecipeError(
-            f"share = {shown(share)} is not allowed: it is the part that is held out, above 0 and below 1"
-        )
-    parts = _splits(train, held_out)
-    places = (inputs, 1 if targets is None else targets, groups)
+    _check_share(share)
+    parts, places = _splits(train, held_out), (inputs, 1 if targets is None else targets, groups)
     pairs = targets is None and groups is None and not columns
     read = _Read.of(parts, places, columns, kind, length, tokenizer, pairs)
     if len(read.x) < 2:
         read = read.with_held_out(share, seed, by_class=kind == "classification")
-    a, b = (Examples(*part) for part in zip(read.x, read.y, read.groups, [None] * 2, read.columns, strict=True))
+    a, b = read.examples
     chosen = _normalisation(read.normalisation, tuple(mean), tuple(std))
     if kind == "regression":
         return Regression(a, b, normalisation=chosen)
-    num = num_classes or len(read.names) or None
-    names = read.names
-    return Classification(a, b, num, normalisation=chosen, class_names=names, per_class=per_class)
+    return Classification(
+        a, b, num_classes or len(read.names) or None, normalisation=chosen, class_names=read.names, per_class=per_class
+    )
+
+
+def _check_share(share: float) -> None:
+    if not 0 < share < 1:
+        raise RecipeError(
+            f"share = {shown(share)} is not allowed: it is the part that is held out, above 0 and below 1"
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -238,6 +241,12 @@ class _Read:
     columns: list[dict[str, Tensor]]  # further ones
     normalisation: Normalisation | None
     names: tuple[str, ...]  # of classes, where there are any
+
+    @property
+    def examples(self) -> list[Examples]:
+        """Of every part, as they were stored."""
+        each = zip(self.x, self.y, self.groups, self.columns, strict=True)
+        return [Examples(x, y, groups, columns=columns) for x, y, groups, columns in each]
 
     @classmethod
     def of(
