@@ -98,9 +98,8 @@ def deal(
     Parameters
     ----------
     split
-        ``iid``, ``size:<exponent>``, ``dirichlet:<alpha>`` over classes, ``groups`` (whole natural groups), ``by:<column>+<column>``,
-        ``draw:<n>``, ``draw:<n>:<alpha>``: see `lab.data.splits.partition`. Where a column is the name of the parts of inputs, examples
-        are taken apart (`lab.data.tasks.parts`): sensor by sensor for ``by:person+sensor``.
+        see `lab.data.splits.partition`; ``by:<column>+<column>`` takes examples apart where a column is the name of the parts of inputs
+        (`lab.data.tasks.parts`): sensor by sensor for ``by:person+sensor``.
     num_validation
         held-out examples that the model is scored on, evenly spaced, with every class in its share; all where there are fewer.
     split_seed, batches_seed
@@ -108,17 +107,14 @@ def deal(
     share_held_out, dtype
         the part of its own examples that each worker does not train on; of inputs and targets that are floats.
 
-    Raises
-    ------
-    RecipeError
-        one line: what is no task (`check_task`), a split that these examples do not have, a worker that would get nothing.
+    Raises RecipeError, one line: what is no task (`check_task`), a split that these examples do not have, a worker that would get nothing.
     """
     check_task(task)
     train, held_out = _as_split(task.train, split), task.held_out
     dealt = partition(_domains(train, split), num_workers, split, split_seed, by_columns=True)
     shards, own = portions(dealt, share_held_out, split_seed)
     scored = held_out.select(torch.from_numpy(_validation(held_out, num_validation)), dtype)
-    parts = [torch.from_numpy(part) for part in cut(np.arange(len(scored)), batch_size)]
+    parts = map(torch.from_numpy, cut(np.arange(len(scored)), batch_size))
     return Dealt(
         batches=TensorBatches(train, Order(shards, batch_size, batches_seed), dtype),
         validation=[scored.take(part, dtype) for part in parts],
