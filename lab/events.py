@@ -17,6 +17,7 @@ The loop that makes them, in pseudo-code::
         Evaluated               every eval_every steps: the averaged model on the validation windows
         Truncated               with it, for a model with adapters: the same at every prefix
         ClientsScored           with it, where clients hold out examples of their own: how the scores are spread over clients
+        Adapted                 after the last step, or every so often: what clients make of the model, and what they have without it
         Branched                with it, in a tree of federations: losses of its nodes, attention and residuals
         Iterated                with it, for a model that goes through a part of itself several times: what each time is worth
         Measured …              the metrics that the recipe asks for
@@ -385,6 +386,63 @@ class ClientsScored:
         )
 
 
+@dataclass(frozen=True)
+class Adapted:
+    """What some clients have of the federation's model, before and after they adapt it to their own examples, and without it.
+
+    Scores are of each client's model on what the client holds out, by score and client; None where it is no number. A client that keeps
+    personal parameters has the agreed model with those. Better means higher, but of losses and errors (`lower_is_better`).
+    """
+
+    kind: ClassVar[str] = "adapted"
+    step: int
+    steps: int  # local steps of each way
+    local_steps: int  # of the purely local model; 0: there is none
+    clients: list[int]
+    before_C: dict[str, list[float | None]]
+    after_C: dict[str, dict[str, list[float | None]]]  # by way (`lab.recipes.adaptation.Adaptation.ways`)
+    local_C: dict[str, list[float | None]]
+
+    @property
+    def ways(self) -> list[str]:
+        """Before any adaptation, ``none``, and then each way of it."""
+        return ["none", *self.after_C]
+
+    def scores_C(self, way: str, score: str) -> list[float | None]:
+        return (self.before_C if way == "none" else self.after_C[way]).get(score, [])
+
+    def relative_C(self, way: str, score: str) -> list[float]:
+        """By how much each client is better off than with the purely local model; of those of whom both are known."""
+        sign = -1 if lower_is_better(score) else 1
+        pairs = zip(self.scores_C(way, score), self.local_C.get(score, []), strict=False)
+        return [sign * (x - alone) for x, alone in pairs if x is not None and alone is not None]
+
+    def underperformers(self, way: str, score: str) -> int:
+        """Clients that would be better off alone."""
+        return sum(r < 0 for r in self.relative_C(way, score))
+
+    def severity(self, way: str, score: str) -> float:
+        """By how much all of them together: the sum of what is below 0."""
+        return sum(r for r in self.relative_C(way, score) if r < 0)
+
+    def words(self, score: str) -> str:
+        """What there is to be known of one score, in numbers."""
+        known = len(self.relative_C("none", score))
+        if not known:
+            return f"{score} at step {self.step:,}: there is no client with a model of its own to compare with"
+        alone = [x for x in self.local_C[score] if x is not None]
+        counts = [
+            f"{self.underperformers(way, score)} {'with the model as it is' if way == 'none' else 'after ' + way.replace('_', ' ')} "
+            f"(together by {-self.severity(way, score):.4g})"
+            for way in self.ways
+        ]
+        steps = f" of {self.steps:,} local steps" * bool(self.after_C)
+        return (
+            f"{score} at step {self.step:,}: of {known:,} clients so many would be better off with a model of their own ({self.local_steps:,} "
+            f"local steps, {sum(alone) / len(alone):.4g} on average): {', '.join(counts)}{'; each way' * bool(steps)}{steps}"
+        )
+
+
 BINS = 20
 PERCENTILES = (0, 5, 10, 25, 50, 75, 90, 95, 100)
 
@@ -503,6 +561,7 @@ Event = (
     | Branched
     | Iterated
     | ClientsScored
+    | Adapted
     | Measured
     | Checkpointed
     | Warned

@@ -27,6 +27,64 @@ Own = Mapping[int, Mapping[int, Tensor]]  # a row ``[P]`` of each block that is 
 Table = dict[str, np.ndarray]  # by score, ``[C]``; NaN: not known
 
 
+class OwnExamples:
+    """What clients hold out of their own, as far as it is scored: ``most`` of a client's examples; those of ``remembered`` are looked up once."""
+
+    def __init__(self, held_out: HeldOut, most: int, remembered: np.ndarray):
+        self.held_out, self.most = held_out, most
+        self._remembered = {*remembered.tolist()}
+        self._items: dict[int, np.ndarray] = {}
+
+    def of(self, client: int) -> np.ndarray:
+        """Indices of a client's examples that are scored, evenly spaced among those that it holds out."""
+        found = self._items.get(client)
+        if found is None:
+            index, most = self.held_out.shards[client], self.most
+            found = index if len(index) <= most else index[np.arange(most) * len(index) // most]
+            if client in self._remembered:
+                self._items[client] = found
+        return found
+
+    def scores(self, model: nn.Module, client: int) -> Mapping[str, float]:
+        """Those of a model in eval mode on the examples of one client."""
+        inputs, targets = self.held_out.take(self.of(client))
+        if self.held_out.by_example is None:
+            return self.held_out.scores(model, inputs, targets)
+        each = self.held_out.by_example(model, inputs, targets)
+        return {name: float(x.nanmean()) for name, x in each.items()}
+
+
+def present_clients(setup: Setup) -> dict[int, int]:
+    """Clients that take part at present, and their workers."""
+    clients = setup.state.clients_W or range(setup.fleet.num_workers)
+    return {clients[w]: w for w, up in enumerate(setup.fleet.up) if up and w < len(clients)}
+
+
+def personal_blocks(setup: Setup) -> list[int]:
+    """Blocks of which each client has its own values."""
+    everything = declared(setup.recipe.method).own_models
+    return [i for i, block in enumerate(setup.fleet.layout.blocks) if block.personal or everything]
+
+
+def rows_of_present(setup: Setup) -> Own:
+    """What those that take part keep for themselves, by client, at the first process. All processes call it."""
+    fleet, present, personal = setup.fleet, present_clients(setup), personal_blocks(setup)
+    if not personal:
+        return {}
+    blocks = [(str(i), fleet.layout.blocks[i], fleet.params.blocks[i]) for i in personal]
+    handed = {
+        w: {
+            key: x[block.holders.index(w)] if w in block.holders else x.new_empty(block.numel, device="meta")
+            for key, block, x in blocks
+        }
+        for w in present.values()
+    }
+    there = setup.world.gather_to_server(handed)
+    if not setup.world.first:
+        return {}
+    return {c: {int(key): x for key, x in there[w].items()} for c, w in present.items()}
+
+
 class FairnessProbe(Probe):
     """Whenever the agreed model is evaluated: its scores by client, and those of what each client has.
 
@@ -38,10 +96,8 @@ class FairnessProbe(Probe):
         self.setup, self.held_out, self.kept = setup, held_out, kept
         self.evaluator, self.clients = Evaluator(setup), setup.recipe.clients
         self.sample = sample(setup.recipe.num_clients, self.clients.scored, setup.recipe.seed)
-        self._in_sample = {*self.sample.tolist()}
-        everything = declared(setup.recipe.method).own_models
-        self.personal = [i for i, block in enumerate(setup.fleet.layout.blocks) if block.personal or everything]
-        self._items: dict[int, np.ndarray] = {}  # of the sample
+        self.own = OwnExamples(held_out, setup.recipe.eval_windows, self.sample)
+        self.personal = personal_blocks(setup)
 
     def due(self, t: int) -> bool:
         return self.setup.evaluates(t)
@@ -49,41 +105,16 @@ class FairnessProbe(Probe):
     def after_step(self, t: int, agreed: Agreed) -> Iterator[ClientsScored]:
         if not self.due(t):
             return
-        first, rows = agreed.gather_(), self._rows()
+        first, rows = agreed.gather_(), rows_of_present(self.setup)
         found = [self._scored(agreed, rows)] if first else []
         yield ClientsScored(t, **self.setup.world.all_gather_json(found)[0][0])
-
-    def _present(self) -> dict[int, int]:
-        """Clients that take part at present, and their workers."""
-        clients = self.setup.state.clients_W or range(self.setup.fleet.num_workers)
-        return {clients[w]: w for w, up in enumerate(self.setup.fleet.up) if up and w < len(clients)}
-
-    def _rows(self) -> Own:
-        """What those that take part keep for themselves, by client, at the first process."""
-        fleet, present = self.setup.fleet, self._present()
-        if not self.personal:
-            return {}
-        blocks = [(str(i), fleet.layout.blocks[i], fleet.params.blocks[i]) for i in self.personal]
-        handed = {
-            w: {
-                key: x[block.holders.index(w)] if w in block.holders else x.new_empty(block.numel, device="meta")
-                for key, block, x in blocks
-            }
-            for w in present.values()
-        }
-        there = self.setup.world.gather_to_server(handed)
-        return (
-            {c: {int(key): x for key, x in there[w].items()} for c, w in present.items()}
-            if self.setup.world.first
-            else {}
-        )
 
     @torch.no_grad()
     def _scored(self, agreed: Agreed, rows: Own) -> dict[str, object]:
         """The fields of `ClientsScored`."""
-        present = [c for c in self._present() if len(self._of(c))]
+        present = [c for c in present_clients(self.setup) if len(self.own.of(c))]
         who = sorted({*self.sample, *present})
-        who = [c for c in who if len(self._of(c))]
+        who = [c for c in who if len(self.own.of(c))]
         with self.evaluator.precision(), self.evaluator.draws("clients"):
             shared = self._of_one(agreed.model(), who)
             own = self._of_each(agreed.whole, who, rows) if self.personal else {}
@@ -99,40 +130,22 @@ class FairnessProbe(Probe):
             "gain": {name: spread(x, False) | {"share": float((x > 0).mean())} for name, x in gains.items() if len(x)},
             "histogram": {name: histogram(x, theirs.get(name)) for name, x in mine.items()},
             "clients": present,
-            "shared_C": {name: _listed(x[at]) for name, x in shared.items()},
-            "own_C": {name: _listed(x[at]) for name, x in own.items()},
+            "shared_C": {name: listed(x[at]) for name, x in shared.items()},
+            "own_C": {name: listed(x[at]) for name, x in own.items()},
         }
-
-    def _of(self, client: int) -> np.ndarray:
-        """Indices of its examples that are scored, evenly spaced among those that it holds out."""
-        found = self._items.get(client)
-        if found is None:
-            index, most = self.held_out.shards[client], self.setup.recipe.eval_windows
-            found = index if len(index) <= most else index[np.arange(most) * len(index) // most]
-            if client in self._in_sample:
-                self._items[client] = found
-        return found
 
     def _of_one(self, model: nn.Module, who: Sequence[int]) -> Table:
         """One model on the examples of all these clients."""
         if not who:
             return {}
         if self.held_out.by_example is None:
-            return _together([self._together_with(model, c) for c in who])
+            return together([self.own.scores(model, c) for c in who])
         index, owner = (
-            np.concatenate([self._of(c) for c in who]),
-            np.repeat(np.arange(len(who)), [len(self._of(c)) for c in who]),
+            np.concatenate([self.own.of(c) for c in who]),
+            np.repeat(np.arange(len(who)), [len(self.own.of(c)) for c in who]),
         )
         parts = [self.held_out.by_example(model, *self.held_out.take(part)) for part in cut(index, AT_ONCE)]
         return {name: means(torch.cat([part[name] for part in parts]).numpy(), owner, len(who)) for name in parts[0]}
-
-    def _together_with(self, model: nn.Module, client: int) -> Mapping[str, float]:
-        """A model on the examples of one client."""
-        inputs, targets = self.held_out.take(self._of(client))
-        if self.held_out.by_example is None:
-            return self.held_out.scores(model, inputs, targets)
-        each = self.held_out.by_example(model, inputs, targets)
-        return {name: float(x.nanmean()) for name, x in each.items()}
 
     def _of_each(self, agreed: Stack, who: Sequence[int], rows: Own) -> Table:
         """What each client has, on its own examples: the agreed model with its personal parameters, if it has had a turn."""
@@ -144,8 +157,8 @@ class FairnessProbe(Probe):
             for client in part.tolist():
                 for i in self.personal if client in kept else ():
                     blocks[i][0] = kept[client][i]
-                found.append(self._together_with(model, client) if client in kept else {})
-        return _together(found)
+                found.append(self.own.scores(model, client) if client in kept else {})
+        return together(found)
 
 
 def sample(num_clients: int, most: int, seed: int) -> np.ndarray:
@@ -186,10 +199,10 @@ def histogram(shared: np.ndarray, own: np.ndarray | None) -> dict[str, list[floa
     return {"ends": [*ends]} | {name: np.histogram(x, BINS, ends)[0].tolist() for name, x in both.items()}
 
 
-def _listed(values: np.ndarray) -> list[float | None]:
+def listed(values: np.ndarray) -> list[float | None]:
     return [x if math.isfinite(x) else None for x in values.tolist()]
 
 
-def _together(found: Sequence[Mapping[str, float]]) -> Table:
+def together(found: Sequence[Mapping[str, float]]) -> Table:
     names = dict.fromkeys(name for one in found for name in one)
     return {name: np.array([one.get(name, math.nan) for one in found]) for name in names}

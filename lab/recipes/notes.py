@@ -40,6 +40,8 @@ def _never(recipe: Recipe) -> Iterator[str]:
         yield f"placement.every = {recipe.placement.every:,} rounds are not over before {end}: no expert moves"
     if recipe.buffers.kind == "averaged" and (recipe.buffers.every or 0) > steps:
         yield f"buffers.every = {recipe.buffers.every:,} is longer than {end}: buffers are not averaged"
+    if recipe.adaptation.asked_for and recipe.adaptation.every > steps:
+        yield f"adaptation.every = {recipe.adaptation.every:,} is longer than {end}: clients adapt the model after the last step alone"
     for outage in recipe.scenario.outages:
         if outage.first > steps:
             yield f"worker {outage.worker} is to be down from step {outage.first:,} on, after {end}"
@@ -91,6 +93,7 @@ def _unused(recipe: Recipe) -> Iterator[str]:
     """Settings of what is not switched on, where they are not the default."""
     scenario, schedule, lora = recipe.scenario, recipe.schedule, recipe.lora
     adapters, experts, clients = bool(lora.ranks), recipe.model.layers_and_experts[1], recipe.clients
+    adaptation = recipe.adaptation
     of_rounds = ("inner_states", "sampling", "available", "spread", "wait_for", "deadline")
     for where, part, names, used, needs in (
         ("scenario.", scenario, ("mean_outage",), scenario.failure_rate, "scenario.failure_rate"),
@@ -98,6 +101,12 @@ def _unused(recipe: Recipe) -> Iterator[str]:
         ("clients.", clients, of_rounds, clients.num, "clients.num"),
         ("clients.", clients, ("scored",), clients.held_out, "clients.held_out"),
         ("clients.", clients, ("round_hours",), clients.available, "clients.available"),
+        ("adaptation.", adaptation, ("every", "clients"), adaptation.asked_for, "adaptation.ways or local_steps"),
+        ("adaptation.", adaptation, ("steps", "inner"), adaptation.ways, "adaptation.ways"),
+        ("adaptation.", adaptation, ("local_inner",), adaptation.local_steps, "adaptation.local_steps"),
+        ("adaptation.", adaptation, ("head",), "frozen_base" in adaptation.ways, "frozen_base in adaptation.ways"),
+        ("adaptation.", adaptation, ("strength",), "ewc" in adaptation.ways, "ewc in adaptation.ways"),
+        ("adaptation.", adaptation, ("temperature", "share"), "kd" in adaptation.ways, "kd in adaptation.ways"),
         (
             "clients.",
             clients,

@@ -32,6 +32,7 @@ from lab.models.own import Factory
 from lab.models.registry import MODELS, find_model
 from lab.models.shape import Model
 from lab.optimizers.schedule import Schedule
+from lab.recipes.adaptation import Adaptation
 from lab.recipes.buffers import Buffers
 from lab.recipes.clients import Clients
 from lab.recipes.compute import Compute
@@ -167,6 +168,8 @@ class Recipe:
         sequences per worker and local step; tokens per sequence.
     num_workers, clients
         the rows of the fleet; and who may sit there, where they are some of many clients.
+    adaptation
+        what clients make of the agreed model on their own examples, looked at beside a model of each one's own.
     steps
         local steps of every worker.
     codecs
@@ -205,6 +208,7 @@ class Recipe:
     split: str = "iid"
     num_workers: Count = 4
     clients: Clients = Field(default_factory=Clients)
+    adaptation: Adaptation = Field(default_factory=Adaptation)
     steps: Count = 200
     batch_size: Count = 8
     context: Annotated[int, Field(ge=2)] = 64
@@ -227,7 +231,16 @@ class Recipe:
     def __post_init__(self) -> None:
         object.__setattr__(self, "own", _own(self))
         parse_split(self.split)
-        for part in (self.clients, self.scenario, self.compute, self.model, self.lora, self.placement, self.schedule):
+        for part in (
+            self.clients,
+            self.adaptation,
+            self.scenario,
+            self.compute,
+            self.model,
+            self.lora,
+            self.placement,
+            self.schedule,
+        ):
             part.check(self)
         check_method(self.method, self)
         averaged = ("buffers",) if self.buffers.kind == "averaged" else ()
@@ -317,7 +330,7 @@ class Recipe:
 
 # Fields that recipes of earlier versions do not have: left out where they say nothing, so that those keep their ids.
 UNSAID: dict[str, Any] = {"data": None, "own": {}} | to_jsonable_python(
-    {"clients": Clients(), "buffers": Buffers(), "privacy": Privacy()}
+    {"clients": Clients(), "adaptation": Adaptation(), "buffers": Buffers(), "privacy": Privacy()}
 )
 
 

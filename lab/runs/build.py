@@ -12,7 +12,7 @@ from torch import nn
 
 from lab.costs.calendar import calendar
 from lab.data import Corpus
-from lab.data.training_data import TrainingData
+from lab.data.training_data import HeldOut, TrainingData
 from lab.engine.checkpoint import Part
 from lab.engine.codecs import codec
 from lab.engine.comm import Communicator
@@ -32,6 +32,7 @@ from lab.models.moe import MoE
 from lab.models.own import Factory, TaskLoss, skeleton, with_loss
 from lab.models.peft import load_adapter_
 from lab.models.shape import Shape
+from lab.probes.adaptation import AdaptationProbe, rows_at_once
 from lab.probes.adapters import AdapterProbe
 from lab.probes.drift import DriftProbe
 from lab.probes.evaluation import EvaluationProbe
@@ -185,6 +186,8 @@ def probes_of(setup: Setup, seating: Seating | None = None) -> list[Probe]:
         )
     if (private := private_of(setup.state)) is not None:
         probes.append(PrivacyProbe(setup, private))
+    if setup.recipe.adaptation.asked_for and setup.data is not None and setup.data.held_out is not None:
+        probes.append(_adaptation(setup, setup.data, setup.data.held_out, seating))
     if declared(setup.recipe.method).prunes:
         probes.append(MaskProbe(setup))
     if setup.adapters is not None:
@@ -196,6 +199,16 @@ def probes_of(setup: Setup, seating: Seating | None = None) -> list[Probe]:
     if setup.state.facts.get("nodes"):
         probes.append(TreeProbe(setup))
     return [*probes, DriftProbe(setup)]
+
+
+def _adaptation(setup: Setup, data: TrainingData, held_out: HeldOut, seating: Seating | None) -> AdaptationProbe:
+    recipe = setup.recipe
+    compute = replace(recipe.compute, vectorised=recipe.compute.vectorised and None)  # some ways need each by itself
+
+    def gradients(fleet: Fleet, comm: Communicator) -> Gradients:
+        return Gradients(recipe, data, comm, vectorised(fleet, compute, recipe.per_batch, True, not recipe.own))
+
+    return AdaptationProbe(setup, held_out, seating.personal if seating is not None else lambda clients: {}, gradients)
 
 
 def build_fleet(
@@ -331,7 +344,13 @@ def _needs(recipe: Recipe, held: float, frozen: int, floats: int, workers: int, 
     rows = math.ceil(recipe.batch_size / compute.accumulate)
     element = getattr(torch, recipe.dtype).itemsize
     what = f"sequences of {recipe.context} tokens" if recipe.data is None else "examples"
+    adapting, whole = recipe.adaptation, held / workers
+    at_once_adapting = min(rows_at_once(recipe.num_workers, int(whole)), adapting.sampled(recipe.num_clients))
+    copies = (
+        3 + max(len(x.state_names) for x in (adapting.inner, adapting.local_inner or adapting.inner))
+    ) * adapting.asked_for
     return {
+        f"{at_once_adapting} clients that adapt the model": at_once_adapting * whole * copies * element,
         f"the states of {workers} workers": (held * (2 + states) + 2 * frozen) * element,
         "what they agree on": agreed * element,
         "a checkpoint": written * element,

@@ -15,6 +15,7 @@ from lab.costs.calendar import Kinds
 from lab.costs.network import Bill, Meter, Network, Turn
 from lab.engine.ledger import Ledger
 from lab.events import (
+    Adapted,
     Branched,
     ClientsScored,
     Clipped,
@@ -51,6 +52,7 @@ _LISTS = {Drifted: "drifted", WorkersChanged: "changes", KnobChanged: "turned", 
 _LISTS |= {
     Seated: "seated",
     ClientsScored: "clients_scored",
+    Adapted: "adapted",
     Routed: "routed",
     Covered: "covered",
     Truncated: "truncated",
@@ -96,6 +98,7 @@ class Columns:
     branched: list[Branched] = field(default_factory=list)
     iterated: list[Iterated] = field(default_factory=list)
     clients_scored: list[ClientsScored] = field(default_factory=list)
+    adapted: list[Adapted] = field(default_factory=list)
     measured: list[Measured] = field(default_factory=list)
     row_ends: list[int] = field(
         default_factory=list

@@ -78,6 +78,8 @@ class Plan:
     device: str  # what a worker is assumed to compute with
     devices_per_worker: int
     forecasts: list[Forecast]
+    adaptation_steps: int  # local steps of clients that adapt the model, of all together and beside those of the run
+    adaptation_flops: float
     up_TW: np.ndarray  # who is up, bool ``[steps, workers]``
     turns: Sequence[Turn]  # how fast workers are, where that changes with those who sit there
 
@@ -116,6 +118,8 @@ class Plan:
             "times_less_than_local_adam": _ratio(self.local_adam_bytes, self.payload_bytes),
             "seconds_per_step": self.seconds_per_step,
             **self._spent(),
+            "adaptation_steps": self.adaptation_steps,
+            "adaptation_flops": self.adaptation_flops,
             "notes": notes(self.recipe),
             "device": self.device,
             "devices_per_worker": self.devices_per_worker,
@@ -155,7 +159,7 @@ class Plan:
                 f"  on the wire of a ring {on_ring:.2f}× fewer than DDP: small groups send less, payloads that cannot be summed "
                 "on the way more"
             )
-        lines += [*self._differing(), *self._of_nodes(wide), *self._protecting()]
+        lines += [*self._differing(), *self._of_nodes(wide), *self._protecting(), *self._adapting()]
         if self.forecasts:
             longest = max(f.total_hours for f in self.forecasts)
             unit, per_hour = next(((u, n) for u, n in UNITS.items() if longest * n >= 2), ("seconds", 3600))
@@ -206,6 +210,20 @@ class Plan:
         if len(self.payload_bytes_W) > MANY:
             return [f"  workers differ: {human(min(self.payload_bytes_W))} to {human(self.payload_bytes)}"]
         return ["  workers differ: " + ", ".join(f"{w}: {human(b)}" for w, b in enumerate(self.payload_bytes_W))]
+
+    def _adapting(self) -> Iterator[str]:
+        """What clients compute beside the run."""
+        r, adaptation = self.recipe, self.recipe.adaptation
+        if not adaptation.asked_for:
+            return
+        looks, clients = adaptation.looks(r.steps), adaptation.sampled(r.num_clients)
+        of_ways = f"{len(adaptation.ways)} ways × {adaptation.steps:,} local steps" + f", {looks:,} times" * (looks > 1)
+        alone = f"{adaptation.local_steps:,} local steps alone"
+        each = " and ".join([of_ways] * bool(adaptation.ways) + [alone] * bool(adaptation.local_steps))
+        yield (
+            f"adaptation: {clients:,} clients, each {each}: {self.adaptation_steps:,} local steps beside the {r.num_workers * r.steps:,} of the "
+            f"run, at most {self.adaptation_flops:.3g} operations; nothing of it is sent"
+        )
 
     def _computing(self) -> str:
         """Describe the device that a worker is assumed to have, and whether its state fits into the memory."""
@@ -305,6 +323,11 @@ def _plan(recipe: Recipe, networks: Mapping[str, Network], device: str, devices_
             )
             for name, net in networks.items()
         ],
+        adaptation_steps=recipe.adaptation.local_steps_in_all(recipe.num_clients, recipe.steps),
+        adaptation_flops=6
+        * active
+        * recipe.per_batch
+        * recipe.adaptation.passes_in_all(recipe.num_clients, recipe.steps),
         up_TW=built.roll_call.up_TW,
         turns=turns,
     )

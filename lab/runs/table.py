@@ -38,7 +38,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from lab.errors import RecipeError, one_of
-from lab.events import ClientsScored, Clipped, Drifted, Ended, KnobChanged, Measured, Sent, Started, Warned
+from lab.events import Adapted, ClientsScored, Clipped, Drifted, Ended, KnobChanged, Measured, Sent, Started, Warned
 from lab.files import write_atomically
 
 if TYPE_CHECKING:
@@ -81,6 +81,7 @@ class Folded(Protocol):
     warnings: list[Warned]
     clients_scored: list[ClientsScored]
     clipped: list[Clipped]
+    adapted: list[Adapted]
     measured: list[Measured]
 
     @property
@@ -174,6 +175,8 @@ def _seen(run: Folded) -> Iterator[tuple[int, Values]]:
         yield by_client.step, dict(over_clients(by_client))
     for cut in run.clipped:
         yield cut.step, dict(of_updates(cut))
+    for adapted in run.adapted:
+        yield adapted.step, dict(of_adapted(adapted))
     for event in run.measured:
         yield event.step, {name.replace("/", "_"): x for name, x in measured(event) if x is not None}
     for turned in run.turned:
@@ -200,6 +203,20 @@ def of_updates(event: Clipped) -> Iterator[tuple[str, float]]:
         yield "updates_norm", event.norms[2]
     if event.epsilon is not None:
         yield "privacy_epsilon", event.epsilon
+
+
+def of_adapted(event: Adapted) -> Iterator[tuple[str, float]]:
+    """Means over clients, ``adapted_ewc_accuracy``, and how many would be better off alone, ``underperformers_ewc_accuracy``."""
+    of_all = {way: event.before_C if way == "none" else event.after_C[way] for way in event.ways} | {
+        "local": event.local_C
+    }
+    for way, by_score in of_all.items():
+        for score, values in by_score.items():
+            known = [x for x in values if x is not None]
+            if known:
+                yield f"adapted_{way}_{score}", sum(known) / len(known)
+            if event.relative_C(way, score) if way != "local" else ():
+                yield f"underperformers_{way}_{score}", event.underperformers(way, score)
 
 
 def rms(values_W: Sequence[float | None]) -> float | None:

@@ -37,6 +37,7 @@ from typing import Any
 
 from lab.errors import plain
 from lab.events import (
+    Adapted,
     ClientsScored,
     Clipped,
     Drifted,
@@ -52,7 +53,7 @@ from lab.events import (
 )
 from lab.recipes.recipe import Recipe
 from lab.runs.folder import RunFolder
-from lab.runs.table import measured, of_updates, over_clients, rms
+from lab.runs.table import measured, of_adapted, of_updates, over_clients, rms
 from lab.runs.trackers.tracker import Tracker, tracker
 
 DEFAULT = "ISTHMUS_TRACK"  # environment variable: trackers, separated by commas, of runs that name none
@@ -112,6 +113,8 @@ class Fold:
             case Clipped():
                 of_all = of_updates(event)
                 self._put(event.step, {name.replace("_", "/", 1): x for name, x in of_all}, rare=True)
+            case Adapted():
+                self._put(event.step, {n.replace("_", "/", 1): x for n, x in of_adapted(event)}, rare=True)
             case Measured():
                 self._put(event.step, {_plain(name): x for name, x in measured(event)}, rare=True)
             case Warned():

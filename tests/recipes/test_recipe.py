@@ -117,6 +117,7 @@ CHANGES: dict[str, Any] = {
     "split": "domain",
     "num_workers": 5,
     "clients": {"num": 9},
+    "adaptation": {"clients": 9},
     "steps": 201,
     "batch_size": 9,
     "context": 65,

@@ -22,17 +22,31 @@ def _logits(model: nn.Module, ids: Tensor, rows: Tensor, at: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+def _of_rows(model: nn.Module, ids: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Negative log likelihood of the targets of each row that are not -100, and how many of them are the likeliest: float64 [B] each."""
+    rows, at = (targets >= 0).nonzero(as_tuple=True)
+    logits, goals = _logits(model, ids, rows, at).double(), targets[rows, at]
+    nothing = torch.zeros(len(ids), dtype=torch.float64)
+    loss = F.cross_entropy(logits, goals, reduction="none")
+    return nothing.index_add(0, rows, loss), nothing.index_add(0, rows, (logits.argmax(1) == goals).double())
+
+
 def nats_of_rows(model: nn.Module, ids: Tensor, targets: Tensor) -> Tensor:
     """Negative log likelihood of the targets of each row that are not -100, summed: float64 [B]."""
-    rows, at = (targets >= 0).nonzero(as_tuple=True)
-    loss = F.cross_entropy(_logits(model, ids, rows, at).double(), targets[rows, at], reduction="none")
-    return torch.zeros(len(ids), dtype=torch.float64).index_add_(0, rows, loss)
+    return _of_rows(model, ids, targets)[0]
 
 
 def by_row(model: nn.Module, ids: Tensor, targets: Tensor) -> dict[str, Tensor]:
-    """``loss``: the mean over the targets of each row, nats per token, float64 [B]; NaN for a row without any."""
-    parts = [nats_of_rows(model, *part) for part in zip(ids.split(AT_ONCE), targets.split(AT_ONCE), strict=True)]
-    return {"loss": torch.cat(parts) / (targets >= 0).sum(1).double()}
+    """Means over the targets of each row, float64 [B]; NaN for a row without any.
+
+    ``loss``: nats per token. ``accuracy``: share of them that are the likeliest token.
+    """
+    parts = [_of_rows(model, *part) for part in zip(ids.split(AT_ONCE), targets.split(AT_ONCE), strict=True)]
+    count = (targets >= 0).sum(1).double()
+    return {
+        name: torch.cat(of_all) / count
+        for name, of_all in zip(("loss", "accuracy"), zip(*parts, strict=True), strict=True)
+    }
 
 
 def nats(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[float, int]:
