@@ -19,6 +19,7 @@ from lab.engine.fleet import Fleet
 from lab.engine.stack import Stack
 from lab.engine.state import Grad, State
 from lab.events import Adapted
+from lab.methods.holding_on import gradients_, open_
 from lab.methods.rounds import beginning
 from lab.probes.evaluation import Evaluator
 from lab.probes.fairness import (
@@ -44,9 +45,8 @@ Gradients = Callable[
 class AdaptationProbe(Probe):
     """`lab.recipes.adaptation.Adaptation`: each way of it from the agreed model, and once a model of each client's own.
 
-    The clients are the rows of a fleet beside the run's, whose parameters are copies, and go through a round of
-    `lab.methods.pafl.PaFL` that nobody hands in. So the run is left as it is, and its ledger, too. All of it happens at the first
-    process: how many there are makes no difference.
+    The clients are the rows of a fleet beside the run's, whose parameters are copies. So the run is left as it is, and nothing is sent. All of
+    it happens at the first process: how many there are makes no difference.
 
     kept
         what clients that are away keep of their personal parameters, at the first process. Who has not had a turn has the agreed ones.
@@ -138,17 +138,20 @@ class AdaptationProbe(Probe):
                     fleet.params[name][row].copy_(values[at : at + shape.numel()].view(shape))
 
     def _train_(self, fleet: Fleet, how: How, who: Sequence[int]) -> None:
-        """A round that nobody hands in."""
+        """As the clients of a round do, and nobody hands anything in."""
         if how == "none":
             return
-        method, steps = self.settings.training(how)
-        state, comm = State.of(fleet, served=True), Communicator(fleet)
-        state.clients_W = who
-        method.init(state)
+        (hold, inner, steps), comm = self.settings.training(how), Communicator(fleet)
+        s = State.of(fleet)
+        s.clients_W, s.shared["params"] = who, beginning(fleet)
+        s.optimizers["inner"] = inner.over(s.local["params"], s.grads)
+        if hold.loss == "ewc":
+            open_(s)
         grad = self.gradients(fleet, comm)
         for t in range(1, steps + 1):
             comm.t = t
-            method.step(state, grad, comm, t)
+            gradients_(s, grad, hold, range(len(who)) if t == 1 else ())
+            inner.step_(s, t)
 
     # checkpoints
 

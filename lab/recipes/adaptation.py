@@ -11,7 +11,7 @@ from pydantic import Field
 from lab.config import Count, Fraction, Positive, RecipeView, config
 from lab.engine.optim import Optimizer
 from lab.errors import RecipeError
-from lab.methods.pafl import PaFL
+from lab.methods.holding_on import Hold
 
 Way = Literal["fine_tuning", "frozen_base", "ewc", "kd"]
 How = Way | Literal["none", "local"]  # as it is; and alone
@@ -26,7 +26,7 @@ class Adaptation:
 
     ways
         ``fine_tuning``: go on training; ``frozen_base``: only ``head`` is trained; ``ewc`` and ``kd``: go on training, and hold on to
-        the agreed model (`lab.methods.pafl.PaFL`).
+        the agreed model (`lab.methods.holding_on`).
     steps, inner
         local steps of each way, and what takes them, begun anew and without the schedule of the run.
     every
@@ -102,14 +102,12 @@ class Adaptation:
     def due(self, t: int, steps: int) -> bool:
         return t == steps or (self.every > 0 and t % self.every == 0)
 
-    def training(self, how: How) -> tuple[PaFL, int]:
-        """How a client trains, and for how many local steps: a round that is not over by then."""
+    def training(self, how: How) -> tuple[Hold, Optimizer, int]:
+        """The loss of a client, what takes its local steps, and how many."""
         if how == "local":
-            alone = self.local_inner or self.inner
-            return PaFL(self.local_steps + 1, {}, inner=alone, inner_states="kept"), self.local_steps
-        held_on = {1: how} if how in ("ewc", "kd") else {}
-        options = (self.strength, self.temperature, self.share, self.inner, "kept")
-        return PaFL(self.steps + 1, held_on, *options), self.steps  # type: ignore[arg-type]
+            return Hold(), self.local_inner or self.inner, self.local_steps
+        loss = how if how in ("ewc", "kd") else "plain"
+        return Hold(loss, self.strength, self.temperature, self.share), self.inner, self.steps  # type: ignore[arg-type]
 
     def passes(self, way: Way) -> float:
         """Forward and backward passes of batches that it costs a client, at most: one backward pass counts as two forward ones."""

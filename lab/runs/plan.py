@@ -78,8 +78,7 @@ class Plan:
     device: str  # what a worker is assumed to compute with
     devices_per_worker: int
     forecasts: list[Forecast]
-    adaptation_steps: int  # local steps of clients that adapt the model, of all together and beside those of the run
-    adaptation_flops: float
+    flops_per_step: float  # of a worker
     up_TW: np.ndarray  # who is up, bool ``[steps, workers]``
     turns: Sequence[Turn]  # how fast workers are, where that changes with those who sit there
 
@@ -92,6 +91,16 @@ class Plan:
     def payload_bytes(self) -> int:
         """The payload of the worker that sends most."""
         return max(self.payload_bytes_W)
+
+    @property
+    def adaptation_steps(self) -> int:
+        """Local steps of clients that adapt the model, of all together and beside those of the run."""
+        return self.recipe.adaptation.local_steps_in_all(self.recipe.num_clients, self.recipe.steps)
+
+    @property
+    def adaptation_flops(self) -> float:
+        """What they compute, at most."""
+        return self.flops_per_step * self.recipe.adaptation.passes_in_all(self.recipe.num_clients, self.recipe.steps)
 
     @property
     def fits(self) -> bool:
@@ -323,11 +332,7 @@ def _plan(recipe: Recipe, networks: Mapping[str, Network], device: str, devices_
             )
             for name, net in networks.items()
         ],
-        adaptation_steps=recipe.adaptation.local_steps_in_all(recipe.num_clients, recipe.steps),
-        adaptation_flops=6
-        * active
-        * recipe.per_batch
-        * recipe.adaptation.passes_in_all(recipe.num_clients, recipe.steps),
+        flops_per_step=6 * active * recipe.per_batch,
         up_TW=built.roll_call.up_TW,
         turns=turns,
     )

@@ -16,6 +16,7 @@ from lab.engine.optim import Optimizer
 from lab.errors import RecipeError
 from lab.events import Evaluated
 from lab.methods.fedprox import FedProx
+from lab.methods.holding_on import Hold, _distilled
 from lab.methods.pafl import PaFL
 from lab.models.distillation import loss_and_predictions
 from lab.recipes.clients import Clients
@@ -176,10 +177,10 @@ def test_what_does_not_count_teaches_nothing() -> None:
         return bench.run(3).of(0)
 
     assert close(after(some, slice(None)), after(some, slice(2)))
-    module, method = softmax(None), PaFL(2, KD)
+    module = softmax(None)
     module.loss = lambda x, y: F.cross_entropy(module(x), y, reduction="sum")  # type: ignore[assignment]
-    bench = Bench(method, 1, build=softmax, batch=seen)
-    loss = method._distilled(bench.state.shared["params"], module, 0, x, torch.full((4,), -100))
+    agreed = Bench(PaFL(2, KD), 1, build=softmax, batch=seen).state.shared["params"]
+    loss = _distilled(Hold("kd"), agreed, module, 0, x, torch.full((4,), -100))
     loss.backward()
     assert float(loss.detach()) == 0.0
     assert not module.map.grad.any()  # type: ignore[union-attr]
