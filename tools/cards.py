@@ -141,8 +141,12 @@ def written(value: Any) -> str:
     if isinstance(value, Optimizer):
         options = "".join(f", {key} {_json(v)}" for key, v in value.options.items())
         return f"`{value.name}`, lr {value.lr:g}{options}"
+    if dataclasses.is_dataclass(value):  # a part with options of its own: those that are on
+        own = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+        said = {name: f"({written(x)})" if dataclasses.is_dataclass(x) else written(x) for name, x in own.items() if x}
+        return ", ".join(f"`{name}` {x}" for name, x in said.items() if x != "(none)") or "none"
     if isinstance(value, str):
-        return f"`{value}`"
+        return f"`{value}`" if value else "none"
     if isinstance(value, dict):
         return ", ".join(f"`{key}` {v}" for key, v in value.items()) or "none"
     return _json(value)

@@ -64,3 +64,5 @@ class TrainingData:
     column_of: Callable[[str], list[int]] | None = (
         None  # what a column of a task says of every client, see `lab.data.tasks.dealt.Dealt`
     )
+    # Of a server: inputs ``[C, n, *shape]`` and targets ``[C, n]``, class by class.
+    labelled: tuple[Tensor, Tensor] | None = None

@@ -66,6 +66,8 @@ class State:
     clients_W: Sequence[int] = ()
     num_clients: int = 0
     num_samples: int = 0
+    # Of a server: its own examples, inputs ``[C, n, *shape]`` and targets ``[C, n]``, class by class.
+    labelled: tuple[Tensor, Tensor] | None = None
     # A server keeps the model: what it is, is shared["params"], and the method itself hands it out.
     served: bool = False
     returned: Sequence[int] = ()  # who is back in this step

@@ -21,7 +21,7 @@ T = TypeVar("T")
 class Method(Protocol):
     """The loop body of one paper: how each cell of the fleet moves, and which rows are averaged, when.
 
-    A frozen dataclass (`lab.config.config`) under the decorator `method`. What is here is required; six functions and a property may
+    A frozen dataclass (`lab.config.config`) under the decorator `method`. What is here is required; seven functions and a property may
     be there as well, for what only the method knows:
 
     ``check(recipe)``
@@ -32,9 +32,11 @@ class Method(Protocol):
         why its sync periods cannot be changed in mid-run, or None.
     ``prepare_(module, values)``
         what becomes of every module of a run as it is made, that of each worker and the one that is scored: layers that compute in
-        another way, with parameters of the same names and shapes. ``values``: it has its first values, and may get others.
+        another way, with parameters of the same names and shapes, or a part more. ``values``: it has its first values, and may get others.
     ``levels(num_workers)``
         how many levels of nodes are above those that workers talk to, where these form a tree.
+    ``labels(s, module, inputs)``
+        of clients without labels: which ones a batch ``[B, *]`` would get from this module as things stand, int64 ``[B]``, −100 where none.
     ``exceptions()``
         laws of `lab.testing` that it does not claim, each with the reason.
     ``agrees``
@@ -87,6 +89,8 @@ class Declared:
         its clients hand in differences and nothing else, clipped where a recipe asks for it (`lab.methods.private`).
     own_models
         what comes of it is the model that each worker has, and not the agreed one alone.
+    unlabelled
+        its clients never look at their labels: the server has some of its own (``server.labelled``) and trains on them.
     """
 
     name: str
@@ -100,6 +104,7 @@ class Declared:
     prunes: bool = False
     bounded: bool = False
     own_models: bool = False
+    unlabelled: bool = False
 
 
 METHODS: dict[str, type[Method]] = {}  # by name, filled by the decorator
@@ -120,6 +125,7 @@ def method(
     prunes: bool = False,
     bounded: bool = False,
     own_models: bool = False,
+    unlabelled: bool = False,
 ) -> Callable[[type[T]], type[T]]:
     """Decorator: gives a class of the form `Method` its name in recipes, with what it needs from others (`Declared`).
 
@@ -135,7 +141,18 @@ def method(
             f'@method above {getattr(name, "__name__", shown(name))} has no name: write @method("fed_prox")'
         )
     declared = Declared(
-        name, server, moves_experts, own_loss, equal_ranks, trains_B_alone, keeps, holds, prunes, bounded, own_models
+        name,
+        server,
+        moves_experts,
+        own_loss,
+        equal_ranks,
+        trains_B_alone,
+        keeps,
+        holds,
+        prunes,
+        bounded,
+        own_models,
+        unlabelled,
     )
 
     def register(cls: type[T]) -> type[T]:
@@ -355,6 +372,11 @@ def received(m: Method) -> tuple[str, ...]:
 def levels(m: Method, num_workers: int) -> int:
     """How many levels of nodes are above those that workers talk to; 0 where there is no tree."""
     return next((own(num_workers) for own in _own(m, "levels")), 0)
+
+
+def labels_of(m: Method) -> Callable[[State, nn.Module, Tensor], Tensor] | None:
+    """How a method gives labels to what has none (``labels``); None where it does not."""
+    return next(_own(m, "labels"), None)
 
 
 def prepared(m: Method, module: nn.Module, values: bool) -> nn.Module:

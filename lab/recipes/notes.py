@@ -114,6 +114,7 @@ def _unused(recipe: Recipe) -> Iterator[str]:
             clients.spread or not clients.num or (clients.deadline or 1) < 1,
             "clients.spread",
         ),
+        ("server.", recipe.server, ("labelled",), recipe.data is not None, "data, a task with classes"),
         ("schedule.", schedule, ("decay_fraction",), schedule.kind == "wsd", "schedule.kind=wsd"),
         ("schedule.", schedule, ("final",), schedule.kind != "constant", "schedule.kind=cosine, wsd or exponential"),
         ("lora.", lora, ("targets", "scale", "alpha", "train", "init"), adapters, "lora.ranks"),

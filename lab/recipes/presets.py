@@ -64,6 +64,15 @@ _FEDERATIONS: dict[str, Any] = {
     "eval_every": 32,
 }
 
+# Thirty clients without labels, ten in a round, and a server that has four of each digit with theirs.
+_UNLABELLED: dict[str, Any] = _FEDERATION | {
+    "clients": {"num": 30},
+    "server": {"labelled": 4},
+    "batch_size": 16,
+    "steps": 320,
+    "eval_every": 32,
+}
+
 # A hundred clients, ten in a round, of whose weights nine in ten are zero.
 _SPARSE = _FEDERATION | {"clients": {"num": 100}}
 _FAST_SGD = {"name": "SGD", "lr": 0.5}
@@ -131,6 +140,10 @@ PRESETS: dict[str, dict[str, Any]] = {
     "top_k": _SPARSE | {"method": {"name": "top_k"} | _OF_ROUNDS},
     "zerofl": _SPARSE | {"method": {"name": "zerofl"} | _OF_ROUNDS},
     "flash": _SPARSE | {"method": {"name": "flash"} | _OF_ROUNDS},
+    "fedanchor": _UNLABELLED | {"method": {"name": "fedanchor", "sync_every": 8}},
+    "fixmatch": _UNLABELLED | {"method": {"name": "fixmatch", "sync_every": 8}},
+    "semifl": _UNLABELLED | {"method": {"name": "semifl", "sync_every": 8}},
+    "supervised_only": _UNLABELLED | {"method": {"name": "supervised_only", "sync_every": 8}},
     "worldlm": _FEDERATIONS
     | {"method": {"name": "worldlm", "sync_every": 16, "rounds": [2], "tree": "3", "inner": _ADAMW}},
     # FedPer: the last block stays with each worker, all else is averaged. Together: one model on all that there is.

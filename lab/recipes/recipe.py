@@ -40,6 +40,7 @@ from lab.recipes.placement import Experts, Placement
 from lab.recipes.presets import PRESETS
 from lab.recipes.privacy import Privacy
 from lab.recipes.scenario import Scenario
+from lab.recipes.server import Server
 
 Metric = Literal["alignment", "spectrum", "rates", "gradients", "activations", "noise"]
 
@@ -170,6 +171,8 @@ class Recipe:
         the rows of the fleet; and who may sit there, where they are some of many clients.
     adaptation
         what clients make of the agreed model on their own examples, looked at beside a model of each one's own.
+    server
+        what a server has of its own: examples with labels.
     steps
         local steps of every worker.
     codecs
@@ -209,6 +212,7 @@ class Recipe:
     num_workers: Count = 4
     clients: Clients = Field(default_factory=Clients)
     adaptation: Adaptation = Field(default_factory=Adaptation)
+    server: Server = Field(default_factory=Server)
     steps: Count = 200
     batch_size: Count = 8
     context: Annotated[int, Field(ge=2)] = 64
@@ -330,7 +334,13 @@ class Recipe:
 
 # Fields that recipes of earlier versions do not have: left out where they say nothing, so that those keep their ids.
 UNSAID: dict[str, Any] = {"data": None, "own": {}} | to_jsonable_python(
-    {"clients": Clients(), "adaptation": Adaptation(), "buffers": Buffers(), "privacy": Privacy()}
+    {
+        "clients": Clients(),
+        "adaptation": Adaptation(),
+        "server": Server(),
+        "buffers": Buffers(),
+        "privacy": Privacy(),
+    }
 )
 
 

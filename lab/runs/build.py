@@ -50,7 +50,7 @@ from lab.recipes.compute import device_of, vectorised
 from lab.recipes.placement import Experts, resident
 from lab.recipes.recipe import Recipe
 from lab.runs.buffers import BufferSync
-from lab.runs.data import shape_of, training_data
+from lab.runs.data import labelled_of, shape_of, training_data
 from lab.runs.dry import DryRun
 from lab.runs.gradients import Gradients
 from lab.runs.inputs import Inputs, of_run
@@ -159,6 +159,7 @@ def _assembled(
         declared(recipe.method).server,
     )
     state.private = recipe.privacy.of_run(recipe.seed)
+    state.labelled = labelled_of(recipe, data, fleet.device)
     recipe.method.init(state)
     world.begin_(state.served)
     if world.num > 1:

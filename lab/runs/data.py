@@ -69,7 +69,22 @@ def _dealt(recipe: Recipe, task: Task) -> Dealt:
         num_validation=recipe.eval_windows,
         share_held_out=recipe.clients.held_out,
         dtype=getattr(torch, recipe.dtype),
+        labelled=recipe.server.labelled,
     )
+
+
+def labelled_of(recipe: Recipe, data: TrainingData | None, device: torch.device) -> tuple[Tensor, Tensor] | None:
+    """The server's own examples (`lab.engine.state.State.labelled`); in a dry run (no data) their shapes."""
+    num = recipe.server.labelled
+    if not num or recipe.data is None:
+        return None
+    if data is not None:
+        assert data.labelled is not None
+        inputs, targets = data.labelled
+        return inputs.to(device), targets.to(device)
+    shape = shape_of(recipe, None)
+    each = (shape.outputs, num)
+    return torch.empty(*each, *shape.input, device="meta"), torch.empty(each, dtype=torch.int64, device="meta")
 
 
 def sizes_unread(recipe: Recipe) -> Sequence[int] | None:
@@ -104,6 +119,7 @@ def _of_examples(recipe: Recipe, call: Call) -> TrainingData:
         loss=dealt.loss,
         held_out=dealt.held_out,
         column_of=dealt.column_of,
+        labelled=dealt.labelled,
     )
 
 

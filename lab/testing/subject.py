@@ -27,7 +27,7 @@ from lab.methods.lora_factors import Adapters
 from lab.processes.secure_sum import SecureSum
 from lab.recipes.recipe import Recipe
 from lab.runs.build import build_fleet
-from lab.runs.data import shape_of, training_data
+from lab.runs.data import labelled_of, shape_of, training_data
 from lab.runs.trainer import Trainer
 from lab.seeds import generator
 from lab.study import bench as driver
@@ -213,6 +213,7 @@ class Subject:
         served = declared(self.method).server
         state = State.of(fleet, schedule, experts, adapters, samples_W, served)
         state.private = recipe.privacy.of_run(recipe.seed)
+        state.labelled = labelled_of(recipe, None if dry else self.data, fleet.device)
         plain = SecureSum if recipe.privacy.secure_sum else Communicator
         comm = Heard(heard, fleet, {}, world) if heard is not None else plain(fleet, {}, world)
         if world is not None:

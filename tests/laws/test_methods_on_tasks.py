@@ -41,6 +41,8 @@ def test_every_method_keeps_the_laws_on_a_task(name: str, task: str) -> None:
         recipe["lora"] = {"ranks": [2], "targets": [target]}
         if declared(METHODS[name]()).trains_B_alone:
             recipe["lora"]["train"] = "B"
+    if declared(METHODS[name]).unlabelled:
+        recipe["server"] = {"labelled": 2}
     report = lab.testing.check_method(name, recipe)
     report.assert_all()
     assert sum(f.outcome == "passed" for f in report.findings) >= 15

@@ -118,6 +118,7 @@ CHANGES: dict[str, Any] = {
     "num_workers": 5,
     "clients": {"num": 9},
     "adaptation": {"clients": 9},
+    "server": {"labelled": 3},
     "steps": 201,
     "batch_size": 9,
     "context": 65,

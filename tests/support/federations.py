@@ -18,22 +18,31 @@ from lab.recipes.recipe import Recipe
 from lab.recipes.selection import Selected, Selection
 from lab.runs.seating import Seating
 from lab.runs.trainer import Trainer
-from tests.support.listed import ADAPTED, LISTED, TREES
+from tests.support.listed import ADAPTED, LABELLED, LISTED, OF_LABELS, TREES
 from tests.support.recipes import corpus, recipe
 
 FEDERATED: dict[str, Method] = {name: m for name, m in LISTED.items() if name not in TREES} | ADAPTED
+FEDERATED |= {name: LABELLED[name] for name in OF_LABELS}
 ADAPTERS: dict[str, Any] = {"ranks": [2], "targets": ["attention.qkv", "mlp.0"]}  # of which the second is personal
+# Clients without labels have pictures, and a model with a norm that is personal.
+LABELLED_AT_SERVER: dict[str, Any] = {
+    "data": "tests.support.parts:pictures",
+    "model": {"name": "cnn", "channels": [2], "kernel": 3, "hidden": 4, "norm": "group"},
+    "server": {"labelled": 3},
+}
 # Two rounds in which one of four is late, one in which all are asleep, one with a single client, one with two.
 CLIENTS: dict[str, Any] = {"num": 7, "spread": 0.8, "wait_for": 3, "available": "day_night:2", "round_hours": 3}
 
 
 def federation(name: str, *, kept: bool = True, personal: bool = True, **changes: Any) -> Recipe:
     """A recipe of a listed method, or of one that aggregates adapters, with clients that take turns."""
-    own = ("*mlp.0.lora*",) if name in ADAPTED else ("*norm.weight",)
+    own = ("*mlp.0.lora*",) if name in ADAPTED else ("norms.*",) if name in OF_LABELS else ("*norm.weight",)
     clients = CLIENTS | {"inner_states": "kept" if kept else "fresh", "personal": own if personal else ()}
     fields: dict[str, Any] = {"num_workers": 4, "steps": 12, "eval_every": 6, "clients": clients, "checkpoint_every": 0}
     if name in ADAPTED:
         fields["lora"] = ADAPTERS | ({"train": "B"} if name == "ffa_lora" else {})
+    if name in OF_LABELS:
+        fields |= LABELLED_AT_SERVER
     return recipe(**({"method": FEDERATED[name]} | fields | changes))
 
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from lab.data.augmented import Augmentation
 from lab.engine.optim import AdamW, Nesterov, Optimizer
 from lab.methods import METHODS, Method, declared
 from lab.methods.ddp import DDP
 from lab.methods.demo import DeMo
 from lab.methods.des_loc import DESLOC
 from lab.methods.diloco import DiLoCo
+from lab.methods.fedanchor import FedAnchor
 from lab.methods.fedprox import FedProx
+from lab.methods.fixmatch import FixMatch
 from lab.methods.flash import FLASH
 from lab.methods.fomoe import FoMoE
 from lab.methods.hierfavg import HierFAVG
@@ -24,6 +27,8 @@ from lab.methods.pafl import PaFL
 from lab.methods.photon import Photon
 from lab.methods.q_fedavg import QFedAvg
 from lab.methods.scaffold import SCAFFOLD
+from lab.methods.semifl import SemiFL
+from lab.methods.server_labels import ServerTraining
 from lab.methods.sparsyfed import SparsyFed
 from lab.methods.sparta import SPARTA
 from lab.methods.streaming_diloco import StreamingDiLoCo
@@ -83,11 +88,34 @@ ADAPTED: dict[str, Method] = {
 }
 
 
+# Methods whose clients have no labels, which need a server that has some: they stand in `test_server_labels`.
+OF_LABELS = [name for name, cls in METHODS.items() if declared(cls).unlabelled]
+
+
+OFTEN = ServerTraining(first=1, steps=1, per_class=2, augmentation=Augmentation(noise=0.1))
+
+
+LABELLED: dict[str, Method] = {
+    name: dataclasses.replace(METHODS[name](), sync_every=2, server=OFTEN)  # type: ignore[type-var, call-arg]
+    for name in OF_LABELS
+} | {
+    "fedanchor both heads": FedAnchor(
+        2, SGDM, 3, 2, denominator="others", train_head=True, inner_states="kept", server=OFTEN
+    ),
+    "fedanchor mean": FedAnchor(2, AdamW(3e-2), 3, "mean", contrast=0.0, weight="uniform", server=ServerTraining(0, 2)),
+    "fixmatch all": FixMatch(2, SGDM, 0.0, Augmentation(0.2), server=OFTEN),
+    "semifl all": SemiFL(2, SGDM, 0.0, weight="samples", server=OFTEN),
+    "semifl unmixed": SemiFL(2, AdamW(3e-2), 0.4, 0.0, server=OFTEN),
+}
+
+
 # With a tree of more than one node: each worker has its place in it, and no client can take another's.
 TREES = ("hierfavg two", "worldlm two")
 
 
-LISTED: dict[str, Method] = {name: shortened(cls()) for name, cls in METHODS.items() if name not in OF_ADAPTERS} | {
+LISTED: dict[str, Method] = {
+    name: shortened(cls()) for name, cls in METHODS.items() if name not in (*OF_ADAPTERS, *OF_LABELS)
+} | {
     "ddp SGD unclipped": DDP(inner=SGD, max_norm=None),
     "ddp ADOPT": DDP(inner=ADOPT),
     "local_sgd SGD": LocalSGD(sync_every=2, inner=SGD),

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from lab.data.shards import Shards, portions, sizes
 from lab.data.splits import Order, cut, evenly_spaced, parse_split, partition
+from lab.data.tasks.labelled import Labelled, taken_off
 from lab.data.tasks.task import Examples, Task
 from lab.data.tasks.tensors import fingerprint
 from lab.data.training_data import HeldOut
@@ -65,6 +66,8 @@ class Dealt:
         what workers hold out of their own examples.
     column_of
         what a column says of every worker's examples; RecipeError where there is none of this name, or where it does not say one thing.
+    labelled
+        examples that a server has with their labels; None where it has none.
     """
 
     batches: TensorBatches
@@ -79,6 +82,7 @@ class Dealt:
     num_targets: Callable[[Tensor], int]
     held_out: HeldOut | None = None
     column_of: ColumnOf | None = None
+    labelled: Labelled | None = None
 
 
 def deal(
@@ -92,32 +96,33 @@ def deal(
     batches_seed: int = 0,
     share_held_out: float = 0.0,
     dtype: torch.dtype = torch.float32,
+    labelled: int = 0,
 ) -> Dealt:
     """Deal the examples of a task to workers.
+
+    Raises RecipeError in one line: what is no task, a split that these examples do not have, a worker that would get nothing.
 
     Parameters
     ----------
     split
-        see `lab.data.splits.partition`; ``by:<column>+<column>`` takes examples apart where a column is the name of the parts of inputs
-        (`lab.data.tasks.parts`): sensor by sensor for ``by:person+sensor``.
-    num_validation
-        held-out examples that the model is scored on, evenly spaced, with every class in its share; all where there are fewer.
-    split_seed, batches_seed
-        who gets what, and in which order. Neither depends on the other, nor on anything drawn elsewhere.
-    share_held_out, dtype
-        the part of its own examples that each worker does not train on; of inputs and targets that are floats.
-
-    Raises RecipeError, one line: what is no task (`check_task`), a split that these examples do not have, a worker that would get nothing.
+        as `lab.data.splits.partition` has them, ``dirichlet:<alpha>`` over classes. Where a column is the name of the parts of inputs,
+        examples are taken apart (`lab.data.tasks.parts`): sensor by sensor for ``by:person+sensor``.
+    num_validation, split_seed, batches_seed
+        held-out examples that the model is scored on, evenly spaced, with every class in its share (all where there are fewer); who gets
+        what, and in which order: neither depends on the other, nor on anything drawn elsewhere.
+    share_held_out, dtype, labelled
+        the part of its own examples that each worker does not train on; of inputs and targets that are floats; how many examples of every
+        class a server has for itself, and nobody is dealt (`lab.data.tasks.labelled.taken_off`).
     """
     check_task(task)
     train, held_out = _as_split(task.train, split), task.held_out
+    kept, train = taken_off(train, task.num_outputs, labelled, split_seed, dtype)
     dealt = partition(_domains(train, split), num_workers, split, split_seed, by_columns=True)
     shards, own = portions(dealt, share_held_out, split_seed)
     scored = held_out.select(torch.from_numpy(_validation(held_out, num_validation)), dtype)
-    parts = map(torch.from_numpy, cut(np.arange(len(scored)), batch_size))
     return Dealt(
         batches=TensorBatches(train, Order(shards, batch_size, batches_seed), dtype),
-        validation=[scored.take(part, dtype) for part in parts],
+        validation=[scored.take(torch.from_numpy(part), dtype) for part in cut(np.arange(len(scored)), batch_size)],
         samples_W=sizes(shards),
         scores=partial(task.scores, examples=scored),
         digest=digest_of(task, split),
@@ -128,6 +133,7 @@ def deal(
         num_targets=task.num_targets,
         held_out=None if own is None else _held_out(task, train, own, dtype),
         column_of=partial(_column_of, train, dealt),
+        labelled=kept,
     )
 
 
