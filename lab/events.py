@@ -297,12 +297,12 @@ class Iterated:
         """What there is to be known, in numbers."""
         known = {r: x for r, x in zip(self.iterations, self.loss_R, strict=True) if x is not None}
         if not known:
-            return f"step {self.step:,}: no loss is a finite number"
+            return f"Step {self.step:,}: no loss is a finite number"
         best = min(known, key=lambda r: known[r])
         each = ", ".join(f"{known[r]:.4g} with {r}" if r in known else f"none with {r}" for r in self.iterations)
         k = min(self.trained, len(self.settled_K))
         return (
-            f"step {self.step:,}: the loss is {each} iteration{'s' * (self.iterations[-1] > 1)}, least with {best}; it was trained with {self.trained}. "
+            f"Step {self.step:,}: the loss is {each} iteration{'s' * (self.iterations[-1] > 1)}, least with {best}; it was trained with {self.trained}. "
             f"After {k} of {len(self.settled_K)} the likeliest token is the final one for {self.settled_K[k - 1]:.1%} of targets"
         )
 

@@ -23,7 +23,7 @@ from lab.recipes.recipe import Recipe
 from lab.runs.trainer import Trainer
 from lab.recipes.scenario import Scenario
 from lab.runs.folder import RunFolder
-from widgets import CommunicationBudget, Drift, Fairness, FederationTree, Knobs, Losses, MaskAgreement, Iterations, RankSegments, RoutingStability, SyncCalendar, Workers
+from widgets import CommunicationBudget, Drift, Fairness, FederationTree, Knobs, Iterations, Losses, MaskAgreement, RankSegments, RoutingStability, SyncCalendar, Workers
 import lab
 import widgets
 
@@ -40,6 +40,7 @@ fedavg = Recipe.of("local_sgd", ["data=digits", "model=mlp", "split=draw:40:0.3"
                                 "method.sync_every=5", "eval_every=10"])
 top_k = Recipe.of("top_k", ["steps=300"])
 worldlm = Recipe.of("worldlm", ["steps=192", "eval_every=16", "eval_windows=16"])
+abbie = Recipe.of("abbie", ["steps=160", "eval_every=20", "eval_windows=16", "corpus=grammar?order=1&tokens=400000", "context=32"])
 turned = RunFolder("STORED")
 seen = {}
 
@@ -62,6 +63,7 @@ VIEWS = {
     "rank_segments": "watch(RankSegments(), prelort)",
     "fairness": "watch(Fairness(), fedavg)",
     "mask_agreement": "watch(MaskAgreement(), top_k)",
+    "iterations": "watch(Iterations(), abbie)",
     "federation_tree": "watch(FederationTree(), worldlm)",
     "knobs": "watch(Knobs(), turned)",
     "cockpit": "widgets.cockpit(des_loc.but(steps=4000, scenario=Scenario()))",

@@ -34,7 +34,7 @@ def test_one_sentence_with_numbers_that_are_drawn_below() -> None:
     said, losses, over_time, change, settled = Iterations.of([LOOK]).pictures()
     assert isinstance(said, Note)
     assert said.words == (
-        "step 30: the loss is 1.5 with 1, 1.25 with 2, none with 4 iterations, least with 2; it was trained with 2. After 2 of 4 the likeliest "
+        "Step 30: the loss is 1.5 with 1, 1.25 with 2, none with 4 iterations, least with 2; it was trained with 2. After 2 of 4 the likeliest "
         "token is the final one for 75.0% of targets"
     )
     assert isinstance(losses, Lines)
