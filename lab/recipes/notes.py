@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from lab.config import unused
+from lab.data.splits import parse_split
 from lab.methods.registry import declared, method_notes, name_of, round_steps
 from lab.recipes.recipe import Recipe
 
@@ -123,9 +124,15 @@ def _unused(recipe: Recipe) -> Iterator[str]:
         ("buffers.", recipe.buffers, ("every",), recipe.buffers.kind == "averaged", "buffers.kind=averaged"),
         ("", recipe, ("routing_every",), experts, "a model with experts"),
         ("", recipe, ("metrics_every",), recipe.metrics, "metrics"),
+        ("", recipe, ("corpus", "tokenizer"), recipe.data is None, "running text: data names a task"),
     ):
         if not used:
             yield from unused(part, names, needs, where)
+    if clients.num and clients.inner_states == "kept" and getattr(recipe.method, "inner_states", "kept") == "reset":
+        yield "clients.inner_states = 'kept' makes no difference: with method.inner_states = 'reset' every round begins with a fresh optimizer"
+    split = parse_split(recipe.split)
+    if clients.held_out and split.kind == "draw" and split.number == 1:
+        yield f"clients.held_out = {clients.held_out:g} holds out nothing: with split = {recipe.split!r} a client has one example, to train on"
     if adapters and lora.alpha is not None and lora.scale != type(lora)().scale:
         yield f"lora.scale = {lora.scale:g} makes no difference beside lora.alpha"
 

@@ -535,6 +535,14 @@ def test_what_is_asked_for_at_first_is_not_more_than_what_is_needed(monkeypatch:
 # --- notes -----------------------------------------------------------------------------------------------------------
 
 NO_DIFFERENCE: dict[str, list[tuple[list[str], str]]] = {
+    "fedprox": [
+        (
+            ["clients.inner_states=kept", "method.inner_states=reset"],
+            "with method.inner_states = 'reset' every round begins",
+        ),
+        (["split=draw:1", "clients.held_out=0.2"], "holds out nothing"),
+        (["corpus=grammar"], "corpus = 'grammar' makes no difference without running text"),
+    ],
     "des_loc": [
         (["steps=40"], "method.sync_every.exp_avg = 48 is longer than the 40 steps of the run"),
         (
