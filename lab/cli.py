@@ -100,7 +100,7 @@ def _said_elsewhere(exit_code: int) -> bool:
     from lab.processes.environment import launched
 
     if exit_code == 75:
-        return _launched()
+        return _launched() and "ISTHMUS_MAILBOX" not in os.environ  # a site knows for whom it has waited
     try:
         here = launched()
     except LabError:  # it is this that is wrong
@@ -160,6 +160,13 @@ def process_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @accept_option
 @track_option
 @process_options
+@click.option(
+    "--site",
+    "sites",
+    multiple=True,
+    type=click.IntRange(0),
+    help="With --mailbox: of the processes, start this one here.",
+)
 def run(
     recipe: str,
     overrides: tuple[str, ...],
@@ -171,6 +178,7 @@ def run(
     restarts: int,
     timeout: float,
     mailbox: str | None,
+    sites: tuple[int, ...],
 ) -> None:
     """Train a RECIPE (a preset's name or a JSON file) and write runs/<id>/.
 
@@ -184,7 +192,7 @@ def run(
     for path, later in itertools.pairwise(numbered(Path(runs) / parsed.id)):
         if not path.exists() or not (again or (later.exists() and _is_of_other_files(RunFolder(path), parsed))):
             break
-    _train(parsed, RunFolder(path), processes, restarts, timeout, accept_new_text, track, mailbox)
+    _train(parsed, RunFolder(path), processes, restarts, timeout, accept_new_text, track, mailbox, sites)
 
 
 def _is_of_other_files(folder: RunFolder, recipe: Recipe) -> bool:
@@ -221,6 +229,28 @@ def resume(
 
     folder = find_run(run, runs)
     _train(folder.recipe(), folder, processes, restarts, timeout, accept_new_text, track, mailbox)
+
+
+@main.command()
+@click.argument("place")
+@click.option("--site", required=True, type=click.IntRange(0), help="Which of the run's sites this is, from 1.")
+@click.option(
+    "--timeout", default=600.0, show_default=True, type=click.FloatRange(1), help="Seconds until a silent site is lost."
+)
+def join(place: str, site: int, timeout: float) -> None:
+    """Be one site of the run in a PLACE (a folder or a URL), also again after it was lost. The recipe comes from there."""
+    from lab.runs.sites import join_run
+
+    with _interruptible(f"stopped; go on with: lab join {place} --site {site}"):
+        columns = join_run(
+            place,
+            site,
+            timeout_seconds=timeout,
+            begun=lambda recipe: click.echo(
+                f"site {site} of {recipe.id}: {recipe.num_workers} workers × {recipe.steps:,} steps"
+            ),
+        )
+    click.echo(f"site {site}: {columns.ended.status if columns.ended else 'unfinished'}, {columns.step[-1]:,} steps")
 
 
 class _Terminal:
@@ -316,6 +346,7 @@ def _train(
     accept_new_text: bool,
     track: Sequence[str],
     mailbox: str | None,
+    sites: Sequence[int] = (),
 ) -> None:
     """Train here; or over processes that are started here; or as one of those that a launcher has started."""
     from lab.processes.environment import launched, restarted
@@ -325,9 +356,11 @@ def _train(
     if here is None:
         from lab.runs.sites import check_mailbox
 
-        check_mailbox(mailbox, processes, restarts)
+        check_mailbox(mailbox, processes, recipe, restarts, sites)
+    elif mailbox is not None:
+        os.environ["ISTHMUS_MAILBOX"] = mailbox
     if here is None and processes > 1 and not folder.done:
-        return _launch(recipe, folder, processes, restarts, timeout, accept_new_text, track, mailbox)
+        return _launch(recipe, folder, processes, restarts, timeout, accept_new_text, track, mailbox, sites)
     if here is not None:
         from lab.runs import launch
 
@@ -351,10 +384,11 @@ def _launch(
     accept_new_text: bool,
     track: Sequence[str],
     mailbox: str | None,
+    sites: Sequence[int] = (),
 ) -> None:
     """Start the processes of a run and wait for them; the first of them shows how far it is."""
     from lab.runs import launch
-    from lab.runs.sites import host
+    from lab.runs.sites import Host
     from lab.runs.trackers.tracker import tracker
 
     for name in track:
@@ -365,7 +399,8 @@ def _launch(
             launch.launch(folder, processes, restarts, timeout, accept_new_text, track)
         else:
             options = ["--accept-new-text"] * accept_new_text + [f"--track={name}" for name in track]
-            host(folder, recipe, processes, mailbox, timeout, options)
+            here = sites or range(processes)
+            Host(folder, recipe, processes, mailbox, here, timeout, restarts, options).run()
     except KeyboardInterrupt:
         click.echo(f"stopped; go on with: lab resume {folder.path} --processes {processes}", err=True)
         sys.exit(INTERRUPTED)

@@ -36,6 +36,7 @@ class Checkpoint:
     events_bytes: int  # length of events.jsonl when it was written
     tensors: dict[str, Tensor]
     extra: Json  # small JSON values
+    own: bool = False  # of one process alone: its rows, and its copies of what is agreed
 
 
 @dataclass(frozen=True)
@@ -89,11 +90,13 @@ def restore_(parts: Sequence[Part], checkpoint: Checkpoint, world: World, device
     """Restore all parts to their state after the checkpoint's step; the first process has the tensors and scatters them."""
     for part in parts:
         part.load_json(checkpoint.extra, checkpoint.step)
-    keys: list[str] = world.all_gather_json(list(checkpoint.tensors))[0]
-    wanted: dict[str, Rows] = {}
-    for part in parts:
-        wanted |= part.wanted(keys)
-    tensors = _scattered(checkpoint.tensors, wanted, world, device)
+    tensors: Mapping[str, Tensor] = checkpoint.tensors
+    if not checkpoint.own:
+        keys: list[str] = world.all_gather_json(list(tensors))[0]
+        wanted: dict[str, Rows] = {}
+        for part in parts:
+            wanted |= part.wanted(keys)
+        tensors = _scattered(checkpoint.tensors, wanted, world, device)
     for part in parts:
         part.load_tensors(tensors, checkpoint.step)
 
@@ -108,12 +111,20 @@ def _gathered(pieces: Sequence[Piece], world: World, device: torch.device) -> di
     tensors = {w: {i: _empty(*head[3:]) for i, head in enumerate(of_w)} for w, of_w in heads.items()}
     tensors[own] = {i: p.tensor if world.num == 1 else p.tensor.to(device) for i, p in enumerate(pieces)}
     handed = world.gather_to_server(tensors)
+    return joined(
+        Piece(key, x.cpu(), rows, num)
+        for w, of_w in (handed.items() if world.first else ())
+        for (key, rows, num, *_), x in zip(heads[w], of_w.values(), strict=True)
+    )
+
+
+def joined(pieces: Iterable[Piece]) -> dict[str, Tensor]:
+    """The tensors of the file, from the pieces of all processes."""
     whole: dict[str, list[Piece]] = {}
-    for w, of_w in handed.items() if world.first else ():
-        for (key, rows, num, *_), x in zip(heads[w], of_w.values(), strict=True):
-            whole.setdefault(key, []).append(Piece(key, x.cpu(), rows, num))
-    joined = {key: _joined(of_key) for key, of_key in whole.items()}
-    return {key: x for key, x in joined.items() if x is not None}
+    for piece in pieces:
+        whole.setdefault(piece.key, []).append(piece)
+    found = {key: _joined(of_key) for key, of_key in whole.items()}
+    return {key: x for key, x in found.items() if x is not None}
 
 
 def _joined(pieces: Sequence[Piece]) -> Tensor | None:
@@ -177,4 +188,7 @@ def pieces_of(prefix: str, stack: Stack) -> Iterator[Piece]:
 
 
 def stack_of(prefix: str, layout: Layout, tensors: Mapping[str, Tensor], device: torch.device) -> Stack:
-    return Stack(layout, [tensors[f"{prefix}/{i}"].to(device) for i in range(len(layout.blocks))])
+    like = next(x for key, x in tensors.items() if key.startswith(f"{prefix}/"))
+    missing = {f"{prefix}/{i}": like.new_empty(0, b.numel) for i, b in enumerate(layout.blocks) if not b.holders}
+    found = missing | dict(tensors)
+    return Stack(layout, [found[f"{prefix}/{i}"].to(device) for i in range(len(layout.blocks))])

@@ -82,6 +82,8 @@ def squares_W(pairs: Sequence[tuple[Stack, Stack]], up: Sequence[bool]) -> tuple
     for stack, agreed in pairs:
         for i, (block, copies) in enumerate(zip(stack.layout.blocks, stack.blocks, strict=True)):
             rows = [] if block.personal else stack.rows(i, up)
+            if not rows:  # as where another process holds all of them
+                continue
             for row, apart in zip(rows, distances(copies, agreed.blocks[i][0], rows), strict=True):
                 square_W[block.holders[row]] += apart * apart
                 count_W[block.holders[row]] += block.numel

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import secrets
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lab.errors import Damaged, LabError, RecipeError
@@ -14,6 +15,7 @@ from lab.processes.messages import Refused, Seal
 from lab.processes.places import Place
 
 FILE = "run"
+SECRET = "ISTHMUS_SECRET"  # the environment variable with what sites sign with
 MOST_BYTES = 1 << 24
 
 
@@ -22,11 +24,16 @@ class Invitation:
     run: str  # its identity: another one each time that a run begins anew
     processes: int
     recipe: Mapping[str, Any]
+    begins: int | None = None  # after which step of an earlier one
     ended: bool = False
 
     @staticmethod
-    def new(processes: int, recipe: Mapping[str, Any]) -> Invitation:
-        return Invitation(secrets.token_hex(8), processes, recipe)
+    def new(processes: int, recipe: Mapping[str, Any], begins: int | None = None) -> Invitation:
+        return Invitation(secrets.token_hex(8), processes, recipe, begins)
+
+    def over(self) -> Invitation:
+        """The same, of a run that has ended."""
+        return replace(self, ended=True)
 
     def put(self, place: Place, secret: bytes | None) -> None:
         """Put it in the place of what is there.
@@ -68,7 +75,7 @@ class Invitation:
 
     @staticmethod
     def awaited(place: Place, secret: bytes | None, timeout_seconds: float) -> Invitation:
-        """What is there, as soon as it is.
+        """That of a run that has not ended, as soon as it is there.
 
         Raises
         ------
@@ -76,10 +83,11 @@ class Invitation:
             if it does not come in time.
         """
         until, wait = time.monotonic() + timeout_seconds, place.first_seconds
-        while (found := Invitation.found(place, secret)) is None:
+        while (found := Invitation.found(place, secret)) is None or found.ended:
             if time.monotonic() > until:
+                there = "no run" if found is None else "only a run that has ended"
                 raise LabError(
-                    f"there is no run in mailbox {place} after {timeout_seconds:g} s: begin one with lab run … --processes N "
+                    f"there is {there} in mailbox {place} after {timeout_seconds:g} s: begin one with lab run … --processes N "
                     f"--mailbox {place}"
                 )
             time.sleep(wait)
@@ -88,10 +96,20 @@ class Invitation:
 
 
 def _parsed(said: Any) -> Invitation:
-    run, processes, recipe, ended = said["run"], said["processes"], said["recipe"], said["ended"]
+    run, processes, recipe, begins, ended = (said[k] for k in ("run", "processes", "recipe", "begins", "ended"))
     right = (
-        isinstance(run, str) and run.isalnum() and len(run) == 16 and run.isascii()
+        isinstance(run, str) and len(run) == 16 and run.isalnum() and run.isascii()
     )  # it becomes the name of a folder
     if not (right and type(processes) is int and 1 < processes < 10_000 and isinstance(recipe, dict)):
         raise ValueError
-    return Invitation(run, processes, recipe, ended is True)
+    return Invitation(run, processes, recipe, begins if type(begins) is int else None, ended is True)
+
+
+def secret() -> bytes | None:
+    """What sites sign with, from this process's environment. Raises RecipeError for one that could be guessed."""
+    said = os.environ.get(SECRET)
+    if said is None:
+        return None
+    if len(said.encode()) < 16:
+        raise RecipeError(f"{SECRET} must have 16 characters or more, since whoever guesses it can speak in the run")
+    return said.encode()

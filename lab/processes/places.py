@@ -33,8 +33,8 @@ class Place(Protocol):
         Raises OSError, or whatever else a file system raises.
         """
 
-    def get(self, name: str, most_bytes: int) -> bytes | None:
-        """Read a file; of a longer one ``most_bytes + 1`` bytes. None where there is none."""
+    def get(self, name: str, most_bytes: int | None = None) -> bytes | None:
+        """Read a file; of one that is longer than ``most_bytes`` the first of them and one more. None where there is none."""
 
     def names(self, folder: str) -> list[str]:
         """Return the names of all files in a folder and in those below, in order; of temporary ones as well."""
@@ -69,10 +69,10 @@ class Folder:
             aside.unlink(missing_ok=True)
             raise
 
-    def get(self, name: str, most_bytes: int) -> bytes | None:
+    def get(self, name: str, most_bytes: int | None = None) -> bytes | None:
         try:
             with open_plain(self.path / name) as f:
-                return f.read(most_bytes + 1)
+                return f.read(-1 if most_bytes is None else most_bytes + 1)
         except FileNotFoundError:
             return None
 
@@ -117,9 +117,10 @@ class Store:
         self.fs.pipe_file(aside, data)
         self.fs.mv(aside, path)
 
-    def get(self, name: str, most_bytes: int) -> bytes | None:
+    def get(self, name: str, most_bytes: int | None = None) -> bytes | None:
         try:
-            data: bytes = self.fs.cat_file(f"{self.root}/{name}", start=0, end=most_bytes + 1)
+            end = None if most_bytes is None else most_bytes + 1
+            data: bytes = self.fs.cat_file(f"{self.root}/{name}", start=0, end=end)
             return data
         except FileNotFoundError:
             return None

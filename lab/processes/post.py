@@ -5,27 +5,35 @@
     run                        which run it is, of how many sites, and its recipe
     <run>/from-2/all.17        what site 2 said to all, its 18th message to them
     <run>/from-2/2to0.4        … and to site 0 alone
+    <run>/from-2/step-000008   what site 2 needs to begin again after step 8
+    <run>/from-2/read          how far it would not have to read again, and what it has removed
 
-All sites make the same calls in the same order, so who sends what under which name follows from the program. A message stays when it
-has been read: a site that was lost begins again, says what it has said under the same names, and reads what it missed.
+All sites make the same calls in the same order, so who sends what under which name follows from the program. A site that was lost
+begins again: it says what it has said under the same names, and reads what it missed. So a message stays until all who read it have
+kept themselves (`Post.keep`) after that; whoever sent it removes it then. Where nobody keeps itself, it stays until all have read it.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
+import json
+import re
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 from lab.errors import Damaged, LabError, RecipeError, plain
+from lab.processes.invitation import Invitation
 from lab.processes.messages import HEAD_BYTES, Refused, Seal
 from lab.processes.places import Place
 
 T = TypeVar("T")
-NOTE_SECONDS = 20.0  # after which who waits says for whom
 MOST_TRIES = 6  # of a place that fails, before that is an error
+ABOUT_SECONDS = (1.0, 20.0)  # after so long, and then every so long, who waits looks whether that makes sense
+EVERY = 16  # messages after which a site says how far it has read, where none keeps itself
+READ, READ_BYTES = "read", 1 << 22
+KEPT = "step-"
 
 
 class Post:
@@ -54,17 +62,37 @@ class Post:
     ):
         self.place, self.seal, self.index, self.num, self.timeout_seconds = place, seal, index, num, timeout_seconds
         self.note = note
+        self.keeps = False  # whether sites keep themselves, and can come back
         self.counts: dict[str, int] = {}  # messages so far, by channel
+        self.mark: dict[str, int] | None = (
+            None  # those before are of the beginning, which a site that is back goes through again
+        )
+        self.removed: dict[str, int] = {}  # up to which number this site has removed what it said, by channel
+        self.members: dict[str, Sequence[int]] = {}  # of channels whose names do not tell
         self.moved_bytes = [0, 0]  # of content, that went up and came down
         self.refused: dict[str, tuple[str, int]] = {}  # why, and how often
-        self.said_before = {*self._try(lambda: place.names(self._folder(index)))}  # by this site, before it was lost
+        there = self._try(lambda: place.names(self._folder(index)))
+        self.there = {name.rpartition("/")[2] for name in there}  # what this site has put, also before it was lost
+        self.said_before: set[str] = set()
+        self._remove([name for name in self.there if name.startswith(".")])  # left by a write that was cut off
+        self.said_before = {*self.there}
 
     # names
 
     def channel(self, members: Sequence[int]) -> str:
         """The channel of a group of sites."""
         name = "all" if len(members) == self.num else "-".join(map(str, members))
-        return name if len(name) <= 64 else hashlib.sha256(name.encode()).hexdigest()[:32]
+        if len(name) > 64:
+            name = hashlib.sha256(name.encode()).hexdigest()[:32]
+            self.members[name] = members
+        return name
+
+    def _who(self, channel: str) -> Sequence[int]:
+        """The sites of a channel; nobody where this site does not know."""
+        if channel == "all":
+            return range(self.num)
+        found = re.fullmatch(r"[0-9]+(to[0-9]+|(-[0-9]+)+)", channel)
+        return [int(p) for p in re.split("to|-", channel)] if found else self.members.get(channel, ())
 
     def next(self, channel: str) -> str:
         """The name of the next message of a channel; all who use it count it."""
@@ -79,49 +107,71 @@ class Post:
 
     def put(self, name: str, data: bytes) -> bytes:
         """Send a message; returns what the others will read: what this site said under that name before, if it has."""
-        file = f"{self._folder(self.index)}/{name}"
-        if file in self.said_before:
+        if name in self.said_before:
             before = self._read(self.index, name, len(data))
             if before is not None:
+                if before != data and self.keeps and self.mark is None:
+                    raise RecipeError(
+                        f"site {self.index} would not begin as it did before it was lost ({name}): it needs the same recipe, files and "
+                        "versions, or all begin again"
+                    )
+                if before != data:
+                    self.note(
+                        f"site {self.index} would now say something else than before it was lost ({name}): that counts"
+                    )
                 return before
-        closed = self.seal.close(self.index, name, data)
-        self._try(lambda: self.place.put(file, closed))
+        self._put(name, data)
         self.moved_bytes[0] += len(data)
         return data
 
-    def take(self, name: str, num_bytes: Mapping[int, int]) -> dict[int, bytes]:
-        """The messages of this name from some sites, with the bytes that each must have.
+    def _put(self, name: str, data: bytes, lasting: bool = False) -> None:
+        closed = self.seal.close(self.index, name, data)
+        self._try(lambda: self.place.put(f"{self._folder(self.index)}/{name}", closed, lasting))
+        self.there.add(name)
+
+    def take(self, name: str, num_bytes: Mapping[int, int | None]) -> dict[int, bytes]:
+        """The messages of this name from some sites, with the bytes that each must have (None: any).
 
         Raises
         ------
         RuntimeError
-            if one has not come within the timeout: from whom.
+            if one has not come within the timeout: from whom; or if it cannot come any more.
         """
         found: dict[int, bytes] = {}
-        began, wait, said = time.monotonic(), self.place.first_seconds, False
-        while True:
+        for _ in self._looks(name, lambda: [p for p in num_bytes if p not in found]):
             for sender in [p for p in num_bytes if p not in found]:
                 data = self._read(sender, name, num_bytes[sender])
                 if data is not None:
                     found[sender] = data
                     self.moved_bytes[1] += len(data)
-            if len(found) == len(num_bytes):
-                return {p: found[p] for p in num_bytes}
+        if not self.keeps and sum(self.counts.values()) % EVERY == 0:
+            self._tell(self.counts)
+        return {p: found[p] for p in num_bytes}
+
+    def _looks(self, name: str, missing: Callable[[], Sequence[int]]) -> Iterator[None]:
+        """Yield for each look, less and less often, until nothing is missing. Raises RuntimeError when that makes no sense any more."""
+        began, wait, about, said = time.monotonic(), self.place.first_seconds, ABOUT_SECONDS[0], False
+        while True:
+            yield
+            if not missing():
+                return
             waited = time.monotonic() - began
             if waited > self.timeout_seconds:
-                raise RuntimeError(self._missing(name, [p for p in num_bytes if p not in found]))
-            if waited > NOTE_SECONDS and not said:
-                said = True
-                self.note(
-                    f"note: site {self.index} waits: {self._missing(name, [p for p in num_bytes if p not in found])}"
-                )
+                raise RuntimeError(self._words(name, missing()))
+            if waited > about:
+                about += ABOUT_SECONDS[1]
+                self._check_that_it_can_come(name, missing())
+                if waited > ABOUT_SECONDS[1] and not said:
+                    said = True
+                    self.note(f"note: site {self.index} waits: {self._words(name, missing())}")
             time.sleep(min(wait, max(0.0, began + self.timeout_seconds - time.monotonic()) + 0.001))
             wait = min(1.5 * wait, self.place.most_seconds)
 
-    def _read(self, sender: int, name: str, num_bytes: int) -> bytes | None:
+    def _read(self, sender: int, name: str, num_bytes: int | None) -> bytes | None:
         file = f"{self._folder(sender)}/{name}"
+        most = READ_BYTES if name == READ else None if num_bytes is None else num_bytes + HEAD_BYTES
         try:
-            raw = self._try(lambda: self.place.get(file, num_bytes + HEAD_BYTES))
+            raw = self._try(lambda: self.place.get(file, most))
             return None if raw is None else self.seal.open(raw, sender, name, num_bytes)
         except (Refused, Damaged) as why:
             reason, times = str(why), self.refused.get(file, ("", 0))[1]
@@ -130,11 +180,25 @@ class Post:
                 self.note(f"refused {file} in {self.place}: {reason}")
             return None
 
-    def _missing(self, name: str, senders: Sequence[int]) -> str:
+    def _words(self, name: str, senders: Sequence[int]) -> str:
         who = f"site{'s' * (len(senders) > 1)} {', '.join(map(str, senders))} of {self.num}"
         refused = [self.refused[f] for f in (f"{self._folder(p)}/{name}" for p in senders) if f in self.refused]
         because = "".join(f"; refused {times} times: {why}" for why, times in refused[:1])
         return f"no {name} from {who}{because}"
+
+    def _check_that_it_can_come(self, name: str, senders: Sequence[int]) -> None:
+        there = Invitation.found(self.place, self.seal.secret)
+        if there is not None and there.run != self.seal.run:
+            raise RuntimeError("the run in this mailbox has begun anew: join it again")
+        if there is not None and there.ended:
+            raise RuntimeError("the run has ended")
+        channel, _, number = name.rpartition(".")
+        for sender in senders if channel else ():
+            if self._said(sender).get("removed", {}).get(channel, 0) > int(number):
+                raise RuntimeError(
+                    f"site {sender} has removed {name}, which all others have read: site {self.index} has lost what it kept, so all have "
+                    "to begin again"
+                )
 
     def _try(self, do: Callable[[], T]) -> T:
         """What ``do`` returns; a place that fails is tried again a few times. Raises RuntimeError when it goes on to fail."""
@@ -151,15 +215,107 @@ class Post:
             wait *= 2
         raise AssertionError
 
+    # coming back
 
-SECRET = "ISTHMUS_SECRET"  # the environment variable with what sites sign with
+    def begun(self) -> None:
+        """The beginning is over: what was said until now stays."""
+        self.mark = dict(self.counts)
+
+    def keep(self, step: int, data: bytes) -> None:
+        """Keep what this site needs to go on after ``step``, and from here in its messages. What nobody needs any more is removed."""
+        said = {"counts": self.counts, "mark": self.mark, "removed": self.removed}
+        line = json.dumps(said).encode() + b"\n"
+        self._put(f"{KEPT}{step:06d}", line + data, lasting=True)
+
+    def kept_for_good(self, step: int) -> None:
+        """What was kept of this step is all that this site needs: it would not read again what it has read until now."""
+        self._tell(self.counts, step)
+        first = self._said(0).get("step", -1)  # that site reads what the others keep
+        for name in self._kept()[:-2]:
+            if self.index == 0 or int(name.removeprefix(KEPT)) < first:
+                self._remove([name])
+
+    def _kept(self) -> list[str]:
+        return sorted((name for name in self.there if name.startswith(KEPT)), key=lambda n: int(n.removeprefix(KEPT)))
+
+    def kept(self) -> Iterator[tuple[int, bytes]]:
+        """What this site has kept, the newest first."""
+        for name in reversed(self._kept()):
+            data = self._read(self.index, name, None)
+            if data is not None:
+                yield int(name.removeprefix(KEPT)), data.partition(b"\n")[2]
+
+    def kept_by(self, sender: int, step: int) -> bytes:
+        """What another site has kept after this step, as soon as it has."""
+        return self.take(f"{KEPT}{step:06d}", {sender: None})[sender].partition(b"\n")[2]
+
+    def back_to(self, step: int) -> None:
+        """Go on in messages from where this site was when it kept itself."""
+        data = self._read(self.index, f"{KEPT}{step:06d}", None)
+        assert data is not None, "it was read before"
+        said = json.loads(data.partition(b"\n")[0])
+        self.counts, self.mark = said["counts"], said["mark"]
+        self.removed = self._said(self.index).get("removed", said["removed"])
+
+    @property
+    def has_told(self) -> bool:
+        """Whether others may have removed what this site would have to read if it began from nothing."""
+        return READ in self.there
+
+    def _said(self, sender: int) -> dict[str, Any]:
+        """What a site says of how far it has come; nothing where it has not yet."""
+        data = self._read(sender, READ, None)
+        found = json.loads(data) if data is not None else {}
+        return found if isinstance(found, dict) else {}
+
+    def _tell(self, counts: Mapping[str, int], step: int = -1, ended: bool = False) -> None:
+        """Say how far this site would not have to read again, and remove what no site will."""
+        self._remove(self._needless())
+        said = {"counts": counts, "step": step, "removed": self.removed, "ended": ended}
+        self._put(READ, json.dumps(said).encode())
+
+    def _needless(self) -> list[str]:
+        """Messages of this site that all who were to read them will not read again."""
+        read = {p: self._said(p).get("counts", {}) for p in range(self.num) if p != self.index}
+        found, first = list[str](), self.mark or {}
+        for name in self.there:
+            channel, _, number = name.rpartition(".")
+            if number.isdigit() and int(number) >= first.get(channel, 0):
+                readers = [p for p in self._who(channel) if p != self.index]
+                if readers and all(read[p].get(channel, 0) > int(number) for p in readers):
+                    found.append(name)
+                    self.removed[channel] = max(self.removed.get(channel, 0), int(number) + 1)
+        return found
+
+    def _remove(self, names: Sequence[str]) -> None:
+        self._try(lambda: self.place.remove(f"{self._folder(self.index)}/{name}" for name in names))
+        self.there.difference_update(names)
+        self.said_before.difference_update(names)
+
+    # the end
+
+    def end(self) -> None:
+        """This site has come to the end; the first one waits until all have, and then removes all that was said."""
+        self._tell(self.counts, ended=True)
+        if self.refused:
+            self.note(
+                f"note: {len(self.refused)} files in {self.place} were refused, {next(iter(self.refused))} among them"
+            )
+        if self.index:
+            return
+        late = list(range(1, self.num))
+        try:
+            for _ in self._looks(READ, lambda: late):
+                late[:] = [p for p in late if not self._said(p).get("ended")]
+        except RuntimeError as error:
+            self.note(f"note: {error}: what was said in the run stays in {self.place}")
+            return
+        there = Invitation.found(self.place, self.seal.secret)
+        if there is not None and there.run == self.seal.run:
+            there.over().put(self.place, self.seal.secret)
+        clear(self.place, str(self.seal.run))
 
 
-def secret() -> bytes | None:
-    """The secret of this process's environment. Raises RecipeError for one that could be guessed."""
-    said = os.environ.get(SECRET)
-    if said is None:
-        return None
-    if len(said.encode()) < 16:
-        raise RecipeError(f"{SECRET} must have 16 characters or more, since whoever guesses it can speak in the run")
-    return said.encode()
+def clear(place: Place, run: str) -> None:
+    """Remove all that was said in a run."""
+    place.remove(place.names(run))

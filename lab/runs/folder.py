@@ -27,13 +27,15 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
+import torch
 from torch import Tensor
 
-from lab.engine.checkpoint import Checkpoint
+from lab.engine.checkpoint import Checkpoint, Part, snapshot
+from lab.engine.world import World
 from lab.errors import Damaged, LabError, RecipeError, plain
 from lab.events import (
     VERSION,
@@ -559,6 +561,11 @@ class RunFolder:
             raise Damaged(f"{error}, and checkpoint {file.name} counts on it") from None
         if "events" in meta or last != Checkpointed(checkpoint.step, file.name):
             raise Damaged(f"{log} is not what checkpoint {file.name} counts on (its first {number - 1:,} lines)")
+
+    def gather(
+        self, step: int, parts: Sequence[Part], world: World, device: torch.device
+    ) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        return snapshot(parts, world, device)
 
     def clients(self) -> Path:
         """Where lies what clients of a federation keep between their turns (`lab.runs.client_store`)."""

@@ -18,12 +18,14 @@ from typing import Any
 
 from lab.data.cache import read_corpus
 from lab.data.tasks.examples import task_name
-from lab.errors import LabError
+from lab.errors import LabError, RecipeError
 from lab.events import Event
 from lab.files import located, working_folder
 from lab.processes import rendezvous
 from lab.processes.environment import MAILBOX, launched
+from lab.processes.invitation import secret
 from lab.processes.peers import TIMEOUT_SECONDS, ManyProcesses, PeerLost, check_timeout, join, share_out
+from lab.processes.places import place
 from lab.recipes.recipe import Recipe
 from lab.runs import child
 from lab.runs.columns import Columns
@@ -31,8 +33,9 @@ from lab.runs.control import Listener, Reports
 from lab.runs.finished import check_finished
 from lab.runs.folder import RunFolder
 from lab.runs.shared_folder import SharedFolder
+from lab.runs.site_folder import SiteFolder, check_same, invite
 from lab.runs.track import Track, sinks, tracked
-from lab.runs.trainer import Trainer
+from lab.runs.trainer import Folder, Trainer
 
 LAUNCHED = "ISTHMUS_LAUNCHED"  # set in processes whose launcher will say that one was lost
 INTERRUPTED = 130  # exit code of a process that Ctrl-C has ended
@@ -64,7 +67,7 @@ def train(
     """
     if LAUNCHED in os.environ:
         _end_with_launcher(folder, os.environ.get("RANK") == "0")
-    world = world or join(recipe.num_workers, timeout_seconds, recipe.compute.device)
+    world = world or _joined(recipe, folder, timeout_seconds, accept_new_text)
     if world.first:
         _note_open_port()
     run_folder = RunFolder(folder) if folder is not None and world.first else None
@@ -83,13 +86,32 @@ def train(
                 corpus = read_corpus(recipe.corpus, tokenizer=recipe.tokenizer, progress=say) if plain else None
                 trainer = made(corpus=corpus, progress=say)
             world.all_gather_json(None)
-        stream = trainer.events(SharedFolder(world, run_folder) if folder is not None else None)
+        stream = trainer.events(_folder(world, run_folder) if folder is not None else None)
     with contextlib.closing(tracked(stream, attached)) as events:
         for event in events:
             columns.add(event)
             each(event)
             reports.send(event)
     return columns
+
+
+def _joined(recipe: Recipe, folder: str | Path | None, timeout_seconds: float, accept_new_text: bool) -> ManyProcesses:
+    """Meet the others. The first site of a mailbox says there which run it is, unless whoever started it has done so."""
+    place_of_all = os.environ.get(MAILBOX)
+    here = launched()
+    if place_of_all is not None and LAUNCHED not in os.environ and here is not None and not here.index:
+        if folder is None:
+            raise RecipeError("a run through a mailbox is written into a folder: name one")
+        invite(place(place_of_all), secret(), RunFolder(folder), recipe, here.num, accept_new_text)
+    world = join(recipe.num_workers, timeout_seconds, recipe.compute.device)
+    if world.post is not None:
+        check_same(world.post, recipe)
+        world.post.keeps = folder is not None and recipe.checkpoint_every > 0
+    return world
+
+
+def _folder(world: ManyProcesses, run_folder: RunFolder | None) -> Folder:
+    return SharedFolder(world, run_folder) if world.post is None else SiteFolder(world, run_folder, world.post)
 
 
 def _note_open_port() -> None:

@@ -460,7 +460,7 @@ def _over(
     mailbox: str | None,
 ) -> Events:
     """The events of a run over processes. Raises RecipeError where they cannot do what this one could."""
-    check_mailbox(mailbox, processes, restarts)
+    check_mailbox(mailbox, processes, recipe, restarts)
     share_out(recipe.num_workers, processes)
     check_timeout(timeout_seconds)
     for what, own in recipe.own.items():

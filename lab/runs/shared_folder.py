@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 
-from lab.engine.checkpoint import Checkpoint
+from lab.engine.checkpoint import Checkpoint, Part, snapshot
 from lab.engine.world import World
 from lab.errors import LabError, RecipeError
 from lab.events import Checkpointed, Ended, Event
@@ -69,6 +70,11 @@ class SharedFolder:
     def knobs_after(self, after: int) -> dict[int, dict[str, Any]]:
         found = self._first(lambda folder: folder.knobs_after(after)) or {}
         return dict(self.world.all_gather_json(list(found.items()))[0])
+
+    def gather(
+        self, step: int, parts: Sequence[Part], world: World, device: torch.device
+    ) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        return snapshot(parts, world, device)
 
     def last_step_saved(self) -> int | None:
         """At the first process; None elsewhere."""

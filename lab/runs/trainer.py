@@ -11,7 +11,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import FrozenInstanceError
 from pathlib import Path
@@ -25,7 +25,7 @@ from tqdm import tqdm
 from lab.costs.calendar import calendar
 from lab.data import Corpus
 from lab.data.cache import cache_folder
-from lab.engine.checkpoint import Checkpoint, restore_, snapshot
+from lab.engine.checkpoint import Checkpoint, Part, restore_, snapshot
 from lab.engine.fleet import Fleet
 from lab.engine.stack import Stack
 from lab.engine.world import World
@@ -93,6 +93,11 @@ class Folder(Protocol):
 
     def save(self, step: int, tensors: dict[str, Tensor], extra: dict[str, Any]) -> Checkpointed:
         """Write a checkpoint, and the event that there is one."""
+
+    def gather(
+        self, step: int, parts: Sequence[Part], world: World, device: torch.device
+    ) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """`lab.engine.checkpoint.snapshot`, for a checkpoint after this step."""
 
     def last_step_saved(self) -> int | None: ...
 
@@ -341,7 +346,10 @@ class Trainer:
 
     def snapshot(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return the whole state of the run: tensors by name (at the first process only) and small JSON values."""
-        tensors, extra = snapshot(self.built.parts, self.world, self.fleet.device)
+        if self.folder is None:
+            tensors, extra = snapshot(self.built.parts, self.world, self.fleet.device)
+        else:
+            tensors, extra = self.folder.gather(self.t, self.built.parts, self.world, self.fleet.device)
         return tensors, extra | {"inputs": of_digests(self.built.inputs)}
 
     def restore(self, checkpoint: Checkpoint) -> None:

@@ -1,0 +1,308 @@
+"""What may lie in a mailbox beside the message that is waited for: each is refused by name and counted, or harmless."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import fsspec
+import pytest
+import torch
+
+from lab.errors import RecipeError
+from lab.processes.invitation import Invitation, secret
+from lab.processes.mailbox import Mailbox
+from lab.processes.messages import Refused, Seal
+from lab.processes.places import Folder, Place, place
+from lab.processes.post import Post, clear
+from tests.support.posts import RUN, SUM, posts, together
+
+SECRET = b"a secret of sixteen letters"
+DATA = bytes(range(100))
+
+
+def message(
+    run: str = RUN, sender: int = 1, name: str = "1to0.0", data: bytes = DATA, secret: bytes | None = None
+) -> bytes:
+    return Seal(run, secret).close(sender, name, data)
+
+
+def flipped(file: bytes, at: int) -> bytes:
+    return file[:at] + bytes([file[at] ^ 1]) + file[at + 1 :]
+
+
+BAD: dict[str, tuple[bytes, str]] = {
+    "torn": (message()[:-40], "its content does not match its hash"),
+    "torn within its head": (message()[:30], "it is no message"),
+    "empty": (b"", "it is no message"),
+    "altered": (flipped(message(), -1), "its content does not match its hash"),
+    "of an earlier run": (message(run="f" * 16), "it is of another run"),
+    "of another site": (message(sender=2), "it is another message"),
+    "another one of the same site": (message(name="1to0.1"), "it is another message"),
+    "too long": (message(data=bytes(101)), "it has 101 bytes and 100 were expected"),
+    "too long beside what it says": (message() + bytes(10_000), "its content does not match its hash"),
+    "too short": (message(data=b""), "it has 0 bytes and 100 were expected"),
+    "a picture": (b"\x89PNG\r\n" + bytes(200), "it is no message"),
+    "a pickle": (b"\x80\x04\x95K\n.", "it is no message"),
+    "deep": (b"[" * 4000 + b"\n", "it is no message"),
+    "signed": (message(secret=SECRET), "it is signed, and this site was given no secret"),
+}
+
+
+def received(sites: list[Post], then: Callable[[], object]) -> bytes | None:
+    """What site 0 has of what site 1 sends it, where that happens while it waits."""
+    got: list[bytes] = []
+    waiting = threading.Thread(target=lambda: got.extend(sites[0].take("1to0.0", {1: len(DATA)}).values()))
+    waiting.start()
+    time.sleep(0.02)
+    then()
+    waiting.join()
+    return got[0] if got else None
+
+
+def at(folder: Path, name: str = "1to0.0") -> Path:
+    path = folder / RUN / "from-1" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_what_is_not_the_message_is_refused_and_the_message_is_waited_for(kind: str, tmp_path: Path) -> None:
+    sites, (file, why) = posts(tmp_path, 3), BAD[kind]
+    at(tmp_path).write_bytes(file)
+    assert received(sites, lambda: sites[1].put("1to0.0", DATA)) == DATA
+    assert sites[0].refused[f"{RUN}/from-1/1to0.0"][0] == why
+    assert sites[0].refused[f"{RUN}/from-1/1to0.0"][1] > 0
+
+
+def test_who_is_missing_is_said_with_what_was_refused_instead(tmp_path: Path) -> None:
+    sites = posts(tmp_path, 3, seconds=0.1)
+    at(tmp_path).write_bytes(message(run="f" * 16))
+    with pytest.raises(RuntimeError, match=r"no 1to0.0 from site 1 of 3; refused \d+ times: it is of another run"):
+        sites[0].take("1to0.0", {1: 100})
+    with pytest.raises(RuntimeError, match=r"no all\.0 from sites 1, 2 of 3$"):
+        sites[0].take("all.0", {1: 100, 2: 100})
+
+
+@pytest.mark.parametrize("theirs", [None, b"another secret of some letters"])
+def test_what_is_not_signed_with_the_secret_is_refused(theirs: bytes | None, tmp_path: Path) -> None:
+    mine, stranger = posts(tmp_path, 2, SECRET, 0.1)[0], posts(tmp_path, 2, theirs)[1]
+    stranger.put("1to0.0", DATA)
+    why = "it is not signed" + " with the secret of this run" * (theirs is not None)
+    with pytest.raises(RuntimeError, match=f"refused .* times: {why}$"):
+        mine.take("1to0.0", {1: 100})
+    friend = posts(tmp_path, 2, SECRET)[1]
+    friend.note = lambda line: None
+    friend.put("1to0.0", DATA)  # its own place of what the stranger has left
+    assert mine.take("1to0.0", {1: 100}) == {1: DATA}
+
+
+def test_a_signature_is_of_all_that_is_said() -> None:
+    seal = Seal(RUN, SECRET)
+    file = seal.close(1, "all.3", DATA)
+    assert seal.open(file, 1, "all.3", 100) == DATA
+    head = file.index(b"\n")
+    for position in (*range(2, head, 7), head + 1):
+        with pytest.raises(Refused):
+            seal.open(flipped(file, position), 1, "all.3", 100)
+    for sender, name in ((2, "all.3"), (1, "all.4")):
+        with pytest.raises(Refused, match="it is another message"):
+            seal.open(file, sender, name, 100)
+
+
+def test_messages_may_come_twice_late_and_in_any_order(tmp_path: Path) -> None:
+    sites = posts(tmp_path, 2)
+    later, first = bytes(100), DATA
+    sites[1].put("1to0.1", later)
+    sites[1].put("1to0.0", first)
+    sites[1].put("1to0.0", first)
+    assert [sites[0].take(name, {1: 100})[1] for name in ("1to0.0", "1to0.1")] == [first, later]
+    assert not sites[0].refused
+
+
+def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
+    sites = posts(tmp_path, 2, seconds=0.1)
+    at(tmp_path).mkdir()
+    with pytest.raises(RuntimeError, match="is not a plain file"):
+        sites[0].take("1to0.0", {1: 100})
+    (tmp_path / "elsewhere").write_bytes(b"something else of this user")
+    at(tmp_path, "1to0.1").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(RuntimeError, match="it is no message"):
+        sites[0].take("1to0.1", {1: 100})
+    posts(tmp_path, 2)[1].put("1to0.1", DATA)
+    assert (tmp_path / "elsewhere").read_bytes() == b"something else of this user"
+
+
+def test_of_a_file_without_end_only_as_much_is_read_as_a_message_may_have(tmp_path: Path) -> None:
+    path = at(tmp_path)
+    with path.open("wb") as f:
+        f.truncate(1 << 40)  # a hole
+    with pytest.raises(RuntimeError, match="it is no message"):
+        posts(tmp_path, 2, seconds=0.05)[0].take("1to0.0", {1: 100})
+
+
+# --- an invitation -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"[]",
+        b"{}",
+        b'{"run":"../../../etc/x","processes":2,"recipe":{},"begins":null,"ended":false}',
+        b'{"run":"0123456789abcdef","processes":true,"recipe":{},"begins":null,"ended":false}',
+        b'{"run":"0123456789abcdef","processes":2,"recipe":"des_loc","begins":null,"ended":false}',
+    ],
+)
+def test_an_invitation_that_is_none_is_refused(said: bytes, tmp_path: Path) -> None:
+    Folder(tmp_path).put("run", Seal(None).close(0, "run", said))
+    with pytest.raises(RecipeError, match="does not say which run is there"):
+        Invitation.found(Folder(tmp_path), None)
+
+
+def test_an_invitation_is_signed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Invitation.new(2, {}).put(Folder(tmp_path), None)
+    with pytest.raises(RecipeError, match=r"\(it is not signed\): give the secret of that run \(ISTHMUS_SECRET\)"):
+        Invitation.found(Folder(tmp_path), SECRET)
+    monkeypatch.setenv("ISTHMUS_SECRET", "short")
+    with pytest.raises(RecipeError, match="must have 16 characters or more"):
+        secret()
+
+
+# --- what stays ----------------------------------------------------------------------------------------------------------
+
+
+def in_it(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+def test_a_thousand_rounds_take_no_more_room_than_a_few(keeps: bool, tmp_path: Path) -> None:
+    sites = posts(tmp_path, 3)
+    groups = [Mailbox(site.index, range(3), site) for site in sites]
+    for site in sites:
+        site.keeps = keeps
+        site.begun()
+    most = {100: 0, 1000: 0}
+    for t in range(1000):
+        xs = [torch.full((250,), float(p)) for p in range(3)]
+        for work in [group.allreduce([x], SUM) for group, x in zip(groups, xs, strict=True)]:
+            work.wait()
+        assert all(float(x[0]) == 3.0 for x in xs)
+        for site in sites if keeps and t % 10 == 9 else ():
+            site.keep(t, bytes(1000))
+            site.kept_for_good(t)
+        for until in most:
+            most[until] = max(most[until], in_it(tmp_path)) if t < until else most[until]
+    assert most[1000] < 1.05 * most[100]
+    assert most[1000] < 3 * 40 * 2000
+
+
+def test_a_site_that_kept_itself_goes_on_where_it_was_and_one_that_did_not_is_told_so(tmp_path: Path) -> None:
+    def said(group: Mailbox, p: int) -> float:
+        x = torch.tensor([float(p + group.post.counts.get("all", 0))])
+        group.allreduce([x], SUM).wait()
+        return float(x)
+
+    sites = posts(tmp_path, 2)
+    for site in sites:
+        site.keeps = True
+        site.begun()
+    for t in range(4):
+        together(sites, said)
+        if t == 1:
+            for site in sites:
+                site.keep(2, b"of site %d" % site.index)
+            for site in (*sites, *sites):  # when both have said so, what was said before goes
+                site.kept_for_good(2)
+    back = posts(tmp_path, 2)[1]
+    back.keeps = True
+    assert next(back.kept()) == (2, b"of site 1")
+    back.back_to(2)
+    group = Mailbox(1, range(2), back)
+    assert [said(group, 1) for _ in range(2)] == [2.0 * t + 1 for t in (2, 3)], "what it missed is still there"
+    assert back.moved_bytes[0] == 0, "what it said before is not sent again"
+    lost = Mailbox(1, range(2), posts(tmp_path, 2)[1])
+    with pytest.raises(
+        RuntimeError, match=r"site 0 has removed all\.0, which all others have read: site 1 has lost what it kept"
+    ):
+        lost.allgather([[torch.empty(1), torch.empty(1)]], [torch.zeros(1)])
+
+
+def test_who_would_begin_otherwise_than_before_is_refused(tmp_path: Path) -> None:
+    posts(tmp_path, 2)[0].put("all.0", b"one text")
+    again = posts(tmp_path, 2)[0]
+    again.keeps = True
+    with pytest.raises(RecipeError, match="would not begin as it did before it was lost"):
+        again.put("all.0", b"two text")
+    again.begun()
+    assert again.put("all.0", b"two text") == b"one text", "later, what the others have read counts"
+
+
+def test_who_waits_in_a_run_that_has_begun_anew_is_told_so(tmp_path: Path) -> None:
+    site = posts(tmp_path, 2)[0]
+    Invitation.new(2, {}).put(Folder(tmp_path), None)
+    with pytest.raises(RuntimeError, match="has begun anew: join it again"):
+        site.take("all.0", {1: 10})
+
+
+# --- places --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["folder", "memory", "file"])
+def anywhere(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+    return place(
+        {"folder": str(tmp_path), "memory": f"memory://{tmp_path.name}/box", "file": f"file://{tmp_path}"}[
+            request.param
+        ]
+    )
+
+
+def test_every_place_keeps_files_whole(anywhere: Place) -> None:
+    assert anywhere.get("a/b", 10) is None
+    assert anywhere.names("a") == []
+    anywhere.put("a/b", DATA)
+    anywhere.put("a/b", b"another")
+    anywhere.put("a/c/d", DATA, lasting=True)
+    assert anywhere.get("a/b", 10) == b"another"
+    assert anywhere.get("a/c/d", 10) == DATA[:11]
+    assert anywhere.get("a/c/d") == DATA
+    assert anywhere.names("a") == ["a/b", "a/c/d"]
+    anywhere.remove(["a/b", "a/none"])
+    assert anywhere.get("a/b") is None
+    clear(anywhere, "a")
+    assert anywhere.names("a") == []
+
+
+def test_sites_talk_through_every_place(anywhere: Place) -> None:
+    def summed(group: Mailbox, p: int) -> float:
+        x = torch.tensor([p + 1.0])
+        group.allreduce([x], SUM).wait()
+        return float(x)
+
+    assert together(posts(anywhere, 3, SECRET), summed) == [6.0] * 3
+
+
+def test_a_place_that_fails_now_and_then_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = place(f"memory://{tmp_path.name}/box")
+    real, tries = type(fsspec.filesystem("memory")).pipe_file, [0]
+
+    def shaky(self: object, *args: object, **options: object) -> None:
+        tries[0] += 1
+        if tries[0] % 2:
+            raise ConnectionResetError("by peer")
+        real(self, *args, **options)
+
+    site = posts(store, 2)[0]
+    monkeypatch.setattr(type(fsspec.filesystem("memory")), "pipe_file", shaky)
+    site.put("all.0", DATA)
+    monkeypatch.undo()
+    assert posts(store, 2)[1].take("all.0", {0: 100}) == {0: DATA}
+
+
+def test_a_password_in_a_url_is_not_shown() -> None:
+    with pytest.raises(RecipeError) as error:
+        place("nowhere://user:password@host/box")
+    assert "password" not in str(error.value)
