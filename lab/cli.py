@@ -320,6 +320,8 @@ class _Terminal:
 
 def _findings(columns: Columns) -> Iterator[str]:
     """What else a run has to show at its end: scores of its task, its prefixes, its routing."""
+    from lab.probes.membership import words as membership_words
+
     if columns.scores and columns.scores[-1]:
         yield ", ".join(f"{name} {value:.3f}" for name, value in columns.scores[-1].items())
     if columns.clients_scored and columns.clients_scored[-1].shared:
@@ -327,6 +329,8 @@ def _findings(columns: Columns) -> Iterator[str]:
         yield last_look.words([*last_look.shared][-1])
     if columns.clipped:
         yield f"privacy: {columns.clipped[-1].words}"
+    for seen in [e for e in columns.measured if e.metric == "membership"][-1:]:
+        yield membership_words(seen)
     if columns.truncated and len(columns.truncated[-1].bounds_M) > 1:
         last = columns.truncated[-1]
         cuts = zip(last.bounds_M, last.loss_M, strict=True)

@@ -14,9 +14,11 @@ name               when, and what                                  costs beside 
 ``activations``    root mean square of what each part of the       a forward pass
                    first worker's model gives out
 ``noise``          gradient noise scale in sequences               a forward and backward pass of every worker
+``membership``     whether the agreed model's loss tells what it   a forward pass for each of at most 512 examples
+                   was trained on (`lab.probes.membership`)
 =================  ==============================================  ===================================================
 
-The last four every ``metrics_every`` local steps. The numbers of the run stay what they are.
+``membership`` whenever the model is evaluated, the four before it every ``metrics_every`` local steps. The numbers of the run stay what they are.
 
 Over several processes the values are the same. For ``alignment`` the parameters, the pseudo-gradients and the first moments of
 all workers travel to the first process at each such average (more than the average itself), for ``noise`` the mean gradient
@@ -36,6 +38,7 @@ from lab.engine.comm import Meeting
 from lab.engine.stack import Stack
 from lab.events import Measured
 from lab.probes import metrics
+from lab.probes.membership import MembershipProbe
 from lab.probes.probe import Agreed, Probe, Setup
 
 DIRECTIONS = 8  # of a basis: the leading ones of each matrix
@@ -49,6 +52,7 @@ def measures(setup: Setup) -> list[Probe]:
         "rates": RatesProbe,
         "activations": ActivationsProbe,
         "noise": NoiseProbe,
+        "membership": MembershipProbe,
     }
     averaged: list[Probe] = [AlignmentProbe(setup)] if names & {"alignment", "spectrum"} else []
     return averaged + [kind(setup) for name, kind in kinds.items() if name in names]

@@ -42,7 +42,7 @@ from lab.recipes.privacy import Privacy
 from lab.recipes.scenario import Scenario
 from lab.recipes.server import Server
 
-Metric = Literal["alignment", "spectrum", "rates", "gradients", "activations", "noise"]
+Metric = Literal["alignment", "spectrum", "rates", "gradients", "activations", "noise", "membership"]
 
 
 SIZES: dict[str, GPT | MoE] = {**gpt.SIZES, **moe.SIZES}
@@ -185,7 +185,7 @@ class Recipe:
         local steps between two looks at the routers of a `MoE` (0: none).
     metrics, metrics_every
         what else to measure, by the names in `lab.probes.measure`, and how often: ``alignment``, ``spectrum``, ``rates``,
-        ``gradients``, ``activations``, ``noise``. Nothing unless it is asked for.
+        ``gradients``, ``activations``, ``noise``, ``membership``. Nothing unless it is asked for.
     eval_every, eval_windows
         how often the averaged model is scored (0: never but at the end), and on how many validation windows.
     checkpoint_every

@@ -30,7 +30,7 @@ BOTH_GONE = Scenario(outages=(Outage(worker=1, first=2, last=5), Outage(worker=3
 MOVING = Placement(overlap=2, kind="random")
 
 
-METRICS = ("alignment", "spectrum", "rates", "gradients", "activations", "noise")
+METRICS = ("alignment", "spectrum", "rates", "gradients", "activations", "noise", "membership")
 
 
 DRAWN = Scenario(sample=2, sample_every=2, catch_up="params")

@@ -212,7 +212,7 @@ class Draw(random.Random):
                 ("scenario", {"slow": {self.choice(["0", "1", "99", "-1", "1.0"]): self.real()}}),
                 ("schedule", {"kind": self.choice(["wsd", "cosine", "constant", "linear"]), "final": self.real()}),
                 ("schedule", {"warmup": self.whole(), "kind": "wsd", "decay_fraction": self.real()}),
-                ("metrics", self.sample(["alignment", "spectrum", "rates", "gradients", "activations", "noise"], self.randint(0, 3))),
+                ("metrics", self.sample(["alignment", "spectrum", "rates", "gradients", "activations", "noise", "membership"], self.randint(0, 3))),
                 ("metrics_every", self.choice([1, 2, 3])),
                 ("compute", {"accumulate": self.whole(), "vectorised": self.choice([None, True, False])}),
                 ("compute", {"mixed_precision": "bf16", "device": self.choice(["cpu", "auto", "cuda", "mps", "tpu"])}),
