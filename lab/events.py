@@ -386,6 +386,11 @@ class ClientsScored:
         )
 
 
+def named_way(way: str) -> str:
+    """A way of adaptation (`lab.recipes.adaptation.Way`) in words."""
+    return {"none": "as it is", "ewc": "EWC", "kd": "KD"}.get(way, way.replace("_", " "))
+
+
 @dataclass(frozen=True)
 class Adapted:
     """What some clients have of the federation's model, before and after they adapt it to their own examples, and without it.
@@ -426,21 +431,20 @@ class Adapted:
         return sum(r for r in self.relative_C(way, score) if r < 0)
 
     def words(self, score: str) -> str:
-        """What there is to be known of one score, in numbers."""
+        """What there is to be known of one score, in numbers: a line for each way."""
         known = len(self.relative_C("none", score))
         if not known:
             return f"{score} at step {self.step:,}: there is no client with a model of its own to compare with"
         alone = [x for x in self.local_C[score] if x is not None]
-        counts = [
-            f"{self.underperformers(way, score)} {'with the model as it is' if way == 'none' else 'after ' + way.replace('_', ' ')} "
-            f"(together by {-self.severity(way, score):.4g})"
+        mean = sum(alone) / len(alone)
+        first = f"{score} at step {self.step:,}: of {known:,} clients so many would be better off alone ({self.local_steps:,} local steps, {mean:.4g} on average):"
+        lines = [
+            f"{self.underperformers(way, score)} with the model {named_way(way)}, together by {-self.severity(way, score):.4g}"
+            if way == "none"
+            else f"{self.underperformers(way, score)} after {named_way(way)} ({self.steps:,} local steps), together by {-self.severity(way, score):.4g}"
             for way in self.ways
         ]
-        steps = f" of {self.steps:,} local steps" * bool(self.after_C)
-        return (
-            f"{score} at step {self.step:,}: of {known:,} clients so many would be better off with a model of their own ({self.local_steps:,} "
-            f"local steps, {sum(alone) / len(alone):.4g} on average): {', '.join(counts)}{'; each way' * bool(steps)}{steps}"
-        )
+        return "\n".join([first, *lines])
 
 
 BINS = 20

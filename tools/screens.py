@@ -23,7 +23,7 @@ from lab.recipes.recipe import Recipe
 from lab.runs.trainer import Trainer
 from lab.recipes.scenario import Scenario
 from lab.runs.folder import RunFolder
-from widgets import CommunicationBudget, Drift, Fairness, FederationTree, Knobs, Iterations, Losses, MaskAgreement, RankSegments, RoutingStability, SyncCalendar, Workers
+from widgets import CommunicationBudget, Drift, Fairness, FederationTree, Knobs, Iterations, Losses, MaskAgreement, RankSegments, RoutingStability, SyncCalendar, Underperformers, Workers
 import lab
 import widgets
 
@@ -38,6 +38,9 @@ prelort = Recipe.of("prelort", ["model=nano", "start=", "steps=12", "method.sync
 fedavg = Recipe.of("local_sgd", ["data=digits", "model=mlp", "split=draw:40:0.3", "clients.num=200", "clients.held_out=0.25",
                                 'clients.personal=["head.*"]', "num_workers=20", "batch_size=10", "steps=200",
                                 "method.sync_every=5", "eval_every=10"])
+alone = Recipe.of("pafl", ["clients.num=40", "clients.held_out=0.3", "split=size:1.2", "steps=240", "eval_every=0", "checkpoint_every=0",
+                           'adaptation.ways=["fine_tuning","frozen_base","ewc","kd"]', 'adaptation.head=["head.*"]',
+                           "adaptation.steps=20", "adaptation.local_steps=200", "adaptation.every=40"])
 top_k = Recipe.of("top_k", ["steps=300"])
 worldlm = Recipe.of("worldlm", ["steps=192", "eval_every=16", "eval_windows=16"])
 abbie = Recipe.of("abbie", ["steps=160", "eval_every=20", "eval_windows=16", "corpus=grammar?order=1&tokens=400000", "context=32"])
@@ -62,6 +65,7 @@ VIEWS = {
     "routing_stability": "watch(RoutingStability(), fomoe)",
     "rank_segments": "watch(RankSegments(), prelort)",
     "fairness": "watch(Fairness(), fedavg)",
+    "underperformers": "watch(Underperformers(), alone)",
     "mask_agreement": "watch(MaskAgreement(), top_k)",
     "iterations": "watch(Iterations(), abbie)",
     "federation_tree": "watch(FederationTree(), worldlm)",

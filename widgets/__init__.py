@@ -23,6 +23,7 @@ from widgets.tables import table
 from widgets.timelines import Calendar, Marks
 from widgets.training import progress, train_all
 from widgets.training_losses import Losses, losses
+from widgets.underperformers import Underperformers
 from widgets.view import Control, View
 from widgets.workers import Workers
 
@@ -49,6 +50,7 @@ __all__ = [
     "RoutingStability",
     "Series",
     "SyncCalendar",
+    "Underperformers",
     "View",
     "Workers",
     "bytes_sent",

@@ -91,6 +91,21 @@ def test_term_by_hand(tilt: float, weight: Any) -> None:
     story(points(TERM(2, tilt, PLAIN, weight=weight)), server_step)
 
 
+# Two clients that fare alike at the start, 1, and pull to different sides: 1/2 · (1 − 0)² = 4/2 · (1 − 1.5)².
+ALIKE = [(1.0, 0.0), (4.0, 1.5)]
+
+
+@pytest.mark.parametrize("q", [0.0, 0.2, 1.0, 5.0])
+def test_where_all_fare_alike_it_is_flowers(q: float) -> None:
+    """Flower's QFedAvg has one loss for all clients, that of the server's model; with the F_k of the paper equal it is the same step."""
+    lr, loss_of_all = RATE, 0.5 + 1e-10
+    bench = Bench(QFedAvg(2, q, PLAIN), 2, build=point, batch=lambda worker, t: ALIKE[worker]).run(2)
+    grads = [(START - w) / lr for w in values(bench)]
+    deltas = [loss_of_all**q * g for g in grads]
+    hs = [q * loss_of_all ** (q - 1) * g**2 + loss_of_all**q / lr for g in grads]
+    assert float(bench.shared("params")) == pytest.approx(START - sum(deltas) / sum(hs), rel=1e-12)
+
+
 def test_the_tilted_loss_is_that_of_the_formula() -> None:
     """F̃ = 1/τ·log Σ p_k·exp(τ·F_k) of the last round, round after round."""
     bench, server = points(TERM(1, 2.0, PLAIN)), START

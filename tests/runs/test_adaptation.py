@@ -142,10 +142,11 @@ def test_what_is_better_than_alone() -> None:
     assert event.relative_C("none", "accuracy") == [-0.25, 0.0, 0.5, 0.0]
     assert [event.underperformers(w, "accuracy") for w in event.ways] == [1, 1]
     assert event.severity("kd", "loss") == -0.75
-    assert event.words("accuracy") == (
-        "accuracy at step 4: of 4 clients so many would be better off with a model of their own (5 local steps, 0.625 on average): 1 with "
-        "the model as it is (together by 0.25), 1 after kd (together by 0.25); each way of 3 local steps"
-    )
+    assert event.words("accuracy").splitlines() == [
+        "accuracy at step 4: of 4 clients so many would be better off alone (5 local steps, 0.625 on average):",
+        "1 with the model as it is, together by 0.25",
+        "1 after KD (3 local steps), together by 0.25",
+    ]
     assert event.words("f1") == "f1 at step 4: there is no client with a model of its own to compare with"
     assert from_json(to_json(event)) == event
 

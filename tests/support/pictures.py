@@ -17,6 +17,7 @@ import widgets.view
 from lab.costs.network import Network
 from lab.events import (
     VERSION,
+    Adapted,
     Branched,
     ClientsScored,
     Covered,
@@ -301,6 +302,24 @@ def by_client(looks: int = 6, clients: int = 40, personal: bool = True, every: i
             {n: x[here].tolist() for n, x in better.items()},
         )
     yield Ended(looks * every, "done", "")
+
+
+def compared(
+    looks: int = 1, clients: int = 40, ways: tuple[str, ...] = ("fine_tuning", "ewc"), alone: bool = True
+) -> Iterator[Event]:
+    """A made-up federation of which most clients are worse off than alone, fewer as training goes on, and fewer still when they adapt."""
+    rows = min(4, clients)
+    recipe = Recipe(num_workers=rows, steps=max(1, looks * 10), clients={"num": clients, "held_out": 0.2})
+    yield Started(VERSION, recipe.to_dict(), 10, [10] * rows, 64, None, 1.0, {})
+    rng = np.random.default_rng(0)
+    own, noise = rng.beta(6, 3, clients), rng.normal(0, 0.1, clients)
+    for k in range(looks):
+        yield Stepped(10 * (k + 1), [2.0] * rows, 1.0, 0.01)
+        accuracy = {way: (own - 0.05 / (k + 1) + 0.06 * i + noise).clip(0, 1) for i, way in enumerate(("none", *ways))}
+        both = {way: {"loss": (1.5 - x).tolist(), "accuracy": x.tolist()} for way, x in accuracy.items()}
+        local = {"loss": (1.5 - own).tolist(), "accuracy": own.tolist()} if alone else {}
+        yield Adapted(10 * (k + 1), 20, 50 * alone, [*range(clients)], both.pop("none"), both, local)
+    yield Ended(looks * 10, "done", "")
 
 
 def masked(rounds: int = 6, every: int = 10, alone: tuple[int, ...] = ()) -> Iterator[Event]:

@@ -24,7 +24,7 @@ from lab.recipes.recipe import Recipe
 from lab.runs.columns import Columns
 from lab.runs.growing import Extent
 from lab.runs.trainer import Trainer
-from tests.support.pictures import Place, by_client, endless, federation, iterated, masked, routing
+from tests.support.pictures import Place, by_client, compared, endless, federation, iterated, masked, routing
 from widgets import (
     CommunicationBudget,
     Drift,
@@ -37,6 +37,7 @@ from widgets import (
     RankSegments,
     RoutingStability,
     SyncCalendar,
+    Underperformers,
     View,
     Workers,
 )
@@ -679,6 +680,7 @@ def test_looks_at_experts_and_adapters_at_rest_are_all_there() -> None:
     assert_rest_is_live(RankSegments.of(federation(rounds=900)))
     assert_rest_is_live(Fairness.of(by_client(looks=900)))
     assert_rest_is_live(MaskAgreement.of(masked(rounds=900, alone=(3, 4, 500))))
+    assert_rest_is_live(Underperformers.of(compared(looks=900)))
     assert_rest_is_live(Iterations.of(iterated(looks=900)))
 
 
