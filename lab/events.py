@@ -343,6 +343,47 @@ class Clipped:
 
 
 QUARTILES = (0, 25, 50, 75, 100)
+
+
+@dataclass(frozen=True)
+class PseudoLabelled:
+    """What labels some of the clients' examples would get from the server's model as it is now, against those that a task has for them.
+
+    Nobody but this look knows those. A method whose clients label with a model of their own may give others in mid-round.
+    """
+
+    kind: ClassVar[str] = "pseudo_labelled"
+    step: int
+    examples: int  # that were looked at
+    labelled: int  # that got a label,
+    right: int  # and the true one
+    server_steps: int  # that the server has taken on its own examples, since the run began
+    server_loss: float  # in the last of them
+    # Where a model has latents, and it is evaluated: of some of the examples the first two principal components of their directions, the
+    # class that each got (-1: none) and the true one; of the server's examples the same, with their class. Rounded.
+    points: list[list[float]] = field(default_factory=list)  # x, y, label, true class
+    anchors: list[list[float]] = field(default_factory=list)  # x, y, class
+    variance: float = 0.0  # share of it that the two components have
+
+    @property
+    def accuracy(self) -> float | None:
+        """Share of the labels that are right; None where there is none."""
+        return self.right / self.labelled if self.labelled else None
+
+    @property
+    def coverage(self) -> float:
+        """Share of the examples that got a label."""
+        return self.labelled / self.examples
+
+    def words(self) -> str:
+        """What there is to be known, in numbers."""
+        right = "" if self.accuracy is None else f", {self.right:,} of them the right one ({self.accuracy:.1%})"
+        return (
+            f"At step {self.step:,}, {self.labelled:,} of {self.examples:,} examples of clients get a label ({self.coverage:.1%}){right}. "
+            f"The server has taken {self.server_steps:,} steps on its own"
+        )
+
+
 Distribution = dict[str, float]
 
 
@@ -562,6 +603,7 @@ Event = (
     | Truncated
     | Clipped
     | Masked
+    | PseudoLabelled
     | Branched
     | Iterated
     | ClientsScored

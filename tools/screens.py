@@ -23,7 +23,7 @@ from lab.recipes.recipe import Recipe
 from lab.runs.trainer import Trainer
 from lab.recipes.scenario import Scenario
 from lab.runs.folder import RunFolder
-from widgets import CommunicationBudget, Drift, Fairness, FederationTree, Knobs, Iterations, Losses, MaskAgreement, RankSegments, RoutingStability, SyncCalendar, Underperformers, Workers
+from widgets import CommunicationBudget, Drift, Fairness, FederationTree, Knobs, Iterations, Losses, MaskAgreement, PseudoLabels, RankSegments, RoutingStability, SyncCalendar, Underperformers, Workers
 import lab
 import widgets
 
@@ -42,6 +42,7 @@ alone = Recipe.of("pafl", ["clients.num=40", "clients.held_out=0.3", "split=size
                            'adaptation.ways=["fine_tuning","frozen_base","ewc","kd"]', 'adaptation.head=["head.*"]',
                            "adaptation.steps=20", "adaptation.local_steps=200", "adaptation.every=40"])
 top_k = Recipe.of("top_k", ["steps=300"])
+fedanchor = Recipe.of("fedanchor", ["steps=160", "eval_every=16"])
 worldlm = Recipe.of("worldlm", ["steps=192", "eval_every=16", "eval_windows=16"])
 abbie = Recipe.of("abbie", ["steps=160", "eval_every=20", "eval_windows=16", "corpus=grammar?order=1&tokens=400000", "context=32"])
 turned = RunFolder("STORED")
@@ -68,6 +69,7 @@ VIEWS = {
     "underperformers": "watch(Underperformers(), alone)",
     "mask_agreement": "watch(MaskAgreement(), top_k)",
     "iterations": "watch(Iterations(), abbie)",
+    "pseudo_labels": "watch(PseudoLabels(), fedanchor)",
     "federation_tree": "watch(FederationTree(), worldlm)",
     "knobs": "watch(Knobs(), turned)",
     "cockpit": "widgets.cockpit(des_loc.but(steps=4000, scenario=Scenario()))",

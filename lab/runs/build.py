@@ -23,7 +23,7 @@ from lab.errors import RecipeError
 from lab.methods import declared
 from lab.methods.lora_factors import Adapters
 from lab.methods.private import private_of
-from lab.methods.registry import prepared, round_steps
+from lab.methods.registry import labels_of, prepared, round_steps
 from lab.models.abbie import AbbIE
 from lab.models.gpt import GPT
 from lab.models.hf import HF
@@ -38,6 +38,7 @@ from lab.probes.drift import DriftProbe
 from lab.probes.evaluation import EvaluationProbe
 from lab.probes.fairness import FairnessProbe
 from lab.probes.iterations import IterationsProbe
+from lab.probes.labels import LabelProbe
 from lab.probes.masks import MaskProbe
 from lab.probes.measure import measures
 from lab.probes.privacy import PrivacyProbe
@@ -191,6 +192,8 @@ def probes_of(setup: Setup, seating: Seating | None = None) -> list[Probe]:
         probes.append(_adaptation(setup, setup.data, setup.data.held_out, seating))
     if declared(setup.recipe.method).prunes:
         probes.append(MaskProbe(setup))
+    if labels_of(setup.recipe.method) is not None:
+        probes.append(LabelProbe(setup))
     if setup.adapters is not None:
         probes.append(AdapterProbe(setup, setup.adapters))
     elif setup.experts is not None and setup.recipe.routing_every:

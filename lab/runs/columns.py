@@ -29,6 +29,7 @@ from lab.events import (
     Masked,
     Measured,
     Placed,
+    PseudoLabelled,
     Routed,
     Saturated,
     Seated,
@@ -58,6 +59,7 @@ _LISTS |= {
     Truncated: "truncated",
     Clipped: "clipped",
     Masked: "masked",
+    PseudoLabelled: "pseudo_labelled",
     Branched: "branched",
     Iterated: "iterated",
     Measured: "measured",
@@ -95,6 +97,7 @@ class Columns:
     truncated: list[Truncated] = field(default_factory=list)
     clipped: list[Clipped] = field(default_factory=list)
     masked: list[Masked] = field(default_factory=list)
+    pseudo_labelled: list[PseudoLabelled] = field(default_factory=list)
     branched: list[Branched] = field(default_factory=list)
     iterated: list[Iterated] = field(default_factory=list)
     clients_scored: list[ClientsScored] = field(default_factory=list)

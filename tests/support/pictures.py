@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import math
 import re
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterator
@@ -28,6 +29,7 @@ from lab.events import (
     Iterated,
     Masked,
     Placed,
+    PseudoLabelled,
     Routed,
     Saturated,
     Sent,
@@ -495,3 +497,29 @@ def check_graph(spec: dict[str, Any], figure: dict[str, Any], svg: str, words: l
     drawn = {part for d in spec["dots"] for part in d["label"]} | {entry["name"] for entry in spec["legend"]}
     assert (drawn | {spec["x"]}) - {""} <= set(words)
     assert re.findall(r'<circle [^>]*fill="([^"]+)"', svg) == [d["colour"] for d in spec["dots"]]
+
+
+def pseudo_labelled(looks: int = 6, every: int = 8, latents: bool = True) -> Iterator[Event]:
+    """A made-up federation without labels: more and more are right, two of five examples get none at first, and latents lie on a circle."""
+    yield Started(
+        VERSION, Recipe(num_workers=4, steps=max(1, looks * every)).to_dict(), 10, [10] * 4, 64, None, 1.0, {}
+    )
+    for k in range(looks):
+        t = every * k or 1
+        yield Stepped(t, [2.0] * 4, 1.0, 0.01)
+        around = [(round(math.cos(i), 3), round(math.sin(i), 3)) for i in range(40)]
+        points = [[x, y, -1 if i % 5 > 2 + k else i % 3, (i + (i > 35)) % 3] for i, (x, y) in enumerate(around)]
+        anchors = [[*around[i], i % 3] for i in range(0, 40, 5)]
+        labelled = min(100, 60 + 20 * k)
+        yield PseudoLabelled(
+            t,
+            100,
+            labelled,
+            labelled - 10,
+            60 + 5 * k,
+            1 / (k + 1),
+            points if latents else [],
+            anchors if latents else [],
+            0.75 if latents else 0.0,
+        )
+    yield Ended(looks * every, "done", "")

@@ -24,7 +24,17 @@ from lab.recipes.recipe import Recipe
 from lab.runs.columns import Columns
 from lab.runs.growing import Extent
 from lab.runs.trainer import Trainer
-from tests.support.pictures import Place, by_client, compared, endless, federation, iterated, masked, routing
+from tests.support.pictures import (
+    Place,
+    by_client,
+    compared,
+    endless,
+    federation,
+    iterated,
+    masked,
+    pseudo_labelled,
+    routing,
+)
 from widgets import (
     CommunicationBudget,
     Drift,
@@ -34,6 +44,7 @@ from widgets import (
     Lines,
     Losses,
     MaskAgreement,
+    PseudoLabels,
     RankSegments,
     RoutingStability,
     SyncCalendar,
@@ -682,6 +693,7 @@ def test_looks_at_experts_and_adapters_at_rest_are_all_there() -> None:
     assert_rest_is_live(MaskAgreement.of(masked(rounds=900, alone=(3, 4, 500))))
     assert_rest_is_live(Underperformers.of(compared(looks=900)))
     assert_rest_is_live(Iterations.of(iterated(looks=900)))
+    assert_rest_is_live(PseudoLabels.of(pseudo_labelled(looks=900)))
 
 
 def test_nobody_trains_and_the_pictures_say_so() -> None:
