@@ -239,17 +239,22 @@ def resume(
 )
 def join(place: str, site: int, timeout: float) -> None:
     """Be one site of the run in a PLACE (a folder or a URL), also again after it was lost. The recipe comes from there."""
+    from lab.events import Stepped
     from lab.runs.sites import join_run
 
+    said = time.monotonic()
+
+    def each(event: Event) -> None:
+        nonlocal said
+        if isinstance(event, Stepped) and time.monotonic() - said > 10:
+            click.echo(f"step {event.step:>6}")
+            said = time.monotonic()
+
+    def begun(recipe: Recipe) -> None:
+        click.echo(f"site {site} of {recipe.id}: {recipe.num_workers} workers × {recipe.steps:,} steps")
+
     with _interruptible(f"stopped; go on with: lab join {place} --site {site}"):
-        columns = join_run(
-            place,
-            site,
-            timeout_seconds=timeout,
-            begun=lambda recipe: click.echo(
-                f"site {site} of {recipe.id}: {recipe.num_workers} workers × {recipe.steps:,} steps"
-            ),
-        )
+        columns = join_run(place, site, timeout_seconds=timeout, each=each, begun=begun)
     click.echo(f"site {site}: {columns.ended.status if columns.ended else 'unfinished'}, {columns.step[-1]:,} steps")
 
 
@@ -406,7 +411,8 @@ def _launch(
             here = sites or range(processes)
             Host(folder, recipe, processes, mailbox, here, timeout, restarts, options).run()
     except KeyboardInterrupt:
-        click.echo(f"stopped; go on with: lab resume {folder.path} --processes {processes}", err=True)
+        through = "" if mailbox is None else f" --mailbox {mailbox}"
+        click.echo(f"stopped; go on with: lab resume {folder.path} --processes {processes}{through}", err=True)
         sys.exit(INTERRUPTED)
 
 

@@ -69,10 +69,12 @@ class Mailbox(dist.ProcessGroup):
             raise RuntimeError("sites add; other reductions are not made")
         name, (x,) = self.post.next(self.channel), tensors
         self._put_(name, x)
+        self.post.unread.add(name)
 
         def add_() -> None:
             parts = {p: x if p == self.post.index else torch.empty_like(x) for p in self.members}
             self._take_(name, {p: part for p, part in parts.items() if p != self.post.index})
+            self.post.unread.discard(name)
             total, *rest = (parts[p] for p in sorted(parts))
             total = total.clone()
             for part in rest:

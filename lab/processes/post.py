@@ -62,6 +62,7 @@ class Post:
     ):
         self.place, self.seal, self.index, self.num, self.timeout_seconds = place, seal, index, num, timeout_seconds
         self.note = note
+        self.unread: set[str] = set()  # messages that are counted, and will be read when somebody needs the sum
         self.keeps = False  # whether sites keep themselves, and can come back
         self.counts: dict[str, int] = {}  # messages so far, by channel
         self.mark: dict[str, int] | None = (
@@ -145,7 +146,7 @@ class Post:
                     found[sender] = data
                     self.moved_bytes[1] += len(data)
         if not self.keeps and sum(self.counts.values()) % EVERY == 0:
-            self._tell(self.counts)
+            self._tell()
         return {p: found[p] for p in num_bytes}
 
     def _looks(self, name: str, missing: Callable[[], Sequence[int]]) -> Iterator[None]:
@@ -229,7 +230,7 @@ class Post:
 
     def kept_for_good(self, step: int) -> None:
         """What was kept of this step is all that this site needs: it would not read again what it has read until now."""
-        self._tell(self.counts, step)
+        self._tell(step)
         first = self._said(0).get("step", -1)  # that site reads what the others keep
         for name in self._kept()[:-2]:
             if self.index == 0 or int(name.removeprefix(KEPT)) < first:
@@ -268,9 +269,12 @@ class Post:
         found = json.loads(data) if data is not None else {}
         return found if isinstance(found, dict) else {}
 
-    def _tell(self, counts: Mapping[str, int], step: int = -1, ended: bool = False) -> None:
-        """Say how far this site would not have to read again, and remove what no site will."""
+    def _tell(self, step: int = -1, ended: bool = False) -> None:
+        """Say up to where this site will not read again, and remove what no site will."""
         self._remove(self._needless())
+        counts = dict(self.counts)
+        for channel, _, number in (name.rpartition(".") for name in self.unread):
+            counts[channel] = min(counts[channel], int(number))
         said = {"counts": counts, "step": step, "removed": self.removed, "ended": ended}
         self._put(READ, json.dumps(said).encode())
 
@@ -296,7 +300,7 @@ class Post:
 
     def end(self) -> None:
         """This site has come to the end; the first one waits until all have, and then removes all that was said."""
-        self._tell(self.counts, ended=True)
+        self._tell(ended=True)
         if self.refused:
             self.note(
                 f"note: {len(self.refused)} files in {self.place} were refused, {next(iter(self.refused))} among them"

@@ -189,9 +189,9 @@ def launch(
 
 
 def how_it_ended(
-    folder: RunFolder, failures: Mapping[int, tuple[int, float]], num: int, timeout_seconds: float
+    folder: RunFolder, failures: Mapping[int, tuple[int, float]], num: int, timeout_seconds: float, options: str = ""
 ) -> BaseException:
-    """Return the exception for processes that failed, from their exit codes and times."""
+    """Return the exception for processes that failed, from their exit codes and times; ``options`` to go on with."""
     codes = [code for code, _ in failures.values()]
     if INTERRUPTED in codes:
         return KeyboardInterrupt()
@@ -201,8 +201,8 @@ def how_it_ended(
             _forget(folder)
         return SystemExit(own[0])
     return PeerLost(
-        f"{_lost(failures, num, timeout_seconds)}: the run has stopped; go on with: lab resume {folder.path} --processes {num} "
-        "(--restarts 3 does so by itself)"
+        f"{_lost(failures, num, timeout_seconds)}: the run has stopped; go on with: lab resume {folder.path} --processes {num}"
+        f"{options} (--restarts 3 does so by itself)"
     )
 
 

@@ -109,7 +109,9 @@ class Host:
         finally:
             self._close()
         if failures:
-            raise how_it_ended(self.folder, failures, self.num, self.timeout_seconds)
+            raise how_it_ended(
+                self.folder, failures, self.num, self.timeout_seconds, f" --mailbox {place(self.mailbox)}"
+            )
 
     def _start(self, index: int) -> None:
         env = child.environment() | {LAUNCHED: "1"} | _environment(index, self.num, self.mailbox)

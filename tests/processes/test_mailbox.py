@@ -5,7 +5,10 @@ All recipes over 2 and 4 sites take minutes: some of each have their turn here, 
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import psutil
@@ -15,6 +18,7 @@ from torch import Tensor
 
 from lab.costs.network import Network
 from lab.errors import RecipeError
+from lab.events import Sent, Started, from_json
 from lab.processes.invitation import Invitation
 from lab.processes.mailbox import Mailbox
 from lab.processes.places import Folder
@@ -23,12 +27,14 @@ from lab.runs.folder import RunFolder
 from lab.runs.launch import train_over_processes
 from lab.runs.sites import check_mailbox
 from lab.runs.trainer import Trainer
+from tests.support import ROOT
 from tests.support.cases import OVER_PROCESSES
 from tests.support.compared import check, run_over
 from tests.support.launched import SMALL, begun, unbroken
+from tests.support.lost_sites import MEASURED
 from tests.support.posts import SUM, by, posts, together
 from tests.support.recipes import corpus
-from tests.support.stories import close_events, story, tell
+from tests.support.stories import close_events, read, story, tell
 
 pytestmark = pytest.mark.processes
 ALL = bool(os.environ.get("ISTHMUS_ALL_MAILBOXES"))
@@ -133,6 +139,29 @@ def test_each_gets_what_was_meant_for_it(tmp_path: Path) -> None:
         [8.0, 0.0, 20.0, 0.0, 10.0],
         [8.0, 10.0, 20.0, 0.0, 10.0],
     ]
+
+
+@pytest.mark.slow
+def test_a_whole_run_moves_what_its_ledger_is_priced_at(tmp_path: Path) -> None:
+    """Beside that, the evaluation at its end (float64, among four), and small values, 256 bytes from each site to each."""
+    through = [sys.executable, "-m", "tests.support.lost_sites", str(tmp_path), "4", "-1", "0", *MEASURED]
+    done = subprocess.run(
+        through, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == 0, done.stdout
+    for name, recipe in MEASURED.items():
+        events = [from_json(json.dumps(event)) for event in read(tmp_path, name)]
+        sent = [event for event in events if isinstance(event, Sent)]
+        assert len(sent) > 1
+        priced = Network(topology="mailbox").price(sent, num_workers=4, steps=recipe.steps).wire_bytes_W.sum()
+        moved = sum(sum(json.loads((tmp_path / f"{name} moved {p}").read_text())) for p in range(4))
+        started = events[0]
+        assert isinstance(started, Started)
+        small, rest = divmod(moved - priced - 4 * 4 * 8 * started.num_params, 4 * 4 * 256)
+        if "experts" in name:  # the evaluation moves them in another way
+            assert moved > priced
+        else:
+            assert (rest, 0 < small < 3 * recipe.steps + 12) == (0, True), name
 
 
 @pytest.mark.parametrize("op", ["all_reduce", "all_gather", "broadcast"])

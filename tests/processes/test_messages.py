@@ -200,6 +200,20 @@ def test_a_thousand_rounds_take_no_more_room_than_a_few(keeps: bool, tmp_path: P
     assert most[1000] < 3 * 40 * 2000
 
 
+def test_what_is_still_to_be_read_stays_whatever_is_read_meanwhile(tmp_path: Path) -> None:
+    """A sum that was begun and is not needed yet, while so much else is said that sites tell each other how far they are."""
+    sites = posts(tmp_path, 2)
+    groups = [Mailbox(site.index, range(2), site) for site in sites]
+    xs = [torch.tensor([float(p)]) for p in (1, 2)]
+    begun = [group.allreduce([x], SUM) for group, x in zip(groups, xs, strict=True)]
+    for _ in range(50):
+        for work in [group.allreduce([torch.zeros(1)], SUM) for group in groups]:
+            work.wait()
+    for work in begun:
+        work.wait()
+    assert [float(x) for x in xs] == [3.0, 3.0]
+
+
 def test_a_site_that_kept_itself_goes_on_where_it_was_and_one_that_did_not_is_told_so(tmp_path: Path) -> None:
     def said(group: Mailbox, p: int) -> float:
         x = torch.tensor([float(p + group.post.counts.get("all", 0))])

@@ -7,6 +7,7 @@ Each recipe has a run folder of its name, its story beside it, and each site a l
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import traceback
@@ -28,14 +29,24 @@ from tests.support.recipes import corpus
 from tests.support.stories import tell
 
 LOST = 9
+MEASURED = {  # nothing but what the ledger has, what small values take, and the evaluation at the end
+    f"{name}, measured alone": recipe.but(eval_every=0, checkpoint_every=0, steps=8)
+    for name, recipe in {
+        "ddp": OVER_PROCESSES["ddp"],
+        "des_loc": OVER_PROCESSES["des_loc outer"],
+        "diloco int8": OVER_PROCESSES["diloco int8"].but(scenario={}),
+        "experts on two": OVER_PROCESSES["experts on two"].but(routing_every=0),
+    }.items()
+}
+RECIPES = OVER_PROCESSES | MEASURED
 
 
 def live(out: Path, name: str, last_step: int | None) -> None:
     """What a site does."""
-    recipe = OVER_PROCESSES[name]
+    recipe = RECIPES[name]
     world = join(4, timeout_seconds=100.0)
     assert world.post is not None
-    world.post.keeps = True
+    world.post.keeps = recipe.checkpoint_every > 0
     trainer = Trainer(recipe, corpus=corpus(), world=world)
     folder = SiteFolder(world, RunFolder(out / name) if world.first else None, world.post)
     if last_step is not None:
@@ -48,6 +59,7 @@ def live(out: Path, name: str, last_step: int | None) -> None:
 
         world.post._put = put_and_go  # type: ignore[method-assign]
     events = list(trainer.events(folder))
+    (out / f"{name} moved {world.index}").write_text(json.dumps(world.post.moved_bytes))
     if world.first:
         tell([e for e in events if not _of_coming_back(e)], out, name)
 
@@ -77,7 +89,7 @@ def run_one(out: Path, name: str, num: int, victim: int, step: int) -> Iterator[
     """A run; yields what went wrong."""
     box = out / f"{name} box"
     os.environ |= {MAILBOX: str(box), "WORLD_SIZE": str(num), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
-    invite(Folder(box), None, RunFolder(out / name), OVER_PROCESSES[name], num, anew=False)
+    invite(Folder(box), None, RunFolder(out / name), RECIPES[name], num, anew=False)
     sites = {forked(out, name, p, step if p == victim else None): p for p in range(num)}
     lost = 0
     while sites:
