@@ -15,12 +15,12 @@ from lab.engine.stack import clip_
 from lab.engine.state import Grad, State
 from lab.methods.holding_on import Hold, Loss, gradients_, open_
 from lab.methods.registry import method, never_synced
-from lab.methods.rounds import InnerStates, Weight, beginning, fetch_, weights_of
+from lab.methods.rounds import InnerStates, Weight, beginning, fetch_, hand_in_
 
 Round = Annotated[int, Field(ge=1)]
 
 
-@method("pafl", server=True, own_loss=True, holds=("params",))
+@method("pafl", server=True, own_loss=True, holds=("params",), bounded=True)
 @config
 class PaFL:
     """FedAvg in which a client's loss holds on to θᴳ, the model that it fetched for the round; the loss may change from round to round.
@@ -97,6 +97,5 @@ class PaFL:
         clip_(s.grads, self.max_norm)
         self.inner.step_(s, t)
         if t % self.sync_every == 0:
-            n_W, known = weights_of(s, self.weight), s.shared["params"]
-            s.shared["params"] = comm.mean(s.local["params"], "params", weights_W=n_W, fallback=known, to_server=True)
+            hand_in_(s, comm, self.weight)  # θᴳ ← mean of θ_k
         return loss_W
