@@ -6,6 +6,9 @@ import dataclasses
 import importlib.util
 import json
 import math
+import re
+import shlex
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -32,6 +35,7 @@ from lab.seeds import generator
 from lab.testing.method_laws import LAWS, exceptions
 from lab.testing.report import Law
 from lab.testing.subject import Subject, off
+from tests.support import ROOT
 from tests.support.bench import Bench
 from tests.support.federations import ADAPTERS
 from tests.support.listed import ADAPTED, LISTED
@@ -389,3 +393,40 @@ def test_recipes_of_before_keep_their_ids() -> None:
     r = recipe(FedProx(2))
     assert "privacy" not in r.to_dict()
     assert Recipe.of(json.loads(json.dumps(federation().to_dict()))) == federation()
+
+
+@needs_accountant
+def test_the_page_prints_what_the_accountant_says() -> None:
+    page = (ROOT / "docs/privacy.md").read_text(encoding="utf-8")
+    head = re.search(r"^\| clients of a round, of all \|(.*)\|$", page, flags=re.M)
+    assert head is not None
+    noises = [float(x) for x in re.findall(r"z = (\d+)", head[1])]
+    rows = re.findall(r"^\| (\d+) of ([\d,]+) \|(.*)\|$", page, flags=re.M)
+    assert len(rows) == len(noises) == 4
+    for m, n, printed in rows:
+        num, of = int(m), int(n.replace(",", ""))
+        for z, said in zip(noises, printed.split("|"), strict=True):
+            privacy = {"clip": 1.0, "noise": z, "delta": 1e-6}
+            r = recipe(FedProx(2), num_workers=num, clients={"num": of} if of > num else {}, privacy=privacy)
+            assert f"{accountant.epsilon(r, *((100, 0) if of > num else (0, 100))):.4g}" == said.strip()
+
+
+@needs_accountant
+@pytest.mark.slow
+def test_the_page_does_what_it_prints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its commands and its code, in fewer steps and with fewer shadows."""
+    monkeypatch.chdir(tmp_path)
+    page = (
+        (ROOT / "docs/privacy.md")
+        .read_text(encoding="utf-8")
+        .replace("steps=96", "steps=16")
+        .replace("steps=200", "steps=24")
+    )
+    commands = [line for block in re.findall(r"```sh\n(.*?)```", page, flags=re.S) for line in block.splitlines()]
+    assert len(commands) == 2
+    for command in commands:
+        done = CliRunner().invoke(main, shlex.split(command)[1:])
+        assert done.exit_code == 0, done.output
+        assert "ε = " in done.output
+    (code,) = re.findall(r"```python\n(.*?)```", page, flags=re.S)
+    exec(code.replace("shadows=8", "shadows=2"), {})
