@@ -64,6 +64,16 @@ TINY = {
     ],
     "13_worldlm": ["steps=4", "period=2", 'seeds="1"', 'noises="0.1"', "toy_rounds=2", "tokens=90000"],
     "14_fedanchor": ["steps=16", 'seeds="0"', 'few="2"', "labelled=3", "clients=12", "hidden=8", "toy_steps=8"],
+    "15_fair_and_personal": [
+        "image_steps=4",
+        "text_steps=4",
+        "period=2",
+        'seeds="0"',
+        'text_seeds="0"',
+        "clients=12",
+        "adapt_steps=1",
+        "local_steps=2",
+    ],
     "18_abbie": ["steps=4", 'seeds="1"', 'link_seeds="1"', "period=1", "dim=16", 'corpus="grammar?tokens=40000"'],
     "21_for_real": ["steps=4", "first=0", 'rates="1000"', 'methods="DDP,DES-LOC"', "period=2", "batch=1"],
     "20_compare": [
