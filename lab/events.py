@@ -339,7 +339,7 @@ class Clipped:
             return "no noise, so ε = ∞"
         if self.epsilon is None:
             return ""
-        return f"ε = {self.epsilon:.4g}, δ = {self.delta:g} spent on each client in {self.rounds:,} round{'s' * (self.rounds != 1)}"
+        return f"ε = {self.epsilon:.4g}, δ = {self.delta:g} spent on each client (one replaced) in {self.rounds:,} round{'s' * (self.rounds != 1)}"
 
 
 QUARTILES = (0, 25, 50, 75, 100)

@@ -200,6 +200,9 @@ def checked(cls: type[T], options: Any, where: str = "") -> T:
         raise RecipeError(explain(error, cls, where)) from None
 
 
+NUMBERED = '{"3": 2}'
+
+
 def explain(error: ValidationError, cls: type, where: str = "") -> str:
     """The first thing pydantic found wrong, as one line for a person."""
     first, choices = error.errors()[0], _choices(error)
@@ -222,13 +225,20 @@ def explain(error: ValidationError, cls: type, where: str = "") -> str:
         return prefix + str(first["ctx"]["error"])
     given = shown(first["input"])
     if first["type"] in ("tuple_type", "list_type"):
-        return f'{key} = {given} is not allowed: it is a list, for example [8,4,2] or ["a","b"]'
+        return f"{key} = {given} is not allowed: it is a list, for example {_example(cls, path, '[8,4,2]')}"
     if first["type"] == "dict_type":
-        return f'{key} = {given} is not allowed: it is an object, for example {{"3": 2}}'
+        return f"{key} = {given} is not allowed: it is an object, for example {_example(cls, path, NUMBERED)}"
     message = ", or ".join(choices) or _lowered(first["msg"])
     if path[-1:] == ["[key]"]:
         return f"{_cut('.'.join(([where] if where else []) + path[:-2]))} has the key {given}, which is not allowed: {message}"
     return f"{key} = {given} is not allowed: {message}"
+
+
+def _example(cls: type, path: list[str], otherwise: str) -> str:
+    """What an option may look like: its default, where that is not empty."""
+    known = getattr(cls, "__pydantic_fields__", {}).get(path[0]) if len(path) == 1 else None
+    default = None if known is None else known.get_default(call_default_factory=True)
+    return json.dumps(default) if isinstance(default, list | tuple | dict) and default else otherwise
 
 
 def _choices(error: ValidationError) -> list[str]:

@@ -156,7 +156,7 @@ def _whole_domains(domains: np.ndarray, num_workers: int, how: str) -> list[list
         what = "domain" if how == "domain" else "group"
         raise RecipeError(
             f"worker {len(found)} would get no data: split {how!r} gives {len(found)} {what}s to {num_workers} workers: use at most "
-            f"{len(found)} workers, or another split"
+            f"{len(found)} workers (of clients, clients.num), or another split"
         )
     shards: list[list[np.ndarray]] = [[] for _ in range(num_workers)]
     load = np.zeros(num_workers, dtype=np.int64)

@@ -48,7 +48,7 @@ class TERM:
     ``shared``; inner states local.
 
     tilt
-        τ > 0: the larger, the more the largest losses count. The paper looks at 0.1 to 5.
+        τ: the larger, the more the largest losses count; with 0 all count alike, and it is FedAvg. The paper looks at 0.1 to 5.
     weight
         p_k: ``uniform`` over clients, or by ``samples``.
     inner, inner_states, max_norm
@@ -56,7 +56,7 @@ class TERM:
     """
 
     sync_every: Period = 16
-    tilt: Annotated[float, Field(gt=0, le=100)] = 1.0
+    tilt: Annotated[float, Field(ge=0, le=100)] = 1.0
     inner: Optimizer = Field(default_factory=lambda: Optimizer("SGD", 0.1))
     inner_states: InnerStates = "reset"
     weight: Weight = "uniform"
@@ -121,4 +121,5 @@ class TERM:
         """F̃ ← F̃ + 1/τ·log Σ p_k·exp(τ·(F_k − F̃)), the shares p_k being of those of the round."""
         n_W = weights_of(s, self.weight)
         total = float(len(handed)) if n_W is None else sum(n_W[w] for w in handed)
-        s.facts["tilted"] += math.log(math.fsum(float(x["tilt"]) for x in handed.values()) / total) / self.tilt
+        if self.tilt:
+            s.facts["tilted"] += math.log(math.fsum(float(x["tilt"]) for x in handed.values()) / total) / self.tilt

@@ -70,7 +70,7 @@ def test_groups_are_dealt_whole_and_evenly(sizes: list[int], num_workers: int) -
     if num_workers > len(sizes) and num_workers <= sum(sizes):
         with fails(
             f"worker {len(sizes)} would get no data: split 'groups' gives {len(sizes)} groups to {num_workers} workers: use at most "
-            f"{len(sizes)} workers, or another split"
+            f"{len(sizes)} workers \\(of clients, clients.num\\), or another split"
         ):
             dealt(task, num_workers, "groups")
     elif num_workers <= len(sizes):

@@ -79,7 +79,7 @@ def test_q_fedavg_by_hand(q: float, lipschitz: float | None, weight: Any) -> Non
 
 
 @pytest.mark.parametrize("weight", ["uniform", "samples"])
-@pytest.mark.parametrize("tilt", [0.1, 2.0])
+@pytest.mark.parametrize("tilt", [0.0, 0.1, 2.0])
 def test_term_by_hand(tilt: float, weight: Any) -> None:
     """With the largest loss taken off, as the paper has it: the same."""
     n = [3, 1] if weight == "samples" else [1, 1]
@@ -120,7 +120,9 @@ def test_the_tilted_loss_is_that_of_the_formula() -> None:
 
 @pytest.mark.parametrize("weight", ["uniform", "samples"])
 @pytest.mark.parametrize(
-    ("fair", "tolerance"), [(QFedAvg(2, 0.0, SGD), 1e-13), (TERM(2, 1e-13, SGD), 1e-11)], ids=["q = 0", "τ → 0"]
+    ("fair", "tolerance"),
+    [(QFedAvg(2, 0.0, SGD), 1e-13), (TERM(2, 0.0, SGD), 1e-13), (TERM(2, 1e-13, SGD), 1e-11)],
+    ids=["q = 0", "τ = 0", "τ → 0"],
 )
 def test_in_a_corner_they_are_fedavg(fair: Any, tolerance: float, weight: Any) -> None:
     one, other = Bench(dataclasses.replace(fair, weight=weight), 3), Bench(FedProx(2, 0.0, SGD, weight=weight), 3)

@@ -326,7 +326,7 @@ def test_events_say_what_is_spent(tmp_path: Any) -> None:
     assert table["privacy_epsilon"].dropna().tolist() == [e.epsilon for e in told if e.epsilon]
     assert table["updates_clipped"].dropna().tolist() == [e.share for e in told]
     printed = CliRunner().invoke(main, ["compare", str(folder.path)]).output
-    assert f"ε = {told[-1].epsilon:.4g}, δ = 0.001 spent on each client in 6 rounds" in printed
+    assert f"ε = {told[-1].epsilon:.4g}, δ = 0.001 spent on each client (one replaced) in 6 rounds" in printed
     assert "3 of 30 clients drawn for each" in plan(r).to_text()
 
 

@@ -342,3 +342,10 @@ def test_options_of_a_part_by_number_are_told_like_any_other() -> None:
         Recipe.of(spec)
     with pytest.raises(RecipeError, match="an object with the fields clip, noise"):
         Recipe.of({"method": {"name": "worldlm", "privacy": {"1": 0.1}}})
+
+
+def test_what_an_option_looks_like_is_told_by_its_default() -> None:
+    with pytest.raises(RecipeError, match=r'it is an object, for example \{"1": "ewc"\}'):
+        Recipe.of("pafl", ["method.losses=ewc"])
+    with pytest.raises(RecipeError, match=r"it is a list, for example \[2\]"):
+        Recipe.of("worldlm", ["method.rounds=often"])
