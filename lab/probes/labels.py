@@ -36,7 +36,9 @@ class LabelProbe(Probe):
     def __init__(self, setup: Setup):
         self.setup, self.period = setup, round_steps(setup.recipe.method)
         self.evaluator = Evaluator(setup)
-        self.step = 0  # of the last look: a round in which nobody is up does not move the server
+        assert setup.data is not None
+        assert isinstance(setup.data.batches, TensorBatches)  # labels at a server are those of a task
+        self.source = setup.data.batches
 
     def due(self, t: int) -> bool:
         return t == 1 or t % self.period == 0
@@ -50,10 +52,7 @@ class LabelProbe(Probe):
 
     def _look(self, t: int, model: nn.Module) -> dict[str, Any]:
         """The fields of `PseudoLabelled`, but for the step."""
-        setup = self.setup
-        assert setup.data is not None
-        assert isinstance(setup.data.batches, TensorBatches)
-        source = setup.data.batches
+        setup, source = self.setup, self.source
         index = torch.from_numpy(evenly_spaced(len(source.examples), MOST, "example"))
         inputs, targets = source.examples.take(index, source.dtype)
         give = labels_of(setup.recipe.method)
