@@ -26,7 +26,7 @@ from lab.models.two_heads import add_head_, latents
 Denominator = Literal["first", "all", "others"]
 
 
-@method("fedanchor", server=True, own_loss=True, unlabelled=True, holds=("params", "anchors"))
+@method("fedanchor", server=True, own_loss=True, unlabelled=True, holds=("params", "anchors"), bounded=True)
 @config
 class FedAnchor:
     """One encoder, two heads: classes W·f(x), and a latent z = g(f(x)) in which examples of one class lie near each other.

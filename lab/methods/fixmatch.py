@@ -21,7 +21,7 @@ from lab.methods.server_labels import ServerTraining, begin_, confident, end_rou
 from lab.models.distillation import predictions
 
 
-@method("fixmatch", server=True, own_loss=True, unlabelled=True, holds=())
+@method("fixmatch", server=True, own_loss=True, unlabelled=True, holds=(), bounded=True)
 @config
 class FixMatch:
     """A client's own model says what an example is, seen with little change, and learns it on the same example changed strongly:

@@ -23,7 +23,7 @@ from lab.methods.server_labels import ServerTraining, begin_, confident, end_rou
 from lab.models.distillation import predictions
 
 
-@method("semifl", server=True, own_loss=True, unlabelled=True, holds=("params",))
+@method("semifl", server=True, own_loss=True, unlabelled=True, holds=("params",), bounded=True)
 @config
 class SemiFL:
     """Server and clients train in turn; a client takes labels from the model that it has fetched, and keeps them for the round.

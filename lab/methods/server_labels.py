@@ -26,7 +26,7 @@ from lab.engine.fleet import saved_buffers
 from lab.engine.optim import Optimizer, step_
 from lab.engine.state import State, has_numbers
 from lab.errors import Diverged, RecipeError
-from lab.methods.rounds import Weight, beginning, weights_of
+from lab.methods.rounds import Weight, beginning, hand_in_
 from lab.seeds import derive, generator
 from lab.seeds.draws import Draws
 
@@ -82,10 +82,7 @@ def end_round_(
     s: State, comm: Communicator, t: int, weight: Weight, plan: ServerTraining, objective: Objective
 ) -> None:
     """The server takes the mean over those that are up, and trains on."""
-    known = s.shared["params"]
-    s.shared["params"] = comm.mean(
-        s.local["params"], "params", weights_W=weights_of(s, weight), fallback=known, to_server=True
-    )
+    hand_in_(s, comm, weight)
     train_(s, comm, t, plan, plan.steps, objective)
 
 

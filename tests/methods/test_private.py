@@ -37,14 +37,16 @@ from lab.testing.report import Law
 from lab.testing.subject import Subject, off
 from tests.support import ROOT
 from tests.support.bench import Bench
-from tests.support.federations import ADAPTERS
-from tests.support.listed import ADAPTED, LISTED
+from tests.support.federations import ADAPTERS, LABELLED_AT_SERVER
+from tests.support.listed import ADAPTED, LABELLED, LISTED
 from tests.support.recipes import corpus, recipe
 from tests.support.texts import fails
 
 SGD = Optimizer("SGD", 0.1)
+KNOWN = LISTED | ADAPTED | LABELLED
+# Of those that wait until a model is sure of itself the variant that does not.
 BOUNDED: dict[str, Method] = {
-    name: dataclasses.replace((LISTED | ADAPTED)[name], weight="uniform")  # type: ignore[type-var]
+    name: dataclasses.replace(LABELLED.get(f"{name} all") or KNOWN[name], weight="uniform")  # type: ignore[type-var]
     for name in METHODS
     if declared(METHODS[name]).bounded
 }
@@ -54,12 +56,14 @@ needs_accountant = pytest.mark.skipif(
 )
 
 
-def adapters_of(name: str) -> dict[str, Any]:
+def needs_of(name: str) -> dict[str, Any]:
+    if name in LABELLED:
+        return LABELLED_AT_SERVER
     return {"lora": ADAPTERS | ({"train": "B"} if name == "ffa_lora" else {})} if name in ADAPTED else {}
 
 
 def of(name: str, privacy: dict[str, Any], **changes: Any) -> Trainer:
-    return Trainer(recipe(BOUNDED[name], privacy=privacy, **(adapters_of(name) | changes)), corpus=corpus())
+    return Trainer(recipe(BOUNDED[name], privacy=privacy, **(needs_of(name) | changes)), corpus=corpus())
 
 
 def private_bench(method: Method, clip: float, noise: float = 0.0, seed: int = 3, **options: Any) -> Bench:
@@ -158,7 +162,7 @@ def test_one_client_can_do_so_much_and_no_more(name: str) -> None:
         class Others:
             def get(self, worker: int, t: int) -> Any:
                 x, y = batches.get(worker, t)
-                return (x.flip(0).roll(3, 1), y.roll(1, 0)) if worker == 1 else (x, y)
+                return (x.flip(0).roll(3, -1), y.roll(1, 0)) if worker == 1 else (x, y)
 
         theirs.built.grad.data = dataclasses.replace(data, batches=Others())
         ways = zip(handed_in(mine), handed_in(theirs), strict=True)
@@ -375,7 +379,7 @@ def test_what_would_not_hold_is_refused() -> None:
         if name in METHODS and not need.bounded:
             why = "hands a server more than" if need.server else "has no server"
             with fails(f"privacy.clip: {name} {why}.*: use method .*fedprox"):
-                recipe(method, **clip, **adapters_of(name))
+                recipe(method, **clip, **needs_of(name))
     base = FedProx(2, inner=SGD)
     with fails("privacy.noise = 1 is in units of privacy.clip, which is not there"):
         recipe(base, privacy={"noise": 1})
