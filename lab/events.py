@@ -16,6 +16,7 @@ The loop that makes them, in pseudo-code::
         Drifted                 just before params are averaged, and with every evaluation: how far apart the workers are
         Evaluated               every eval_every steps: the averaged model on the validation windows
         Truncated               with it, for a model with adapters: the same at every prefix
+        GroupsScored            with it, where clients are in groups: scores by group
         ClientsScored           with it, where clients hold out examples of their own: how the scores are spread over clients
         Adapted                 after the last step, or every so often: what clients make of the model, and what they have without it
         Branched                with it, in a tree of federations: losses of its nodes, attention and residuals
@@ -488,6 +489,28 @@ class Adapted:
         return "\n".join([first, *lines])
 
 
+@dataclass(frozen=True)
+class GroupsScored:
+    """Models by groups of clients: that for everybody and, where a method has them, those of groups.
+
+    ``full`` is the task's own held-out examples, ``native`` what the clients of a group hold out of theirs (as their sensors see it). Each
+    is by model and score: ``general``, ``group`` (of whose clients the examples are), ``both`` (the mean of their probabilities); on the
+    full test also ``group <name>`` for every group, and ``ensemble`` (the mean of the probabilities of all models).
+    """
+
+    kind: ClassVar[str] = "groups_scored"
+    step: int
+    groups: dict[str, list[int]]  # clients
+    full: dict[str, dict[str, float]]
+    native: dict[str, dict[str, dict[str, float]]]  # by group
+
+    def mean_native(self, score: str) -> dict[str, float]:
+        """A score by model, the mean over groups that have it."""
+        models = dict.fromkeys(model for of in self.native.values() for model in of)
+        found = {m: [of[m][score] for of in self.native.values() if score in of.get(m, {})] for m in models}
+        return {m: sum(values) / len(values) for m, values in found.items() if values}
+
+
 BINS = 20
 PERCENTILES = (0, 5, 10, 25, 50, 75, 90, 95, 100)
 
@@ -608,6 +631,7 @@ Event = (
     | Iterated
     | ClientsScored
     | Adapted
+    | GroupsScored
     | Measured
     | Checkpointed
     | Warned

@@ -23,7 +23,7 @@ from lab.recipes.recipe import Recipe
 from lab.runs.trainer import Trainer
 from lab.recipes.scenario import Scenario
 from lab.runs.folder import RunFolder
-from widgets import CommunicationBudget, Drift, Fairness, FederationTree, Knobs, Iterations, Losses, MaskAgreement, PseudoLabels, RankSegments, RoutingStability, SyncCalendar, Underperformers, Workers
+from widgets import CommunicationBudget, Drift, Fairness, FederationTree, Knobs, Iterations, Losses, MaskAgreement, PrivacyLevels, PseudoLabels, RankSegments, RoutingStability, SyncCalendar, Underperformers, Workers
 import lab
 import widgets
 
@@ -45,8 +45,27 @@ top_k = Recipe.of("top_k", ["steps=300"])
 fedanchor = Recipe.of("fedanchor", ["steps=160", "eval_every=16"])
 worldlm = Recipe.of("worldlm", ["steps=192", "eval_every=16", "eval_windows=16"])
 abbie = Recipe.of("abbie", ["steps=160", "eval_every=20", "eval_windows=16", "corpus=grammar?order=1&tokens=400000", "context=32"])
+sensing = {"data": "sensors", "model": {"name": "conv1d", "channels": [16, 32]}, "steps": 240, "eval_every": 40, "eval_windows": 512,
+           "clients": {"held_out": 0.2}}
+inner = {"name": "AdamW", "lr": 0.01}
+apart = {"split": "by:person+sensor", "num_workers": 12, "batch_size": 16, "groups": "sensor"}
+sensed = {"centralised": {"method": {"name": "ddp", "inner": inner}, "num_workers": 1, "batch_size": 96},
+          "person": {"split": "by:person", "num_workers": 6, "batch_size": 16},
+          "single sensors": apart,
+          "mutual": apart | {"method": {"name": "mutual", "sync_every": 10, "inner": inner}}}
 turned = RunFolder("STORED")
 seen = {}
+
+def levels():
+    view = PrivacyLevels()
+    for name, part in sensed.items():
+        for seed in (1, 2):
+            fedavg = {"name": "fedprox", "pull": 0.0, "sync_every": 10, "inner": inner}
+            r = Recipe.of({"method": fedavg} | sensing | part | {"seed": seed, "data": {"name": "sensors", "seed": seed}})
+            view.replay(Trainer(r).events(), f"{name} #{seed}")
+    view.show()
+    time.sleep(6)
+    view.add()
 
 def watch(view, run):
     if id(run) not in seen:
@@ -70,6 +89,7 @@ VIEWS = {
     "mask_agreement": "watch(MaskAgreement(), top_k)",
     "iterations": "watch(Iterations(), abbie)",
     "pseudo_labels": "watch(PseudoLabels(), fedanchor)",
+    "privacy_levels": "levels()",
     "federation_tree": "watch(FederationTree(), worldlm)",
     "knobs": "watch(Knobs(), turned)",
     "cockpit": "widgets.cockpit(des_loc.but(steps=4000, scenario=Scenario()))",

@@ -15,6 +15,7 @@ from widgets.mask_agreement import MaskAgreement
 from widgets.matrices import Grid, Matrix
 from widgets.panel import panel
 from widgets.pictures import Bars, Lines, Series
+from widgets.privacy_levels import PrivacyLevels
 from widgets.pseudo_labels import PseudoLabels
 from widgets.questions import Question
 from widgets.rank_segments import RankSegments
@@ -46,6 +47,7 @@ __all__ = [
     "Marks",
     "MaskAgreement",
     "Matrix",
+    "PrivacyLevels",
     "PseudoLabels",
     "Question",
     "RankSegments",

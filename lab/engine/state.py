@@ -68,6 +68,7 @@ class State:
     num_samples: int = 0
     # Of a server: its own examples, inputs ``[C, n, *shape]`` and targets ``[C, n]``, class by class.
     labelled: tuple[Tensor, Tensor] | None = None
+    groups: Mapping[str, Sequence[int]] = field(default_factory=dict)  # clients by group, where the recipe has groups
     # A server keeps the model: what it is, is shared["params"], and the method itself hands it out.
     served: bool = False
     returned: Sequence[int] = ()  # who is back in this step

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -33,6 +33,8 @@ class Method(Protocol):
     ``prepare_(module, values)``
         what becomes of every module of a run as it is made, that of each worker and the one that is scored: layers that compute in
         another way, with parameters of the same names and shapes, or a part more. ``values``: it has its first values, and may get others.
+    ``in_groups(module, groups)``
+        the module as these groups of clients have it: those of a worker, or all that there are (`lab.models.in_groups`).
     ``levels(num_workers)``
         how many levels of nodes are above those that workers talk to, where these form a tree.
     ``labels(s, module, inputs)``
@@ -379,10 +381,12 @@ def labels_of(m: Method) -> Callable[[State, nn.Module, Tensor], Tensor] | None:
     return next(_own(m, "labels"), None)
 
 
-def prepared(m: Method, module: nn.Module, values: bool) -> nn.Module:
-    """A module as its method wants it (``prepare_``)."""
+def prepared(m: Method, module: nn.Module, values: bool, groups: Sequence[str] = ()) -> nn.Module:
+    """A module as its method wants it (``prepare_``, and ``in_groups`` of a worker's group, or of all)."""
     for prepare_ in _own(m, "prepare_"):
         prepare_(module, values)
+    for in_groups in _own(m, "in_groups"):
+        module = in_groups(module, groups)
     return module
 
 

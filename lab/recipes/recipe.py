@@ -36,6 +36,8 @@ from lab.recipes.adaptation import Adaptation
 from lab.recipes.buffers import Buffers
 from lab.recipes.clients import Clients
 from lab.recipes.compute import Compute
+from lab.recipes.groups import Spec as GroupSpec
+from lab.recipes.groups import listed
 from lab.recipes.placement import Experts, Placement
 from lab.recipes.presets import PRESETS
 from lab.recipes.privacy import Privacy
@@ -173,6 +175,9 @@ class Recipe:
         what clients make of the agreed model on their own examples, looked at beside a model of each one's own.
     server
         what a server has of its own: examples with labels.
+    groups
+        who belongs to which group of clients: a column of the examples (``sensor``), or lists of clients (`lab.recipes.groups`). Scores are
+        told by group, and some methods train by group.
     steps
         local steps of every worker.
     codecs
@@ -213,6 +218,7 @@ class Recipe:
     clients: Clients = Field(default_factory=Clients)
     adaptation: Adaptation = Field(default_factory=Adaptation)
     server: Server = Field(default_factory=Server)
+    groups: GroupSpec = ""
     steps: Count = 200
     batch_size: Count = 8
     context: Annotated[int, Field(ge=2)] = 64
@@ -246,6 +252,7 @@ class Recipe:
             self.schedule,
         ):
             part.check(self)
+        _check_groups(self)
         check_method(self.method, self)
         averaged = ("buffers",) if self.buffers.kind == "averaged" else ()
         _check_codecs(self.codecs, (*self.method.averages, *averaged), self.method)
@@ -333,7 +340,7 @@ class Recipe:
 
 
 # Fields that recipes of earlier versions do not have: left out where they say nothing, so that those keep their ids.
-UNSAID: dict[str, Any] = {"data": None, "own": {}} | to_jsonable_python(
+UNSAID: dict[str, Any] = {"data": None, "own": {}, "groups": ""} | to_jsonable_python(
     {
         "clients": Clients(),
         "adaptation": Adaptation(),
@@ -396,6 +403,16 @@ def _found(call: Call, what: str) -> Any:
     ):
         return None
     return find_task(call.name) if what == "data" else references.resolve(call.name, what)
+
+
+def _check_groups(recipe: Recipe) -> None:
+    """Raises RecipeError for groups that cannot be; those by a column are known when there are examples."""
+    if recipe.groups and not isinstance(recipe.groups, str):
+        listed(recipe.groups, recipe.num_clients)
+    if recipe.groups and isinstance(recipe.groups, str) and recipe.data is None:
+        raise RecipeError(
+            f"groups = {recipe.groups!r} names a column of examples, which text does not have: list clients, as in [[0,1],[2,3]]"
+        )
 
 
 def _check_codecs(codecs: Mapping[str, str], averages: Sequence[str], method: Method) -> None:

@@ -27,9 +27,10 @@ from lab.methods.registry import labels_of, prepared, round_steps
 from lab.models.abbie import AbbIE
 from lab.models.gpt import GPT
 from lab.models.hf import HF
+from lab.models.in_groups import with_losses
 from lab.models.lora import adapt_
 from lab.models.moe import MoE
-from lab.models.own import Factory, TaskLoss, skeleton, with_loss
+from lab.models.own import Factory, TaskLoss, skeleton
 from lab.models.peft import load_adapter_
 from lab.models.shape import Shape
 from lab.probes.adaptation import AdaptationProbe, rows_at_once
@@ -37,6 +38,7 @@ from lab.probes.adapters import AdapterProbe
 from lab.probes.drift import DriftProbe
 from lab.probes.evaluation import EvaluationProbe
 from lab.probes.fairness import FairnessProbe
+from lab.probes.groups import GroupProbe
 from lab.probes.iterations import IterationsProbe
 from lab.probes.labels import LabelProbe
 from lab.probes.masks import MaskProbe
@@ -48,10 +50,11 @@ from lab.probes.trees import TreeProbe
 from lab.processes.moving import follow_rows
 from lab.processes.secure_sum import SecureSum
 from lab.recipes.compute import device_of, vectorised
+from lab.recipes.groups import Groups
 from lab.recipes.placement import Experts, resident
 from lab.recipes.recipe import Recipe
 from lab.runs.buffers import BufferSync
-from lab.runs.data import labelled_of, shape_of, training_data
+from lab.runs.data import groups_of, labelled_of, shape_of, training_data
 from lab.runs.dry import DryRun
 from lab.runs.gradients import Gradients
 from lab.runs.inputs import Inputs, of_run
@@ -117,16 +120,16 @@ def build(
         workers = recipe.num_workers if world.mine is None else len(world.mine)
         check_size(recipe, workers, device)
         data = None if dry else _data(recipe, corpus, progress, device)
-        experts = recipe.experts
+        experts, groups = recipe.experts, groups_of(recipe, data)
         if fleet is None:
             shape = shape_of(recipe, data)
             if data:
                 try_out(recipe, data, shape)
                 check_memory(recipe, shape, workers, device)
             loss = data.loss if data else None
-            fleet = build_fleet(recipe, shape, device, experts, world.mine, base_model, loss)
+            fleet = build_fleet(recipe, shape, device, experts, world.mine, base_model, loss, groups)
         inputs: Inputs = of_run(recipe, data) if data else {}
-        return _assembled(recipe, fleet, experts, data, world, inputs)
+        return _assembled(recipe, fleet, experts, data, world, inputs, groups)
 
 
 def _data(recipe: Recipe, corpus: Corpus | None, progress: bool, device: torch.device) -> TrainingData:
@@ -135,7 +138,13 @@ def _data(recipe: Recipe, corpus: Corpus | None, progress: bool, device: torch.d
 
 
 def _assembled(
-    recipe: Recipe, fleet: Fleet, experts: Experts | None, data: TrainingData | None, world: World, inputs: Inputs
+    recipe: Recipe,
+    fleet: Fleet,
+    experts: Experts | None,
+    data: TrainingData | None,
+    world: World,
+    inputs: Inputs,
+    groups: Groups,
 ) -> Built:
     at_once = None  # all workers in one pass, where that is faster
     if data and recipe.compute.vectorised is not False:
@@ -159,8 +168,8 @@ def _assembled(
         data.samples_W if data else None,
         declared(recipe.method).server,
     )
-    state.private = recipe.privacy.of_run(recipe.seed)
     state.labelled = labelled_of(recipe, data, fleet.device)
+    state.private, state.groups = recipe.privacy.of_run(recipe.seed), groups
     recipe.method.init(state)
     world.begin_(state.served)
     if world.num > 1:
@@ -202,6 +211,8 @@ def probes_of(setup: Setup, seating: Seating | None = None) -> list[Probe]:
         probes.append(IterationsProbe(setup, setup.recipe.model))
     if setup.state.facts.get("nodes"):
         probes.append(TreeProbe(setup))
+    if setup.state.groups:
+        probes.append(GroupProbe(setup))
     return [*probes, DriftProbe(setup)]
 
 
@@ -223,14 +234,14 @@ def build_fleet(
     mine: Sequence[int] | None = None,
     base_model: Callable[[str], Path] = base_file,
     loss: TaskLoss | None = None,
+    groups: Groups | None = None,
 ) -> Fleet:
     """The fleet of a recipe: every worker starts from the same values, with the experts and rank segments that it holds.
 
-    ``loss`` is what a task has in the place of a module's own ``loss(inputs, targets)``.
-    """
+    ``loss``: a task's, for a module's own ``loss(inputs, targets)``; ``groups`` of clients, if they are known."""
     model, lora, dtype = recipe.model, recipe.lora, getattr(torch, recipe.dtype)
     model = model.from_here() if isinstance(model, HF) else model  # modules are built again later, wherever one is then
-    dry = str(device) == "meta"
+    named, dry = groups_of(recipe) if groups is None else groups, str(device) == "meta"
     ranks_W = lora.ranks_W(recipe.num_workers) if lora.ranks else ()
     made: dict[str, nn.Module] = {}  # a dry fleet needs each kind of worker once
     own: list[nn.Module] = []  # the one module of a factory, without values: those of the workers have the same parts
@@ -239,7 +250,8 @@ def build_fleet(
         held = resident(experts.table, worker) if experts is not None and worker is not None else None
         kind = "" if held is None or len(held[0]) == len(experts.table[0]) else repr(held)  # type: ignore[union-attr]
         rank = (ranks_W[worker] if worker is not None else lora.bounds[-1]) if ranks_W else 0
-        kind += f" {rank}"
+        of_groups = [name for name, clients in named.items() if worker is None or worker in clients]
+        kind += f" {rank} {of_groups}"
         if not dry or kind not in made:
             repeats = dry and not ranks_W  # what is adapted is changed layer by layer
             if isinstance(model, MoE):
@@ -254,7 +266,8 @@ def build_fleet(
             if values and recipe.start:
                 start_values_(module, recipe.start, base_model)
             module = adapt_(module, lora, rank, recipe.seed) if ranks_W else module
-            made[kind] = with_loss(prepared(recipe.method, recipe.buffers.freeze_(module), values), loss)
+            module = prepared(recipe.method, recipe.buffers.freeze_(module), values, of_groups)
+            made[kind] = with_losses(module, loss)
             if values and lora.values:
                 load_adapter_(module, lora.values)
         return made[kind] if dry else made.pop(kind)

@@ -24,6 +24,7 @@ from lab.events import (
     Ended,
     Evaluated,
     Event,
+    GroupsScored,
     Iterated,
     KnobChanged,
     Masked,
@@ -54,6 +55,7 @@ _LISTS |= {
     Seated: "seated",
     ClientsScored: "clients_scored",
     Adapted: "adapted",
+    GroupsScored: "groups_scored",
     Routed: "routed",
     Covered: "covered",
     Truncated: "truncated",
@@ -102,6 +104,7 @@ class Columns:
     iterated: list[Iterated] = field(default_factory=list)
     clients_scored: list[ClientsScored] = field(default_factory=list)
     adapted: list[Adapted] = field(default_factory=list)
+    groups_scored: list[GroupsScored] = field(default_factory=list)
     measured: list[Measured] = field(default_factory=list)
     row_ends: list[int] = field(
         default_factory=list

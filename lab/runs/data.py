@@ -26,6 +26,7 @@ from lab.data.training_data import HeldOut, TrainingData
 from lab.errors import RecipeError
 from lab.models.own import one_line
 from lab.models.shape import Shape
+from lab.recipes.groups import Groups, by_column, listed
 from lab.recipes.recipe import Recipe
 from lab.seeds import derive
 
@@ -102,6 +103,23 @@ def sizes_unread(recipe: Recipe) -> Sequence[int] | None:
         "clients.sampling = 'size' with wait_for or deadline: who is late depends on how much text each has, which is not known before it "
         "is read; use clients.sampling=uniform, or split=draw:<n>"
     )
+
+
+def groups_of(recipe: Recipe, data: TrainingData | None = None) -> Groups:
+    """Who belongs to which group; nothing, where a recipe has none. Without data (in a dry run) its examples are made and dealt.
+
+    Raises
+    ------
+    RecipeError
+        for a column that the examples do not have, or that says several things of one client.
+    """
+    if not isinstance(recipe.groups, str):
+        return listed(recipe.groups, recipe.num_clients)
+    if not recipe.groups or recipe.data is None:
+        return {}
+    column_of = data.column_of if data is not None else _dealt(recipe, make_task(recipe.data)).column_of
+    assert column_of is not None
+    return by_column(recipe.groups, column_of)
 
 
 def _of_examples(recipe: Recipe, call: Call) -> TrainingData:

@@ -13,6 +13,7 @@ from lab.errors import RecipeError
 from lab.files import write_atomically
 from lab.models.files import in_one_line
 from lab.models.hf import HF
+from lab.models.in_groups import without_groups_
 from lab.models.peft import Ranks, merged, save_adapter
 from lab.models.reparametrised import plain_
 from lab.runs.folder import RunFolder
@@ -44,7 +45,7 @@ def export_run(folder: RunFolder, out: Path, *, rank: Ranks = None, whole: bool 
     """
     if out.exists() and not out.is_dir():
         raise RecipeError(f"{out} is a file: give a folder to write into")
-    module, recipe = plain_(trained(folder)), folder.recipe()
+    module, recipe = without_groups_(plain_(trained(folder))), folder.recipe()
     if not whole and not recipe.lora.ranks:
         raise RecipeError("this run trained the model itself and has no adapters: --merged writes the whole model")
     if not whole:

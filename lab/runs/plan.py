@@ -21,8 +21,10 @@ from lab.engine.state import State
 from lab.events import Sent
 from lab.methods.registry import declared, name_of, round_steps
 from lab.models.abbie import AbbIE
+from lab.models.in_groups import group_models
 from lab.models.moe import MoE
 from lab.recipes import accountant
+from lab.recipes.groups import in_words
 from lab.recipes.notes import notes
 from lab.recipes.recipe import Recipe
 from lab.runs.build import build
@@ -81,6 +83,7 @@ class Plan:
     flops_per_step: float  # of a worker
     up_TW: np.ndarray  # who is up, bool ``[steps, workers]``
     turns: Sequence[Turn]  # how fast workers are, where that changes with those who sit there
+    groups: str = ""  # of clients, in words
 
     @cached_property
     def ledger(self) -> list[Sent]:
@@ -150,7 +153,7 @@ class Plan:
             f"{name_of(r.method)}: {r.num_workers} workers{clients} × {r.steps:,} local steps, {self.num_params:,} parameters{ranks}, "
             f"{r.num_workers * r.per_batch:,} {r.counted} a step",
             f"a worker holds {human(self.state_bytes_per_worker)} of parameters, gradients and optimizer states{frozen}{together}",
-            "",
+            f"groups of clients: {self.groups}\n" if self.groups else "",
             f"{'per worker':<{wide + 2}}{'times':>8}{'each':>12}{'payload':>12}",
         ]
         lines += [_row(label, s, wide) for label, s in rows]
@@ -335,6 +338,7 @@ def _plan(recipe: Recipe, networks: Mapping[str, Network], device: str, devices_
         flops_per_step=6 * active * recipe.per_batch,
         up_TW=built.roll_call.up_TW,
         turns=turns,
+        groups=in_words(state.groups),
     )
 
 
@@ -369,6 +373,7 @@ def _compared_with(recipe: Recipe, fleet: Fleet) -> tuple[Calendar, Calendar]:
     if recipe.lora.ranks:
         everywhere = everywhere.but(lora=vars(recipe.lora) | {"ranks": recipe.lora.bounds[-1:], "train": "both"})
     same = (everywhere.placement, everywhere.lora) == (recipe.placement, recipe.lora)
+    same = same and not group_models(fleet.modules[0])  # which other methods do not have
     as_ddp = everywhere.but(buffers="first") if recipe.buffers.kind == "averaged" else everywhere
     ddp, whole = _beside(as_ddp, {"name": "ddp", "inner": inner}, fleet if same else None)
     period = round_steps(recipe.method)

@@ -157,13 +157,21 @@ class Subject:
         return self._recipes[num_workers]
 
     def recipe(self, **changes: Any) -> Recipe:
-        """Of so many workers as it says; adapters get the ranks that were given, again from the first where there are more workers."""
+        """Of so many workers as it says; adapters get the ranks that were given, again from the first where there are more workers.
+
+        Groups that are listed lose those who are not there, and whoever is in none is in the first.
+        """
         fields = self.changes | changes
         lora = fields.get("lora") or {}
         ranks = lora.get("ranks") if isinstance(lora, Mapping) else lora.ranks
         if ranks and len(ranks) not in (1, fields["num_workers"]):
             lora = dict(lora) if isinstance(lora, Mapping) else vars(lora)
             fields["lora"] = lora | {"ranks": [ranks[w % len(ranks)] for w in range(fields["num_workers"])]}
+        groups, workers = fields.get("groups"), range(fields["num_workers"])
+        if isinstance(groups, list):
+            known = [[c for c in some if c in workers] for some in groups]
+            known[0] = known[0] + [c for c in workers if not any(c in some for some in groups)]
+            fields["groups"] = [some for some in known if some]
         return Recipe.of(fields | {"method": self.method})
 
     def need_equal_workers(self) -> None:

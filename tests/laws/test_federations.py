@@ -71,7 +71,7 @@ def same_kept(
 def apart(name: str, **changes: Any) -> Bench:
     """A method on two nets side by side, of which the second is personal; nothing but the method could connect them."""
     method: Any = dataclasses.replace(LISTED[name], max_norm=None)  # type: ignore[type-var]
-    return Bench(method, build=two_nets, personal=lambda n: n.startswith("other"), **changes).run(STEPS)
+    return Bench(method, build=two_nets, personal=lambda n: "other." in n, **changes).run(STEPS)
 
 
 def own(lab: Bench, worker: int) -> Tensor:
@@ -86,7 +86,7 @@ def test_what_is_personal_is_nobody_elses(name: str) -> None:
         assert torch.equal(own(mine, w), own(changed, w))
     assert not close(own(mine, 1), own(changed, 1))
     sent = [(group, num) for r in mine.records for group, num in r.payload_bytes.items()]
-    assert {group for group, _ in sent} - {"stack"} == {"one"}
+    assert {group.removeprefix("group ") for group, _ in sent} - {"stack"} == {"one"}
     assert all(num == 8 for group, num in sent if group == "stack")  # a number that is no parameter's
 
 

@@ -13,6 +13,7 @@ from lab.engine.fleet import Fleet
 from lab.engine.state import State
 from lab.events import Sent
 from lab.methods import Method
+from lab.methods.registry import prepared
 from lab.seeds import generator
 from lab.study import bench as driver
 
@@ -103,8 +104,12 @@ class Bench(driver.Bench):
         device: str = "cpu",
         personal: Callable[[str], bool] = lambda name: False,
     ):
+        def as_wanted(worker: int | None) -> nn.Module:
+            module = build(worker)
+            return prepared(method, module, worker is None) if "in_groups" in dir(type(method)) else module
+
         with torch.device(device):
-            self.fleet = Fleet(build, num_workers, device=device, dtype=F64, threads=1, personal=personal)
+            self.fleet = Fleet(as_wanted, num_workers, device=device, dtype=F64, threads=1, personal=personal)
         state = State.of(self.fleet, schedule)
         super().__init__(method, state, batch=batch, comm=communicator(self.fleet, codecs))
 

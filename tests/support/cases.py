@@ -166,6 +166,13 @@ OVER_PROCESSES: dict[str, Recipe] = (
         "experts on one": of_four(LISTED["diloco"], placement=Placement(overlap=1), **EXPERTS),
         "classes of images, storm": of_four(LISTED["des_loc"], scenario=STORM, **IMAGES),
         "sensors of people": of_four(LISTED["diloco"], **SENSORS),
+        "sensors in groups, storm": of_four(
+            LISTED["mutual"],
+            **(
+                SENSORS
+                | {"split": "by:person+sensor", "groups": "sensor", "clients": {"held_out": 0.3}, "scenario": STORM}
+            ),
+        ),
         "sensors of people, all workers at once": of_four(LISTED["des_loc"], compute={"vectorised": True}, **SENSORS),
         "buffers averaged, storm": with_buffers("des_loc outer", {"kind": "averaged", "every": 2}, scenario=STORM),
         "buffers of the first": with_buffers("ddp", "first", scenario=FIRST_GONE),

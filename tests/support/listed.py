@@ -22,6 +22,7 @@ from lab.methods.local_adam import LocalAdam
 from lab.methods.local_sgd import LocalSGD
 from lab.methods.lordo import LoRDO, QHAdam
 from lab.methods.mt_dao import MTDAO, QHADOPT, Warm
+from lab.methods.mutual import Mutual
 from lab.methods.noloco import NoLoCo
 from lab.methods.pafl import PaFL
 from lab.methods.photon import Photon
@@ -154,6 +155,7 @@ LISTED: dict[str, Method] = {
     "fedprox AdamW": FedProx(2, 0.5, AdamW(3e-2), weight="samples", max_norm=0.5),
     "fedprox kept": FedProx(2, 1.0, SGDM, "kept"),
     "hierfavg two": HierFAVG(2, (2,), "2", inner=SGDM, weight="uniform"),
+    "mutual other": Mutual(2, 0.3, 2.0, "other", SGDM, "reset", "uniform", 0.5),
     "pafl kd": PaFL(2, {1: "kd"}, temperature=1.5),
     "pafl in turns": PaFL(2, {2: "ewc", 3: "kd", 4: "plain"}, 50.0, 2.0, 0.3, SGDM, "kept", "samples", 0.5),
     "q_fedavg samples": QFedAvg(2, 2.5, SGDM, 3.0, "kept", "samples", 0.5),

@@ -21,11 +21,13 @@ from lab.events import (
     Adapted,
     Branched,
     ClientsScored,
+    Clipped,
     Covered,
     Drifted,
     Ended,
     Evaluated,
     Event,
+    GroupsScored,
     Iterated,
     Masked,
     Placed,
@@ -364,6 +366,36 @@ def iterated(looks: int = 6, every: int = 10) -> Iterator[Event]:
             t, 2, [1, 2, 4, 8], losses, [0.5**i for i in range(8)], [1 - 0.5**i for i in range(1, 8)] + [1.0]
         )
     yield Ended(looks * every, "done", "")
+
+
+def levelled(
+    level: str, seed: int = 0, looks: int = 4, *, groups: bool = False, epsilon: float | None = None
+) -> Iterator[Event]:
+    """A made-up run at a level of privacy: all data in one place (empty), or a split; with models of groups, or with noise."""
+    clients = 12 if level else 1
+    fields = {
+        "num_workers": clients,
+        "split": level or "iid",
+        "seed": seed,
+        "steps": max(1, looks * 10),
+        "data": "sensors",
+    }
+    recipe = Recipe.of(fields | {"model": "conv1d"})
+    yield Started(VERSION, recipe.to_dict(), 10, [10] * clients, 64, None, 1.0, {})
+    for k in range(looks):
+        t, right = 10 * (k + 1), 0.9 - 0.05 * level.count("+") - 0.5 / (k + 1) ** 2 + 0.01 * seed
+        yield Stepped(t, [2.0] * clients, 1.0, 0.01)
+        if epsilon is not None:
+            yield Clipped(t, k + 1, clients, 0.5, [0.1, 0.2, 0.3, 0.4, 0.5], 0.1, epsilon * (k + 1), 1e-5)
+        yield Evaluated(t, 1 - right, 0.0, {"accuracy": right})
+        if groups:
+            full = {"general": {"accuracy": right}, "ensemble": {"accuracy": right + 0.03}}
+            native = {
+                f"sensor-{m}": {"general": {"accuracy": right - 0.2}, "group": {"accuracy": right - 0.1 * m}}
+                for m in (0, 1)
+            }
+            yield GroupsScored(t, {"sensor-0": [0], "sensor-1": [1]}, full, native)
+    yield Ended(looks * 10, "done", "")
 
 
 def branched(looks: int = 6, *, key: bool = True, held_out: bool = True) -> Iterator[Event]:

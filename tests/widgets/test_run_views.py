@@ -31,6 +31,7 @@ from tests.support.pictures import (
     endless,
     federation,
     iterated,
+    levelled,
     masked,
     pseudo_labelled,
     routing,
@@ -44,6 +45,7 @@ from widgets import (
     Lines,
     Losses,
     MaskAgreement,
+    PrivacyLevels,
     PseudoLabels,
     RankSegments,
     RoutingStability,
@@ -694,6 +696,7 @@ def test_looks_at_experts_and_adapters_at_rest_are_all_there() -> None:
     assert_rest_is_live(Underperformers.of(compared(looks=900)))
     assert_rest_is_live(Iterations.of(iterated(looks=900)))
     assert_rest_is_live(PseudoLabels.of(pseudo_labelled(looks=900)))
+    assert_rest_is_live(PrivacyLevels.of(levelled("by:person", looks=900)))
 
 
 def test_nobody_trains_and_the_pictures_say_so() -> None:
