@@ -125,7 +125,10 @@ def index() -> str:
         p = planned(name)
         says = (sys.modules[cls.__module__].__doc__ or "").strip().splitlines()[0]
         own = [x for x in p.ledger if not x.level]
-        most = max(max(by_step([x for x in own if w in x.workers]).values()) for w in range(p.recipe.num_workers))
+        sent_W = [
+            by_step([x for x in own if w in x.workers]) for w in range(p.recipe.num_workers)
+        ]  # of some nothing: never drawn
+        most = max(x for sent in sent_W for x in sent.values())
         numbers = f"{p.ddp_bytes / p.payload_bytes:.2f}× | {p.ddp_wire_bytes / p.wire_bytes:.2f}× | {human(most)}"
         lines.append(f"| [{name}]({name}.md) | {says} | {numbers} | {kept(p):.2f} |")
     return "\n".join(lines)
