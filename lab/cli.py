@@ -332,6 +332,8 @@ def _findings(columns: Columns) -> Iterator[str]:
     if columns.clients_scored and columns.clients_scored[-1].shared:
         last_look = columns.clients_scored[-1]
         yield last_look.words([*last_look.shared][-1])
+    for adapted in columns.adapted[-1:]:
+        yield from adapted.words([*adapted.before_C][-1]).splitlines()
     if columns.clipped:
         yield f"privacy: {columns.clipped[-1].words}"
     for seen in [e for e in columns.measured if e.metric == "membership"][-1:]:

@@ -476,7 +476,7 @@ class Adapted:
         """What there is to be known of one score, in numbers: a line for each way."""
         known = len(self.relative_C("none", score))
         if not known:
-            return f"{score} at step {self.step:,}: there is no client with a model of its own to compare with"
+            return f"{score} at step {self.step:,}: there is no client with a model of its own to compare with{self._means(score)}"
         alone = [x for x in self.local_C[score] if x is not None]
         mean = sum(alone) / len(alone)
         first = f"{score} at step {self.step:,}: of {known:,} clients so many would be better off alone ({self.local_steps:,} local steps, {mean:.4g} on average):"
@@ -487,6 +487,16 @@ class Adapted:
             for way in self.ways
         ]
         return "\n".join([first, *lines])
+
+    def _means(self, score: str) -> str:
+        """The means over clients before and after each way of adaptation, as far as they are known."""
+        known = {way: [x for x in self.scores_C(way, score) if x is not None] for way in self.ways}
+        each = [
+            f"{sum(x) / len(x):.4g} {'with the model' if way == 'none' else 'after'} {named_way(way)}"
+            for way, x in known.items()
+            if x
+        ]
+        return f"; on average {', '.join(each)}" if each else ""
 
 
 @dataclass(frozen=True)
