@@ -336,6 +336,8 @@ class ManyProcesses:
 
         Where they leave messages for each other, all that receive the same read one.
         """
+        if self.alone:  # whoever comes back brings its copies itself
+            return
         together: dict[tuple[int, tuple[int, ...], torch.dtype], list[Tensor]] = {}
         for owners, to, x in moves:
             missing = tuple(p for p in to if p not in owners)
