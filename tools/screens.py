@@ -45,9 +45,9 @@ top_k = Recipe.of("top_k", ["steps=300"])
 fedanchor = Recipe.of("fedanchor", ["steps=160", "eval_every=16"])
 worldlm = Recipe.of("worldlm", ["steps=192", "eval_every=16", "eval_windows=16"])
 abbie = Recipe.of("abbie", ["steps=160", "eval_every=20", "eval_windows=16", "corpus=grammar?order=1&tokens=400000", "context=32"])
-sensing = {"data": "sensors", "model": {"name": "conv1d", "channels": [16, 32]}, "steps": 240, "eval_every": 40, "eval_windows": 512,
+sensing = {"data": "sensors", "model": {"name": "conv1d", "channels": [16, 16]}, "steps": 60, "eval_every": 10, "eval_windows": 512,
            "clients": {"held_out": 0.2}}
-inner = {"name": "AdamW", "lr": 0.01}
+inner = {"name": "AdamW", "lr": 0.02}
 apart = {"split": "by:person+sensor", "num_workers": 12, "batch_size": 16, "groups": "sensor"}
 sensed = {"centralised": {"method": {"name": "ddp", "inner": inner}, "num_workers": 1, "batch_size": 96},
           "person": {"split": "by:person", "num_workers": 6, "batch_size": 16},
@@ -58,12 +58,12 @@ seen = {}
 
 def levels():
     view = PrivacyLevels()
+    view.show()
     for name, part in sensed.items():
         for seed in (1, 2):
             fedavg = {"name": "fedprox", "pull": 0.0, "sync_every": 10, "inner": inner}
-            r = Recipe.of({"method": fedavg} | sensing | part | {"seed": seed, "data": {"name": "sensors", "seed": seed}})
-            view.replay(Trainer(r).events(), f"{name} #{seed}")
-    view.show()
+            r = Recipe.of({"method": fedavg} | sensing | part | {"seed": seed, "data": {"name": "sensors", "seed": seed, "noise": 0.5, "windows": 10, "length": 32}})
+            view.add(*[event for event in Trainer(r).events() if not isinstance(event, Ended)], run=f"{name} #{seed}")
     time.sleep(6)
     view.add()
 

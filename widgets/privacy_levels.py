@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
@@ -101,7 +102,7 @@ class PrivacyLevels(View):
         names = list(rows)
         levels = list(dict.fromkeys(name.partition(":")[0] for name in names))
         values = [_mean(rows[name].values()) for name in names]
-        labels = [self._says(name, rows) for name in names]
+        labels = [re.sub(r" \([^)]*\)", "", self._says(name, rows)) for name in names]  # ranges stand in the words
         colours = [levels.index(name.partition(":")[0]) for name in names]
         return Bars(f"{self.score.capitalize()} by level", self.score, names, values, labels, colours)
 

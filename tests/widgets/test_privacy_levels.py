@@ -52,10 +52,10 @@ def test_what_is_said_is_what_is_drawn() -> None:
         "person × sensor: G, own sensor alone",
     ]
     assert bars.values == pytest.approx([last + d + 0.005 for d in (0, -0.05, -0.02, -0.25, -0.1)])
-    assert bars.labels[0] == "0.874 (0.869 to 0.879)"
-    assert bars.labels[1] == "0.824 (0.819 to 0.829), -5.0 points (-5.0 to -5.0)"
+    assert list(bars.labels)[:2] == ["0.874", "0.824, -5.0 points"]
+    assert "person × sensor 0.824 (0.819 to 0.829), -5.0 points (-5.0 to -5.0); " in said.words
     for name, label in zip(bars.names, bars.labels, strict=True):
-        assert f"{name} {label}" in said.words
+        assert f"{name} {label[:5]} (" in said.words
     assert said.words.startswith(
         "Accuracy at the last evaluation, 2 seeds (mean, and from the least to the most): centralised 0.874"
     )
@@ -71,7 +71,7 @@ def test_names_make_rows_and_epsilon_is_said() -> None:
     _, bars, _ = view.pictures()
     assert isinstance(bars, Bars)
     assert bars.names == ["centralised", "people, with noise"]
-    assert bars.labels[1].endswith("points (+0.0 to +0.0), ε = 2.4")
+    assert bars.labels[1].endswith("points, ε = 2.4")
     again = view.replay(levelled("by:person", 1, looks=1), "people, with noise #1")  # the run begins anew
     assert {seed: [*x] for seed, x in again.looks["people, with noise"].items()} == {0: [10, 20, 30, 40], 1: [10]}
 
