@@ -116,6 +116,7 @@ CHANGES: dict[str, Any] = {
     "tokenizer": "hub:gpt2",
     "split": "domain",
     "num_workers": 5,
+    "groups": [[0, 1], [2, 3]],
     "clients": {"num": 9},
     "adaptation": {"clients": 9},
     "server": {"labelled": 3},
