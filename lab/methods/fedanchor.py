@@ -18,8 +18,8 @@ from lab.engine.stack import Layout, Stack, clip_
 from lab.engine.state import Grad, Loss, State, numeric
 from lab.errors import RecipeError
 from lab.methods.registry import method, never_synced
-from lab.methods.rounds import InnerStates, Weight, fetch_
-from lab.methods.server_labels import ServerTraining, begin_, end_round_, fetched, of_task, train_
+from lab.methods.rounds import InnerStates, Weight, fetch_, fetched
+from lab.methods.server_labels import ServerTraining, begin_, end_round_, of_task, train_
 from lab.models.distillation import predictions
 from lab.models.two_heads import add_head_, latents
 

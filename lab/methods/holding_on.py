@@ -26,7 +26,8 @@ from torch import Tensor, nn
 
 from lab.engine.stack import Stack
 from lab.engine.state import Grad, State, numeric
-from lab.models.distillation import divergence, loss_and_predictions, predictions
+from lab.methods.rounds import fetched
+from lab.models.distillation import apart, loss_and_predictions, predictions
 
 Loss = Literal["plain", "ewc", "kd"]
 
@@ -49,7 +50,7 @@ def open_(s: State) -> None:
 def gradients_(s: State, grad: Grad, hold: Hold, to: Sequence[int]) -> Tensor:
     """Fill the gradients of the loss at every worker that is up; returns ℓ, ``[N]``. Those of ``to`` have just been given θᴳ."""
     if hold.loss == "kd":
-        return grad(s, partial(_distilled, hold, s.shared["params"]))
+        return grad(s, partial(_distilled, hold, fetched(s)))
     if hold.loss == "plain":
         return grad(s)
     if to:
@@ -73,24 +74,17 @@ def _pull_(s: State, strength: float) -> None:
             s.grads.blocks[i].addcmul_(fisher.blocks[i], apart, value=strength)
 
 
-def _distilled(hold: Hold, agreed: Stack, module: nn.Module, worker: int, inputs: Tensor, targets: Tensor) -> Tensor:
-    """The value is ℓ, the gradient that of α·K²·ℓ + (1 − α)·KL."""
+def _distilled(
+    hold: Hold, given: Mapping[str, Tensor], module: nn.Module, worker: int, inputs: Tensor, targets: Tensor
+) -> Tensor:
+    """The value is ℓ, the gradient that of α·K²·ℓ + (1 − α)·KL; ``given``: values of θᴳ."""
     if hold.share < 1:
-        values = {n: agreed[n][0] for n in agreed.names() if not agreed.is_personal(n)}
-        teacher = predictions(module, values, inputs)
+        teacher = predictions(module, given, inputs)
     loss, student = loss_and_predictions(module, inputs, targets)
     whole = hold.share * hold.temperature**2 * loss
     if hold.share < 1:
-        whole = whole + (1 - hold.share) * _apart(teacher, student, targets, hold.temperature)
+        whole = whole + (1 - hold.share) * apart(student, teacher, targets, hold.temperature)
     return loss.detach() + (whole - whole.detach())
-
-
-def _apart(teacher: Tensor, student: Tensor, targets: Tensor, temperature: float) -> Tensor:
-    """KL of two predictions, the mean over those targets that count; ``[]``."""
-    if targets.is_floating_point():
-        return (teacher - student).square().mean() / (2 * temperature**2)
-    counts = targets >= 0
-    return divergence(teacher[counts], student[counts], temperature) if counts.any() else 0 * student.sum()
 
 
 def _looked_at(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -16,10 +16,9 @@ from lab.engine.state import Grad, State
 from lab.errors import RecipeError
 from lab.methods.registry import method, never_synced
 from lab.methods.rounds import InnerStates, Weight, beginning, fetching, weights_of
-from lab.models.distillation import divergence, loss_and_predictions
+from lab.models.distillation import First, apart, loss_and_predictions
 from lab.models.in_groups import GROUPS, add_groups_, group_models
 
-Order = Literal["own", "other"]
 ALONE = "all"  # the group, where a recipe has none
 
 
@@ -63,7 +62,7 @@ class Mutual:
     sync_every: Period = 16
     share: Annotated[float, Field(ge=0, le=1)] = 0.5
     temperature: Positive = 1.0
-    first: Order = "own"
+    first: First = "own"
     inner: Optimizer = Field(default_factory=lambda: AdamW(lr=3e-3))
     inner_states: InnerStates = "reset"
     weight: Weight = "samples"
@@ -128,7 +127,7 @@ class Mutual:
     def _loss(self, loss: Tensor, own: Tensor, other: Tensor, targets: Tensor) -> Tensor:
         if not self.share:
             return loss
-        far = apart(own, other.detach(), targets, self.temperature, self.first)
+        far = apart(own, other, targets, self.temperature, self.first)
         return self.share * self.temperature**2 * far + (1 - self.share) * loss
 
     def _take_mean_(self, s: State, comm: Communicator, state: str, blocks: Sequence[int]) -> None:
@@ -140,19 +139,6 @@ class Mutual:
         for i, x in zip(blocks, mean.blocks, strict=True):
             agreed[i] = x
         s.shared["params"] = Stack(s.shared["params"].layout, agreed)
-
-
-def apart(own: Tensor, other: Tensor, targets: Tensor, temperature: float, first: Order) -> Tensor:
-    """The divergence of two predictions in nats, the mean over those targets that count, ``[]``; ``other`` is taken as it is."""
-    if targets.is_floating_point():
-        return (own - other).square().mean() / (2 * temperature**2)
-    counts = targets >= 0
-    if not counts.any():
-        return 0 * own.sum()
-    if first == "other":
-        return divergence(other[counts], own[counts], temperature)
-    p, q = ((x[counts] / temperature).log_softmax(-1) for x in (own, other))
-    return (p.exp() * (p - q)).sum(-1).mean()
 
 
 def both(s: State) -> list[tuple[str, list[int]]]:

@@ -52,6 +52,12 @@ def fetch_(s: State, comm: Communicator, t: int, period: int, inner_states: Inne
     return to
 
 
+def fetched(s: State) -> Mapping[str, Tensor]:
+    """What clients have fetched of the model, by name: views."""
+    agreed = s.shared["params"]
+    return {name: agreed[name][0] for name in agreed.names() if not agreed.is_personal(name)}
+
+
 def weights_of(s: State, weight: Weight) -> list[float] | None:
     """What each worker counts in a mean, ``[N]``: its examples, or (None) as much as any other."""
     return [float(n) for n in s.samples_W] if weight == "samples" and s.samples_W else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Annotated
 
 import torch
@@ -18,8 +18,8 @@ from lab.engine.optim import Optimizer
 from lab.engine.stack import clip_
 from lab.engine.state import Grad, Loss, State
 from lab.methods.registry import method, never_synced
-from lab.methods.rounds import InnerStates, Weight, fetch_
-from lab.methods.server_labels import ServerTraining, begin_, confident, end_round_, fetched, loss_on, of_task, train_
+from lab.methods.rounds import InnerStates, Weight, fetch_, fetched
+from lab.methods.server_labels import ServerTraining, begin_, confident, end_round_, loss_on, of_task, train_
 from lab.models.distillation import predictions
 
 
@@ -126,9 +126,9 @@ class SemiFL:
             logits, likeliest[partner[counts]]
         )
 
-    def labels(self, s: State, module: nn.Module, inputs: Tensor, values: Mapping[str, Tensor] | None = None) -> Tensor:
-        """argmax p of the module where it is confident, int64 ``[B]``; ``values``: of the parameters, where they are not the module's."""
-        return confident(predictions(module, values or {}, inputs), self.threshold)
+    def labels(self, s: State, module: nn.Module, inputs: Tensor) -> Tensor:
+        """argmax p of the module where it is confident, int64 ``[B]``."""
+        return confident(predictions(module, {}, inputs), self.threshold)
 
 
 def beta(alpha: float, g: torch.Generator) -> float:

@@ -10,7 +10,7 @@ Legend: C classes, n labelled examples of each, B examples of a batch, p dimensi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from typing import Annotated
 
@@ -108,10 +108,8 @@ def _trained(s: State, t: int, plan: ServerTraining, steps: int, objective: Obje
     for name, p in module.named_parameters():
         if name in agreed.layout.place:
             p.requires_grad_().grad = grads[name][0]
-    loss, draws = (
-        torch.zeros(()),
-        True,
-    )  # whether the model draws random numbers (dropout), which takes a little on every operation
+    loss = torch.zeros(())
+    draws = True  # whether the model draws random numbers (dropout), which takes a little on every operation
     for k, (inputs, targets) in enumerate(_batches(s, t, plan, steps)):
         torch._foreach_zero_(grads.blocks)
         drawn = Draws(derive(plan.seed, "server", t, k))
@@ -141,12 +139,6 @@ def _batches(s: State, t: int, plan: ServerTraining, steps: int) -> Iterator[tup
 def of_task(module: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
     """The task's own loss."""
     return module.loss(inputs, targets)  # type: ignore[operator, no-any-return]
-
-
-def fetched(s: State) -> Mapping[str, Tensor]:
-    """What clients have fetched of the model, by name: views."""
-    agreed = s.shared["params"]
-    return {name: agreed[name][0] for name in agreed.names() if not agreed.is_personal(name)}
 
 
 def confident(logits: Tensor, threshold: float) -> Tensor:

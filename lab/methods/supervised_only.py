@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -59,7 +60,7 @@ class SupervisedOnly:
 
 def losses(s: State) -> Tensor:
     """The server's loss, for everybody who is up here, ``[N]``."""
-    loss_W = Tensor(s.fleet.num_workers).double().fill_(float("nan"))
+    loss_W = torch.full((s.fleet.num_workers,), float("nan"), dtype=torch.float64)
     for w in s.fleet.mine:
         if s.fleet.up[w] and has_numbers(s):
             loss_W[w] = s.facts["server_loss"]

@@ -186,7 +186,8 @@ class AbbIEModule(GPTModule):
         return torch.cat(written, 1)
 
     def _block(self, block: GPTBlock, x: Tensor, unit: float, past: Past | None) -> Tensor:
-        here = slice(past.num_tokens if past else 0, (past.num_tokens if past else 0) + x.shape[1])
+        at = past.num_tokens if past else 0
+        here = slice(at, at + x.shape[1])
         cos, sin = self.cos[here].to(x.dtype), self.sin[here].to(x.dtype)
         if unit == 1 and past is None:
             return block(x, cos, sin)  # type: ignore[no-any-return]

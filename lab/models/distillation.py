@@ -7,10 +7,13 @@ from its probabilities or to take its likeliest class for a label.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+
+First = Literal["own", "other"]  # of two distributions, which stands first in the divergence
 
 
 @torch.no_grad()
@@ -39,6 +42,24 @@ def divergence(teacher: Tensor, student: Tensor, temperature: float = 1.0) -> Te
     """
     p = (teacher.detach() / temperature).log_softmax(-1)
     q = (student / temperature).log_softmax(-1)
+    return (p.exp() * (p - q)).sum(-1).mean()
+
+
+def apart(own: Tensor, other: Tensor, targets: Tensor, temperature: float, first: First = "other") -> Tensor:
+    """How far two predictions are from each other in nats, the mean over those targets that count, ``[]``; ``other`` is taken as it is.
+
+    Of classes it is the divergence of their distributions at this temperature, with one or the other of them ``first``. Of numbers it is that of
+    normal distributions around them, (own − other)² / 2T², which is the same both ways.
+    """
+    other = other.detach()
+    if targets.is_floating_point():
+        return (own - other).square().mean() / (2 * temperature**2)
+    counts = targets >= 0
+    if not counts.any():
+        return 0 * own.sum()
+    if first == "other":
+        return divergence(other[counts], own[counts], temperature)
+    p, q = ((x[counts] / temperature).log_softmax(-1) for x in (own, other))
     return (p.exp() * (p - q)).sum(-1).mean()
 
 

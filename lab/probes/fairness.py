@@ -47,7 +47,11 @@ class OwnExamples:
 
     def scores(self, model: nn.Module, client: int) -> Mapping[str, float]:
         """Those of a model in eval mode on the examples of one client."""
-        inputs, targets = self.held_out.take(self.of(client))
+        return self.scores_on(model, self.of(client))
+
+    def scores_on(self, model: nn.Module, index: np.ndarray) -> Mapping[str, float]:
+        """The same on any of the examples that are held out."""
+        inputs, targets = self.held_out.take(index)
         if self.held_out.by_example is None:
             return self.held_out.scores(model, inputs, targets)
         each = self.held_out.by_example(model, inputs, targets)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lab.events import GroupsScored
 from lab.models.in_groups import group_models
 from lab.probes.evaluation import Evaluator
+from lab.probes.fairness import OwnExamples
 from lab.probes.probe import Agreed, Probe, Setup
 
 
@@ -32,6 +33,8 @@ class GroupProbe(Probe):
 
     def __init__(self, setup: Setup):
         self.setup, self.groups, self.evaluator = setup, setup.state.groups, Evaluator(setup)
+        held_out, everybody = setup.data and setup.data.held_out, np.arange(setup.recipe.num_clients)
+        self.own = OwnExamples(held_out, setup.recipe.eval_windows, everybody) if held_out else None
 
     def due(self, t: int) -> bool:
         return self.setup.evaluates(t)
@@ -62,17 +65,10 @@ class GroupProbe(Probe):
 
     def _native(self, model: nn.Module, clients: Sequence[int]) -> Mapping[str, float]:
         """Of a model on what these clients hold out of their own, at most ``eval_windows`` examples of each; nothing where they do not."""
-        assert self.setup.data is not None
-        held_out, most = self.setup.data.held_out, self.setup.recipe.eval_windows
-        if held_out is None:
+        if self.own is None:
             return {}
-        some = [held_out.shards[c] for c in clients]
-        index = np.concatenate([x if len(x) <= most else x[np.arange(most) * len(x) // most] for x in some])
+        index = np.concatenate([self.own.of(c) for c in clients])
         if not len(index):
             return {}
-        inputs, targets = held_out.take(index)
         with self.evaluator.precision(), self.evaluator.draws("groups"):
-            if held_out.by_example is None:
-                return held_out.scores(model, inputs, targets)
-            each = held_out.by_example(model, inputs, targets)
-            return {name: float(x.nanmean()) for name, x in each.items()}
+            return self.own.scores_on(model, index)

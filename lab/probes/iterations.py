@@ -5,7 +5,6 @@ Legend: B sequences, T positions, D width, V vocabulary, r iterations.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
 import torch
@@ -15,6 +14,7 @@ from lab.data.tasks.task import IGNORED
 from lab.events import Iterated
 from lab.models.abbie import AbbIE, AbbIEModule
 from lab.probes.evaluation import Evaluator
+from lab.probes.fairness import listed
 from lab.probes.probe import Agreed, Probe, Setup
 
 
@@ -53,11 +53,11 @@ class IterationsProbe(Probe):
             module.iterations = before
         num = sum(count for count, _ in found)
         mean = sum((sums for _, sums in found), torch.zeros(())) / max(num, 1)
-        loss_K, change_K, settled_K = mean.tolist()
+        loss_K, change_K, settled_K = map(listed, mean.numpy())
         return {
-            "loss_R": [_finite(loss_K[r - 1]) for r in self.model.looks],
-            "change_K": [_finite(x) for x in change_K],
-            "settled_K": [*settled_K],
+            "loss_R": [loss_K[r - 1] for r in self.model.looks],
+            "change_K": change_K,
+            "settled_K": settled_K,
         }
 
 
@@ -80,7 +80,3 @@ def looked_at(module: AbbIEModule, ids: Tensor, targets: Tensor) -> tuple[int, T
         settled.insert(0, stays.sum().double())
     sums = torch.stack([torch.stack(x).cpu() for x in (nats, changes, settled)])
     return int(counts.sum()), sums
-
-
-def _finite(x: float) -> float | None:
-    return x if math.isfinite(x) else None

@@ -24,10 +24,8 @@ class PrivacyProbe(Probe):
         self.setup, self.private, self.period = setup, private, round_steps(setup.recipe.method)
         some = drawn(setup.recipe)
         self.size = some[0] if some else 0  # clients of a round, if they are drawn
-        self.rounds = [
-            0,
-            0,
-        ]  # in which somebody has handed in: of clients that were drawn and are all there, and others
+        # In which somebody has handed in: of clients that were drawn and are all there, and others.
+        self.rounds = [0, 0]
         epsilon(setup.recipe, 0, 1)  # before anything is trained: is the accountant there?
 
     def due(self, t: int) -> bool:

@@ -351,9 +351,8 @@ def networks_of(recipe: Recipe, network: Network) -> tuple[Network, Network]:
 def _held_bytes_W(recipe: Recipe, state: State) -> list[int]:
     """Parameters, gradients and states of each worker."""
     stacks = [state.grads, *state.local.values()]
-    held = (
-        {*declared(recipe.method).holds} if state.served else {*state.shared}
-    )  # a server keeps the rest of what is agreed
+    # A server keeps the rest of what is agreed.
+    held = {*declared(recipe.method).holds} if state.served else {*state.shared}
     held |= {"params"} if recipe.privacy.clip is not None else set()  # which a client's update is a difference from
     stacks += [state.shared[name] for name in held if name in state.shared]
     held_W = [0] * recipe.num_workers

@@ -42,13 +42,10 @@ class SiteFolder:
         self.world, self.post, self.shared = world, post, SharedFolder(world, folder)
         self.folder = self.shared.folder
         self.back: Checkpoint | None = None  # what this site comes back with
-        self.knobs: dict[
-            int, dict[str, Any]
-        ] = {}  # of the run that is gone on with, by the step that they were turned for
-        self.pieces: tuple[list[Piece], set[str]] = (
-            [],
-            set(),
-        )  # of the next checkpoint, and what of it the whole run's has
+        # Of the run that is gone on with, by the step that they were turned for.
+        self.knobs: dict[int, dict[str, Any]] = {}
+        # Of the next checkpoint, and what of it the whole run's has.
+        self.pieces: tuple[list[Piece], set[str]] = ([], set())
 
     def lock(self) -> None:
         with listening(self.world.timeout_seconds):

@@ -13,7 +13,8 @@ import lab
 from lab.engine.optim import AdamW, Optimizer
 from lab.events import Event, GroupsScored, from_json, to_json
 from lab.methods.fedprox import FedProx
-from lab.methods.mutual import Mutual, apart
+from lab.methods.mutual import Mutual
+from lab.models.distillation import apart
 from lab.models.in_groups import add_groups_, group_models, without_groups_
 from lab.recipes.notes import notes
 from lab.recipes.recipe import Recipe

@@ -18,6 +18,7 @@ from lab.events import Evaluated
 from lab.methods.fedprox import FedProx
 from lab.methods.holding_on import Hold, _distilled
 from lab.methods.pafl import PaFL
+from lab.methods.rounds import fetched
 from lab.models.distillation import loss_and_predictions
 from lab.recipes.clients import Clients
 from lab.recipes.notes import notes
@@ -179,8 +180,8 @@ def test_what_does_not_count_teaches_nothing() -> None:
     assert close(after(some, slice(None)), after(some, slice(2)))
     module = softmax(None)
     module.loss = lambda x, y: F.cross_entropy(module(x), y, reduction="sum")  # type: ignore[assignment]
-    agreed = Bench(PaFL(2, KD), 1, build=softmax, batch=seen).state.shared["params"]
-    loss = _distilled(Hold("kd"), agreed, module, 0, x, torch.full((4,), -100))
+    given = fetched(Bench(PaFL(2, KD), 1, build=softmax, batch=seen).state)
+    loss = _distilled(Hold("kd"), given, module, 0, x, torch.full((4,), -100))
     loss.backward()
     assert float(loss.detach()) == 0.0
     assert not module.map.grad.any()  # type: ignore[union-attr]
