@@ -613,6 +613,16 @@ class Warned:
 
 
 @dataclass(frozen=True)
+class CellDone:
+    """A piece of work that is not a training run is done, and all that it says stands before this (`lab.runs.records`)."""
+
+    kind: ClassVar[str] = "cell"
+    step: int  # how many are done, this one included
+    cell: str
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Ended:
     kind: ClassVar[str] = "ended"
     step: int
@@ -645,6 +655,7 @@ Event = (
     | Measured
     | Checkpointed
     | Warned
+    | CellDone
     | Ended
 )
 KINDS: dict[str, Any] = {cls.kind: cls for cls in get_args(Event)}

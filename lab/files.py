@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from lab.errors import Damaged, LabError
 
@@ -79,6 +79,28 @@ def open_plain(path: Path) -> io.BufferedReader:
     except OSError as error:
         raise Damaged(f"cannot read {path}: {error.strerror}") from None
     return os.fdopen(file, "rb")
+
+
+def locked(path: Path) -> TextIO | None:
+    """Open the file and hold an advisory lock on it, which the system drops when it is closed or the process dies.
+
+    None where another process holds it. Where the platform has no such locks, nobody does. A link is refused. Raises OSError.
+    """
+    file = open(path, "a+", encoding="utf-8", opener=_no_link)
+    try:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except ImportError:
+        pass
+    except OSError:
+        file.close()
+        return None
+    return file
+
+
+def _no_link(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0), 0o666)
 
 
 def sha256_of(file: Path | str) -> str:

@@ -200,6 +200,29 @@ def checked(cls: type[T], options: Any, where: str = "") -> T:
         raise RecipeError(explain(error, cls, where)) from None
 
 
+def given(cls: type[T], options: Iterable[str]) -> T:
+    """Build ``cls`` from ``key=value`` options, dots in a key for nesting; what is not given has its default.
+
+    Raises
+    ------
+    RecipeError
+        one line: what was wrong, what is allowed.
+    """
+    raw: dict[str, Any] = {}
+    for option in options:
+        key, equals, text = option.partition("=")
+        if not equals or not key:
+            raise RecipeError(f"-o {shown(option, 200)}: write key=value, for example -o seed=1")
+        *parents, last = key.split(".")
+        at = raw
+        for parent in parents:
+            at = at.setdefault(parent, {})
+            if not isinstance(at, dict):
+                raise RecipeError(f"-o {shown(option, 200)}: {parent} has a value already, and no field {last}")
+        at[last] = parse_value(text)
+    return checked(cls, raw)
+
+
 NUMBERED = '{"3": 2}'
 
 

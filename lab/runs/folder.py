@@ -55,6 +55,7 @@ from lab.files import (
     damage,
     digest_beside,
     is_sealed,
+    locked,
     open_plain,
     working_folder,
     write_atomically,
@@ -336,9 +337,8 @@ class RunFolder:
                 raise RecipeError(f"{file} is a folder: remove it, or put back the file that was there")
         with _writing(self.path, RecipeError):
             (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
-            lock = open(self.path / "lock", "a+", encoding="utf-8", opener=_no_link)
-        if not _lock(lock):
-            lock.close()
+            lock = locked(self.path / "lock")
+        if lock is None:
             raise Busy(f"{self.path} is being written by another process: wait for it, or stop it")
         self._lock = lock
         for place in (self.path, self.path / "checkpoints"):
@@ -707,23 +707,6 @@ def _cannot_write(path: Path, error: OSError, kind: type[LabError] = LabError) -
     full = error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
     hint = f"make room, then go on with: lab resume {path}" if full else "is it a folder that you may write to?"
     return kind(f"cannot write {error.filename or path} ({error.strerror or error}): {hint}")
-
-
-def _no_link(path: str, flags: int) -> int:
-    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0), 0o666)
-
-
-def _lock(file: TextIO) -> bool:
-    """An advisory lock that the system drops when the process dies; True where the platform has none."""
-    try:
-        import fcntl
-    except ImportError:
-        return True
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
 
 
 # --- many runs -------------------------------------------------------------------------------------------------------
