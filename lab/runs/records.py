@@ -25,6 +25,8 @@ from typing import Any, Protocol
 
 from pydantic_core import to_jsonable_python
 from safetensors import SafetensorError
+from safetensors.torch import load_file
+from safetensors.torch import save as as_bytes
 from torch import Tensor
 
 from lab.errors import Damaged, LabError
