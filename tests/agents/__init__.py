@@ -1,0 +1,1 @@
+"""What agents promise that answer together: the policy, the pass, the rivals, settings, records."""
