@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from lab.costs.network import NETWORKS
 from lab.events import Ended, Event, KnobChanged, Started, Stepped
 from lab.recipes.recipe import Recipe
-from lab.runs.knobs import KNOBS, at_start, network_fields
+from lab.runs.knobs import KNOBS, at_start, named_network
 from widgets.pictures import Note, Picture
 from widgets.timelines import Calendar, Marks
 from widgets.view import View
@@ -68,5 +67,5 @@ class Knobs(View):
             case "down":
                 return f"worker{'s' * (len(value) > 1)} {', '.join(map(str, value))} down"
             case "network":
-                return next((name for name, net in NETWORKS.items() if network_fields(net) == value), "another link")
+                return named_network(value) or "another link"
         return "waits"

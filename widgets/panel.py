@@ -19,7 +19,7 @@ from IPython.display import display, update_display
 from lab.costs.network import NETWORKS
 from lab.errors import LabError, RecipeError
 from lab.events import Ended, Event, KnobChanged, WorkersChanged
-from lab.runs.knobs import network_fields, periods, validate_knob
+from lab.runs.knobs import named_network, periods, validate_knob
 from lab.runs.live import EventSink, Run
 from lab.runs.progress import Progress, report
 from widgets.communication_budget import CommunicationBudget
@@ -312,7 +312,7 @@ class NetworkFollower:
 
     def add(self, *events: Event) -> None:
         turned = [e.value for e in events if isinstance(e, KnobChanged) and e.knob == "network"]
-        name = next((n for n, net in NETWORKS.items() if turned and network_fields(net) == turned[-1]), None)
+        name = named_network(turned[-1]) if turned else None
         for view in self.views:
             for control in view.controls():
                 if control.name == "network" and name is not None and name in control.options:

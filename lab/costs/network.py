@@ -22,6 +22,10 @@ A mailbox is a place that all reach, a shared folder or a bucket (`lab.processes
 read n − 1 times, whether it could be summed or not. A broadcast is one upload and n downloads, a gather (and a reduce to a server)
 n of each. The place has as much room for all as they want, unless B_s is given; then n · S / B_s and n (n−1) · S / B_s are lower bounds.
 
+A link has two directions: where those differ, B is in each phase that of the direction which is used. A ring, and whatever is passed on from one to
+the next, uses both at once, and waits for the slower; what goes to a server or a place waits for ``up``, what comes from there for ``down``.
+Jitter, links that several share, and rates that change along a run are priced transfer by transfer (`lab.costs.links`).
+
 With ``framing="ethernet"`` S is not the payload alone but all that a kernel counts on its interface: at an MTU of 1500 bytes TCP
 carries 1448 of payload in a frame of 1514 (14 of Ethernet, 20 of IPv4, 32 of TCP with timestamps: RFC 791, 9293, 7323), and the
 other side acknowledges every second one (RFC 5681, 4.2) with a frame of 66: (1514 + 66/2) / 1448 = 1.068 times S.
@@ -37,25 +41,19 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field
 
-from lab.config import Fraction, Positive, config
+from lab.config import Fraction, Positive, config, number_in
+from lab.costs.link_traces import rate_in, read_trace
+from lab.costs.links import UNITS, Bottleneck, Course, Link, Rate, check_trace, phases, through_a_place
 from lab.errors import RecipeError, one_of, shown
 from lab.events import Sent
 
 Turn = tuple[int, Sequence[float]]  # from which step on a local step takes how many times longer, by worker
 FRAMING = {"none": 1.0, "ethernet": (1514 + 66 / 2) / 1448}  # bytes on a link per byte of payload
-
-
-@config
-class Link:
-    """A link of the nodes of a tree: bits per second, and seconds one way."""
-
-    bits_per_second: Positive
-    latency_seconds: Annotated[float, Field(ge=0)] = 0.0
 
 
 @config
@@ -75,6 +73,17 @@ class Network:
         the part of communication that hides behind computation (α in the papers): 0 none, 1 all of it.
     framing
         ``none`` counts payload, as the papers do; ``ethernet`` also headers and acknowledgements, as a real link has them.
+    down_bits_per_second
+        of every worker's link towards the worker; default as the other way. ``links`` are of both directions, ``down_links`` of this one.
+    jitter_seconds, spread, seed
+        in every step that sends something latencies are longer by a time that is drawn anew for each worker, exponentially distributed with this
+        mean; and its rates are multiplied by a draw, log-normal with median 1 and this spread (of the logarithm). The same seed gives the
+        same run the same price.
+    bottlenecks
+        links that several workers share. What is sent at the same time goes through one after the other, in the order of the ledger.
+    trace
+        rates over time: (seconds since the run began, worker, bits per second up, down), each until the worker's next; the last for good.
+        `lab.costs.link_traces.read_trace` has them from a file. In the place of the worker's other rates.
     """
 
     bits_per_second: Positive = 1e9
@@ -85,6 +94,26 @@ class Network:
     levels: tuple[Link, ...] = ()
     overlap: Fraction = 0.0
     framing: Literal["none", "ethernet"] = "none"
+    down_bits_per_second: Positive | None = None
+    down_links: dict[int, Positive] = Field(default_factory=dict)
+    jitter_seconds: Annotated[float, Field(ge=0)] = 0.0
+    spread: Annotated[float, Field(ge=0, le=5)] = 0.0
+    seed: Annotated[int, Field(ge=0)] = 0
+    bottlenecks: tuple[Bottleneck, ...] = ()
+    trace: tuple[Rate, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_trace(self.trace)
+
+    @property
+    def down(self) -> float:
+        """Bits per second towards a worker."""
+        return self.down_bits_per_second or self.bits_per_second
+
+    @property
+    def changes(self) -> bool:
+        """Whether what a transfer takes depends on when it takes place, or on what else is sent then."""
+        return bool(self.trace or self.bottlenecks or self.jitter_seconds or self.spread)
 
     def price(
         self,
@@ -116,7 +145,7 @@ class Network:
     def wire_bytes(self, op: str, payload: float, n: int) -> float:
         """Bytes that all links together carry for one collective among ``n`` workers with this payload each."""
         if self.topology == "mailbox":
-            up, down = _through_a_place(op, n)
+            up, down = through_a_place(op, n)
             return float((up + down) * payload)
         if op == "broadcast":
             return float(n * payload)
@@ -141,62 +170,79 @@ class Network:
         """For workers that know no levels, and so talk over the slowest of these links."""
         if not self.levels:
             return self
-        links = [Link(self.bits_per_second, self.latency_seconds), *self.levels]
-        rate = min(link.bits_per_second for link in links)
+        links = [Link(self.bits_per_second, self.latency_seconds, self.down_bits_per_second), *self.levels]
+        up, down = min(link.bits_per_second for link in links), min(link.down for link in links)
         return replace(
-            self, bits_per_second=rate, latency_seconds=max(link.latency_seconds for link in links), levels=()
+            self,
+            bits_per_second=up,
+            down_bits_per_second=None if down == up else down,
+            latency_seconds=max(link.latency_seconds for link in links),
+            levels=(),
+            trace=tuple((t, w, min(u, up), min(d, down)) for t, w, u, d in self.trace),
         )
 
     def at_level(self, level: int) -> Network:
         """The links of so many levels above the workers, as a network of their own."""
-        if not level or not self.levels:
-            return self if not level else replace(self, links={})
+        if not level:
+            return self
+        of_workers: dict[str, Any] = {"links": {}, "down_links": {}, "trace": (), "bottlenecks": ()}
+        if not self.levels:
+            return replace(self, **of_workers)
         link = self.levels[min(level, len(self.levels)) - 1]
-        rate, latency = link.bits_per_second, link.latency_seconds
-        return replace(self, bits_per_second=rate, latency_seconds=latency, links={}, server_bits_per_second=None)
+        return replace(
+            self,
+            bits_per_second=link.bits_per_second,
+            down_bits_per_second=link.down_bits_per_second,
+            latency_seconds=link.latency_seconds,
+            server_bits_per_second=None,
+            **of_workers,
+        )
 
     def seconds(self, op: str, payload: float, workers: tuple[int, ...], level: int = 0) -> float:
-        """How long one collective takes."""
+        """How long one collective takes where nothing changes."""
         if level:
             return self.at_level(level).seconds(op, payload, workers)
-        n = len(workers)
-        slowest = min(self.links.get(w, self.bits_per_second) for w in workers) / 8
-        if self.topology == "mailbox":
-            place = (self.server_bits_per_second or math.inf) / 8
-            puts, reads = _through_a_place(op, n)
-            busiest = 1 if op == "broadcast" else n if op in ("gather", "reduce") else n - 1  # reads of one
-            up_seconds = max(puts * payload / place, min(puts, 1) * payload / slowest)
-            down_seconds = max(reads * payload / place, busiest * payload / slowest)
-            return up_seconds + down_seconds + 2 * self.latency_seconds * min(puts, 1)
-        server = (self.server_bits_per_second or self.bits_per_second) / 8
-        if op == "broadcast":
-            if self.topology == "server":
-                return max(n * payload / server, payload / slowest) + self.latency_seconds
-            return payload / slowest + self.latency_seconds
-        if n == 1 and self.topology != "server":
-            return 0.0
-        if op == "gather" or (op == "reduce" and self.topology == "server"):
-            return max(n * payload / server, payload / slowest) + self.latency_seconds
-        if op == "reduce":
-            return payload / slowest + (n - 1) * self.latency_seconds
-        if self.topology == "server":
-            down = payload if op == "all_reduce" else n * payload
-            up_seconds = max(n * payload / server, payload / slowest)
-            return up_seconds + max(n * down / server, down / slowest) + 2 * self.latency_seconds
-        if self.topology == "all_to_all":
-            return (n - 1) * payload / slowest + self.latency_seconds
-        hops = n - 1 if op == "all_gather" else 2 * (n - 1)
-        moved = (n - 1) * payload if op == "all_gather" else 2 * (n - 1) / n * payload
-        return moved / slowest + hops * self.latency_seconds
+        up = min(self.up_of(w) for w in workers) / 8
+        down = min(self.down_of(w) for w in workers) / 8
+        to_server, from_server = self._of_server
+        took, hops = 0.0, 0
+        for phase in phases(self.topology, op, payload, len(workers)):
+            server = to_server if phase.to_server else from_server
+            took += max(phase.server / server, phase.up / up, phase.down / down)
+            hops += phase.hops
+        return took + hops * self.latency_seconds
 
+    def up_of(self, worker: int) -> float:
+        """Bits per second from a worker, where nothing changes."""
+        return self.links.get(worker, self.bits_per_second)
 
-def _through_a_place(op: str, n: int) -> tuple[int, int]:
-    """How many payloads ``n`` workers put into a place that all reach, and read from there, in one collective."""
-    if op == "broadcast":
-        return 1, n
-    if op in ("gather", "reduce"):  # at somebody who is none of them
-        return n, n
-    return (n, n * (n - 1)) if n > 1 else (0, 0)
+    def down_of(self, worker: int) -> float:
+        return self.down_links.get(worker, self.links.get(worker, self.down))
+
+    @property
+    def _of_server(self) -> tuple[float, float]:
+        """Bytes per second to and from the server, or the place that all reach."""
+        if self.server_bits_per_second or self.topology == "mailbox":
+            rate = (self.server_bits_per_second or math.inf) / 8
+            return rate, rate
+        return self.down / 8, self.bits_per_second / 8
+
+    def course(self, num_workers: int, level: int = 0) -> Course:
+        """The links of so many levels above the workers along a run."""
+        if level:
+            return replace(self.at_level(level).course(num_workers), level=level)
+        up_W, down_W = ([of(w) / 8 for w in range(num_workers)] for of in (self.up_of, self.down_of))
+        return Course(
+            np.array(up_W),
+            np.array(down_W),
+            *self._of_server,
+            latency_seconds=self.latency_seconds,
+            spread=self.spread,
+            jitter_seconds=self.jitter_seconds,
+            seed=self.seed,
+            trace=self.trace,
+            bottlenecks=self.bottlenecks,
+        )
 
 
 def pace_TW(turns: Sequence[Turn], steps: int, num_workers: int) -> np.ndarray:
@@ -226,6 +272,7 @@ class Meter:
         self._pace = self._own_pace  # seconds of a local step, by worker
         self._clock = [0.0] * num_workers
         self._costs: dict[tuple[str, int, tuple[int, ...], int], tuple[float, float]] = {}
+        self._courses: dict[int, Course] = {}  # by level, of a network that changes
 
     def until(self, step: int, records: Iterable[Sent] = ()) -> list[float]:
         """Go on to ``step``, at whose end this is sent: seconds since the start at the end of every step on the way."""
@@ -247,8 +294,8 @@ class Meter:
             return alone
         computed = max(clock)
         for (op, workers, level), payload in together.items():
-            seconds, wire = self._cost(op, payload, workers, level)
-            over = max(clock[w] for w in workers) + (1 - self.network.overlap) * seconds
+            wire, begin = self._cost(op, payload, workers, level)[1], max(clock[w] for w in workers)
+            over = begin + (1 - self.network.overlap) * self._seconds(op, payload, workers, level, begin)
             for w in workers:
                 clock[w] = over
                 self.wire_bytes_W[w] += wire / len(workers)
@@ -256,6 +303,8 @@ class Meter:
         self.communication_seconds += over - computed  # groups without a common worker talk at the same time
         if alone:
             alone[-1] = over
+        for course in self._courses.values():
+            course.forget(min(clock))
         return alone
 
     def _turns_until(self, step: int) -> Iterator[int]:
@@ -278,11 +327,30 @@ class Meter:
         seconds since the start, and bytes on the wire of all workers, at the end of every step.
         """
         seconds, wire, at = np.empty(len(steps)), np.empty(len(steps)), 0
+        if self.network.changes:
+            return self._one_by_one(steps, which, kinds)
         for last in self._turns_until(int(steps[-1]) if len(steps) else self.done):
             end = int(np.searchsorted(steps, last, side="right"))
             seconds[at:end], wire[at:end] = self._at_one_pace(steps[at:end], which[at:end], kinds)
             more, self.done, at = last - self.done, last, end
             self._clock = [c + p * more for c, p in zip(self._clock, self._pace, strict=True)]
+        return seconds, wire
+
+    def _one_by_one(
+        self, steps: np.ndarray, which: np.ndarray, kinds: Sequence[Sequence[Sent]]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """What a transfer takes depends on when it begins: rows between which nothing is sent are taken together, no others."""
+        seconds, wire, before, first = np.empty(len(steps)), np.empty(len(steps)), 0, self.done
+        steps = steps.astype(int)
+        sends = np.array([bool(records) for records in kinds], dtype=bool)[which]
+        for row in [*np.flatnonzero(sends).tolist(), len(steps) - 1]:
+            if row < before:  # the last one sends something
+                break
+            so_far = sum(self.wire_bytes_W)
+            at = self.until(int(steps[row]), kinds[which[row]])  # from the step after ``first``
+            seconds[before : row + 1] = np.array(at)[steps[before : row + 1] - first - 1]
+            wire[before:row], wire[row] = so_far, sum(self.wire_bytes_W)
+            before, first = row + 1, self.done
         return seconds, wire
 
     def _at_one_pace(
@@ -369,6 +437,16 @@ class Meter:
             self.wire_bytes_by_state,
         )
 
+    def _seconds(self, op: str, payload: int, workers: tuple[int, ...], level: int, begin: float) -> float:
+        """Seconds of a collective that begins at this time."""
+        net = self.network
+        if not net.changes:
+            return self._cost(op, payload, workers, level)[0]
+        if level not in self._courses:
+            self._courses[level] = net.course(len(self._clock), level)
+        asked = phases(net.topology, op, payload * FRAMING[net.framing], len(workers))
+        return self._courses[level].end(asked, workers, begin, self.done) - begin
+
     def _cost(self, op: str, payload: int, workers: tuple[int, ...], level: int) -> tuple[float, float]:
         """Seconds and bytes on the wire of one collective."""
         key = op, payload, workers, level
@@ -400,7 +478,6 @@ NETWORKS: dict[str, Network] = {
 }
 
 
-UNITS = {"bit": 1.0, "kbit": 1e3, "Mbit": 1e6, "Gbit": 1e9, "Tbit": 1e12}  # per second
 LATENCIES = {"s": 1.0, "ms": 1e3, "us": 1e6, "µs": 1e6}  # in a second
 _SPELLED = re.compile(r"([0-9.eE+]+) *([A-Za-z]+)(?:/s)? *(?:, *([0-9.eE+-]+) *([a-zµ]+))?")
 
@@ -410,16 +487,29 @@ def network(name: str) -> Network:
 
     ``10Gbit:100Mbit,30ms``: the links of workers, and those between the nodes of a tree, level by level from below.
 
+    ``20Mbit,30ms,down=100Mbit``: with what else a link may have (`OPTIONS`), as ``jitter=5ms``, ``shared=1Gbit``, ``trace=links.csv``.
+
     The names, in capitals or not, are wide-area links from 10 Mbit/s (50 ms) to a machine room's 100 Gbit/s (0.1 ms).
 
     Raises
     ------
     RecipeError
-        for what is neither.
+        for what is none of these.
     """
-    if ":" in name:
-        inside, *above = [network(part) for part in name.split(":")]
-        return replace(inside, levels=tuple(Link(net.bits_per_second, net.latency_seconds) for net in above))
+    inside, *above = name.split(":")
+    base, options = _options(inside, OPTIONS)
+    net = _rate(base)
+    net = replace(net, **options) if options else net
+    levels = list[Link]()
+    for part in above:
+        base, options = _options(part, ("down",))
+        link = _rate(base)
+        levels.append(Link(link.bits_per_second, link.latency_seconds, **options))
+    return replace(net, levels=tuple(levels)) if levels else net
+
+
+def _rate(name: str) -> Network:
+    """A named network, or a rate with a latency."""
     known = next((net for key, net in NETWORKS.items() if key.lower() == name.strip().lower()), None)
     if known is not None:
         return known
@@ -444,16 +534,84 @@ def network(name: str) -> Network:
     )
 
 
+# What else may be said of a network, each with an example; in Python under the names of the fields of `Network`.
+OPTIONS = {
+    "down": "100Mbit",
+    "jitter": "5ms",
+    "spread": "0.3",
+    "seed": "1",
+    "shared": "1Gbit",
+    "server": "1Gbit",
+    "trace": "links.csv",
+    "topology": "mailbox",
+    "overlap": "0.5",
+    "framing": "ethernet",
+}
+_FIELDS = {"down": "down_bits_per_second", "jitter": "jitter_seconds", "server": "server_bits_per_second"}
+
+
+def _options(spelled: str, allowed: Iterable[str]) -> tuple[str, dict[str, Any]]:
+    """What stands before the options, and the fields that they set. Raises RecipeError: one line."""
+    plain, fields = list[str](), dict[str, Any]()
+    for part in spelled.split(","):
+        key, equals, value = (word.strip() for word in part.partition("="))
+        if not equals:
+            plain.append(part)
+            continue
+        if key not in allowed:
+            raise RecipeError(one_of(f"option of network {shown(spelled)}", key, allowed))
+        fields[_FIELDS.get(key, key)] = _option(key, value)
+    if "shared" in fields:
+        fields["bottlenecks"] = (Bottleneck(fields.pop("shared")),)
+    return ",".join(plain), fields
+
+
+def _option(key: str, value: str) -> Any:
+    found: Any = value
+    if key in ("down", "shared", "server"):
+        found = rate_in(value)
+    elif key == "jitter":
+        number, unit = re.fullmatch("(.*?) *([a-zµ]*)", value).groups()  # type: ignore[union-attr]
+        seconds = number_in(number)
+        found = None if seconds is None or unit not in LATENCIES else seconds / LATENCIES[unit]
+    elif key in ("spread", "overlap"):
+        found = number_in(value)
+    elif key == "seed":
+        found = int(value) if re.fullmatch("[0-9]{1,18}", value, re.ASCII) else None
+    elif key == "trace":
+        found = read_trace(value)
+    if found is None:
+        raise RecipeError(f"network option {key}={shown(value)} is not allowed: write it as {key}={OPTIONS[key]}")
+    return found
+
+
 def described(network: Network) -> str:
-    """``100 Mbit/s, 30 ms``: both numbers, since either can be what a run waits for; then those of the levels above."""
-    return "; above ".join([_described(network), *map(_described, network.levels)])
+    """``100 Mbit/s, 30 ms``: both numbers, since either can be what a run waits for; what else there is; then the levels above."""
+    own = [_described(network)]
+    if network.jitter_seconds:
+        own.append(f"{_latency(network.jitter_seconds)} of jitter")
+    if network.spread:
+        own.append(f"rates spread by {network.spread:g}")
+    own += [f"{_bits(b.bits_per_second)} shared" for b in network.bottlenecks]
+    if network.trace:
+        num = len({entry[1] for entry in network.trace})
+        own.append(f"{num} link{'s' * (num > 1)} by a trace")
+    return "; above ".join([", ".join(own), *map(_described, network.levels)])
 
 
 def _described(link: Network | Link) -> str:
-    unit, factor = next((u, f) for u, f in reversed(UNITS.items()) if link.bits_per_second >= f or u == "bit")
-    latency = link.latency_seconds
-    spelled = f"{latency * 1e3:.3g} ms" if latency < 1 else f"{latency:.3g} s"
-    return f"{link.bits_per_second / factor:.3g} {unit}/s, {spelled if latency else 'no latency'}"
+    rate = _bits(link.bits_per_second)
+    both = rate if link.down == link.bits_per_second else f"{rate} up, {_bits(link.down)} down"
+    return f"{both}, {_latency(link.latency_seconds) if link.latency_seconds else 'no latency'}"
+
+
+def _bits(bits_per_second: float) -> str:
+    unit, factor = next((u, f) for u, f in reversed(UNITS.items()) if bits_per_second >= f or u == "bit")
+    return f"{bits_per_second / factor:.3g} {unit}/s"
+
+
+def _latency(seconds: float) -> str:
+    return f"{seconds * 1e3:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"
 
 
 @dataclass(frozen=True)

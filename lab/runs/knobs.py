@@ -23,7 +23,7 @@ from typing import Any
 from pydantic_core import to_jsonable_python
 
 from lab.config import checked
-from lab.costs.network import Network, network
+from lab.costs.network import NETWORKS, Network, network
 from lab.engine.checkpoint import Part
 from lab.errors import RecipeError, one_of
 from lab.methods.registry import Method, fixed_periods, name_of
@@ -122,6 +122,15 @@ def _validate_workers(recipe: Recipe, value: Iterable[int]) -> list[int]:
         if not isinstance(w, int) or isinstance(w, bool) or not 0 <= w < recipe.num_workers:
             raise RecipeError(f"there is no worker {w!r}: the workers are 0 … {recipe.num_workers - 1}")
     return workers
+
+
+def named_network(value: Any) -> str | None:
+    """The name of a network that is stored as `network_fields`, perhaps by an earlier version with fewer of them; None if it has none."""
+    try:
+        given = checked(Network, value, "network") if isinstance(value, dict) else None
+    except RecipeError:
+        return None
+    return next((name for name, net in NETWORKS.items() if net == given), None)
 
 
 def network_fields(value: str | Network | Mapping[str, Any] | None) -> dict[str, Any] | None:
