@@ -59,6 +59,7 @@ class TrainingData:
     # Of a task beyond text: the shape of an example, what a model gives for one, and the loss of a module on inputs and targets.
     input_shape: tuple[int, ...] = ()
     num_outputs: int = 0
+    of_each: bool = False  # whether outputs are of each token of an example: which comes next
     loss: Callable[[nn.Module, Tensor, Tensor], Tensor] | None = None
     held_out: HeldOut | None = None  # by clients, of their own
     column_of: Callable[[str], list[int]] | None = (

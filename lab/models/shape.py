@@ -21,16 +21,19 @@ class Shape:
         of an example of a task, without the batch axis.
     outputs
         classes, or numbers that are to be predicted.
+    of_each
+        whether outputs are of each token: which one comes next, as in text.
     """
 
     vocab_size: int = 0
     context: int = 0
     input: tuple[int, ...] = ()
     outputs: int = 0
+    of_each: bool = False
 
     def tokens_for(self, model: str) -> int:
         """``vocab_size``, for a model that reads tokens. Raises RecipeError where the data is no text."""
-        if not self.vocab_size or self.outputs:
+        if not self.vocab_size or (self.outputs and not self.of_each):
             raise RecipeError(
                 f"model {model} predicts tokens, and the data has examples of shape {list(self.input)}: name another model, for example "
                 "model=mlp, or leave data out for running text"

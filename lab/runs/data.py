@@ -18,7 +18,7 @@ from lab.data.shards import portions, sizes
 from lab.data.splits import parse_split
 from lab.data.tasks import scores
 from lab.data.tasks.data import load_task
-from lab.data.tasks.dealt import Dealt, check_task, deal, digest_of, vocab_size
+from lab.data.tasks.dealt import Dealt, check_task, deal, digest_of, predicts_tokens, vocab_size
 from lab.data.tasks.examples import is_there, load_examples, task_name
 from lab.data.tasks.registry import KNOWN, check_options, find_task
 from lab.data.tasks.task import IGNORED, Task
@@ -123,7 +123,8 @@ def groups_of(recipe: Recipe, data: TrainingData | None = None) -> Groups:
 
 
 def _of_examples(recipe: Recipe, call: Call) -> TrainingData:
-    dealt = _dealt(recipe, make_task(call))
+    task = make_task(call)
+    dealt = _dealt(recipe, task)
     return TrainingData(
         dealt.vocab_size,
         dealt.batches,
@@ -134,6 +135,7 @@ def _of_examples(recipe: Recipe, call: Call) -> TrainingData:
         digest=dealt.digest,
         input_shape=dealt.input_shape,
         num_outputs=dealt.num_outputs,
+        of_each=predicts_tokens(task),
         loss=dealt.loss,
         held_out=dealt.held_out,
         column_of=dealt.column_of,
@@ -213,17 +215,19 @@ def shape_of(recipe: Recipe, data: TrainingData | None) -> Shape:
     if data is not None:
         if recipe.data is None:
             return Shape(data.vocab_size, recipe.context)
-        return _shape_of_examples(data.vocab_size, data.input_shape, data.num_outputs)
+        return _shape_of_examples(data.vocab_size, data.input_shape, data.num_outputs, data.of_each)
     if recipe.data is not None:
         if recipe.data.name in KNOWN and not recipe.data.options:
             return _shape_of_examples(0, *KNOWN[recipe.data.name])
         task = make_task(recipe.data)
-        return _shape_of_examples(vocab_size(task), tuple(task.train.inputs.shape[1:]), task.num_outputs)
+        return _shape_of_examples(
+            vocab_size(task), tuple(task.train.inputs.shape[1:]), task.num_outputs, predicts_tokens(task)
+        )
     if recipe.model.vocab_size or recipe.tokenizer == "bytes":
         return Shape(recipe.model.vocab_size or 256, recipe.context)
     return Shape(load_tokenizer(recipe.tokenizer).vocab_size, recipe.context)
 
 
-def _shape_of_examples(vocab_size: int, input_shape: tuple[int, ...], num_outputs: int) -> Shape:
+def _shape_of_examples(vocab_size: int, input_shape: tuple[int, ...], num_outputs: int, of_each: bool = False) -> Shape:
     """``context`` is that of inputs that are tokens."""
-    return Shape(vocab_size, math.prod(input_shape) if vocab_size else 0, input_shape, num_outputs)
+    return Shape(vocab_size, math.prod(input_shape) if vocab_size else 0, input_shape, num_outputs, of_each)

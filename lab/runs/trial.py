@@ -8,6 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lab.data.training_data import TrainingData
 from lab.errors import RecipeError
+from lab.models.gpt import GPT
 from lab.models.own import Factory, one_line, with_loss
 from lab.models.shape import Shape
 from lab.recipes.recipe import Recipe
@@ -16,8 +17,9 @@ from lab.seeds.draws import Draws
 
 
 def try_out(recipe: Recipe, data: TrainingData, shape: Shape) -> None:
-    """`try_on_one_batch`, where the model or the task is not the lab's own."""
-    if isinstance(recipe.model, Factory) or "data" in recipe.own:
+    """`try_on_one_batch`, where the model or the task is not the lab's own, or the task is one that few models go with."""
+    odd = shape.of_each and not isinstance(recipe.model, GPT)
+    if isinstance(recipe.model, Factory) or "data" in recipe.own or odd:
         try_on_one_batch(recipe, data, shape)
 
 

@@ -220,8 +220,19 @@ def check_task(task: Any, name: str = "data") -> None:
         )
 
 
+def predicts_tokens(task: Task) -> bool:
+    """Whether a task's targets are tokens, one after each of its inputs."""
+    x, y = task.train.inputs, task.train.targets
+    return x.dim() == 2 and x.shape == y.shape and not x.is_floating_point() and not y.is_floating_point()
+
+
 def vocab_size(task: Task) -> int:
-    """Of a task whose inputs are tokens (integers that nothing normalises): one more than the largest; 0 for all others."""
+    """Of a task whose inputs are tokens (integers that nothing normalises): one more than the largest; 0 for all others.
+
+    Where tokens are predicted it is the task's ``num_outputs``, whichever of them occur.
+    """
+    if predicts_tokens(task):
+        return task.num_outputs
     parts = (task.train, task.held_out)
     if any(part.inputs.is_floating_point() or part.normalisation is not None for part in parts):
         return 0
