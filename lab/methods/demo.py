@@ -13,9 +13,10 @@ from torch import Tensor
 from lab.config import Fraction, Period, Positive, config
 from lab.engine.comm import Communicator
 from lab.engine.optim import Optimizer
-from lab.engine.stack import Stack, at_least_float32, clip_, frozen, layout_like
+from lab.engine.stack import Stack, at_least_float32, clip_, frozen
 from lab.engine.state import Grad, State, numeric
 from lab.methods.registry import method
+from lab.methods.tiles import Tiling, room
 
 
 @method("demo")
@@ -63,7 +64,7 @@ class DeMo:
         loss_W = grad(s)
         clip_(s.grads, self.max_norm)
         lr, m = self.inner.lr * s.schedule(t), s.local["momentum"]
-        strongest = self._room(m)
+        strongest = room(m, {name: Tiling.of(m[name].shape, self.chunk) for name in m.names()})
         with frozen([m], s.fleet.up):
             self._take_(m, s.grads, lr, strongest)
         for stack in strongest:
@@ -72,15 +73,6 @@ class DeMo:
             self._write_(s.grads, agreed, stack, lr)
         self.inner.step_(s, t)
         return loss_W
-
-    def _room(self, m: Stack) -> list[Stack]:
-        """Where the coefficients of tensors go, ``[H, tiles, coefficients]``: one stack for all tiles of one size."""
-        shapes: dict[int, dict[str, tuple[int, int]]] = {}
-        for name in m.names():
-            rows, columns, a, b = _sides(m[name].shape, self.chunk)
-            shapes.setdefault(a * b, {})[name] = rows * columns // (a * b), a * b
-        like = m.blocks[0]
-        return [Stack.zeros(layout_like(m, of, of.__getitem__), like.device, like.dtype) for of in shapes.values()]
 
     @numeric
     def _take_(self, m: Stack, grads: Stack, lr: float, strongest: list[Stack]) -> None:
@@ -133,30 +125,16 @@ def dct(n: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     return out.to(dtype).to(device)
 
 
-def side(n: int, chunk: int) -> int:
-    """The largest divisor of n that is at most ``chunk``."""
-    return max(d for d in range(1, min(n, chunk) + 1) if n % d == 0)
-
-
-def _sides(shape: torch.Size | tuple[int, ...], chunk: int) -> tuple[int, int, int, int]:
-    """Rows and columns of a tensor ``[H, …]`` seen as a matrix (a vector is one row), and of its tiles."""
-    rows, columns = (shape[1], math.prod(shape[2:])) if len(shape) > 2 else (1, math.prod(shape[1:]))
-    return rows, columns, side(rows, chunk), side(columns, chunk)
-
-
 def to_tiles(x: Tensor, chunk: int) -> Tensor:
     """Cosine coefficients of the tiles, ``[H, tiles, a·b]`` from ``[H, *shape]``."""
-    rows, columns, a, b = _sides(x.shape, chunk)
-    tiles = x.reshape(len(x), rows // a, a, columns // b, b).transpose(2, 3)  # [H, rows/a, columns/b, a, b]
-    dtype = at_least_float32(x.dtype)
-    waves = dct(a, dtype, x.device) @ tiles.to(dtype) @ dct(b, dtype, x.device).T
-    return waves.reshape(len(x), -1, a * b).to(x.dtype)
+    tiling, dtype = Tiling.of(x.shape, chunk), at_least_float32(x.dtype)
+    waves = dct(tiling.a, dtype, x.device) @ tiling.cut(x).to(dtype) @ dct(tiling.b, dtype, x.device).T
+    return waves.flatten(2).to(x.dtype)
 
 
 def from_tiles(waves: Tensor, shape: torch.Size | tuple[int, ...], chunk: int) -> Tensor:
     """The tensor ``[H, *shape]`` with these coefficients."""
-    rows, columns, a, b = _sides(shape, chunk)
-    dtype = at_least_float32(waves.dtype)
-    tiles = waves.reshape(len(waves), rows // a, columns // b, a, b).to(dtype)
-    x = dct(a, dtype, waves.device).T @ tiles @ dct(b, dtype, waves.device)
-    return x.transpose(2, 3).reshape(shape).to(waves.dtype)
+    tiling, dtype = Tiling.of(shape, chunk), at_least_float32(waves.dtype)
+    tiles = waves.unflatten(2, (tiling.a, tiling.b)).to(dtype)
+    x = dct(tiling.a, dtype, waves.device).T @ tiles @ dct(tiling.b, dtype, waves.device)
+    return tiling.join(x, shape).to(waves.dtype)

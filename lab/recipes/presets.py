@@ -118,6 +118,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "method": {"name": "streaming_diloco", "sync_every": 16, "num_fragments": 2, "inner": _ADAMW},
         "codecs": {"params": "e3m0"},
     },
+    "sparse_loco": _SMALL | {"method": {"name": "sparse_loco", "sync_every": 16, "inner": _ADAMW}},
     "noloco": _SMALL | {"method": {"name": "noloco", "sync_every": 16, "inner": _ADAMW}},
     "sparta": _SMALL | {"method": {"name": "sparta", "fraction": 0.01, "inner": _ADAMW}},
     "demo": _SMALL | {"method": {"name": "demo", "inner": {"name": "SGD", "lr": 2e-3}}},

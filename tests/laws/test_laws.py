@@ -53,6 +53,8 @@ IN_PARTS = (
     "streaming_diloco three",
     "noloco",
     "noloco pull",
+    "sparse_loco",
+    "sparse_loco values of all",
     "sparta",
     "sparta a third",
     "worldlm",
@@ -67,7 +69,7 @@ IN_PARTS = (
 # What one worker alone does that its inner optimizer would not.
 MORE = ("diloco", "lordo", "noloco", "photon", "outer", "reset", "two momenta", "fedprox AdamW", "scaffold samples")
 MORE += ("q_fedavg", "sparsyfed", "top_k", "zerofl", "flash")  # who prunes
-MORE += ("worldlm", "mutual")
+MORE += ("worldlm", "mutual", "sparse_loco")
 
 
 PLACED = ("relabelling", "solitude", "equal workers")
@@ -507,7 +509,7 @@ def test_a_run_that_blows_up_says_so() -> None:
 
 
 WITH_MEMORY = ["ddp", "diloco", "des_loc", "des_loc outer", "local_sgd reset", "mt_dao two momenta", "photon FedMom"]
-WITH_MEMORY += ["lordo error feedback", "streaming_diloco three", "noloco pull", "sparta outer", "demo"]
+WITH_MEMORY += ["lordo error feedback", "streaming_diloco three", "noloco pull", "sparta outer", "demo", "sparse_loco"]
 
 
 @pytest.mark.parametrize("name", WITH_MEMORY)

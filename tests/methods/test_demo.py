@@ -11,7 +11,8 @@ from torch import nn
 
 from lab.engine.optim import Optimizer
 from lab.methods.ddp import DDP
-from lab.methods.demo import DeMo, Strongest, dct, from_tiles, side, to_tiles
+from lab.methods.demo import DeMo, Strongest, dct, from_tiles, to_tiles
+from lab.methods.tiles import side
 from tests.support.bench import F64, Bench, close, drawn
 from tests.support.listed import SGD
 

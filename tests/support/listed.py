@@ -30,6 +30,7 @@ from lab.methods.q_fedavg import QFedAvg
 from lab.methods.scaffold import SCAFFOLD
 from lab.methods.semifl import SemiFL
 from lab.methods.server_labels import ServerTraining
+from lab.methods.sparse_loco import SparseLoCo
 from lab.methods.sparsyfed import SparsyFed
 from lab.methods.sparta import SPARTA
 from lab.methods.streaming_diloco import StreamingDiLoCo
@@ -149,6 +150,8 @@ LISTED: dict[str, Method] = {
     "noloco all": NoLoCo(2, pull=0.0, group_size=9),
     "sparta a third": SPARTA(2, 0.3, SGDM),
     "sparta outer": SPARTA(1, 0.1, outer=Nesterov(), outer_every=3),
+    "sparse_loco": SparseLoCo(2, topk=4, chunk=4),
+    "sparse_loco values of all": SparseLoCo(3, SGDM, Nesterov(), 0.5, 3, 2, 32, "all", 0.5),
     "demo one wave": DeMo(decay=0.9, topk=1, chunk=2, max_norm=0.5),
     "demo no sign": DeMo(SGD, 0.8, 2, 3, sign=False),
     "mt_dao QHM": MTDAO({"params": 3, "exp_avg": 2}, QHM),
