@@ -1,6 +1,6 @@
 """Inner and outer optimizers: any elementwise one of ``torch.optim``, run once over all workers, and those of `lab.optimizers`.
 
-Elementwise means that each coordinate is updated from its own history alone. Only then is one call on the stacked
+Elementwise means that each coordinate is updated from its own history alone, or at least each row. Only then is one call on the stacked
 ``[H, P]`` tensors the same as one call per worker. State tensors keep torch's own names (``exp_avg``, ``exp_avg_sq``, …).
 """
 
@@ -22,11 +22,11 @@ from lab.config import Positive, config
 from lab.engine.stack import Block, Stack
 from lab.engine.state import State
 from lab.errors import RecipeError, one_of, shown
-from lab.optimizers import ADOPT, QHADOPT, QHM, SGDM, FedAdam, FedMom, FedYogi, PlainAdam, QHAdam
+from lab.optimizers import ADOPT, QHADOPT, QHM, SGDM, FedAdam, FedMom, FedYogi, Muon, PlainAdam, QHAdam
 from lab.optimizers.options import checked_options
 
 _TORCHS = ("AdamW", "Adam", "NAdam", "RAdam", "Adamax", "Adagrad", "Adadelta", "RMSprop", "Rprop", "SGD")
-_OURS = (ADOPT, SGDM, PlainAdam, QHADOPT, QHAdam, QHM, FedMom, FedAdam, FedYogi)
+_OURS = (ADOPT, SGDM, PlainAdam, Muon, QHADOPT, QHAdam, QHM, FedMom, FedAdam, FedYogi)
 ELEMENTWISE: dict[str, type[torch.optim.Optimizer]] = {name: getattr(torch.optim, name) for name in _TORCHS}
 ELEMENTWISE |= {cls.__name__: cls for cls in _OURS}
 _HAS_FUSED = ("AdamW", "Adam", "SGD", "Adagrad")
@@ -58,8 +58,9 @@ class Optimizer:
         """
         places = _leaves(params)
         leaves = [torch.nn.Parameter(params.blocks[i][rows]) for i, rows in places]
-        for leaf, (i, rows) in zip(leaves, places if grads else (), strict=False):
-            leaf.grad = grads.blocks[i][rows]  # type: ignore[union-attr]
+        for leaf, (i, rows) in zip(leaves, places, strict=True):
+            leaf.rows = params.layout.blocks[i]  # type: ignore[attr-defined]  # for who asks what tensors these are
+            leaf.grad = grads.blocks[i][rows] if grads else None
         return _make(self, leaves)
 
     @property
@@ -261,7 +262,7 @@ def _runs(optimizer: torch.optim.Optimizer, leaf: Any, up: Sequence[bool]) -> It
         places = list(neighbours)
         rows = slice(places[0], places[-1] + 1)
         piece = torch.nn.Parameter(leaf.detach()[rows])
-        piece.grad = leaf.grad[rows]
+        piece.grad, piece.rows = leaf.grad[rows], leaf.rows  # type: ignore[attr-defined]
         own = {k: x[rows] for k, x in state.items() if isinstance(x, Tensor) and x.dim() == 2}
         own |= {k: state[k].new_tensor(x) for k, x in zip([*counts][1:], values, strict=True)}
         yield piece, _Run(leaf, counts, rows, _at_start(optimizer, piece) if fresh else own)
@@ -423,7 +424,20 @@ def forget_(optimizer: torch.optim.Optimizer, params: Stack, cells: Iterable[tup
 
 
 # Optimizers for which state tensors of zero are those of a fresh start. (ADOPT starts from v = g², SGD with dampening from g.)
-ZERO_AT_START = ("AdamW", "Adam", "RAdam", "Adamax", "Adadelta", "RMSprop", "SGD", "SGDM", "PlainAdam", "QHAdam", "QHM")
+ZERO_AT_START = (
+    "AdamW",
+    "Adam",
+    "RAdam",
+    "Adamax",
+    "Adadelta",
+    "RMSprop",
+    "SGD",
+    "SGDM",
+    "PlainAdam",
+    "QHAdam",
+    "QHM",
+    "Muon",
+)
 
 
 @functools.cache

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
 
@@ -42,6 +42,8 @@ KINDS: dict[str, Any] = {
     "step_sizes": tuple[Positive, Positive],
     "weights": tuple[Fraction, ...],
     "clip_exponent": Size | None,
+    "ns_steps": Annotated[int, Field(ge=1, le=99)],
+    "adjust_lr_fn": Literal["original", "match_rms_adamw"],
     "foreach": bool | None,
     "fused": bool | None,
 }

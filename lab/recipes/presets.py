@@ -118,6 +118,15 @@ PRESETS: dict[str, dict[str, Any]] = {
         "method": {"name": "streaming_diloco", "sync_every": 16, "num_fragments": 2, "inner": _ADAMW},
         "codecs": {"params": "e3m0"},
     },
+    # DiLoCo over Muon is MuLoCo (Thérien et al. 2025, arXiv 2505.23725); the rate is ours.
+    "muloco": _SMALL
+    | {
+        "method": {
+            "name": "diloco",
+            "sync_every": 16,
+            "inner": {"name": "Muon", "lr": 3e-3, "options": {"weight_decay": 0.0}},
+        }
+    },
     "sparse_loco": _SMALL | {"method": {"name": "sparse_loco", "sync_every": 16, "inner": _ADAMW}},
     "noloco": _SMALL | {"method": {"name": "noloco", "sync_every": 16, "inner": _ADAMW}},
     "sparta": _SMALL | {"method": {"name": "sparta", "fraction": 0.01, "inner": _ADAMW}},

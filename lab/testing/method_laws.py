@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lab.data.training_data import BatchSource
 from lab.engine.comm import Communicator
-from lab.engine.optim import ELEMENTWISE
 from lab.engine.stack import Stack
 from lab.errors import Diverged, shown
 from lab.events import Sent, Stepped
@@ -198,9 +197,8 @@ def plain_optimizer(s: Subject) -> None:
     optimizer.register_step_pre_hook(
         lambda opt, *_: given.append([torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in _leaves(opt)])
     )
-    leaves = [nn.Parameter(x.clone()) for x in params.blocks]
-    torchs: Any = ELEMENTWISE[inner.name]
-    own = torchs(leaves, lr=inner.lr, **inner.options)
+    own = inner.over(params.clone())
+    leaves = _leaves(own)
     for t in range(1, s.steps + 1):
         bench.step()
         if not given:

@@ -168,7 +168,7 @@ def test_one_worker_diloco_is_the_two_loops_of_the_paper() -> None:
     assert close(lab.shared("params"), flat(agreed))
 
 
-FRESH = [Optimizer(name, 1e-2) for name in ZERO_AT_START] + [
+FRESH = [Optimizer(name, 1e-2) for name in ZERO_AT_START if name != "Muon"] + [
     Optimizer("SGD", 1e-2, {"momentum": 0.9, "nesterov": True}),
     Optimizer("Adam", 1e-2, {"amsgrad": True}),
     Optimizer("RMSprop", 1e-2, {"centered": True, "momentum": 0.5}),

@@ -184,6 +184,7 @@ OPTIONS: dict[str, set[str]] = {
     "PlainAdam": {"betas", "eps"},
     "QHM": {"betas", "weights"},
     "FedMom": {"momentum"},
+    "Muon": {"momentum", "nesterov", "betas", "eps", "weight_decay", "ns_steps", "adjust_lr_fn"},
     "FedAdam": {"betas", "tau"},
 }
 LEFT_OUT = {"self", "params", "lr", "maximize", "capturable", "differentiable", "foreach", "fused"}
@@ -216,6 +217,8 @@ MEANINGLESS: dict[str, list[Any]] = {
     "initial_accumulator_value": [-1],
     "momentum_decay": [-1],
     "clip_exponent": [-1, "x"],
+    "ns_steps": [0, 100, "x", None, True],
+    "adjust_lr_fn": ["other", 1, None],
     **{
         name: ["x", 1, "true"]
         for name in ("amsgrad", "nesterov", "centered", "foreach", "fused", "decoupled_weight_decay")

@@ -152,6 +152,7 @@ LISTED: dict[str, Method] = {
     "sparta outer": SPARTA(1, 0.1, outer=Nesterov(), outer_every=3),
     "sparse_loco": SparseLoCo(2, topk=4, chunk=4),
     "sparse_loco values of all": SparseLoCo(3, SGDM, Nesterov(), 0.5, 3, 2, 32, "all", 0.5),
+    "diloco Muon": DiLoCo(2, Optimizer("Muon", 1e-2)),
     "demo one wave": DeMo(decay=0.9, topk=1, chunk=2, max_norm=0.5),
     "demo no sign": DeMo(SGD, 0.8, 2, 3, sign=False),
     "mt_dao QHM": MTDAO({"params": 3, "exp_avg": 2}, QHM),
