@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
+    from lab.costs.energy import Energy
     from lab.costs.network import Network
     from lab.events import Event
     from lab.recipes.recipe import Recipe
@@ -123,6 +124,11 @@ override_option = click.option(
     multiple=True,
     metavar="KEY=VALUE",
     help="Change one field, e.g. -o steps=500 (JSON; the last one counts).",
+)
+energy_option = click.option(
+    "--energy",
+    metavar="FIGURE=…",
+    help="What a byte and a step draw, e.g. joules_per_byte=6e-8,watts=300 (docs/links.md); none is assumed.",
 )
 runs_option = click.option("--runs", default="runs", show_default=True, help="Folder that holds the runs.")
 
@@ -482,16 +488,36 @@ def replay(run: str, runs: str, speed: float) -> None:
 )
 @click.option("--device", default="h100", show_default=True, help="What a worker computes with (see lab list).")
 @click.option("--devices-per-worker", default=1, show_default=True, type=click.IntRange(1))
+@click.option(
+    "--step-seconds",
+    type=click.FloatRange(0, min_open=True),
+    help="What a local step takes a worker, instead of --device.",
+)
+@click.option("--measured", metavar="RUN", help="A stored run of such steps, for what they take a worker.")
+@energy_option
+@click.option(
+    "--recommend",
+    type=float,
+    metavar="SHARE",
+    help="Which sync periods keep workers computing for this share of the time.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, with the ledger's totals.")
+@runs_option
 def plan(
     recipe: str,
     overrides: tuple[str, ...],
     networks: tuple[str, ...],
     device: str,
     devices_per_worker: int,
+    step_seconds: float | None,
+    measured: str | None,
+    energy: str | None,
+    recommend: float | None,
     as_json: bool,
+    runs: str,
 ) -> None:
     """Dry run: what a RECIPE will send and how long it takes, at any scale, before anything trains."""
+    from lab.costs.energy import energy as of_energy
     from lab.costs.network import network
     from lab.data import corpora
     from lab.recipes.notes import notes
@@ -499,32 +525,74 @@ def plan(
     from lab.runs.plan import plan as make_plan
 
     parsed, chosen = Recipe.of(recipe, overrides), {name: network(name) for name in networks} or None
+    figures = None if energy is None else of_energy(energy)
+    if measured is not None:
+        step_seconds = _measured(measured, runs)
     corpora.check(parsed.corpus)
     for note in notes(parsed):
         click.echo(f"note: {note}", err=True)
     if sys.stderr.isatty():
         click.echo("dry run of this recipe, of DDP and of Local Adam …", err=True)
-    result = make_plan(parsed, chosen, device=device, devices_per_worker=devices_per_worker)
+    steps: dict[str, Any] = {
+        "device": device,
+        "devices_per_worker": devices_per_worker,
+        "step_seconds": step_seconds,
+    }
+    if recommend is not None:
+        return _recommend(parsed, recommend, chosen, steps, Path(runs), as_json)
+    result = make_plan(parsed, chosen, **steps, energy=figures)
     click.echo(json.dumps(result.to_dict(), indent=1) if as_json else result.to_text())
+
+
+def _measured(run: str, runs: str) -> float:
+    """Seconds of a local step of a stored run at a worker with a machine of its own."""
+    from lab.errors import RecipeError
+    from lab.runs.columns import Columns, pace
+    from lab.runs.folder import find_run
+
+    columns = Columns.of(find_run(run, runs).events())
+    seconds = 0.0 if columns.started is None else pace(columns.seconds, columns.started)
+    if not seconds:
+        raise RecipeError(
+            f"--measured {run}: no step of it was timed: take a run that has trained, or give --step-seconds"
+        )
+    return seconds
+
+
+def _recommend(
+    recipe: Recipe, share: float, networks: dict[str, Network] | None, steps: dict[str, Any], runs: Path, as_json: bool
+) -> None:
+    from lab.costs.network import NETWORKS
+    from lab.study.recommend import recommend, stored_claims
+
+    claims = stored_claims(runs / "notebooks")
+    chosen = networks or {"100Mbit": NETWORKS["100Mbit"]}
+    found = [recommend(recipe, share, net, **steps, claims=claims) for net in chosen.values()]
+    if as_json:
+        click.echo(json.dumps([each.to_dict() for each in found], indent=1))
+    else:
+        click.echo("\n\n".join(each.to_text() for each in found))
 
 
 @main.command()
 @click.argument("names", nargs=-1, required=True, metavar="RUN…")
 @runs_option
 @click.option("--network", "network_name", default="100Mbit", show_default=True, help="Price the runs on this network.")
+@energy_option
 @click.option("--json", "as_json", is_flag=True)
-def compare(names: tuple[str, ...], runs: str, network_name: str, as_json: bool) -> None:
-    """Runs side by side: loss, bytes, and seconds on a network."""
+def compare(names: tuple[str, ...], runs: str, network_name: str, energy: str | None, as_json: bool) -> None:
+    """Runs side by side: loss, bytes, and seconds (and joules) on a network."""
+    from lab.costs.energy import energy as of_energy
     from lab.costs.network import described, network
     from lab.errors import RecipeError, plain
     from lab.runs.folder import find_run
 
-    net = network(network_name)
+    net, figures = network(network_name), None if energy is None else of_energy(energy)
     rows: list[dict[str, Any]] = []
     exit_code = 0
     for folder in [find_run(name, runs) for name in names]:
         try:
-            row = _compared(folder, net)
+            row = _compared(folder, net, figures)
         except RecipeError as error:
             click.echo(f"lab: {error}: left out", err=True)
             exit_code = error.exit_code
@@ -541,7 +609,7 @@ def compare(names: tuple[str, ...], runs: str, network_name: str, as_json: bool)
         sys.exit(exit_code)
 
 
-def _compared(folder: RunFolder, net: Network) -> dict[str, Any] | None:
+def _compared(folder: RunFolder, net: Network, figures: Energy | None) -> dict[str, Any] | None:
     """What a run has to show beside others; None where it has no events yet. Raises RecipeError where it is damaged."""
 
     from lab.methods import declared
@@ -566,6 +634,7 @@ def _compared(folder: RunFolder, net: Network) -> dict[str, Any] | None:
         "payload_bytes": columns.ledger.total_bytes(),
         "wire_bytes": float(bill.wire_bytes_W.sum()),
         "seconds": bill.total_seconds,
+        **({} if figures is None else {"joules": columns.joules(figures, net).to_dict()}),
         **_by_client(columns),
         **_spent(columns),
     }
@@ -586,16 +655,19 @@ def _spent(columns: Columns) -> dict[str, Any]:
 
 
 def _show_compared(rows: list[dict[str, Any]], network_name: str, links: str) -> None:
+    from lab.costs.energy import human_joules
     from lab.costs.network import human
     from lab.errors import plain
 
     head = f"{'run':<28}{'steps':>7}{'status':>12}{'validation':>12}{'payload':>11}{'on wires':>11}"
-    click.echo(head + f"  {'on ' + network_name:>11}")
+    drawn = any("joules" in r for r in rows)
+    click.echo(head + f"  {'on ' + network_name:>11}" + f"{'energy':>11}" * drawn)
     for r in rows:
         loss = "–" if r["validation_loss"] is None else f"{r['validation_loss']:.4f}"
         click.echo(
             f"{plain(r['run']):<28}{r['steps']:>7}{r['status']:>12}{loss:>12}{human(r['payload_bytes']):>11}"
             f"{human(r['wire_bytes']):>11}{r['seconds']:>11.1f} s"
+            + (f"{human_joules(r['joules']['total']):>11}" if drawn else "")
         )
     click.echo(
         f"seconds: computing as it went here, and links of {links} between workers, or to a server for methods that have one"
@@ -659,14 +731,19 @@ def export(run: str, folder: str, rank: str | None, merged: bool, rslora: bool, 
 @main.command()
 @click.argument("run")
 @click.option("--out", metavar="FILE", help="A .csv or .parquet file.  [default: CSV to the screen]")
+@click.option("--network", "network_name", help="Also the seconds since the start on this network.")
+@energy_option
 @runs_option
-def table(run: str, out: str | None, runs: str) -> None:
+def table(run: str, out: str | None, network_name: str | None, energy: str | None, runs: str) -> None:
     """Write RUN as a table: a row for each local step, with losses, bytes, scores and what else was measured."""
+    from lab.costs.energy import energy as of_energy
+    from lab.costs.network import network
     from lab.runs.columns import Columns
     from lab.runs.folder import find_run
     from lab.runs.table import to_csv, write
 
-    made = Columns.of(find_run(run, runs).events()).frame()
+    net, figures = network_name and network(network_name), energy and of_energy(energy)
+    made = Columns.of(find_run(run, runs).events()).frame(net or None, figures or None)
     if out is None:
         click.echo(to_csv(made), nl=False)
     else:

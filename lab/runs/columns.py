@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from lab.costs.calendar import Kinds
+from lab.costs.calendar import Calendar, Kinds
+from lab.costs.energy import Energy, Joules, joules
 from lab.costs.network import Bill, Meter, Network, Turn
 from lab.engine.ledger import Ledger
+from lab.errors import RecipeError
 from lab.events import (
     Adapted,
     Branched,
@@ -162,9 +164,16 @@ class Columns:
         """What was sent, in the order of sending."""
         return self.ledger.records
 
-    def frame(self) -> pd.DataFrame:
-        """A table with a row for each local step; `lab.runs.table` says what its columns are."""
-        return table.frame(self)
+    def frame(self, network: Network | None = None, energy: Energy | None = None) -> pd.DataFrame:
+        """A table with a row for each local step; `lab.runs.table` says what its columns are, also with a network and energy."""
+        if network is None:
+            if energy is not None:
+                raise RecipeError("energy is of a run on a network: give that as well")
+            return table.frame(self)
+        at: dict[str, np.ndarray] = {"network_seconds": self.price(network).at_step[1:]}
+        if energy is not None:
+            at["joules"] = self.joules(energy, network).at_step
+        return table.frame(self, {name: dict(enumerate(values.tolist(), 1)) for name, values in at.items()})
 
     def __repr__(self) -> str:
         loss = f", validation loss {self.eval_loss[-1]:.4f}" if self.eval_loss else ""
@@ -218,6 +227,26 @@ class Columns:
             compute_seconds=compute_seconds,
             slow=slowness(self.started),
             turns=list(turns(self.recipe, self.seated)),
+        )
+
+    def joules(self, energy: Energy, network: Network, compute_seconds: float | None = None) -> Joules:
+        """What this run would have drawn on a network; seconds as for `price`."""
+        assert self.started is not None
+        steps = self.step[-1] if self.step else 0
+        if compute_seconds is None:
+            compute_seconds = pace(self.seconds, self.started)
+        up_TW = np.zeros((steps, self.num_workers), dtype=bool)
+        for t, loss_W in zip(self.step, self.loss_W, strict=True):
+            up_TW[t - 1] = [x is not None for x in loss_W]
+        return joules(
+            energy,
+            used_by(self.recipe, network),
+            Calendar.of(self.ledger, steps),
+            up_TW,
+            self.price(network, compute_seconds).at_step[1:],
+            compute_seconds,
+            slowness(self.started),
+            list(turns(self.recipe, self.seated)),
         )
 
     def priced(self, network: Network, compute_seconds: float | None = None) -> Price:

@@ -14,8 +14,10 @@ from typing import Any, Literal
 import numpy as np
 
 from lab.costs.calendar import Calendar, calendar
+from lab.costs.energy import Energy, Joules, human_joules, joules
 from lab.costs.fomoe import Costs
-from lab.costs.network import DEVICES, NETWORKS, Bill, Network, Turn, described, device_named, human, step_seconds
+from lab.costs.network import DEVICES, NETWORKS, Bill, Network, Turn, described, device_named, duration, human
+from lab.costs.network import step_seconds as seconds_of_step
 from lab.engine.fleet import Fleet
 from lab.engine.state import State
 from lab.events import Sent
@@ -59,6 +61,13 @@ class Forecast:
     total_hours: float
     ddp_hours: float
     ddp_communication_hours: float
+    joules: Joules | None = None  # where anything was said of energy
+    ddp_joules: Joules | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        drawn = {"joules": self.joules, "ddp_joules": self.ddp_joules}
+        return vars(self) | {name: x and x.to_dict() for name, x in drawn.items()}
 
 
 @dataclass(frozen=True)
@@ -84,6 +93,7 @@ class Plan:
     up_TW: np.ndarray  # who is up, bool ``[steps, workers]``
     turns: Sequence[Turn]  # how fast workers are, where that changes with those who sit there
     groups: str = ""  # of clients, in words
+    measured: bool = False  # what a step takes, rather than reckoned from a device
 
     @cached_property
     def ledger(self) -> list[Sent]:
@@ -136,7 +146,7 @@ class Plan:
             "device": self.device,
             "devices_per_worker": self.devices_per_worker,
             "fits_into_device": self.fits,
-            "forecasts": [vars(f) for f in self.forecasts],
+            "forecasts": [f.to_dict() for f in self.forecasts],
         }
 
     def to_text(self) -> str:
@@ -187,8 +197,17 @@ class Plan:
                 + (f"{f.ddp_hours / f.total_hours:>9.2f}×" if self.payload_bytes else f"{'–':>10}")
                 for f in self.forecasts
             ]
-            lines.append(self._computing())
+            lines += [*self._drawing(longest_link), self._computing()]
         return "\n".join(lines)
+
+    def _drawing(self, wide: int) -> Iterator[str]:
+        """Joules of all workers together, where anything was said of energy."""
+        known = [(f.link, f.joules, f.ddp_joules) for f in self.forecasts if f.joules is not None]
+        if known:
+            yield f"{'energy, all workers':<{wide + 2}}{'compute':>9}{'network':>9}{'waiting':>9}{'together':>10}{'DDP':>10}"
+        for link, own, ddp in known:
+            parts = "".join(f"{human_joules(x):>9}" for x in (own.computing, own.sending, own.waiting))
+            yield f"  {link:<{wide}}{parts}{human_joules(own.total):>10}{human_joules(None if ddp is None else ddp.total):>10}"
 
     def _of_nodes(self, wide: int) -> Iterator[str]:
         """What goes between the nodes of a tree."""
@@ -241,6 +260,8 @@ class Plan:
         """Describe the device that a worker is assumed to have, and whether its state fits into the memory."""
         each = f"{self.devices_per_worker} × {self.device}" if self.devices_per_worker > 1 else f"one {self.device}"
         line = f"  computing as on {each} a worker (--device, --devices-per-worker)"
+        if self.measured:
+            line = f"  computing takes {duration(self.seconds_per_step)} a step, as was said; memory of {each} a worker"
         if self.fits:
             return line
         memory = DEVICES[self.device].memory_bytes * self.devices_per_worker
@@ -262,6 +283,8 @@ def plan(
     *,
     device: str = "h100",
     devices_per_worker: int = 1,
+    step_seconds: float | None = None,
+    energy: Energy | None = None,
 ) -> Plan:
     """Dry-run a recipe, and DDP and Local Adam of the same shape beside it.
 
@@ -269,6 +292,10 @@ def plan(
     ----------
     device, devices_per_worker
         what a worker computes with; a step is counted as 6 operations per parameter and token.
+    step_seconds
+        of one local step at one worker, where it was measured.
+    energy
+        what a byte and a step draw; without it nothing is said of energy.
     networks
         what the run is priced on, and DDP beside it. A method that needs a server has one there, with a link like a
         worker's; DDP does without.
@@ -276,7 +303,7 @@ def plan(
     device_named(device)
     recipe = Recipe.of(recipe)
     with _nothing_to_collect():
-        return _plan(recipe, networks or NETWORKS, device, devices_per_worker)
+        return _plan(recipe, networks or NETWORKS, device, devices_per_worker, step_seconds, energy)
 
 
 @contextmanager
@@ -291,7 +318,14 @@ def _nothing_to_collect() -> Iterator[None]:
             gc.enable()
 
 
-def _plan(recipe: Recipe, networks: Mapping[str, Network], device: str, devices_per_worker: int) -> Plan:
+def _plan(
+    recipe: Recipe,
+    networks: Mapping[str, Network],
+    device: str,
+    devices_per_worker: int,
+    step_seconds: float | None,
+    energy: Energy | None,
+) -> Plan:
     built = build(recipe, dry=True)
     sent = calendar(built.dry_run())
     fleet, state = built.setup.fleet, built.setup.state
@@ -304,7 +338,7 @@ def _plan(recipe: Recipe, networks: Mapping[str, Network], device: str, devices_
     active += sum(x.numel() for x in frozen) * 2 / 3  # forward, and backward to what is before them
     seating = built.roll_call.seating
     turns = seating.turns if seating is not None else []
-    seconds = step_seconds(active, recipe.per_batch, device) / devices_per_worker
+    seconds = step_seconds or seconds_of_step(active, recipe.per_batch, device) / devices_per_worker
     topology: Literal["ring", "server"] = "server" if state.served else "ring"
     return Plan(
         recipe=recipe,
@@ -332,6 +366,8 @@ def _plan(recipe: Recipe, networks: Mapping[str, Network], device: str, devices_
                 ddp,
                 seconds,
                 turns,
+                built.roll_call.up_TW,
+                energy,
             )
             for name, net in networks.items()
         ],
@@ -339,6 +375,7 @@ def _plan(recipe: Recipe, networks: Mapping[str, Network], device: str, devices_
         up_TW=built.roll_call.up_TW,
         turns=turns,
         groups=in_words(state.groups),
+        measured=step_seconds is not None,
     )
 
 
@@ -446,12 +483,19 @@ def _forecast(
     ddp: Calendar,
     seconds: float,
     turns: Sequence[Turn],
+    up_TW: np.ndarray,
+    energy: Energy | None,
 ) -> Forecast:
     """``networks``: of the method, and of DDP, whose workers are as fast and whose ring goes over the slowest links."""
 
     def price(network: Network, what: Calendar) -> Bill:
         slow = recipe.scenario.slow
         return what.price(network, num_workers=recipe.num_workers, compute_seconds=seconds, slow=slow, turns=turns)
+
+    def drawn(network: Network, what: Calendar, bill: Bill, up_TW: np.ndarray) -> Joules | None:
+        if energy is None:
+            return None
+        return joules(energy, network, what, up_TW, bill.at_step[1:], seconds, recipe.scenario.slow, turns)
 
     mine, theirs = price(networks[0], sent), price(networks[1], ddp)
     hours = 3600.0
@@ -463,6 +507,8 @@ def _forecast(
         mine.total_seconds / hours,
         theirs.total_seconds / hours,
         theirs.communication_seconds / hours,
+        drawn(networks[0], sent, mine, up_TW),
+        drawn(networks[1], ddp, theirs, up_TW),
     )
 
 

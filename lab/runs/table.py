@@ -12,6 +12,7 @@ column                      type      what, and its unit
 ``tokens``                  int64     of all workers since the start, up to and with this step; of a task beyond text ``examples``
 ``sent_bytes``              int64     payload of all workers in this step; ``sent_bytes_params`` and so on by state
 ``payload_bytes``           int64     payload of all workers since the start
+``network_seconds``         float64   with a network: since the start, as it would have gone on it; ``joules`` likewise, with energy
 ``validation_loss``         float64   of the agreed model, as the task counts it; ``validation_accuracy`` and other scores
 ``drift_to_mean``           float64   root mean square over parameters and workers, before an average; ``drift_to_shared``
 ``drift_after_average``     float64   likewise, when the agreed model was evaluated
@@ -51,6 +52,8 @@ UNITS = {
     "num_up": "workers",
     "lr_factor": "factor",
     "seconds": "seconds",
+    "network_seconds": "seconds",
+    "joules": "joules",
     "tokens": "tokens",
     "examples": "examples",
     "payload_bytes": "bytes",
@@ -88,8 +91,8 @@ class Folded(Protocol):
     def sent(self) -> Sequence[Sent]: ...
 
 
-def frame(run: Folded) -> pd.DataFrame:
-    """The table of a run, finished or not."""
+def frame(run: Folded, priced: Mapping[str, Mapping[int, float]] | None = None) -> pd.DataFrame:
+    """The table of a run, finished or not. ``priced``: further columns, values by step."""
     import pandas as pd
 
     rows: dict[int, Values] = {step: {} for step in run.step}
@@ -100,6 +103,8 @@ def frame(run: Folded) -> pd.DataFrame:
     columns: dict[str, Any] = {"step": np.array(steps, dtype=np.int64)}
     columns |= _of_steps(run, place)
     columns |= _bytes(run.sent, place)
+    for name, by_step in (priced or {}).items():
+        columns[name] = np.array([by_step.get(step, 0.0) for step in steps], dtype=float)
     seen: dict[str, Any] = {}
     for step in steps:
         for name, value in rows[step].items():
