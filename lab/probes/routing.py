@@ -22,7 +22,7 @@ from lab.probes.evaluation import Evaluator
 from lab.probes.probe import Agreed, Probe, Setup
 
 PROBE_WINDOWS = 8  # validation windows on which the agreed model's choices are followed
-CHOICES = "watch/choices"  # in checkpoints
+CHOICES, DIVERGENCE = "watch/choices", "watch/divergence"  # in checkpoints
 DEAD = 0.01  # an expert is dead below this share of a uniform load
 
 
@@ -47,7 +47,8 @@ def balance(load_E: Sequence[int | None]) -> Balance:
 class RoutingProbe(Probe):
     """Follows the routers of a run: the workers' in their last batch, the agreed model's on a fixed probe batch.
 
-    What it remembers (the agreed model's choices at every look, two bytes each) goes into checkpoints.
+    What it remembers (the agreed model's choices at every look, two bytes each, and how far each worker's experts had come away) goes
+    into checkpoints.
     """
 
     def __init__(self, setup: Setup, table: Sequence[Sequence[Sequence[int]]]):
@@ -57,8 +58,10 @@ class RoutingProbe(Probe):
         self.num_layers, self.num_experts = len(table), len(table[0])
         self.steps: list[int] = []
         self.choices: list[Tensor] = []  # of each look, [L, N, k] int16
-        self.divergence_LE: list[list[float | None]] = [[None] * self.num_experts for _ in range(self.num_layers)]
-        # Of each process its own part: they add up.
+        # What each worker here adds to the mean over holders; not a number where nobody knows.
+        self.divergence_WLE = torch.full(
+            (len(self.fleet.mine), self.num_layers, self.num_experts), torch.nan, dtype=torch.float64
+        )
 
     def due(self, t: int) -> bool:
         return t % self.setup.recipe.routing_every == 0
@@ -76,8 +79,12 @@ class RoutingProbe(Probe):
             column, cells = _cells(block)
             apart = _sums(copies[rows] - average, column, len(cells)).sqrt()  # [rows, cells]
             size = _sums(average, column, len(cells)).sqrt()  # [1, cells]
-            for (layer, expert), value in zip(cells, ((apart / size).sum(0) / num).tolist(), strict=True):
-                self.divergence_LE[layer][expert] = value
+            part_W = torch.zeros(
+                len(self.fleet.mine), len(cells), dtype=torch.float64
+            )  # who holds it no more adds nothing
+            part_W[[self.fleet.mine.index(block.holders[row]) for row in rows]] = (apart / size).double().cpu() / num
+            layers, experts = zip(*cells, strict=True)
+            self.divergence_WLE[:, list(layers), list(experts)] = part_W
 
     def after_step(self, t: int, agreed: Agreed) -> Iterator[Event]:
         if self.due(t):
@@ -113,7 +120,11 @@ class RoutingProbe(Probe):
         return Routed(t, load, ghosts, entropy, agreed_load, churn_L, self._divergence())
 
     def _divergence(self) -> list[list[float | None]]:
-        parts = self.world.all_gather_json(self.divergence_LE)
+        known = ~self.divergence_WLE.isnan().all(0)
+        here = zip(self.divergence_WLE.nansum(0).tolist(), known.tolist(), strict=True)
+        parts = self.world.all_gather_json(
+            [[x if is_known else None for x, is_known in zip(*row, strict=True)] for row in here]
+        )
         cells = ([[p[layer][e] for p in parts] for e in range(self.num_experts)] for layer in range(self.num_layers))
         return [[sum(x for x in c if x is not None) if c.count(None) < len(c) else None for c in row] for row in cells]
 
@@ -126,20 +137,27 @@ class RoutingProbe(Probe):
         return Saturated(t, list(self.steps), overlap)
 
     def json(self) -> dict[str, Any]:
-        return {"watch": {"steps": self.steps, "divergence": self._divergence()}}
+        return {"watch": {"steps": self.steps}}
 
     def load_json(self, values: dict[str, Any], step: int) -> None:
         self.steps = list(values["watch"]["steps"])
-        if self.world.first:
-            self.divergence_LE = values["watch"]["divergence"]
+        before = values["watch"].get("divergence")  # of a checkpoint that does not know whose part is whose
+        if before is not None and self.world.first:
+            self.divergence_WLE[0] = torch.tensor(
+                [[torch.nan if x is None else x for x in row] for row in before], dtype=torch.float64
+            )
 
     def tensors(self) -> Sequence[Piece]:
-        return [Piece(CHOICES, torch.stack(self.choices))] if self.choices else []
+        apart = Piece(DIVERGENCE, self.divergence_WLE, list(self.fleet.mine), self.fleet.num_workers)
+        return [apart, *([Piece(CHOICES, torch.stack(self.choices))] if self.choices else [])]
 
     def wanted(self, keys: Sequence[str]) -> dict[str, Rows]:
-        return {CHOICES: None} if CHOICES in keys and self.world.first else {}
+        found: dict[str, Rows] = {CHOICES: None} if CHOICES in keys and self.world.first else {}
+        return found | ({DIVERGENCE: list(self.fleet.mine)} if DIVERGENCE in keys else {})
 
     def load_tensors(self, tensors: Mapping[str, Tensor], step: int) -> None:
+        if DIVERGENCE in tensors:
+            self.divergence_WLE = tensors[DIVERGENCE].clone()
         self.choices = list(tensors[CHOICES]) if CHOICES in tensors else []
 
     def forget(self) -> None:

@@ -32,6 +32,7 @@ from lab.runs.sites import check_mailbox, join_run
 from tests.support import ROOT
 from tests.support.cases import OVER_PROCESSES
 from tests.support.launched import SMALL, begun, unbroken
+from tests.support.lost_sites import MOVING
 from tests.support.stories import close_events, read, story
 
 pytestmark = pytest.mark.processes
@@ -40,8 +41,8 @@ NAMES = [*OVER_PROCESSES][3 :: 1 if ALL else 30]
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}
 
 
-def through_a_place(out: Path, num: int, victim: int) -> Path:
-    command = [sys.executable, "-m", "tests.support.lost_sites", str(out), str(num), str(victim), "4", *NAMES]
+def through_a_place(out: Path, num: int, victim: int, step: int = 4, names: list[str] = NAMES) -> Path:
+    command = [sys.executable, "-m", "tests.support.lost_sites", str(out), str(num), str(victim), str(step), *names]
     done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=2000 if ALL else 250)
     logs = "".join(log.read_text()[-2000:] for log in sorted(out.glob("site-*.log")))
     assert done.returncode == 0, (done.stdout, done.stderr[-2000:], logs)
@@ -66,6 +67,24 @@ def test_a_lost_site_changes_not_one_bit(untouched: Path, lost: Path) -> None:
         want, got = ([without_seconds(e) for e in read(out, name)] for out in (untouched, lost))
         assert got == want, name
         check_bits(RunFolder(untouched / name), RunFolder(lost / name))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_site_comes_back_alone_to_experts_that_have_moved(tmp_path: Path) -> None:
+    """One of four: it takes up its copies without a word, and adds as much as before to what was last seen of each expert."""
+    outs = {who: tmp_path / str(who) for who in (-1, 0, 2)}
+    for who, out in outs.items():
+        out.mkdir()
+        through_a_place(out, 4, who, 6, [*MOVING])
+    (name,) = MOVING
+    want = [without_seconds(e) for e in read(outs[-1], name)]
+    apart = [e["divergence_LE"] for e in want if e["kind"] == "routed"]
+    assert apart[5] == apart[6], "both looks are between two averages"
+    assert apart[5][0][0] > 0
+    for who in (0, 2):
+        assert [without_seconds(e) for e in read(outs[who], name)] == want
+        check_bits(RunFolder(outs[-1] / name), RunFolder(outs[who] / name))
 
 
 def without_seconds(event: dict[str, object]) -> dict[str, object]:

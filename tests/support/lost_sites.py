@@ -17,14 +17,17 @@ from pathlib import Path
 import accelerate  # noqa: F401
 import torch._dynamo  # noqa: F401
 
+from lab.engine.optim import Optimizer
 from lab.events import Event, Warned
+from lab.methods.fomoe import FoMoE
 from lab.processes.environment import MAILBOX
 from lab.processes.peers import join
 from lab.processes.places import Folder
+from lab.recipes.placement import Placement
 from lab.runs.folder import RunFolder
 from lab.runs.site_folder import SiteFolder, invite
 from lab.runs.trainer import Trainer
-from tests.support.cases import OVER_PROCESSES
+from tests.support.cases import EXPERTS, OVER_PROCESSES, of_four
 from tests.support.recipes import corpus
 from tests.support.stories import tell
 
@@ -38,7 +41,14 @@ MEASURED = {  # nothing but what the ledger has, what small values take, and the
         "experts on two": OVER_PROCESSES["experts on two"].but(routing_every=0),
     }.items()
 }
-RECIPES = OVER_PROCESSES | MEASURED
+MOVING = {  # after step 5, with which each site keeps itself, experts are looked at twice before they are averaged again
+    "experts that move, looked at between averages": of_four(
+        FoMoE(sync_every={"params": 4, "exp_avg": 4, "exp_avg_sq": 4}, inner=Optimizer("AdamW", 1e-2)),
+        placement=Placement(overlap=2, kind="random"),
+        **(EXPERTS | {"steps": 8, "checkpoint_every": 5, "routing_every": 1}),
+    )
+}
+RECIPES = OVER_PROCESSES | MEASURED | MOVING
 
 
 def live(out: Path, name: str, last_step: int | None) -> None:
