@@ -154,6 +154,10 @@ def process_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ("--processes", 1, click.IntRange(1), "Spread the workers over so many processes."),
     ):  # help lists the last one first
         command = click.option(name, default=default, show_default=True, type=allowed, help=words)(command)
+    words = "With --mailbox: seconds after which the run goes on without a site, until it is back."
+    command = click.option("--deadline", metavar="SECONDS", type=click.FloatRange(0, min_open=True), help=words)(
+        command
+    )
     words = "A folder or URL (s3://…) that all processes reach: they leave messages there and open no sockets."
     return click.option("--mailbox", envvar="ISTHMUS_MAILBOX", metavar="PLACE", help=words)(command)
 
@@ -184,6 +188,7 @@ def run(
     restarts: int,
     timeout: float,
     mailbox: str | None,
+    deadline: float | None,
     sites: tuple[int, ...],
 ) -> None:
     """Train a RECIPE (a preset's name or a JSON file) and write runs/<id>/.
@@ -198,7 +203,7 @@ def run(
     for path, later in itertools.pairwise(numbered(Path(runs) / parsed.id)):
         if not path.exists() or not (again or (later.exists() and _is_of_other_files(RunFolder(path), parsed))):
             break
-    _train(parsed, RunFolder(path), processes, restarts, timeout, accept_new_text, track, mailbox, sites)
+    _train(parsed, RunFolder(path), processes, restarts, timeout, accept_new_text, track, mailbox, deadline, sites)
 
 
 def _is_of_other_files(folder: RunFolder, recipe: Recipe) -> bool:
@@ -229,12 +234,13 @@ def resume(
     restarts: int,
     timeout: float,
     mailbox: str | None,
+    deadline: float | None,
 ) -> None:
     """Go on with a RUN that was stopped or killed, from its last whole checkpoint (over any number of processes)."""
     from lab.runs.folder import find_run
 
     folder = find_run(run, runs)
-    _train(folder.recipe(), folder, processes, restarts, timeout, accept_new_text, track, mailbox)
+    _train(folder.recipe(), folder, processes, restarts, timeout, accept_new_text, track, mailbox, deadline)
 
 
 @main.command()
@@ -261,7 +267,8 @@ def join(place: str, site: int, timeout: float) -> None:
 
     with _interruptible(f"stopped; go on with: lab join {place} --site {site}"):
         columns = join_run(place, site, timeout_seconds=timeout, each=each, begun=begun)
-    click.echo(f"site {site}: {columns.ended.status if columns.ended else 'unfinished'}, {columns.step[-1]:,} steps")
+    done = columns.step[-1] if columns.step else 0
+    click.echo(f"site {site}: {columns.ended.status if columns.ended else 'unfinished'}, {done:,} steps")
 
 
 class _Terminal:
@@ -363,6 +370,7 @@ def _train(
     accept_new_text: bool,
     track: Sequence[str],
     mailbox: str | None,
+    deadline: float | None = None,
     sites: Sequence[int] = (),
 ) -> None:
     """Train here; or over processes that are started here; or as one of those that a launcher has started."""
@@ -373,16 +381,16 @@ def _train(
     if here is None:
         from lab.runs.sites import check_mailbox
 
-        check_mailbox(mailbox, processes, recipe, restarts, sites)
+        check_mailbox(mailbox, processes, recipe, restarts, sites, deadline, timeout)
     elif mailbox is not None:
         os.environ["ISTHMUS_MAILBOX"] = mailbox
     if here is None and processes > 1 and not folder.done:
-        return _launch(recipe, folder, processes, restarts, timeout, accept_new_text, track, mailbox, sites)
+        return _launch(recipe, folder, processes, restarts, timeout, accept_new_text, track, mailbox, deadline, sites)
     if here is not None:
         from lab.runs import launch
 
         here.check_options(processes, restarts)
-        train = partial(launch.train, timeout_seconds=timeout)
+        train = partial(launch.train, timeout_seconds=timeout, deadline_seconds=deadline)
         if here.index:
             with _interruptible():  # the first one, or the launcher, says what there is to say
                 train(recipe, folder.path, accept_new_text=accept_new_text)
@@ -401,6 +409,7 @@ def _launch(
     accept_new_text: bool,
     track: Sequence[str],
     mailbox: str | None,
+    deadline: float | None = None,
     sites: Sequence[int] = (),
 ) -> None:
     """Start the processes of a run and wait for them; the first of them shows how far it is."""
@@ -417,9 +426,10 @@ def _launch(
         else:
             options = ["--accept-new-text"] * accept_new_text + [f"--track={name}" for name in track]
             here = sites or range(processes)
-            Host(folder, recipe, processes, mailbox, here, timeout, restarts, options).run()
+            Host(folder, recipe, processes, mailbox, here, timeout, restarts, options, deadline).run()
     except KeyboardInterrupt:
         through = "" if mailbox is None else f" --mailbox {mailbox}"
+        through += "" if deadline is None else f" --deadline {deadline:g}"
         click.echo(f"stopped; go on with: lab resume {folder.path} --processes {processes}{through}", err=True)
         sys.exit(INTERRUPTED)
 
@@ -449,6 +459,17 @@ def _interruptible(hint: str | None = None) -> Iterator[None]:
             click.echo(hint, err=True)
         sys.stdout.flush()
         os._exit(INTERRUPTED)
+
+
+@main.command()
+@click.argument("run")
+@runs_option
+def scenario(run: str, runs: str) -> None:
+    """Print the recipe of a RUN with what happened to its workers as its scenario, so that it can be had again: lab run FILE."""
+    from lab.runs.again import as_it_was
+    from lab.runs.folder import find_run
+
+    click.echo(json.dumps(as_it_was(find_run(run, runs)).to_dict(), indent=1))
 
 
 @main.command()

@@ -67,7 +67,7 @@ class World(Protocol):
         """
 
     def all_gather_json(self, value: Any) -> list[Any]:
-        """Return the JSON values of all processes, ``[P]``, at every process."""
+        """Return the JSON values of all processes that are there, in their order and the first one first, at every process."""
 
     def all_gather_by_worker(self, values: Mapping[int, Any]) -> dict[int, Any]:
         """Give JSON values of this process's workers; return those of all workers, at every process."""

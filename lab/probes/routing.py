@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -110,13 +109,15 @@ class RoutingProbe(Probe):
                 churn_L = (1 - both / (2 * chosen.shape[-1] - both)).mean(1).tolist()
             self.choices.append(chosen)
             agreed_load = [torch.bincount(c.flatten().long(), minlength=self.num_experts).tolist() for c in chosen]
-        mine: list[list[Any]] = [[], [], []]  # of each worker here: load, ghosts, entropy
-        for worker in self.fleet.mine:
-            layers = self.fleet.modules[worker].routing() if self.fleet.up[worker] else []  # type: ignore[operator]
-            mine[0].append([self._load(r) for r in layers] or None)
-            mine[1].append([_ghost_fraction(r) for r in layers] or None)
-            mine[2].append([_entropy(r.mean_gate) for r in layers] or None)
-        load, ghosts, entropy = (list(chain(*parts)) for parts in zip(*self.world.all_gather_json(mine), strict=True))
+        mine: dict[int, list[Any]] = {}  # of each worker here: load, ghosts, entropy
+        for worker in [w for w in self.fleet.mine if self.fleet.up[w]]:
+            layers = self.fleet.modules[worker].routing()  # type: ignore[operator]
+            of_worker = [(self._load(r), _ghost_fraction(r), _entropy(r.mean_gate)) for r in layers]
+            mine[worker] = [list(parts) or None for parts in zip(*of_worker, strict=True)]
+        known = self.world.all_gather_by_worker(mine)
+        load, ghosts, entropy = (
+            [known[w][k] if known.get(w) else None for w in range(self.fleet.num_workers)] for k in range(3)
+        )
         return Routed(t, load, ghosts, entropy, agreed_load, churn_L, self._divergence())
 
     def _divergence(self) -> list[list[float | None]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import chain
 from typing import Any
 
 from lab.engine.world import World
@@ -14,12 +13,16 @@ from lab.events import Event
 def with_all_workers(events: Sequence[Event], mine: Sequence[int], world: World) -> list[Event]:
     """Return the same events with the values of all workers in every list by worker (a field ``…_W``).
 
-    Each process knows those of its own workers, who follow each other. All processes call it with the same events.
+    Each process knows those of its own workers. All processes that are there call it with the same events; of workers of others nothing
+    is known (None).
     """
     if world.num == 1:
         return list(events)
     names = [[n for n, x in vars(event).items() if n.endswith("_W") and isinstance(x, list)] for event in events]
-    known = [[getattr(event, n)[w] for w in mine] for event, of_it in zip(events, names, strict=True) for n in of_it]
-    whole = (list(chain(*parts)) for parts in zip(*world.all_gather_json(known), strict=True))
-    joined: list[dict[str, Any]] = [{n: next(whole) for n in of_it} for of_it in names]
+    own = [[getattr(event, n)[w] for w in mine] for event, of_it in zip(events, names, strict=True) for n in of_it]
+    parts = world.all_gather_json([mine[0], own])
+    known = {w0 + i: [values[i] for values in of_p] for w0, of_p in parts for i in range(len(mine))}
+    nothing = [None] * len(own)
+    whole = iter(zip(*(known.get(w, nothing) for w in range(world.num * len(mine))), strict=True))
+    joined: list[dict[str, Any]] = [{n: list(next(whole)) for n in of_it} for of_it in names]
     return [replace(event, **lists) for event, lists in zip(events, joined, strict=True)]

@@ -26,10 +26,13 @@ class Invitation:
     recipe: Mapping[str, Any]
     begins: int | None = None  # after which step of an earlier one
     ended: bool = False
+    deadline_seconds: float | None = None  # after which the run goes on without a site; None: all wait
 
     @staticmethod
-    def new(processes: int, recipe: Mapping[str, Any], begins: int | None = None) -> Invitation:
-        return Invitation(secrets.token_hex(8), processes, recipe, begins)
+    def new(
+        processes: int, recipe: Mapping[str, Any], begins: int | None = None, deadline_seconds: float | None = None
+    ) -> Invitation:
+        return Invitation(secrets.token_hex(8), processes, recipe, begins, deadline_seconds=deadline_seconds)
 
     def over(self) -> Invitation:
         """The same, of a run that has ended."""
@@ -102,7 +105,10 @@ def _parsed(said: Any) -> Invitation:
     )  # it becomes the name of a folder
     if not (right and type(processes) is int and 1 < processes < 10_000 and isinstance(recipe, dict)):
         raise ValueError
-    return Invitation(run, processes, recipe, begins if type(begins) is int else None, ended is True)
+    seconds = said.get("deadline_seconds")
+    if seconds is not None and not (type(seconds) in (int, float) and 0 < seconds < 1e6):
+        raise ValueError
+    return Invitation(run, processes, recipe, begins if type(begins) is int else None, ended is True, seconds)
 
 
 def secret() -> bytes | None:

@@ -79,6 +79,12 @@ class ManyProcesses:
         self._known: dict[str | tuple[int, ...], Sequence[int]] = {}
         self._groups: dict[tuple[int, ...], dist.ProcessGroup | None] = {}
 
+    @property
+    def here(self) -> Sequence[int]:
+        """The processes that are there: all, but for sites that did not come in time (`lab.processes.deadline`)."""
+        deadline = None if self.post is None else self.post.deadline
+        return range(self.num) if deadline is None else deadline.here
+
     def workers_of(self, process: int) -> range:
         return range(process * self.each, (process + 1) * self.each)
 
@@ -158,7 +164,7 @@ class ManyProcesses:
     def gather_to_server(self, tensors: Mapping[int, Mapping[K, Tensor]]) -> Mapping[int, Mapping[K, Tensor]]:
         out = {w: dict(named) for w, named in tensors.items()}
         with listening(self.timeout_seconds):
-            for p in range(1, self.num):
+            for p in self.here[1:]:
                 of_p = {(w, n): x for w in out if self.process_of(w) == p for n, x in out[w].items()}
                 if self.index == p:
                     self._send_flat(list(of_p.values()), 0)
@@ -183,7 +189,7 @@ class ManyProcesses:
         once = {id(named): named for named in tensors.values()}  # who gets the same gets it together
         to = {key: self.processes_of([w for w in tensors if id(tensors[w]) == key]) for key in once}
         parcels: list[tuple[tuple[int, ...], list[int]]]
-        parcels = [((p,), [key for key in once if p in to[key]]) for p in range(1, self.num)]
+        parcels = [((p,), [key for key in once if p in to[key]]) for p in self.here[1:]]
         if self.post is not None:
             parcels = [(tuple(p for p in to[key] if p), [key]) for key in once]
         new: dict[int, dict[str, Tensor]] = {}
@@ -290,7 +296,7 @@ class ManyProcesses:
         ]
         out = [x.new_empty(len(b.everywhere), b.numel) for b, x in zip(blocks, stack.blocks, strict=True)]
         with listening(self.timeout_seconds):
-            for p in range(self.num):
+            for p in self.here:
                 theirs = stack.blocks
                 if self.index == p != 0:
                     self._send_flat(theirs, 0)
@@ -308,14 +314,15 @@ class ManyProcesses:
         slot = torch.zeros(SLOT_BYTES, dtype=torch.uint8)
         slot[:8] = _bytes(torch.tensor([len(data)]))
         slot[8 : 8 + len(data)] = data[: SLOT_BYTES - 8]
-        all_processes = tuple(range(self.num))
+        here = tuple(self.here)
         with listening(self.timeout_seconds):
-            slots = self._all_gather(slot, [SLOT_BYTES] * self.num, all_processes, None)
+            group, mine = self._group(here), here.index(self.index)
+            slots = self._all_gather(slot, [SLOT_BYTES] * len(here), here, group)
             sizes = [int(s[:8].view(torch.int64)) for s in slots]
-            if len(data) != sizes[self.index]:  # a site that is back said something else before, which counts
-                data = data.new_zeros(sizes[self.index])
+            if len(data) != sizes[mine]:  # a site that is back said something else before, which counts
+                data = data.new_zeros(sizes[mine])
             if max(sizes) > SLOT_BYTES - 8:
-                slots = self._all_gather(data, sizes, all_processes, None)
+                slots = self._all_gather(data, sizes, here, group)
             else:
                 slots = [s[8 : 8 + size] for s, size in zip(slots, sizes, strict=True)]
         return [json.loads(s.numpy().tobytes()) for s in slots]
@@ -340,7 +347,7 @@ class ManyProcesses:
             return
         together: dict[tuple[int, tuple[int, ...], torch.dtype], list[Tensor]] = {}
         for owners, to, x in moves:
-            missing = tuple(p for p in to if p not in owners)
+            missing = tuple(p for p in to if p not in owners and p in self.here)
             for receivers in [(p,) for p in missing] if self.post is None else [missing] * bool(missing):
                 together.setdefault((owners[0], receivers, x.dtype), []).append(x)
         for (origin, receivers, _), tensors in together.items():
@@ -574,7 +581,8 @@ def _enter(text: str, here: Launched, timeout_seconds: float) -> Post:
             f"--processes {invitation.processes}, or another place"
         )
     with listening(timeout_seconds):
-        return Post(there, Seal(invitation.run, signed), here.index, here.num, timeout_seconds)
+        seal, seconds = Seal(invitation.run, signed), invitation.deadline_seconds
+        return Post(there, seal, here.index, here.num, timeout_seconds, deadline_seconds=seconds)
 
 
 def present(workers_each: int, timeout_seconds: float = TIMEOUT_SECONDS, device: str = "cpu") -> World:

@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from lab.errors import Damaged, LabError, RecipeError, plain
+from lab.processes.deadline import Deadline
 from lab.processes.invitation import Invitation
 from lab.processes.messages import HEAD_BYTES, Refused, Seal
 from lab.processes.places import Place
@@ -34,6 +35,8 @@ ABOUT_SECONDS = (1.0, 20.0)  # after so long, and then every so long, who waits 
 EVERY = 16  # messages after which a site says how far it has read, where none keeps itself
 READ, READ_BYTES = "read", 1 << 22
 KEPT = "step-"
+WORD = re.compile(r"(here|said|verdict|back|welcome-[0-9]+)\.[0-9]+")  # of `lab.processes.deadline`
+MEETINGS = "verdict"  # under which their number is counted
 
 
 class Post:
@@ -49,6 +52,8 @@ class Post:
         of each wait for others.
     note
         where it is told that somebody is late, or that a file was refused.
+    deadline_seconds
+        after which the run goes on without a site; None: all wait for it.
     """
 
     def __init__(
@@ -59,15 +64,18 @@ class Post:
         num: int,
         timeout_seconds: float,
         note: Callable[[str], None] = lambda line: print(f"lab: {plain(line)}", file=sys.stderr, flush=True),
+        deadline_seconds: float | None = None,
     ):
         self.place, self.seal, self.index, self.num, self.timeout_seconds = place, seal, index, num, timeout_seconds
         self.note = note
+        self.clock = time.monotonic
         self.unread: set[str] = set()  # messages that are counted, and will be read when somebody needs the sum
         self.keeps = False  # whether sites keep themselves, and can come back
         self.counts: dict[str, int] = {}  # messages so far, by channel
         self.mark: dict[str, int] | None = (
             None  # those before are of the beginning, which a site that is back goes through again
         )
+        self.deadline = None if deadline_seconds is None else Deadline(self, deadline_seconds)
         self.removed: dict[str, int] = {}  # up to which number this site has removed what it said, by channel
         self.members: dict[str, Sequence[int]] = {}  # of channels whose names do not tell
         self.moved_bytes = [0, 0]  # of content, that went up and came down
@@ -90,6 +98,7 @@ class Post:
 
     def _who(self, channel: str) -> Sequence[int]:
         """The sites of a channel; nobody where this site does not know."""
+        channel = channel.partition("@")[0]
         if channel == "all":
             return range(self.num)
         found = re.fullmatch(r"[0-9]+(to[0-9]+|(-[0-9]+)+)", channel)
@@ -97,9 +106,24 @@ class Post:
 
     def next(self, channel: str) -> str:
         """The name of the next message of a channel; all who use it count it."""
+        if self.deadline is not None:
+            self.deadline.enter()
+        channel += f"@{self.epoch}" * (self.epoch > 0)
         number = self.counts.get(channel, 0)
         self.counts[channel] = number + 1
         return f"{channel}.{number}"
+
+    @property
+    def epoch(self) -> int:
+        """A part of the names of messages: another one when what was said may not count."""
+        return 0 if self.deadline is None else self.deadline.epoch
+
+    def forget(self) -> None:
+        """Begin a new epoch."""
+        self.unread.clear()
+        self.counts = {
+            channel: n for channel, n in self.counts.items() if "@" not in channel
+        }  # else they would pile up
 
     def _folder(self, sender: int) -> str:
         return f"{self.seal.run}/from-{sender}"
@@ -139,24 +163,27 @@ class Post:
             if one has not come within the timeout: from whom; or if it cannot come any more.
         """
         found: dict[int, bytes] = {}
-        for _ in self._looks(name, lambda: [p for p in num_bytes if p not in found]):
+        for waited in self.looks(name, lambda: [p for p in num_bytes if p not in found]):
             for sender in [p for p in num_bytes if p not in found]:
                 data = self._read(sender, name, num_bytes[sender])
                 if data is not None:
                     found[sender] = data
                     self.moved_bytes[1] += len(data)
+            if self.deadline is not None and len(found) < len(num_bytes):
+                self.deadline.look([p for p in num_bytes if p not in found], waited)
         if not self.keeps and sum(self.counts.values()) % EVERY == 0:
             self._tell()
         return {p: found[p] for p in num_bytes}
 
-    def _looks(self, name: str, missing: Callable[[], Sequence[int]]) -> Iterator[None]:
-        """Yield for each look, less and less often, until nothing is missing. Raises RuntimeError when that makes no sense any more."""
-        began, wait, about, said = time.monotonic(), self.place.first_seconds, ABOUT_SECONDS[0], False
+    def looks(self, name: str, missing: Callable[[], Sequence[int]]) -> Iterator[float]:
+        """Yield, with the seconds until then, for each look, less and less often, until nothing is missing. Raises RuntimeError when that makes no sense any more."""
+        began, wait, about, said = self.clock(), self.place.first_seconds, ABOUT_SECONDS[0], False
+        waited = 0.0
         while True:
-            yield
+            yield waited
             if not missing():
                 return
-            waited = time.monotonic() - began
+            waited = self.clock() - began
             if waited > self.timeout_seconds:
                 raise RuntimeError(self._words(name, missing()))
             if waited > about:
@@ -165,12 +192,27 @@ class Post:
                 if waited > ABOUT_SECONDS[1] and not said:
                     said = True
                     self.note(f"note: site {self.index} waits: {self._words(name, missing())}")
-            time.sleep(min(wait, max(0.0, began + self.timeout_seconds - time.monotonic()) + 0.001))
+            time.sleep(min(wait, max(0.0, began + self.timeout_seconds - self.clock()) + 0.001))
             wait = min(1.5 * wait, self.place.most_seconds)
+
+    def say(self, word: str, data: bytes) -> None:
+        """A word on who is there. What this site has said of it before holds."""
+        if word not in self.said_before:
+            self._put(word, data)
+
+    def heard(self, sender: int, word: str) -> bytes | None:
+        """What a site has said of it, if it has."""
+        return self._read(sender, word, None) if sender != self.index or word in self.there else None
 
     def _read(self, sender: int, name: str, num_bytes: int | None) -> bytes | None:
         file = f"{self._folder(sender)}/{name}"
-        most = READ_BYTES if name == READ else None if num_bytes is None else num_bytes + HEAD_BYTES
+        most = (
+            READ_BYTES
+            if name == READ or WORD.fullmatch(name)
+            else None
+            if num_bytes is None
+            else num_bytes + HEAD_BYTES
+        )
         try:
             raw = self._try(lambda: self.place.get(file, most))
             return None if raw is None else self.seal.open(raw, sender, name, num_bytes)
@@ -194,7 +236,7 @@ class Post:
         if there is not None and there.ended:
             raise RuntimeError("the run has ended")
         channel, _, number = name.rpartition(".")
-        for sender in senders if channel else ():
+        for sender in senders if channel and not WORD.fullmatch(name) else ():
             if self._said(sender).get("removed", {}).get(channel, 0) > int(number):
                 raise RuntimeError(
                     f"site {sender} has removed {name}, which all others have read: site {self.index} has lost what it kept, so all have "
@@ -225,6 +267,7 @@ class Post:
     def keep(self, step: int, data: bytes) -> None:
         """Keep what this site needs to go on after ``step``, and from here in its messages. What nobody needs any more is removed."""
         said = {"counts": self.counts, "mark": self.mark, "removed": self.removed}
+        said |= {} if self.deadline is None else {"deadline": self.deadline.json()}
         line = json.dumps(said).encode() + b"\n"
         self._put(f"{KEPT}{step:06d}", line + data, lasting=True)
 
@@ -235,6 +278,20 @@ class Post:
         for name in self._kept()[:-2]:
             if self.index == 0 or int(name.removeprefix(KEPT)) < first:
                 self._remove([name])
+
+    def kept_last(self, sender: int, step: int, seconds: float) -> bytes | None:
+        """As `kept_by`; of a site that is down, or takes longer than that, what it has kept last; None where it has kept nothing."""
+        began, name = self.clock(), f"{KEPT}{step:06d}"
+        for _ in self.looks(name, lambda: [sender]):
+            data = self._read(sender, name, None)
+            away = self.deadline is not None and sender in self.deadline.away
+            if data is not None or away or self.clock() - began > seconds:
+                break
+        names = self._try(lambda: self.place.names(self._folder(sender))) if data is None else []
+        older = [n for n in (x.rpartition("/")[2] for x in names) if n.startswith(KEPT)]
+        for n in sorted(older, key=lambda n: int(n.removeprefix(KEPT)), reverse=True):
+            data = self._read(sender, n, None) if data is None else data
+        return None if data is None else data.partition(b"\n")[2]
 
     def _kept(self) -> list[str]:
         return sorted((name for name in self.there if name.startswith(KEPT)), key=lambda n: int(n.removeprefix(KEPT)))
@@ -256,6 +313,8 @@ class Post:
         assert data is not None, "it was read before"
         said = json.loads(data.partition(b"\n")[0])
         self.counts, self.mark = said["counts"], said["mark"]
+        if self.deadline is not None and "deadline" in said:
+            self.deadline.load_json(said["deadline"])
         self.removed = self._said(self.index).get("removed", said["removed"])
 
     @property
@@ -275,21 +334,38 @@ class Post:
         counts = dict(self.counts)
         for channel, _, number in (name.rpartition(".") for name in self.unread):
             counts[channel] = min(counts[channel], int(number))
-        said = {"counts": counts, "step": step, "removed": self.removed, "ended": ended}
+        if self.deadline is not None:
+            counts[MEETINGS] = self.deadline.number
+        said = {"counts": counts, "step": step, "removed": self.removed, "ended": ended, "epoch": self.epoch}
         self._put(READ, json.dumps(said).encode())
 
     def _needless(self) -> list[str]:
         """Messages of this site that all who were to read them will not read again."""
-        read = {p: self._said(p).get("counts", {}) for p in range(self.num) if p != self.index}
+        said = {p: self._said(p) for p in range(self.num) if p != self.index}
         found, first = list[str](), self.mark or {}
         for name in self.there:
             channel, _, number = name.rpartition(".")
-            if number.isdigit() and int(number) >= first.get(channel, 0):
-                readers = [p for p in self._who(channel) if p != self.index]
-                if readers and all(read[p].get(channel, 0) > int(number) for p in readers):
-                    found.append(name)
+            if not number.isdigit() or int(number) < first.get(channel, 0):
+                continue
+            word = WORD.fullmatch(name) is not None
+            readers = [p for p in (self._hearers(channel, int(number)) if word else self._who(channel)) if p in said]
+            counted, epoch = (MEETINGS, 0) if word else (channel, int(channel.partition("@")[2] or 0))
+            if readers and all(
+                said[p].get("counts", {}).get(counted, 0) > int(number)
+                or (not word and said[p].get("epoch", 0) > epoch)  # who would begin after that
+                for p in readers
+            ):
+                found.append(name)
+                if not word:
                     self.removed[channel] = max(self.removed.get(channel, 0), int(number) + 1)
         return found
+
+    def _hearers(self, word: str, number: int) -> Sequence[int]:
+        """Who may read again what was said of a meeting."""
+        if word.startswith("welcome-"):
+            return [int(word.removeprefix("welcome-"))]
+        everybody = range(self.num) if self.deadline is None else self.deadline.expected(number)
+        return everybody if word in ("verdict", "here") else [0]
 
     def _remove(self, names: Sequence[str]) -> None:
         self._try(lambda: self.place.remove(f"{self._folder(self.index)}/{name}" for name in names))
@@ -307,10 +383,12 @@ class Post:
             )
         if self.index:
             return
-        late = list(range(1, self.num))
+        late = list(range(1, self.num)) if self.deadline is None else [p for p in self.deadline.here if p]
         try:
-            for _ in self._looks(READ, lambda: late):
+            for waited in self.looks(READ, lambda: late):
                 late[:] = [p for p in late if not self._said(p).get("ended")]
+                if self.deadline is not None and waited > 3 * self.deadline.seconds:
+                    break
         except RuntimeError as error:
             self.note(f"note: {error}: what was said in the run stays in {self.place}")
             return

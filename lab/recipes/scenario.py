@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Literal
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from lab.config import Count, Fraction, Period, RecipeView, config
 from lab.errors import RecipeError
+from lab.events import Event, WorkersChanged
 from lab.seeds import generator
 
 Worker = Annotated[int, Field(ge=0)]
@@ -61,6 +63,23 @@ class Scenario:
     mean_outage: Annotated[float, Field(ge=1)] = 10.0
     slow: dict[Worker, Annotated[float, Field(ge=1)]] = Field(default_factory=dict)
     catch_up: Literal["all", "params"] = "all"
+
+    def as_it_was(self, events: Iterable[Event], steps: int) -> Scenario:
+        """The scenario with what has happened to the workers of a run, whatever took them down: so that it can be had again.
+
+        ``events`` are the run's, and this is its scenario: how workers catch up, and who is slow, stay as they are.
+        """
+        down: dict[int, int] = {}  # since which step
+        outages: list[Outage] = []
+        for event in events:
+            if isinstance(event, WorkersChanged):
+                outages += [
+                    Outage(worker=w, first=down.pop(w), last=event.step - 1) for w in event.returned if w in down
+                ]
+                down |= dict.fromkeys(event.left, event.step)
+        outages += [Outage(worker=w, first=first, last=steps) for w, first in down.items()]
+        ordered = tuple(sorted(outages, key=lambda o: (o.worker, o.first)))
+        return Scenario(outages=ordered, slow=self.slow, catch_up=self.catch_up)
 
     def check(self, recipe: RecipeView) -> None:
         """Raises RecipeError where a worker does not exist or more are sampled than there are."""

@@ -32,6 +32,7 @@ from lab.runs.columns import Columns
 from lab.runs.control import Listener, Reports
 from lab.runs.finished import check_finished
 from lab.runs.folder import RunFolder
+from lab.runs.meetings import Meetings
 from lab.runs.shared_folder import SharedFolder
 from lab.runs.site_folder import SiteFolder, check_same, invite
 from lab.runs.track import Track, sinks, tracked
@@ -53,6 +54,7 @@ def train(
     timeout_seconds: float = TIMEOUT_SECONDS,
     accept_new_text: bool = False,
     track: Track | None = None,
+    deadline_seconds: float | None = None,
 ) -> Columns:
     """`lab.runs.trainer.train` in every process that a launcher has started: the first sees all events, others those of the loop.
 
@@ -64,14 +66,17 @@ def train(
         after which a process that does not answer counts as lost.
     track
         trackers that keep what happens; the first process feeds them.
+    deadline_seconds
+        through a mailbox, after which the run goes on without a site (`lab.runs.meetings`); the first site says it to all.
     """
     if LAUNCHED in os.environ:
         _end_with_launcher(folder, os.environ.get("RANK") == "0")
-    world = world or _joined(recipe, folder, timeout_seconds, accept_new_text)
+    world = world or _joined(recipe, folder, timeout_seconds, accept_new_text, deadline_seconds)
     if world.first:
         _note_open_port()
     run_folder = RunFolder(folder) if folder is not None and world.first else None
     columns, reports = Columns(), Reports(world)
+    meetings = _meetings(world, reports)
     attached = sinks(track, recipe, run_folder) if world.first else []
     if world.all_gather_json(run_folder is not None and run_folder.done)[0]:
         if run_folder is not None:
@@ -79,13 +84,7 @@ def train(
         stream = run_folder.events() if run_folder is not None else iter(())
     else:
         made = partial(Trainer, recipe, world=world, accept_new_text=accept_new_text, knob_source=reports.knobs)
-        for phase in range(2):  # the first process prepares text and starting values, the others find them ready
-            if world.first == (phase == 0):
-                say = progress and world.first
-                plain = recipe.data is None and not task_name(recipe.corpus)
-                corpus = read_corpus(recipe.corpus, tokenizer=recipe.tokenizer, progress=say) if plain else None
-                trainer = made(corpus=corpus, progress=say)
-            world.all_gather_json(None)
+        trainer = _prepared(partial(made, meetings=meetings), recipe, world, progress)
         stream = trainer.events(_folder(world, run_folder) if folder is not None else None)
     with contextlib.closing(tracked(stream, attached)) as events:
         for event in events:
@@ -95,19 +94,47 @@ def train(
     return columns
 
 
-def _joined(recipe: Recipe, folder: str | Path | None, timeout_seconds: float, accept_new_text: bool) -> ManyProcesses:
+def _prepared(made: Callable[..., Trainer], recipe: Recipe, world: ManyProcesses, progress: bool) -> Trainer:
+    """The first process prepares text and starting values, the others find them ready."""
+    for phase in range(2):
+        if world.first == (phase == 0):
+            say = progress and world.first
+            plain = recipe.data is None and not task_name(recipe.corpus)
+            corpus = read_corpus(recipe.corpus, tokenizer=recipe.tokenizer, progress=say) if plain else None
+            trainer = made(corpus=corpus, progress=say)
+        world.all_gather_json(None)
+    return trainer
+
+
+def _joined(
+    recipe: Recipe,
+    folder: str | Path | None,
+    timeout_seconds: float,
+    accept_new_text: bool,
+    deadline_seconds: float | None,
+) -> ManyProcesses:
     """Meet the others. The first site of a mailbox says there which run it is, unless whoever started it has done so."""
     place_of_all = os.environ.get(MAILBOX)
     here = launched()
     if place_of_all is not None and LAUNCHED not in os.environ and here is not None and not here.index:
         if folder is None:
             raise RecipeError("a run through a mailbox is written into a folder: name one")
-        invite(place(place_of_all), secret(), RunFolder(folder), recipe, here.num, accept_new_text)
+        invite(place(place_of_all), secret(), RunFolder(folder), recipe, here.num, accept_new_text, deadline_seconds)
     world = join(recipe.num_workers, timeout_seconds, recipe.compute.device)
     if world.post is not None:
         check_same(world.post, recipe)
         world.post.keeps = folder is not None and recipe.checkpoint_every > 0
     return world
+
+
+def _meetings(world: ManyProcesses, reports: Reports) -> Meetings | None:
+    """How sites with a deadline take their steps; None: without one."""
+    deadline = None if world.post is None else world.post.deadline
+    if deadline is not None and reports.asks:
+        raise RecipeError(
+            "a run with a deadline cannot be steered by hand, as its knobs are asked of all in every step: leave it out"
+        )
+    return None if deadline is None else Meetings(world, deadline)
 
 
 def _folder(world: ManyProcesses, run_folder: RunFolder | None) -> Folder:
@@ -241,12 +268,14 @@ def train_over_processes(
     each: Callable[[Event], None] = lambda event: None,
     track: Track | None = None,
     mailbox: str | None = None,
+    deadline_seconds: float | None = None,
 ) -> Columns:
     """`lab.runs.trainer.train` over ``num`` processes of this machine, from a script or a notebook: their events arrive as they happen.
 
     The processes are fresh ones, so that it does not matter what this one has done before (threads, a GPU). Leaving with an
     exception ends them. `lab.start` with ``processes`` does the same in the background, with knobs. With a ``mailbox``, a folder or a
-    URL of `fsspec`, they talk through that place alone.
+    URL of `fsspec`, they talk through that place alone; with a deadline the run goes on without one that takes longer
+    (`lab.runs.meetings`).
 
     Raises
     ------
@@ -254,7 +283,8 @@ def train_over_processes(
         with the message that the run ended with.
     """
     columns, run_folder = Columns(), RunFolder(located(folder))
-    stream = events_over_processes(num, recipe, run_folder, restarts, timeout_seconds, mailbox=mailbox)
+    over = partial(events_over_processes, num, recipe, run_folder, restarts, timeout_seconds, mailbox=mailbox)
+    stream = over(deadline_seconds=deadline_seconds)
     with contextlib.closing(tracked(stream, sinks(track, recipe, run_folder))) as events:
         for event in events:
             columns.add(event)
@@ -272,6 +302,7 @@ def events_over_processes(
     stopping: Callable[[], bool] = lambda: False,
     accept_new_text: bool = False,
     mailbox: str | None = None,
+    deadline_seconds: float | None = None,
 ) -> Iterator[Event]:
     """The events of a run over ``num`` processes that are started here; each once, also where a restart does steps again.
 
@@ -282,8 +313,8 @@ def events_over_processes(
         processes exchange a few hundred bytes in every step.
     stopping
         whether to end instead of doing that step.
-    mailbox
-        the place through which the processes talk.
+    mailbox, deadline_seconds
+        the place through which the processes talk, and after what the run goes on without one of them.
 
     Raises LabError with the message that the run ended with.
     """
@@ -293,13 +324,13 @@ def events_over_processes(
         yield from folder.events()
         return
     options = ["--processes", str(num), "--restarts", str(restarts), "--timeout", str(timeout_seconds)]
+    options += [] if deadline_seconds is None else ["--deadline", str(deadline_seconds)]
     command = child.command("lab", "resume", str(folder.path), *options, *["--accept-new-text"] * accept_new_text)
     listener, talk = Listener(asks=knob_source is not None), {} if mailbox is None else {MAILBOX: mailbox}
     env = child.environment() | listener.environment() | talk
     with (
         tempfile.TemporaryFile("w+", encoding="utf-8") as said,
-        # In a session of its own: what interrupts a cell does not end the run.
-        subprocess.Popen(
+        subprocess.Popen(  # in a session of its own: what interrupts a cell does not end the run
             command, env=env, cwd=working_folder(), stdout=said, stderr=said, start_new_session=True
         ) as started,
     ):

@@ -37,6 +37,7 @@ class RollCall(Part):
         catch_up_: Callable[[Sequence[int], Sequence[bool]], None] = lambda returned, last_up: None,
     ):
         recipe = setup.recipe
+        self.away: Callable[[], Collection[int]] = tuple  # workers of sites that did not come in time
         self.setup, self.killed, self.seating, self.catch_up_ = setup, killed, seating, catch_up_
         # Who is up in each local step, bool ``[steps, workers]``.
         self.up_TW: np.ndarray = recipe.scenario.trace(recipe.num_workers, recipe.steps, recipe.seed).numpy()
@@ -72,7 +73,7 @@ class RollCall(Part):
         """
         setup, fleet, state = self.setup, self.setup.fleet, self.setup.state
         state.returned = state.received = ()
-        killed = self.killed()
+        killed = {*self.killed(), *self.away()}
         now = [up and w not in killed for w, up in enumerate(self.up_TW[number - 1].tolist())]
         seating = self.seating if self.seating is not None and self.seating.begins(t) else None
         if now == fleet.up and number > 1 and seating is None:

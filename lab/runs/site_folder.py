@@ -120,7 +120,10 @@ class SiteFolder:
 
     def flush(self) -> None:
         """What is written at the end: then the others may go, and what was said can be removed."""
-        self.shared.flush()
+        if self.post.deadline is None:
+            self.shared.flush()
+        elif self.folder is not None:
+            self.folder.flush()
         with listening(self.world.timeout_seconds):
             self.post.end()
 
@@ -141,8 +144,14 @@ class SiteFolder:
             return {}, values
         with listening(self.world.timeout_seconds):
             for p in range(1, self.world.num):
-                own += _of_whole(self.post.kept_by(p, step))
+                own += _of_whole(self._kept_by(p, step))
+        own += _missing(own)
         return joined(Piece(x.key, x.tensor.cpu(), x.rows, x.num) for x in own), values
+
+    def _kept_by(self, site: int, step: int) -> bytes | None:
+        if self.post.deadline is None:
+            return self.post.kept_by(site, step)
+        return self.post.kept_last(site, step, self.post.deadline.seconds)
 
     def save(self, step: int, tensors: dict[str, Tensor], extra: dict[str, Any]) -> Checkpointed:
         with listening(self.world.timeout_seconds):
@@ -172,11 +181,27 @@ def _read(data: bytes) -> tuple[list[tuple[Piece, bool]], dict[str, Any]]:
     return found, head["extra"]
 
 
-def _of_whole(data: bytes) -> list[Piece]:
+def _of_whole(data: bytes | None) -> list[Piece]:
+    if data is None:
+        return []
     try:
         return [piece for piece, of_whole in _read(data)[0] if of_whole]
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise RuntimeError(f"what a site has kept cannot be read: {error}") from None
+
+
+def _missing(pieces: Sequence[Piece]) -> Iterator[Piece]:
+    """Zeros in the place of rows of sites that have never kept themselves: whoever comes to them receives those of the others."""
+    rows: dict[str, set[int]] = {}
+    one = {x.key: x for x in pieces}
+    for x in pieces:
+        rows.setdefault(x.key, set()).update(x.rows or ())
+    for key, x in one.items():
+        left = sorted({*range(x.num)} - rows[key]) if x.rows is not None else []
+        if left:
+            yield Piece(
+                key, x.tensor.new_zeros(len(left), *x.tensor.shape[1:]) if x.tensor.dim() else x.tensor, left, x.num
+            )
 
 
 def _parsed(step: int, data: bytes) -> Checkpoint | None:
@@ -190,18 +215,32 @@ def _parsed(step: int, data: bytes) -> Checkpoint | None:
 # --- which run is in a place -------------------------------------------------------------------------------------------
 
 
-def invite(place: Place, secret: bytes | None, folder: RunFolder, recipe: Recipe, num: int, anew: bool) -> Invitation:
+def invite(
+    place: Place,
+    secret: bytes | None,
+    folder: RunFolder,
+    recipe: Recipe,
+    num: int,
+    anew: bool,
+    deadline_seconds: float | None = None,
+) -> Invitation:
     """Say in a place which run is there: the one that was there, if this folder goes on with it, or another one.
 
     ``anew``: another one in any case. What was said in an earlier one is removed.
     """
     there, raw = Invitation.found(place, secret), _raw(recipe)
-    if there is not None and not anew and (there.processes, there.recipe, there.ended) == (num, raw, False):
+    same = there is not None and (there.processes, there.recipe, there.ended, there.deadline_seconds) == (
+        num,
+        raw,
+        False,
+        deadline_seconds,
+    )
+    if there is not None and not anew and same:
         newest = folder.last_step_saved()
         first = Post(place, Seal(there.run, secret), 0, num, 1.0)
         if newest in [step for step, _ in first.kept()] or (newest == there.begins and not first.has_told):
             return there
-    made = Invitation.new(num, raw, folder.last_step_saved())
+    made = Invitation.new(num, raw, folder.last_step_saved(), deadline_seconds)
     made.put(place, secret)
     if there is not None:
         clear(place, there.run)

@@ -24,15 +24,29 @@ from lab.runs import child
 from lab.runs.columns import Columns
 from lab.runs.folder import RunFolder
 from lab.runs.launch import CLOSING_SECONDS, LAUNCHED, how_it_ended, train
+from lab.runs.meetings import check_deadline
 from lab.runs.site_folder import invite
 
 LOOK_SECONDS = 0.05  # between two looks at the processes
 
 
 def check_mailbox(
-    mailbox: str | None, num: int, recipe: Recipe | None = None, restarts: int = 0, sites: Sequence[int] = ()
+    mailbox: str | None,
+    num: int,
+    recipe: Recipe | None = None,
+    restarts: int = 0,
+    sites: Sequence[int] = (),
+    deadline_seconds: float | None = None,
+    timeout_seconds: float = TIMEOUT_SECONDS,
 ) -> None:
-    """Raises RecipeError for a place that cannot be opened, one that nobody needs, and sites that are none or could not come back."""
+    """Raises RecipeError for a place that cannot be opened, one that nobody needs, and sites that are none or could not come back.
+
+    With a deadline also for a run that could not go on without one of its sites.
+    """
+    if deadline_seconds is not None and mailbox is None:
+        raise RecipeError(
+            f"--deadline {deadline_seconds:g} is for sites that talk through a place: name one with --mailbox"
+        )
     for site in sites:
         if mailbox is None or site >= num:
             raise RecipeError(f"--site {site} is for a run with --mailbox and with --processes of {site + 1} or more")
@@ -44,6 +58,8 @@ def check_mailbox(
         raise RecipeError(
             f"--mailbox {mailbox} is for several processes: say how many with --processes, or leave it out"
         )
+    if deadline_seconds is not None and recipe is not None:
+        check_deadline(recipe, num, deadline_seconds, timeout_seconds)
     if restarts and recipe is not None and not recipe.checkpoint_every:
         raise RecipeError(
             f"--restarts {restarts}: with checkpoint_every=0 no site keeps what it would come back with: give a period, or leave it out"
@@ -75,6 +91,8 @@ class Host:
         how often each of them is started again, alone, when it is lost; the others wait meanwhile.
     options
         of ``lab resume``, for each of them.
+    deadline_seconds
+        after which the run goes on without a site (`lab.runs.meetings`), so that one which is lost ends nothing; None: all wait for it.
     """
 
     folder: RunFolder
@@ -85,6 +103,7 @@ class Host:
     timeout_seconds: float = TIMEOUT_SECONDS
     restarts: int = 0
     options: Sequence[str] = ()
+    deadline_seconds: float | None = None
     started: dict[int, subprocess.Popen[bytes]] = field(default_factory=dict)
     left: dict[int, int] = field(default_factory=dict)  # restarts, by site
 
@@ -100,7 +119,8 @@ class Host:
         """
         if 0 in self.sites:
             anew = "--accept-new-text" in self.options
-            invite(place(self.mailbox), secret(), self.folder, self.recipe, self.num, anew)
+            seconds = self.deadline_seconds
+            invite(place(self.mailbox), secret(), self.folder, self.recipe, self.num, anew, seconds)
         self.left = dict.fromkeys(self.sites, self.restarts)
         for p in self.sites:
             self._start(p)
@@ -110,8 +130,16 @@ class Host:
             self._close()
         if failures:
             raise how_it_ended(
-                self.folder, failures, self.num, self.timeout_seconds, f" --mailbox {place(self.mailbox)}"
+                self.folder,
+                failures,
+                self.num,
+                self.timeout_seconds,
+                f" --mailbox {place(self.mailbox)}{self._deadline}",
             )
+
+    @property
+    def _deadline(self) -> str:
+        return "" if self.deadline_seconds is None else f" --deadline {self.deadline_seconds:g}"
 
     def _start(self, index: int) -> None:
         env = child.environment() | {LAUNCHED: "1"} | _environment(index, self.num, self.mailbox)
@@ -124,14 +152,18 @@ class Host:
         while True:
             codes = {p: process.poll() for p, process in self.started.items()}
             for p, code in codes.items():
-                if code is not None and (code < 0 or code == PeerLost.exit_code) and self.left[p] and not self._over():
+                if code is not None and _is_loss(code) and self.left[p] and not self._over():
                     self.left[p] -= 1
                     said = f"{self.restarts - self.left[p]} of {self.restarts}"
                     sys.stderr.write(f"note: site {p} of {self.num} was lost, so it starts again, alone ({said})\n")
                     self._start(p)
                     codes[p] = None
+                elif self.deadline_seconds is not None and p and code is not None and _is_loss(code):
+                    sys.stderr.write(f"note: site {p} of {self.num} was lost: the others go on without it\n")
+                    self.started.pop(p)
+                    codes[p] = 0
             failures = {p: (code, time.time()) for p, code in codes.items() if code}
-            if failures or None not in codes.values():
+            if failures or all(process.poll() is not None for process in self.started.values()):
                 return {} if failures and self._over() else failures
             time.sleep(LOOK_SECONDS)
 
@@ -148,6 +180,10 @@ class Host:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(max(0.0, until - time.monotonic()))
             process.kill()
+
+
+def _is_loss(exit_code: int) -> bool:
+    return exit_code < 0 or exit_code == PeerLost.exit_code
 
 
 def join_run(

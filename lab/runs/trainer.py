@@ -50,12 +50,13 @@ from lab.probes.probe import Agreed
 from lab.processes.events import with_all_workers
 from lab.recipes.notes import notes as idle
 from lab.recipes.recipe import Recipe
-from lab.runs.build import build
+from lab.runs.build import Built, build
 from lab.runs.columns import Columns
 from lab.runs.finished import check_finished
 from lab.runs.folder import RunFolder
 from lab.runs.inputs import Inputs, of_digests, same_everywhere
 from lab.runs.knobs import STOP, KnobSource
+from lab.runs.meetings import Meetings
 from lab.runs.pretrain import base_recipe
 from lab.runs.track import Track, sinks, tracked
 from lab.seeds.surroundings import isolated, one_core
@@ -115,6 +116,7 @@ class Trainer:
     several: all of them build a trainer and take its events. A dry run can take over the ``fleet`` of another with the same
     table (the same model, placement and adapters). ``accept_new_text``: go on from a checkpoint also where the text is not what it
     was trained on until then. ``knob_source``: called before every local step for the knobs to set; may wait.
+    ``meetings``: of sites that do not wait for each other without end.
     """
 
     def __init__(
@@ -128,25 +130,31 @@ class Trainer:
         fleet: Fleet | None = None,
         accept_new_text: bool = False,
         knob_source: KnobSource = lambda t: (),
+        meetings: Meetings | None = None,
     ):
         self.place = working_folder()  # what names of files in the recipe are relative to
         recipe = recipe.here()
         self.recipe, self.accept_new_text, self.knob_source = recipe, accept_new_text, knob_source
-        self.built = build(
-            recipe, dry=dry, corpus=corpus, progress=progress, world=world, fleet=fleet, base_model=pretrained
+        self.corpus, self.meetings = corpus, meetings
+        self._work_with(
+            build(recipe, dry=dry, corpus=corpus, progress=progress, world=world, fleet=fleet, base_model=pretrained)
         )
-        self.setup, self.probes, self.knobs = self.built.setup, self.built.probes, self.built.knobs
+        self.folder: Folder | None = None
+        self.t = 0  # finished local steps
+        self._saved: int | None = None  # the step of the last checkpoint
+        self.again: dict[int, dict[str, Any]] = {}  # knobs of a run that was cut off, by the step they were turned for
+        self.pending: list[Event] = []  # since the processes last exchanged their losses
+
+    def _work_with(self, built: Built) -> None:
+        if self.meetings is not None:
+            self.meetings.follow(built.roll_call)
+        self.built, self.setup, self.probes, self.knobs = built, built.setup, built.probes, built.knobs
         self.fleet, self.state, self.comm, self.world = (
             self.setup.fleet,
             self.setup.state,
             self.setup.comm,
             self.setup.world,
         )
-        self.folder: Folder | None = None
-        self.t = 0  # finished local steps
-        self._saved: int | None = None  # the step of the last checkpoint
-        self._again: dict[int, dict[str, Any]] = {}  # knobs of a run that was cut off, by the step they were turned for
-        self._pending: list[Event] = []  # since the processes last exchanged their losses
 
     def events(self, folder: Folder | None = None) -> Iterator[Event]:
         """All events of the run, from the first on.
@@ -207,7 +215,7 @@ class Trainer:
             notes += [*accepted, f"resumed after step {self.t}"]
         elif notes:
             notes.append("no whole checkpoint is left: starting again from the beginning")
-        self._again = folder.knobs_after(self.t)
+        self.again = folder.knobs_after(self.t)
         if self.built.roll_call.seating is not None:
             self.built.roll_call.seating.open(folder.clients())
         folder.open(self.recipe, checkpoint.events_bytes if checkpoint is not None else 0, self.t)
@@ -220,17 +228,21 @@ class Trainer:
         yield from self._begin(notes)
         stopping = False
         while self.t < self.recipe.steps and not stopping:
-            t = self.comm.t = self.t + 1
-            stopping = yield from self._set_knobs(t)
-            if stopping:
-                break
+            stopping = yield from self.next_step() if self.meetings is None else self.meetings.next_step(self)
+            if not stopping and self._saves(self.t) and self.t < self.recipe.steps:
+                yield self._save()
+        yield from self._end()
+
+    def next_step(self) -> Generator[Event, None, bool]:
+        """Take one local step, and yield the events of it; returns whether the run is to stop instead."""
+        t = self.comm.t = self.t + 1
+        stopping = yield from self._set_knobs(t)
+        if not stopping:
             began = time.perf_counter()
             yield from self._roll_call(t)
             loss_W = self._step(t)
             yield from self._report(t, loss_W, time.perf_counter() - began)
-            if self._saves(t) and t < self.recipe.steps:
-                yield self._save()
-        yield from self._end()
+        return stopping
 
     def _begin(self, notes: list[str]) -> Iterator[Event]:
         data, experts = self.setup.data, self.setup.experts
@@ -248,7 +260,7 @@ class Trainer:
     def _set_knobs(self, t: int) -> Generator[Event, None, bool]:
         """Set the knobs for local step ``t`` and yield the events of that; returns whether the run is to stop."""
         stopping = False
-        for knob, value in itertools.chain(self._again.pop(t, {}).items(), self.knob_source(t)):
+        for knob, value in itertools.chain(self.again.pop(t, {}).items(), self.knob_source(t)):
             if knob == STOP:
                 stopping = value
             elif self.knobs.set_knob(knob, value):
@@ -257,7 +269,7 @@ class Trainer:
 
     def _roll_call(self, t: int) -> Iterator[Event]:
         called = list(self.built.roll_call.call(t))
-        self._pending += called
+        self.pending += called
         if called and self.world.meets_every_step:
             yield from self._flush()
 
@@ -288,14 +300,14 @@ class Trainer:
     def _report(self, t: int, loss_W: Tensor, seconds: float) -> Iterator[Event]:
         """Yield the events of local step ``t``, and those of the probes."""
         agreed = Agreed(self.setup)
-        self._pending += self.built.roll_call.placed(t)
+        self.pending += self.built.roll_call.placed(t)
         if not self.setup.dry:
             losses = [x if up else None for x, up in zip(loss_W.tolist(), self.fleet.up, strict=True)]
-            self._pending.append(Stepped(t, losses, self.state.schedule(t), seconds))
+            self.pending.append(Stepped(t, losses, self.state.schedule(t), seconds))
         sent = self.comm.ledger.new()
-        self._pending += sent
+        self.pending += sent
         for probe in self.probes:
-            self._pending += probe.by_worker(t, agreed)
+            self.pending += probe.by_worker(t, agreed)
         due = any(probe.due(t) for probe in self.probes)
         if self.world.meets_every_step or sent or due or self._saves(t):
             yield from self._flush()
@@ -304,7 +316,7 @@ class Trainer:
 
     def _flush(self) -> Iterator[Event]:
         """Yield the pending events, with the losses of all processes; they are exchanged only where processes communicate anyway."""
-        pending, self._pending = self._pending, []
+        pending, self.pending = self.pending, []
         pending = with_all_workers(pending, self.fleet.mine, self.world)
         yield from pending
         for event in (e for e in pending if isinstance(e, Stepped)):
@@ -314,6 +326,7 @@ class Trainer:
 
     def _end(self) -> Iterator[Event]:
         done = self.t == self.recipe.steps
+        yield from self.meetings.rest() if self.meetings is not None else ()
         if self.folder is not None and (self.recipe.checkpoint_every if done else self.t) and self._saved != self.t:
             yield self._save()
         for probe in self.probes if done else ():
@@ -328,7 +341,8 @@ class Trainer:
 
     def _save(self) -> Checkpointed:
         assert self.folder is not None
-        for found in self.world.all_gather_json(not_finite(self.fleet.params, self.t)[:1]):
+        here = not_finite(self.fleet.params, self.t)[:1]
+        for found in self.world.all_gather_json(here) if self.meetings is None else [here]:
             if found:
                 raise Diverged(found[0] + self._last_good())
         event = self.folder.save(self.t, *self.snapshot())
@@ -351,6 +365,11 @@ class Trainer:
         else:
             tensors, extra = self.folder.gather(self.t, self.built.parts, self.world, self.fleet.device)
         return tensors, extra | {"inputs": of_digests(self.built.inputs)}
+
+    def build_anew_(self) -> None:
+        """Make all that it works with once more, as at the beginning."""
+        self.fleet.close()
+        self._work_with(build(self.recipe, corpus=self.corpus, world=self.world, base_model=pretrained))
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Restore the state after the checkpoint's step."""
