@@ -50,6 +50,11 @@ def draws(seed: int, purpose: str, ids: np.ndarray, num_items: int, size: int) -
         num *= 2  # the numbers so far stay what they are
 
 
+def uniforms(seed: int, purpose: str, ids: np.ndarray, num: int) -> np.ndarray:
+    """``num`` numbers in [0, 1) for each id, float64 ``[ids, num]``; ``ids`` as in `permutations`."""
+    return (_numbers(seed, purpose, ids, num) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
 def _numbers(seed: int, purpose: str, ids: np.ndarray, num: int) -> np.ndarray:
     """``num`` numbers of 64 bits for each id, uint64 ``[ids, num]``."""
     state = np.full(len(ids), derive(seed, purpose), np.uint64)

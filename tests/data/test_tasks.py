@@ -205,7 +205,7 @@ def test_cache_and_name_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert task_name("task:packages") == "packages"
     assert task_name("stdlib") is None
     for wrong in ("task:package", "task:"):
-        with fails("unknown task .*use one of packages, docstrings, pointers, dolly, alpaca, 20newsgroups"):
+        with fails("unknown task .*use one of packages, docstrings, arithmetic, pointers, dolly, alpaca, 20newsgroups"):
             task_name(wrong)
     with fails("did you mean 'docstrings'"):
         load("docstring", tmp_path)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lab.data.cache import cache_folder
-from lab.data.tasks import hub, pointers, stdlib
+from lab.data.tasks import arithmetic, hub, pointers, stdlib
 from lab.errors import RecipeError, one_of
 from lab.files import damage, write_with_digest
 
@@ -47,6 +47,12 @@ TASKS = {
     ),
     "docstrings": Task(
         "the first line of a function's docstring, from the standard library", False, stdlib.identity, stdlib.docstrings
+    ),
+    "arithmetic": Task(
+        "sums of two numbers below a hundred, alone and after answers of others",
+        False,
+        arithmetic.identity,
+        arithmetic.rows,
     ),
     "pointers": Task(
         "where so many hops along a map of letters lead, one to four", False, pointers.identity, pointers.rows

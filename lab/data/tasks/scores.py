@@ -5,7 +5,7 @@ Legend: B examples, T positions, V vocabulary, L labels.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -65,9 +65,24 @@ def likeliest(model: nn.Module, ids: Tensor, at: Tensor, labels: Tensor) -> list
     return logits[:, labels].argmax(1).tolist()  # type: ignore[no-any-return]
 
 
+Choice = Callable[[Tensor, Tensor, int], Tensor]
+"""Tokens int64 ``[B]`` from logits ``[B, V]`` of some rows (int64 ``[B]``), at a place of what is written (from 0)."""
+
+
+def likeliest_token(logits: Tensor, rows: Tensor, place: int) -> Tensor:
+    """See `Choice`."""
+    return logits.argmax(1)
+
+
 @torch.no_grad()
-def generate(model: nn.Module, prompts: Sequence[Tensor], max_tokens: int, end: int | None = None) -> list[Tensor]:
-    """Greedy continuations of prompts (int64 tensors, not empty, of any lengths): at most ``max_tokens``, without ``end``.
+def generate(
+    model: nn.Module,
+    prompts: Sequence[Tensor],
+    max_tokens: int,
+    end: int | None = None,
+    choose: Choice = likeliest_token,
+) -> list[Tensor]:
+    """Continuations of prompts (int64 tensors, not empty, of any lengths): at most ``max_tokens``, without ``end``; greedy by default.
 
     Nothing is remembered between tokens, so that any causal module will do: n tokens after a prompt of p cost n passes
     over up to p + n positions. Rows are filled up on the right, which earlier positions do not see; one that is finished is
@@ -79,9 +94,10 @@ def generate(model: nn.Module, prompts: Sequence[Tensor], max_tokens: int, end: 
         row[: len(prompt)] = prompt
     size = start.clone()
     going = torch.arange(len(prompts))
-    for _ in range(max_tokens):
+    for place in range(max_tokens):
         here = size[going]
-        token = _logits(model, ids[going, : int(here.max())], torch.arange(len(going)), here - 1).argmax(1)
+        logits = _logits(model, ids[going, : int(here.max())], torch.arange(len(going)), here - 1)
+        token = choose(logits, going, place)
         goes_on = token != end if end is not None else torch.ones_like(token, dtype=torch.bool)
         going, here, token = going[goes_on], here[goes_on], token[goes_on]
         if not len(going):

@@ -1,0 +1,121 @@
+"""Copies of one small model of the lab that add two numbers, and have learnt to read what others say: a setting with real texts, offline.
+
+The model is trained by the lab itself on the task ``arithmetic`` (`lab.data.tasks.arithmetic`), once, on sums with and without answers of
+others before them. Copies differ in what they draw, at a temperature of 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from lab.agents.agent import Answer, Call, Setting
+from lab.agents.encoders import encoder
+from lab.agents.questions import of_task
+from lab.config import Count, Positive, config
+from lab.data.cache import cache_folder
+from lab.data.tasks import arithmetic, scores
+from lab.data.tasks.data import Encoder
+from lab.data.tasks.examples import Example
+from lab.data.tokenizer import load_tokenizer
+from lab.errors import RecipeError
+from lab.files import damage, write_with_digest
+from lab.models.shape import Shape
+from lab.recipes.recipe import Recipe
+from lab.runs.trainer import Trainer
+from lab.seeds.permutations import uniforms
+from lab.seeds.surroundings import isolated
+
+CONTEXT = 28  # tokens: six answers, the sum, its answer
+LONGEST = 3  # tokens of an answer with its end
+
+
+@config
+class Arithmetic:
+    """Sums below twenty, and copies of a GPT that was trained on most of them.
+
+    steps, batch_size, lr
+        of the training (AdamW, cosine, two workers by `ddp`): about half a minute of one core. The model is kept in the cache.
+    temperature
+        of the copies.
+    """
+
+    steps: Count = 2000
+    batch_size: Count = 16
+    lr: Positive = 8e-3
+    size: str = "nano"
+    temperature: Positive = 1.0
+    seed: int = 0
+
+    def recipe(self) -> Recipe:
+        inner = {"name": "AdamW", "lr": self.lr, "options": {"betas": [0.9, 0.95], "weight_decay": 0.0}}
+        return Recipe.of(
+            {
+                "method": {"name": "ddp", "inner": inner},
+                "model": self.size,
+                "corpus": "task:arithmetic",
+                "num_workers": 2,
+                "steps": self.steps,
+                "batch_size": self.batch_size,
+                "context": CONTEXT,
+                "seed": self.seed,
+                "schedule": {"kind": "cosine", "warmup": min(20, self.steps // 10)},
+                "eval_every": 0,
+                "checkpoint_every": 0,
+            }
+        )
+
+    def setting(self, cache: Path | None = None) -> Setting:
+        """Questions are single sums; those that the model was not trained on are held out. Answers are compared by hashed n-grams."""
+        questions = of_task("arithmetic", "alone", seed=self.seed)
+        return Setting(questions, Adders(trained(self.recipe(), cache), self.temperature, self.seed), encoder("ngrams"))
+
+
+def trained(recipe: Recipe, cache: Path | None = None) -> nn.Module:
+    """The agreed model of a recipe, from the cache, or trained now. Raises RecipeError where the cache cannot be written."""
+    file = (cache or cache_folder("models")) / f"agents-{recipe.id}.safetensors"
+    if not file.exists() or damage(file):
+        trainer = Trainer(recipe)
+        for _ in trainer.events():
+            pass
+        values = {name: p.detach().clone() for name, p in trainer.setup.fleet.modules[0].named_parameters()}
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_with_digest(file, save(values))
+        except OSError as error:
+            raise RecipeError(f"the cache cannot be written ({error}): ISTHMUS_CACHE names another folder") from None
+    module = recipe.model.module(Shape(load_tokenizer("bytes").vocab_size, CONTEXT), recipe.seed)
+    module.load_state_dict(load_file(file), strict=True)
+    return module.eval()
+
+
+@dataclass(frozen=True, eq=False)
+class Adders:
+    """Copies of one model (`lab.agents.agent.Agents`); what each draws depends on the seed, the question, the agent, and whether it heard others."""
+
+    model: nn.Module
+    temperature: float = 1.0
+    seed: int = 0
+
+    def answer(self, calls: Sequence[Call]) -> list[Answer]:
+        """See `lab.agents.agent.Agents`. All at once; tokens are those of the model, ends included."""
+        row = Encoder(load_tokenizer("bytes"), CONTEXT, LONGEST)
+        asked = [Example(arithmetic.prompt(c.query.text, c.heard), "", "") for c in calls]
+        prompts = row.rows(asked, whole=False).prompts(np.arange(len(calls)))
+        ids = np.array([[c.query.number, c.agent, bool(c.heard)] for c in calls])
+        u = torch.from_numpy(uniforms(self.seed, "tokens", ids, LONGEST))
+
+        def draw(logits: Tensor, rows: Tensor, place: int) -> Tensor:
+            reached = (logits.double() / self.temperature).softmax(1).cumsum(1)
+            return (reached <= u[rows, place, None]).sum(1).clamp(max=logits.shape[1] - 1)
+
+        with isolated():
+            written = scores.generate(self.model, prompts, LONGEST, row.end, draw)
+        texts = [row.tokenizer.decode(ids.tolist()) for ids in written]
+        return [Answer(t, len(p), len(w) + (len(w) < LONGEST)) for t, p, w in zip(texts, prompts, written, strict=True)]
