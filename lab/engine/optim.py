@@ -423,21 +423,9 @@ def forget_(optimizer: torch.optim.Optimizer, params: Stack, cells: Iterable[tup
             optimizer.state.pop(leaf, None)
 
 
-# Optimizers for which state tensors of zero are those of a fresh start. (ADOPT starts from v = g², SGD with dampening from g.)
-ZERO_AT_START = (
-    "AdamW",
-    "Adam",
-    "RAdam",
-    "Adamax",
-    "Adadelta",
-    "RMSprop",
-    "SGD",
-    "SGDM",
-    "PlainAdam",
-    "QHAdam",
-    "QHM",
-    "Muon",
-)
+# ADOPT starts from v = g², SGD with dampening from g; of all others but these, state tensors of zero are those of a fresh start.
+_ELSEWHERE = ("NAdam", "Adagrad", "Rprop", "ADOPT", "QHADOPT", "FedMom", "FedAdam", "FedYogi")
+ZERO_AT_START = tuple(name for name in ELEMENTWISE if name not in _ELSEWHERE)
 
 
 @functools.cache
