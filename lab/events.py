@@ -21,6 +21,7 @@ The loop that makes them, in pseudo-code::
         Adapted                 after the last step, or every so often: what clients make of the model, and what they have without it
         Branched                with it, in a tree of federations: losses of its nodes, attention and residuals
         Iterated                with it, for a model that goes through a part of itself several times: what each time is worth
+        Weighted                with it, where samples have weights in the loss: how much those of each domain counted of late
         Measured …              the metrics that the recipe asks for
         Routed                  every routing_every steps: where the routers send their tokens
         Checkpointed            every checkpoint_every steps
@@ -527,7 +528,7 @@ PERCENTILES = (0, 5, 10, 25, 50, 75, 90, 95, 100)
 
 def lower_is_better(score: str) -> bool:
     """Whether less of it is better: of losses and errors."""
-    return score in ("loss", "mse", "mae", "perplexity", "calibration_error")
+    return score in ("loss", "mse", "mae", "perplexity", "calibration_error") or score.startswith("loss of ")
 
 
 @dataclass(frozen=True)
@@ -586,6 +587,47 @@ class Branched:
             says += f"; of a worker's attention {sum(own) / len(own):.0%} stays with its own key layers"
         num = sum(len(chosen) for by_layer in self.routes.values() for chosen in by_layer.values())
         return says + (f"; {num} residual{'s' * (num != 1)} found another federation" if self.attention else "")
+
+
+@dataclass(frozen=True)
+class Weighted:
+    """How much samples counted in the loss since the last such event, at all workers; of each worker the last `lab.runs.weights.MOST` at least.
+
+    None: no sample, or no score. Histograms have `BINS` bins of one width: ``ends`` and ``num``.
+    """
+
+    kind: ClassVar[str] = "weighted"
+    step: int
+    by: str  # `lab.recipes.weighting.Weighting.by`
+    domains: list[str]
+    samples: int
+    num_D: list[int]  # of them, by domain
+    weight_D: list[float | None]  # mean weight, by domain
+    score_D: list[float | None]  # mean score
+    weight: float | None  # mean: the "effective data ratio" of ADAPT's paper
+    effective: float | None  # (Σ w)² / (n Σ w²): the share of as many samples with equal weights (Kish 1965)
+    score: float | None
+    score_std: float | None
+    scores: dict[str, list[float]]
+    weights: dict[str, list[float]]
+
+    @property
+    def by_domain(self) -> dict[str, float]:
+        """Mean weights, of the domains of which there was a sample; the greatest first."""
+        found = {name: w for name, w in zip(self.domains, self.weight_D, strict=True) if w is not None}
+        return dict(sorted(found.items(), key=lambda pair: -pair[1]))
+
+    def words(self) -> str:
+        """What there is to be known of it, in numbers."""
+        if self.weight is None:
+            return f"step {self.step:,}: no sample since the last look"
+        says = f"step {self.step:,}: over {self.samples:,} samples the mean weight by {self.by} is {self.weight:.3f}"
+        says += f" ({', '.join(f'{name} {w:.3f}' for name, w in self.by_domain.items())})"
+        if self.effective is not None:
+            says += f"; they count as {self.effective:.1%} of as many with equal weights"
+        if self.score is not None:
+            says += f"; scores are {self.score:.3f} on average, standard deviation {self.score_std:.3f}"
+        return says
 
 
 @dataclass(frozen=True)
@@ -652,6 +694,7 @@ Event = (
     | ClientsScored
     | Adapted
     | GroupsScored
+    | Weighted
     | Measured
     | Checkpointed
     | Warned

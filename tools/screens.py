@@ -23,7 +23,7 @@ from lab.recipes.recipe import Recipe
 from lab.runs.trainer import Trainer
 from lab.recipes.scenario import Scenario
 from lab.runs.folder import RunFolder
-from widgets import CommunicationBudget, Drift, Fairness, FederationTree, Knobs, Iterations, Losses, MaskAgreement, PrivacyLevels, PseudoLabels, RankSegments, RoutingStability, SyncCalendar, Underperformers, Workers
+from widgets import CommunicationBudget, Drift, Fairness, FederationTree, Knobs, Iterations, Losses, MaskAgreement, PrivacyLevels, PseudoLabels, RankSegments, RoutingStability, SampleWeights, SyncCalendar, Underperformers, Workers
 import lab
 import widgets
 
@@ -45,6 +45,8 @@ top_k = Recipe.of("top_k", ["steps=300"])
 fedanchor = Recipe.of("fedanchor", ["steps=160", "eval_every=16"])
 worldlm = Recipe.of("worldlm", ["steps=192", "eval_every=16", "eval_windows=16"])
 abbie = Recipe.of("abbie", ["steps=160", "eval_every=20", "eval_windows=16", "corpus=grammar?order=1&tokens=400000", "context=32"])
+weighed = Recipe.of("ddp", ["corpus=mixture", "context=32", "batch_size=16", "num_workers=2", "steps=300", "eval_every=25", "eval_windows=64",
+                            "weighting.by=adapt", "weighting.target=target", "weighting.center=true", "weighting.standardize=true", "weighting.tau=0.5"])
 sensing = {"data": "sensors", "model": {"name": "conv1d", "channels": [16, 16]}, "steps": 60, "eval_every": 10, "eval_windows": 512,
            "clients": {"held_out": 0.2}}
 inner = {"name": "AdamW", "lr": 0.02}
@@ -88,6 +90,7 @@ VIEWS = {
     "underperformers": "watch(Underperformers(), alone)",
     "mask_agreement": "watch(MaskAgreement(), top_k)",
     "iterations": "watch(Iterations(), abbie)",
+    "sample_weights": "watch(SampleWeights(), weighed)",
     "pseudo_labels": "watch(PseudoLabels(), fedanchor)",
     "privacy_levels": "levels()",
     "federation_tree": "watch(FederationTree(), worldlm)",

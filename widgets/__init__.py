@@ -20,6 +20,7 @@ from widgets.pseudo_labels import PseudoLabels
 from widgets.questions import Question
 from widgets.rank_segments import RankSegments
 from widgets.routing_stability import RoutingStability, holdings
+from widgets.sample_weights import SampleWeights
 from widgets.sync_calendar import SyncCalendar
 from widgets.tables import table
 from widgets.timelines import Calendar, Marks
@@ -52,6 +53,7 @@ __all__ = [
     "Question",
     "RankSegments",
     "RoutingStability",
+    "SampleWeights",
     "Series",
     "SyncCalendar",
     "Underperformers",

@@ -22,6 +22,7 @@ from lab.data import hub
 from lab.data.files import Finder, Scan, Stamp, expanded, scans, stamp, text_of, with_home
 from lab.data.grammar import Grammar
 from lab.data.hub import Hub
+from lab.data.mixture import Mixture
 from lab.errors import RecipeError, one_of
 from lab.files import working_folder
 
@@ -29,6 +30,8 @@ CORPORA = {
     "stdlib": "source text of the Python that runs this; a domain is a package: stdlib?max_bytes=20000000",
     "grammar": "synthetic dialects of known entropy: grammar?seed=0&dialects=4&order=2&symbols=32&tokens=2000000&families=0"
     "&similarity=0.5",
+    "mixture": "sequences of Markov chains from a target, what is related to it, noise and what is not: mixture?seed=0&target=300&related=900"
+    "&noise=1500&unrelated=1500&likeness=0.7&symbols=48&length=32&held_out=256",
     "text": "your UTF-8 files, folders and globs, with \\, for a comma in a name; a domain is a folder: "
     "text:notes/,book.txt,src/**/*.py",
     "hub": "a text data set of the hub or a local one: hub:owner/name?config=&column=text&split=train&validation="
@@ -181,7 +184,7 @@ def open_source(spec: str) -> CorpusSource:
     kind, colon, target = head.partition(":")
     if kind not in CORPORA:
         raise RecipeError(one_of("corpus", kind, CORPORA))
-    if kind in ("stdlib", "grammar") and colon:
+    if kind in ("stdlib", "grammar", "mixture") and colon:
         raise RecipeError(f"corpus {spec!r}: {kind} takes no path: write {CORPORA[kind].rpartition(': ')[2]}")
     if kind in ("text", "hub") and not target:
         raise RecipeError(f"corpus {spec!r} names nothing to read: write {CORPORA[kind].rpartition(': ')[2]}")
@@ -192,6 +195,9 @@ def open_source(spec: str) -> CorpusSource:
         return CorpusSource(
             ["grammar", grammar.key], lambda: (Document(*d) for d in grammar.documents()), grammar.floors
         )
+    if kind == "mixture":
+        mixture = _options(Mixture, kind, query)
+        return CorpusSource(["mixture", repr(mixture)], lambda: (Document(*d) for d in mixture.documents()))
     if kind == "text":
         return _text(spec.removeprefix("text:"))  # no options: a question mark is part of a glob
     return _hub(target, _options(Hub, kind, query))

@@ -13,6 +13,7 @@ from typing import overload
 
 import numpy as np
 
+from lab.errors import RecipeError
 from lab.seeds import numpy_generator
 from lab.seeds.permutations import draws
 
@@ -147,6 +148,19 @@ def portions(shards: Shards, share: float, seed: int) -> tuple[Shards, Shards | 
     if not share:
         return shards, None
     return Portion(shards, share, seed), Portion(shards, share, seed, held_out=True)
+
+
+def without(shards: Shards, items: np.ndarray) -> Shards:
+    """Shards that do not have some items. Raises RecipeError where nothing is left of one, and for those that are drawn when asked for."""
+    if isinstance(shards, Lazy):
+        raise RecipeError(
+            "a split that draws for each client gives what is to be set apart to several: use another split"
+        )
+    left = [np.setdiff1d(shard, items, assume_unique=True) for shard in shards]
+    for worker, shard in enumerate(left):
+        if not len(shard):
+            raise RecipeError(f"worker {worker} would get no data but what is set apart: use fewer workers or anchors")
+    return left
 
 
 def sizes(shards: Shards) -> Sequence[int]:

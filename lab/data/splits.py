@@ -61,6 +61,13 @@ def window_domains(tokens: Tokens, context: int) -> np.ndarray:
     return out
 
 
+def window_documents(tokens: Tokens, context: int) -> np.ndarray:
+    """The document that every window begins in, int64 [windows]."""
+    first = np.arange(count_windows(tokens, context), dtype=np.int64) * context
+    found: np.ndarray = np.searchsorted(tokens.doc_start, first, side="right") - 1
+    return found
+
+
 def split_windows(tokens: Tokens, num_workers: int, context: int, how: str = "iid", seed: int = 0) -> Shards:
     """Deal windows to ``num_workers`` workers, see `partition`: sorted int64 arrays of window indices.
 
@@ -389,6 +396,10 @@ class Batches:
         """Inputs and targets of batch ``t`` (from 1) of ``worker``: int64 [batch_size, context] each."""
         return self.take(self._order.items(worker, t))
 
+    def items(self, worker: int, t: int) -> np.ndarray:
+        """Indices of the windows of batch ``t`` (from 1) of ``worker``, int64 [batch_size]."""
+        return self._order.items(worker, t)
+
     def take(self, index: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         """Inputs and targets of some windows, int64 [len(index), context] each."""
         return _tensors(self._rows[index])
@@ -417,9 +428,13 @@ def validation_windows(tokens: Tokens, context: int, num_windows: int) -> np.nda
 def validation_batches(
     tokens: Tokens, context: int, batch_size: int, num_windows: int
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """A fixed validation set: the windows of ``validation_windows``, in order.
+    """A fixed validation set: the windows of ``validation_windows``, in order, as `window_batches`."""
+    return window_batches(tokens, context, batch_size, validation_windows(tokens, context, num_windows))
 
-    Returns pairs of int64 [batch_size, context] inputs and targets; the last pair may have fewer rows.
-    """
+
+def window_batches(
+    tokens: Tokens, context: int, batch_size: int, windows: np.ndarray
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Windows by number, in order: pairs of int64 [batch_size, context] inputs and targets; the last pair may have fewer rows."""
     rows = _windows(tokens, context)
-    return [_tensors(rows[part]) for part in cut(validation_windows(tokens, context, num_windows), batch_size)]
+    return [_tensors(rows[part]) for part in cut(windows, batch_size)]

@@ -43,6 +43,35 @@ class HeldOut:
 
 
 @dataclass(frozen=True)
+class Domains:
+    """Where samples to train on come from, windows of text or examples of a task; and anchors that nobody trains on, and nobody is scored on.
+
+    names
+        of a few domains (`lab.data.domains.told_apart`).
+    of
+        int ``[samples]``: the domain of each.
+    items
+        which samples batch t (from 1) of a worker or client has, int ``[B]``.
+    shard
+        all that a worker or client has, int.
+    take
+        inputs and targets of some samples, int64 ``[len(index), T]`` each, on the CPU.
+    anchors
+        inputs and targets of the anchors; None, where no domain is a target.
+    text
+        what token ids say.
+    """
+
+    names: tuple[str, ...]
+    of: np.ndarray
+    items: Callable[[int, int], np.ndarray]
+    shard: Callable[[int], np.ndarray]
+    take: Callable[[np.ndarray], tuple[Tensor, Tensor]]
+    anchors: tuple[Tensor, Tensor] | None
+    text: Callable[[Sequence[int]], str]
+
+
+@dataclass(frozen=True)
 class TrainingData:
     """Batches of every worker, and what the agreed model is scored on."""
 
@@ -65,5 +94,6 @@ class TrainingData:
     column_of: Callable[[str], list[int]] | None = (
         None  # what a column of a task says of every client, see `lab.data.tasks.dealt.Dealt`
     )
+    domains: Domains | None = None  # where a recipe weighs samples
     # Of a server: inputs ``[C, n, *shape]`` and targets ``[C, n]``, class by class.
     labelled: tuple[Tensor, Tensor] | None = None

@@ -137,9 +137,9 @@ class AbbIEModule(GPTModule):
         if c.form == "0pt":
             self.inject = Linear(2 * c.dim, c.dim)
 
-    def forward(self, ids: Tensor) -> Tensor:
+    def with_hidden(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         *_, (h, unit) = self.states(ids)
-        return self.read(h, unit)
+        return self._read(h, unit)
 
     def states(self, ids: Tensor, past: Past | None = None) -> Iterator[tuple[Tensor, float]]:
         """What the head gives, and the state after each iteration: ``[B, T, D]`` in units of so much."""
@@ -162,9 +162,13 @@ class AbbIEModule(GPTModule):
 
     def read(self, h: Tensor, unit: float, past: Past | None = None) -> Tensor:
         """Logits of a state: the tail, the last norm and the embedding."""
+        return self._read(h, unit, past)[1]
+
+    def _read(self, h: Tensor, unit: float, past: Past | None = None) -> tuple[Tensor, Tensor]:
         for block in self.blocks[self.shape.head + self.shape.body :]:
             h = self._block(block, h, unit, past)  # type: ignore[arg-type]
-        return F.linear(_norm(self.norm, h, unit), self.embedding)
+        h = _norm(self.norm, h, unit)
+        return h, F.linear(h, self.embedding)
 
     def continue_(self, ids: Tensor, past: Past) -> Tensor:
         """Logits ``[B, T, V]`` of T further tokens of sequences of which ``past`` (at first ``Past()``) has what is needed; it grows by them.

@@ -174,12 +174,17 @@ class GPTModule(nn.Module):
                 nn.init.normal_(p, std=0.02 / math.sqrt(2 * self.num_layers) if last else 0.02, generator=g)
 
     def forward(self, ids: Tensor) -> Tensor:
+        return self.with_hidden(ids)[1]
+
+    def with_hidden(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """What the last norm gives, ``[B, T, D]``, and the logits."""
         T = ids.shape[1]
         x = F.embedding(ids, self.embedding)  # B T D
         cos, sin = self.cos[:T].to(x.dtype), self.sin[:T].to(x.dtype)
         for block in self.blocks:
             x = block(x, cos, sin)
-        return F.linear(self.norm(x), self.embedding)
+        h = self.norm(x)
+        return h, F.linear(h, self.embedding)
 
     def loss(self, ids: Tensor, targets: Tensor) -> Tensor:
         return self.criterion(self(ids), targets)

@@ -327,6 +327,11 @@ class HFModule(nn.Module):
     def forward(self, ids: Tensor) -> Tensor:
         return self.model(input_ids=ids, use_cache=False).logits  # type: ignore[no-any-return]
 
+    def with_hidden(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """What the last layer gives (of most architectures, Llama's and GPT-2's among them, after the last norm), ``[B, T, D]``, and the logits."""
+        found = self.model(input_ids=ids, use_cache=False, output_hidden_states=True)
+        return found.hidden_states[-1], found.logits
+
     def loss(self, ids: Tensor, targets: Tensor) -> Tensor:
         return self.criterion(self(ids), targets)
 

@@ -15,6 +15,7 @@ from lab.config import unused
 from lab.data.splits import parse_split
 from lab.methods.registry import declared, method_notes, name_of, round_steps
 from lab.recipes.recipe import Recipe
+from lab.recipes.weighting import GATED, TO_ANCHORS
 
 
 def notes(recipe: Recipe, up_TW: np.ndarray | None = None) -> list[str]:
@@ -25,6 +26,7 @@ def notes(recipe: Recipe, up_TW: np.ndarray | None = None) -> list[str]:
         _away(recipe, up_TW),
         _never_sent(recipe),
         _unused(recipe),
+        _unused_weighting(recipe),
         _twice(recipe),
         _unprotected(recipe),
     )
@@ -135,6 +137,26 @@ def _unused(recipe: Recipe) -> Iterator[str]:
         yield f"clients.held_out = {clients.held_out:g} holds out nothing: with split = {recipe.split!r} a client has one example, to train on"
     if adapters and lora.alpha is not None and lora.scale != type(lora)().scale:
         yield f"lora.scale = {lora.scale:g} makes no difference beside lora.alpha"
+
+
+def _unused_weighting(recipe: Recipe) -> Iterator[str]:
+    """Settings of weights of samples that this way of weighing does not have."""
+    weighting = recipe.weighting
+    by_likeness = weighting.by in TO_ANCHORS and weighting.by != "hard"
+    for names, used, needs in (
+        (("reduce",), weighting.asked_for, "weighting.by"),
+        (("anchors", "source"), weighting.has_anchors, "weighting.target"),
+        (("every", "center"), weighting.of_states, "weighting.by=adapt, softmax or hard"),
+        (("tau",), by_likeness, "weighting.by=adapt, bm25 or softmax"),
+        (("clip",), weighting.by in GATED, "weighting.by=adapt or bm25"),
+        (("standardize",), weighting.by == "adapt", "weighting.by=adapt"),
+        (("terms",), weighting.by == "bm25", "weighting.by=bm25"),
+        (("share",), weighting.by in ("hard", "random"), "weighting.by=hard or random"),
+        (("cap",), weighting.by == "lin_upper", "weighting.by=lin_upper"),
+        (("domains",), weighting.by == "domains", "weighting.by=domains"),
+    ):
+        if not used:
+            yield from unused(weighting, names, needs, "weighting.")
 
 
 def _unprotected(recipe: Recipe) -> Iterator[str]:

@@ -43,6 +43,7 @@ from lab.recipes.presets import PRESETS
 from lab.recipes.privacy import Privacy
 from lab.recipes.scenario import Scenario
 from lab.recipes.server import Server
+from lab.recipes.weighting import Weighting
 
 Metric = Literal["alignment", "spectrum", "rates", "gradients", "activations", "noise", "membership"]
 
@@ -201,6 +202,8 @@ class Recipe:
         where, how precisely and how much at a time.
     privacy
         what clients hand in is clipped, and the server adds noise.
+    weighting
+        samples that count more or less in the loss, such as by likeness to some of a target domain.
     own
         what is recorded of those of method, model and data that are not the lab's own; filled in by itself.
     """
@@ -236,6 +239,7 @@ class Recipe:
     dtype: Literal["float32", "float64", "bfloat16"] = "float32"
     compute: Compute = Field(default_factory=Compute)
     privacy: Privacy = Field(default_factory=Privacy)
+    weighting: Weighting = Field(default_factory=Weighting)
     own: dict[str, Own] = Field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -250,10 +254,12 @@ class Recipe:
             self.lora,
             self.placement,
             self.schedule,
+            self.weighting,
         ):
             part.check(self)
         _check_groups(self)
         check_method(self.method, self)
+        self.weighting.check_method(self.method)
         averaged = ("buffers",) if self.buffers.kind == "averaged" else ()
         _check_codecs(self.codecs, (*self.method.averages, *averaged), self.method)
         self.privacy.check(self.method, self.codecs, self.buffers.kind, self.clients.sampling)
@@ -347,6 +353,7 @@ UNSAID: dict[str, Any] = {"data": None, "own": {}, "groups": ""} | to_jsonable_p
         "server": Server(),
         "buffers": Buffers(),
         "privacy": Privacy(),
+        "weighting": Weighting(),
     }
 )
 

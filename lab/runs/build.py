@@ -18,6 +18,7 @@ from lab.engine.codecs import codec
 from lab.engine.comm import Communicator
 from lab.engine.fleet import Fleet, num_cores
 from lab.engine.state import State
+from lab.engine.vectorised import Vectorised
 from lab.engine.world import OneProcess, World
 from lab.errors import RecipeError
 from lab.methods import declared
@@ -47,6 +48,7 @@ from lab.probes.privacy import PrivacyProbe
 from lab.probes.probe import Probe, Setup
 from lab.probes.routing import RoutingProbe
 from lab.probes.trees import TreeProbe
+from lab.probes.weights import WeightsProbe
 from lab.processes.moving import follow_rows
 from lab.processes.secure_sum import SecureSum
 from lab.recipes.compute import device_of, vectorised
@@ -65,6 +67,7 @@ from lab.runs.roll_call import RollCall
 from lab.runs.seating import Seating
 from lab.runs.start import start_values_
 from lab.runs.trial import floats_kept, try_out
+from lab.runs.weights import Weights
 from lab.seeds.surroundings import isolated
 
 
@@ -146,11 +149,6 @@ def _assembled(
     inputs: Inputs,
     groups: Groups,
 ) -> Built:
-    at_once = None  # all workers in one pass, where that is faster
-    if data and recipe.compute.vectorised is not False:
-        at_once = vectorised(
-            fleet, recipe.compute, recipe.per_batch, recipe.clients.num > recipe.num_workers, not recipe.own
-        )
     codecs = {state: codec(spec) for state, spec in recipe.codecs.items()}
     if data and (recipe.privacy.secure_sum or any(c.sparse for c in codecs.values())):
         # Whether they fit is known when the method first sends: better now than in mid-run.
@@ -174,18 +172,37 @@ def _assembled(
     world.begin_(state.served)
     if world.num > 1:
         follow_rows(state, comm, world)
-    grad = Gradients(recipe, data, comm, at_once)
+    weights = _weights(recipe, fleet, data)
+    grad = Gradients(recipe, data, comm, _at_once(recipe, fleet) if data else None, weights)
     setup = Setup(recipe, fleet, state, comm, world, data, experts, adapters, lambda t: grad.at(t, state))
     come_and_go = recipe.clients.take_turns(recipe.num_workers)
     buffers = BufferSync(recipe.buffers, state, comm, lambda: round_steps(knobs.method), come_and_go)
     seating = Seating(setup) if come_and_go else None
     roll_call = RollCall(setup, lambda: knobs.values.get("down", ()), seating, buffers.catch_up_)
     probes = [] if setup.dry else probes_of(setup, seating)
+    probes += [] if weights is None else [WeightsProbe(setup, weights.taken)]
     for probe in probes:
         comm.subscribe(probe.before_average)
     parts: list[Part] = [Holders(fleet, experts), States(state, comm), roll_call, knobs, *probes]
-    parts += [] if seating is None else [seating]
+    parts += [part for part in (seating, weights) if part is not None]
     return Built(setup, grad, knobs, buffers, roll_call, probes, parts, inputs)
+
+
+def _at_once(recipe: Recipe, fleet: Fleet) -> Vectorised | None:
+    """All workers in one pass, where that is faster."""
+    if recipe.compute.vectorised is False or recipe.weighting.asked_for:
+        return None
+    come_and_go = recipe.clients.num > recipe.num_workers
+    return vectorised(fleet, recipe.compute, recipe.per_batch, come_and_go, not recipe.own)
+
+
+def _weights(recipe: Recipe, fleet: Fleet, data: TrainingData | None) -> Weights | None:
+    """Those of samples in the loss. Raises RecipeError for a model that has nothing to weigh them by."""
+    if not recipe.weighting.asked_for:
+        return None
+    name = recipe.model.call.name if isinstance(recipe.model, Factory) else type(recipe.model).__name__
+    recipe.weighting.check_model("with_hidden" in dir(fleet.modules[0]), name)
+    return Weights(recipe, fleet, data) if data else None
 
 
 def probes_of(setup: Setup, seating: Seating | None = None) -> list[Probe]:

@@ -41,6 +41,7 @@ from lab.events import (
     Stepped,
     Truncated,
     Warned,
+    Weighted,
     WorkersChanged,
 )
 from lab.methods.registry import declared, levels
@@ -66,6 +67,7 @@ _LISTS |= {
     PseudoLabelled: "pseudo_labelled",
     Branched: "branched",
     Iterated: "iterated",
+    Weighted: "weighted",
     Measured: "measured",
 }
 
@@ -104,6 +106,7 @@ class Columns:
     pseudo_labelled: list[PseudoLabelled] = field(default_factory=list)
     branched: list[Branched] = field(default_factory=list)
     iterated: list[Iterated] = field(default_factory=list)
+    weighted: list[Weighted] = field(default_factory=list)
     clients_scored: list[ClientsScored] = field(default_factory=list)
     adapted: list[Adapted] = field(default_factory=list)
     groups_scored: list[GroupsScored] = field(default_factory=list)

@@ -6,16 +6,15 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 
 import torch
 from torch import Tensor
 
 from lab.config.references import Call
-from lab.data import Batches, Corpus, load_tokenizer, split_windows, validation_batches
+from lab.data import Batches, Corpus, load_tokenizer, split_windows
 from lab.data.cache import read_corpus
 from lab.data.shards import portions, sizes
-from lab.data.splits import parse_split
+from lab.data.splits import parse_split, window_batches
 from lab.data.tasks import scores
 from lab.data.tasks.data import load_task
 from lab.data.tasks.dealt import Dealt, check_task, deal, digest_of, predicts_tokens, vocab_size
@@ -28,6 +27,7 @@ from lab.models.own import one_line
 from lab.models.shape import Shape
 from lab.recipes.groups import Groups, by_column, listed
 from lab.recipes.recipe import Recipe
+from lab.runs.domains import domains_of_task, domains_of_text, task_apart, windows_apart
 from lab.seeds import derive
 
 
@@ -156,38 +156,46 @@ def _of_task(recipe: Recipe, name: str) -> TrainingData:
         seed=derive(recipe.seed, "split"),
         tokenizer=recipe.tokenizer,
     )
+    task, anchors = task_apart(recipe.weighting, task)
     trained, own = portions(task.shards, recipe.clients.held_out, derive(recipe.seed, "split"))
     task = replace(task, shards=trained)
+    batches = task.batches(recipe.batch_size, derive(recipe.seed, "batches"))
+    domains, by_domain = domains_of_task(recipe, task, batches.order, anchors)
     return TrainingData(
         task.vocab_size,
-        task.batches(recipe.batch_size, derive(recipe.seed, "batches")),
+        batches,
         task.validation(recipe.batch_size, recipe.eval_windows),
         task.samples_W,
-        partial(task.scores, num_examples=recipe.eval_windows),
+        lambda model: task.scores(model, num_examples=recipe.eval_windows) | by_domain(model),
         tokens_that_count,
         digest=_digest(task.fingerprint, task.encoder.tokenizer.content),
         held_out=None if own is None else HeldOut(own, task.train_rows.tensors, scores.by_row),
+        domains=domains,
     )
 
 
 def _of_text(recipe: Recipe, corpus: Corpus | None, progress: bool) -> TrainingData:
     corpus = corpus or read_corpus(recipe.corpus, tokenizer=recipe.tokenizer, progress=progress)
     context, split = recipe.context, derive(recipe.seed, "split")
-    dealt = split_windows(corpus.train, recipe.num_clients, context, recipe.split, split)
+    apart = windows_apart(recipe, corpus)
+    dealt = apart.left_of(split_windows(corpus.train, recipe.num_clients, context, recipe.split, split))
     shards, own = portions(dealt, recipe.clients.held_out, split)
     batches = Batches(corpus.train, shards, recipe.batch_size, context, derive(recipe.seed, "batches"))
+    validation = window_batches(corpus.validation, context, recipe.batch_size, apart.scored)
+    domains, by_domain = domains_of_text(recipe, corpus, batches, apart, validation)
     return TrainingData(
         corpus.vocab_size,
         batches,
-        validation_batches(corpus.validation, context, recipe.batch_size, recipe.eval_windows),
+        validation,
         sizes(shards),
-        lambda model: {},
+        by_domain,
         tokens_that_count,
         corpus.floor_bits * math.log(2) if corpus.floor_bits is not None else None,
         corpus.bytes_per_token,
         corpus_digest(corpus),
         f"{recipe.corpus}: {corpus.note}" if corpus.note else "",
         held_out=None if own is None else HeldOut(own, batches.take, scores.by_row),
+        domains=domains,
     )
 
 

@@ -15,16 +15,29 @@ from lab.engine.comm import Communicator
 from lab.engine.state import Loss, State
 from lab.engine.vectorised import Vectorised
 from lab.recipes.recipe import Recipe
+from lab.runs.weights import Weights
 from lab.seeds import derive
 
 
 class Gradients:
-    """`lab.engine.state.Grad` of a run. ``vectorised``: all workers at once, where that is faster."""
+    """`lab.engine.state.Grad` of a run. ``vectorised``: all workers at once, where that is faster.
 
-    def __init__(self, recipe: Recipe, data: TrainingData | None, comm: Communicator, vectorised: Vectorised | None):
-        self.recipe, self.data, self.comm, self.vectorised = recipe, data, comm, vectorised
+    ``weights`` of samples are in the loss that a method trains with, and not in that of `at`, which probes look at.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        data: TrainingData | None,
+        comm: Communicator,
+        vectorised: Vectorised | None,
+        weights: Weights | None = None,
+    ):
+        self.recipe, self.data, self.comm, self.vectorised, self.weights = recipe, data, comm, vectorised, weights
 
     def __call__(self, s: State, loss: Loss | None = None) -> Tensor:
+        if self.weights is not None:
+            loss = self.weights.in_loss(self.comm.t, s, loss)
         return self.at(self.comm.t, s, loss)
 
     def at(self, t: int, s: State, loss: Loss | None = None) -> Tensor:

@@ -18,6 +18,7 @@ from lab.costs.energy import Energy, Joules, human_joules, joules
 from lab.costs.fomoe import Costs
 from lab.costs.network import DEVICES, NETWORKS, Bill, Network, Turn, described, device_named, duration, human
 from lab.costs.network import step_seconds as seconds_of_step
+from lab.costs.weighting import Scoring, scoring
 from lab.engine.fleet import Fleet
 from lab.engine.state import State
 from lab.events import Sent
@@ -94,6 +95,7 @@ class Plan:
     turns: Sequence[Turn]  # how fast workers are, where that changes with those who sit there
     groups: str = ""  # of clients, in words
     measured: bool = False  # what a step takes, rather than reckoned from a device
+    scoring: Scoring | None = None  # of a worker's samples, where they are weighed
 
     @cached_property
     def ledger(self) -> list[Sent]:
@@ -142,6 +144,7 @@ class Plan:
             **self._spent(),
             "adaptation_steps": self.adaptation_steps,
             "adaptation_flops": self.adaptation_flops,
+            **({} if self.scoring is None else {"weighting": self.scoring.to_dict()}),
             "notes": notes(self.recipe),
             "device": self.device,
             "devices_per_worker": self.devices_per_worker,
@@ -181,7 +184,7 @@ class Plan:
                 f"  on the wire of a ring {on_ring:.2f}× fewer than DDP: small groups send less, payloads that cannot be summed "
                 "on the way more"
             )
-        lines += [*self._differing(), *self._of_nodes(wide), *self._protecting(), *self._adapting()]
+        lines += [*self._differing(), *self._of_nodes(wide), *self._protecting(), *self._adapting(), *self._weighing()]
         if self.forecasts:
             longest = max(f.total_hours for f in self.forecasts)
             unit, per_hour = next(((u, n) for u, n in UNITS.items() if longest * n >= 2), ("seconds", 3600))
@@ -254,6 +257,23 @@ class Plan:
         yield (
             f"adaptation: {clients:,} clients, each {each}: {self.adaptation_steps:,} local steps beside the {r.num_workers * r.steps:,} of the "
             f"run, at most {self.adaptation_flops:.3g} operations; nothing of it is sent"
+        )
+
+    def _weighing(self) -> Iterator[str]:
+        """What weights of samples cost, counted both ways."""
+        cost, weighting = self.scoring, self.recipe.weighting
+        if cost is None:
+            return
+        beside = (
+            f"{cost.extra:.3g} operations beside the {cost.training:.3g} of a worker's training ({cost.share:+.2%})"
+        )
+        if not weighting.of_states:
+            yield f"weighting by {weighting.by}: {beside if cost.extra else 'no operation beside those of training'}"
+            return
+        times = f"{cost.looks:,} time{'s' * (cost.looks > 1)}"
+        yield (
+            f"weighting by {weighting.by}: {weighting.looked_at:,} samples are looked at {times}, {beside}; as its paper charges it, with a "
+            f"forward pass more for every token of training, {cost.charged:.3g} ({cost.share_charged:+.1%})"
         )
 
     def _computing(self) -> str:
@@ -336,8 +356,7 @@ def _plan(
     frozen = list(fleet.constants.values()) if recipe.lora.ranks else []
     active = max(_active_params(recipe, p) for p in {*params_W})
     active += sum(x.numel() for x in frozen) * 2 / 3  # forward, and backward to what is before them
-    seating = built.roll_call.seating
-    turns = seating.turns if seating is not None else []
+    turns = built.roll_call.seating.turns if built.roll_call.seating is not None else []
     seconds = step_seconds or seconds_of_step(active, recipe.per_batch, device) / devices_per_worker
     topology: Literal["ring", "server"] = "server" if state.served else "ring"
     return Plan(
@@ -376,6 +395,23 @@ def _plan(
         turns=turns,
         groups=in_words(state.groups),
         measured=step_seconds is not None,
+        scoring=_scoring(recipe, max(params_W), sum(x.numel() for x in frozen), active),
+    )
+
+
+def _scoring(recipe: Recipe, held: int, frozen: int, active: float) -> Scoring | None:
+    """What weights of samples cost a worker. Where clients take turns, at most: each look is by another one."""
+    if not recipe.weighting.asked_for:
+        return None
+    rounds = -(-recipe.steps // round_steps(recipe.method)) if recipe.clients.take_turns(recipe.num_workers) else 0
+    return scoring(
+        recipe.weighting,
+        params=_active_params(recipe, held) + frozen,
+        tokens=recipe.per_batch,
+        context=recipe.context,
+        steps=recipe.steps,
+        training=6 * active * recipe.per_batch * recipe.steps,
+        rounds=rounds,
     )
 
 

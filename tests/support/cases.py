@@ -21,6 +21,10 @@ from tests.support.federations import federation
 from tests.support.listed import ADAPTED, LISTED
 from tests.support.recipes import TINY, normed, recipe
 
+LIKENESS: dict[str, Any] = {"by": "adapt", "target": "dialect00", "anchors": 3, "every": 2, "tau": 0.3}
+CENTRED = LIKENESS | {"standardize": True, "center": True}
+
+
 STORM = Scenario(outages=(Outage(worker=1, first=3, last=4), Outage(worker=2, last=2)))
 
 
@@ -174,6 +178,13 @@ OVER_PROCESSES: dict[str, Recipe] = (
             ),
         ),
         "sensors of people, all workers at once": of_four(LISTED["des_loc"], compute={"vectorised": True}, **SENSORS),
+        "weighted samples": of_four(LISTED["des_loc"], weighting=CENTRED),
+        "weighted samples, storm": of_four(LISTED["diloco"], weighting=LIKENESS, scenario=STORM),
+        "weighted samples of clients": of_four(
+            LISTED["photon"], weighting=LIKENESS | {"by": "softmax", "every": 3}, clients={"num": 7}
+        ),
+        "weighted samples, adapters": of_four(FedIT(2), weighting=CENTRED, lora=EQUAL),
+        "weighted samples, terms": of_four(LISTED["ddp"], weighting=LIKENESS | {"by": "bm25", "source": "train"}),
         "buffers averaged, storm": with_buffers("des_loc outer", {"kind": "averaged", "every": 2}, scenario=STORM),
         "buffers of the first": with_buffers("ddp", "first", scenario=FIRST_GONE),
         "buffers, each its own": with_buffers("diloco", "local"),

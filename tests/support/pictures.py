@@ -38,6 +38,7 @@ from lab.events import (
     Started,
     Stepped,
     Truncated,
+    Weighted,
 )
 from lab.models.lora import LoRA
 from lab.probes.fairness import histogram, spread
@@ -364,6 +365,33 @@ def iterated(looks: int = 6, every: int = 10) -> Iterator[Event]:
         losses = [loss + 0.2, loss, loss + 0.1, None if k == looks - 1 else loss + 0.3]
         yield Iterated(
             t, 2, [1, 2, 4, 8], losses, [0.5**i for i in range(8)], [1 - 0.5**i for i in range(1, 8)] + [1.0]
+        )
+    yield Ended(looks * every, "done", "")
+
+
+def weighed(looks: int = 6, every: int = 10, scored: bool = True) -> Iterator[Event]:
+    """A made-up run by likeness: the target comes to count more, noise less; without scores: by loss, say."""
+    yield Started(
+        VERSION, Recipe(num_workers=4, steps=max(1, looks * every)).to_dict(), 10, [10] * 4, 64, None, 1.0, {}
+    )
+    for k in range(looks):
+        t, far = every * (k + 1), 1 - 1 / (k + 1)
+        yield Stepped(t, [2.0] * 4, 1.0, 0.01)
+        counts = [1 + (i + k) % 7 for i in range(20)]
+        yield Weighted(
+            t,
+            "adapt" if scored else "lin_upper",
+            ["noise", "target", "away"],
+            sum(counts),
+            [sum(counts) - 3, 3, 0],
+            [0.5 - 0.4 * far, 0.5 + 0.4 * far, None],
+            [-0.1, 0.8, None] if scored else [None] * 3,
+            0.5 - 0.3 * far,
+            1 - 0.6 * far,
+            0.1 if scored else None,
+            0.2 if scored else None,
+            {"ends": [-1.0, 1.0], "num": counts} if scored else {},
+            {"ends": [0.1, 0.9], "num": counts[::-1]},
         )
     yield Ended(looks * every, "done", "")
 

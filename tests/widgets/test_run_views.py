@@ -35,6 +35,7 @@ from tests.support.pictures import (
     masked,
     pseudo_labelled,
     routing,
+    weighed,
 )
 from widgets import (
     CommunicationBudget,
@@ -49,6 +50,7 @@ from widgets import (
     PseudoLabels,
     RankSegments,
     RoutingStability,
+    SampleWeights,
     SyncCalendar,
     Underperformers,
     View,
@@ -695,6 +697,7 @@ def test_looks_at_experts_and_adapters_at_rest_are_all_there() -> None:
     assert_rest_is_live(MaskAgreement.of(masked(rounds=900, alone=(3, 4, 500))))
     assert_rest_is_live(Underperformers.of(compared(looks=900)))
     assert_rest_is_live(Iterations.of(iterated(looks=900)))
+    assert_rest_is_live(SampleWeights.of(weighed(looks=900)))
     assert_rest_is_live(PseudoLabels.of(pseudo_labelled(looks=900)))
     assert_rest_is_live(PrivacyLevels.of(levelled("by:person", looks=900)))
 
