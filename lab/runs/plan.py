@@ -359,6 +359,7 @@ def _plan(
     turns = built.roll_call.seating.turns if built.roll_call.seating is not None else []
     seconds = step_seconds or seconds_of_step(active, recipe.per_batch, device) / devices_per_worker
     topology: Literal["ring", "server"] = "server" if state.served else "ring"
+    priced = (recipe, sent, ddp, seconds, turns, built.roll_call.up_TW, energy)
     return Plan(
         recipe=recipe,
         calendar=sent,
@@ -376,20 +377,7 @@ def _plan(
         seconds_per_step=seconds,
         device=device,
         devices_per_worker=devices_per_worker,
-        forecasts=[
-            _forecast(
-                name,
-                networks_of(recipe, net),
-                recipe,
-                sent,
-                ddp,
-                seconds,
-                turns,
-                built.roll_call.up_TW,
-                energy,
-            )
-            for name, net in networks.items()
-        ],
+        forecasts=[_forecast(name, networks_of(recipe, net), *priced) for name, net in networks.items()],
         flops_per_step=6 * active * recipe.per_batch,
         up_TW=built.roll_call.up_TW,
         turns=turns,
