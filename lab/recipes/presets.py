@@ -186,6 +186,18 @@ PRESETS: dict[str, dict[str, Any]] = {
     "ffa_lora": _CLIENTS | {"method": {"name": "ffa_lora", "inner": _ADAMW}, "lora": _CLIENTS["lora"] | {"train": "B"}},
     "fedex_lora": _EQUAL | {"method": {"name": "fedex_lora", "inner": _ADAMW}},
     "raflora": _CLIENTS | {"method": {"name": "raflora", "inner": _ADAMW}},
+    "facts": {
+        "data": "facts",
+        "model": {"size": "nano", "dim": 96, "num_layers": 4, "num_heads": 4},
+        "num_workers": 1,
+        "batch_size": 32,
+        "steps": 1500,
+        "schedule": {"kind": "cosine", "warmup": 50},
+        "eval_every": 500,
+        "eval_windows": 416,
+        "checkpoint_every": 500,
+        "method": {"name": "ddp", "inner": _ADAMW},
+    },
     # A GPT that goes through its middle twice, and is scored with one to eight times.
     "abbie": _SMALL | {"model": "abbie", "method": {"name": "diloco", "sync_every": 16, "inner": _ADAMW}},
     # A round is an epoch of a client's 500 images in batches of 16: CIFAR-10, which a plan need not fetch.
