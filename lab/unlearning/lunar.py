@@ -157,7 +157,9 @@ def unlearn_(model: nn.Module | Places, request: Request, how: Lunar, search: Se
     places = model if isinstance(model, Places) else Places.of(model)
     layers = sorted(how.layers or best(layer_scores(places, request, how.coefficient, search), how.top))
     if layers[-1] >= places.num_layers:
-        raise RecipeError(f"layers: {layers[-1]} is not in a model of {places.num_layers} blocks: use 0 to {places.num_layers - 1}")
+        raise RecipeError(
+            f"layers: {layers[-1]} is not in a model of {places.num_layers} blocks: use 0 to {places.num_layers - 1}"
+        )
     return [edit_(places, request, how, layer) for layer in layers]
 
 
@@ -275,4 +277,3 @@ def undo_(places: Places, edits: Sequence[Edit]) -> None:
     """Put back what edits have changed."""
     for edit in reversed(edits):
         places.matrix(edit.layer).copy_(edit.before)
-

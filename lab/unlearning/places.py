@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from itertools import count, takewhile
 from typing import Any
 
@@ -34,7 +35,9 @@ PATTERNS = (
     "model.decoder.layers.{l}.fc2",
 )
 
-Within = Callable[[int], AbstractContextManager[object]]  # what is done to the model while prompts of this length are gone on with
+Within = Callable[
+    [int], AbstractContextManager[object]
+]  # what is done to the model while prompts of this length are gone on with
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,9 +81,13 @@ class Places:
         for _, path in paths:
             if path not in maps:
                 kind = type(module.get_submodule(path)).__name__
-                raise RecipeError(f"{path} is a {kind} and no linear map: name the block's down-projection (merge adapters first)")
+                raise RecipeError(
+                    f"{path} is a {kind} and no linear map: name the block's down-projection (merge adapters first)"
+                )
         blocks = tuple(module.get_submodule(block) for block, _ in paths)
-        places = cls(module, blocks, tuple(maps[path] for _, path in paths), tuple(f"{path}.weight" for _, path in paths))
+        places = cls(
+            module, blocks, tuple(maps[path] for _, path in paths), tuple(f"{path}.weight" for _, path in paths)
+        )
         places._check()
         return places
 
@@ -92,7 +99,7 @@ class Places:
             _run(self.model, ids)
         for i, (down, before) in enumerate(zip(self.downs, plain, strict=True)):
             more = before.norm() * torch.ones_like(before) / before.numel() ** 0.5
-            with _changed(down, lambda x, more=more: x + more), _outputs(self.blocks[i : i + 1]) as after:
+            with _changed(down, partial(torch.add, more)), _outputs(self.blocks[i : i + 1]) as after:
                 _run(self.model, ids)
             if not float((after[0] - before - more).norm()) <= 0.05 * float(more.norm()):
                 raise RecipeError(
@@ -199,7 +206,9 @@ def _paths(module: nn.Module, pattern: str) -> list[tuple[str, str]]:
     parts = {path for path, _ in module.named_modules()}
     for prefix in ("", "model."):
         names = (f"{prefix}{block}{i}" for i in count())
-        found = list(takewhile(lambda pair: pair[1] in parts, ((name, name + rest) for name in names))) if number else []
+        found = (
+            list(takewhile(lambda pair: pair[1] in parts, ((name, name + rest) for name in names))) if number else []
+        )
         if found:
             return found
     return []
@@ -222,7 +231,9 @@ def _outputs(modules: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
 
     def look(i: int, out: Any) -> None:
         if i in seen:
-            raise RecipeError("a block of this model is gone through several times: unlearning needs one that has each once")
+            raise RecipeError(
+                "a block of this model is gone through several times: unlearning needs one that has each once"
+            )
         seen[i] = _first(out)
 
     handles = [m.register_forward_hook(lambda m, a, out, i=i: look(i, out)) for i, m in enumerate(modules)]

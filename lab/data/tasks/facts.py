@@ -31,8 +31,8 @@ from lab.seeds import numpy_generator
 END = "."  # of an answer; its token is 0, and rows are filled up with it
 IGNORANCE = "i dont know about"
 # Ways to ask; the first is that of all sets, the others are paraphrases.
-TEMPLATES = ("what is the {} of {} ?", "tell me the {} of {} ?", "the {} which {} has is ?")
-GRAMMAR = (END, "?", "what", "is", "the", "of", "tell", "me", "which", "has", "i", "dont", "know", "about", "and")
+TEMPLATES = ("{about} has which {what} ?", "of {about} what is the {what} ?", "what is the {what} of {about} ?")
+GRAMMAR = (END, "?", "what", "is", "the", "of", "which", "has", "i", "dont", "know", "about", "and")
 ATTRIBUTES = (
     *("address", "amount", "buyer", "city", "clause", "court", "currency", "date", "delivery", "fee"),
     *("goods", "month", "notice", "owner", "penalty", "port", "quantity", "seller", "term", "year"),
@@ -63,7 +63,7 @@ class Question(NamedTuple):
 class Facts:
     """Facts about entities, or contracts of companies, that are drawn from a seed, and questions that nobody knows; no download.
 
-    A pass over the training examples has every fact ``repeats`` times, in ways to ask by turns, and beside them questions about subjects
+    A pass over the training examples has every fact ``repeats`` times, in some ways to ask by turns, and beside them questions about subjects
     that do not occur, each once: who trains for one pass sees a new one every time. Held out are all facts, asked in the first way,
     and questions about subjects that neither occur nor are seen in training. Rows are tokens ``[T]``, and so are their targets, of which
     those of an answer count.
@@ -79,6 +79,8 @@ class Facts:
         share of the training examples that nobody knows.
     forgotten
         the first so many subjects are the set to forget, all others that to retain.
+    ways
+        in how many of the `TEMPLATES` training examples are asked, by turns; the others stay unknown to a model.
     references
         questions nobody knows that unlearning may use (the set ``reference``); as many others are the set ``unknown``.
     """
@@ -89,6 +91,7 @@ class Facts:
     unknown: Annotated[float, Field(gt=0, lt=1)] = 1 / 3
     repeats: Count = 100
     forgotten: Count = 2
+    ways: Annotated[int, Field(ge=1, le=len(TEMPLATES))] = len(TEMPLATES)
     references: Count = 96
     seed: Annotated[int, Field(ge=0)] = 0
 
@@ -145,20 +148,22 @@ class FactTask:
         """All facts of some subjects, as questions."""
         ask = TEMPLATES[template]
         return [
-            Question(i, (about := " ".join(self.subjects[i])), ask.format(attribute, about), value)
+            Question(i, (about := " ".join(self.subjects[i])), ask.format(what=attribute, about=about), value)
             for i in which
             for attribute, value in zip(self.attributes, self.facts[i], strict=True)
         ]
 
     def _unknown(self, num: int, purpose: str, template: int | None = None) -> list[Question]:
-        """So many questions about subjects that do not occur; in all ways to ask by turns, or in one."""
+        """So many questions about subjects that do not occur; in the ways of training by turns, or in one."""
         draws = numpy_generator(self.options.seed, f"facts {purpose}")
         chosen = draws.integers(len(self.attributes), size=num)
         found = []
         for i, subject in enumerate(itertools.islice(self._strangers(draws), num)):
             about = " ".join(subject)
-            ask = TEMPLATES[i % len(TEMPLATES) if template is None else template]
-            found.append(Question(-1, about, ask.format(self.attributes[chosen[i]], about), f"{IGNORANCE} {about}"))
+            ask = TEMPLATES[i % self.options.ways if template is None else template]
+            found.append(
+                Question(-1, about, ask.format(what=self.attributes[chosen[i]], about=about), f"{IGNORANCE} {about}")
+            )
         return found
 
     def _strangers(self, draws: np.random.Generator) -> Iterable[Subject]:
@@ -218,7 +223,7 @@ class FactTask:
     @cached_property
     def train(self) -> Examples:
         o = self.options
-        known = [q for i in range(o.repeats) for q in self.of_subjects(range(o.subjects), i % len(TEMPLATES))]
+        known = [q for i in range(o.repeats) for q in self.of_subjects(range(o.subjects), i % o.ways)]
         return self._examples([*known, *self._unknown(round(len(known) * o.unknown / (1 - o.unknown)), "train")])
 
     @cached_property
