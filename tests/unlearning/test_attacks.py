@@ -12,7 +12,7 @@ from lab.unlearning.lunar import Edit, Lunar, Request, unlearn_
 from lab.unlearning.metrics import extraction_strength
 from lab.unlearning.places import Places
 from lab.unlearning.rivals import Pairs
-from tests.unlearning.test_lunar import D, gpt, prompts, request
+from tests.support.forgetting import D, gpt, prompts, request
 
 
 def edits(*layers: int) -> list[Edit]:

@@ -8,8 +8,8 @@ import torch
 from lab.unlearning.federated import Way, unlearn_together_
 from lab.unlearning.lunar import Lunar, Request, closed, edit_, training_rows, unlearning_vectors
 from lab.unlearning.places import Places
+from tests.support.forgetting import D, P, gpt, prompts
 from tests.support.texts import fails
-from tests.unlearning.test_lunar import D, P, gpt, prompts
 
 
 def requests(num: int = 3) -> list[Request]:

@@ -35,7 +35,7 @@ TEMPLATES = ("{about} has which {what} ?", "of {about} what is the {what} ?", "w
 GRAMMAR = (END, "?", "what", "is", "the", "of", "which", "has", "i", "dont", "know", "about", "and")
 ATTRIBUTES = (
     *("address", "amount", "buyer", "city", "clause", "court", "currency", "date", "delivery", "fee"),
-    *("goods", "month", "notice", "owner", "penalty", "port", "quantity", "seller", "term", "year"),
+    *("goods", "month", "notice", "owner", "penalty", "port", "quantity", "seller", "tax", "year"),
 )
 SYLLABLES = tuple(a + b for a in "bdfgklmnprst" for b in "aeiou")[::2]  # 30: 27,000 names of three
 VALUES = tuple(a + b + c for a in "vwxz" for b in "aeiou" for c in "lmnr")  # 80: 6,400 values
