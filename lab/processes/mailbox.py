@@ -41,7 +41,7 @@ class Mailbox(dist.ProcessGroup):
         return NAME
 
     def send(self, tensors: list[Tensor], to: int, tag: int = 0) -> Work:
-        self.post.put(self.post.next(f"{self.post.index}to{self.members[to]}"), _data(tensors[0]))
+        self.post.put(self.post.next(f"{self.post.index}to{self.members[to]}"), _data(tensors[0]), kind(tensors[0]))
         return Then()
 
     def recv(self, tensors: list[Tensor], origin: int, tag: int = 0) -> Work:
@@ -90,13 +90,27 @@ class Mailbox(dist.ProcessGroup):
     def _put_(self, name: str, x: Tensor) -> None:
         """Send a tensor. What this site said under this name before it was lost counts, and is in ``x`` then."""
         data = _data(x)
-        said = self.post.put(name, data)
+        said = self.post.put(name, data, kind(x))
         if said is not data:
             _fill_(x, said)
+        check_finite(self.post, name, self.post.index, x)
 
     def _take_(self, name: str, into: Mapping[int, Tensor]) -> None:
-        for p, data in self.post.take(name, {p: x.nbytes for p, x in into.items()}).items():
+        of = next((kind(x) for x in into.values()), None)
+        for p, data in self.post.take(name, {p: x.nbytes for p, x in into.items()}, of).items():
             _fill_(into[p], data)
+            check_finite(self.post, name, p, into[p])
+
+
+def kind(x: Tensor) -> str:
+    """What numbers a tensor has, in a word: ``float64[640]``."""
+    return f"{str(x.dtype).removeprefix('torch.')}{list(x.shape)}"
+
+
+def check_finite(post: Post, name: str, sender: int, x: Tensor) -> None:
+    """Refuse what a site (this one as well) has sent, by name, if not all of it are numbers (`lab.processes.post.Post.refuse`)."""
+    if x.is_floating_point() and not bool(x.isfinite().all()):
+        post.refuse(sender, name, "it has numbers that are not finite")
 
 
 class Then(Work):

@@ -2,7 +2,7 @@
 
 ::
 
-    {"isthmus":1,"run":"8c1f…","from":2,"name":"all.17","bytes":5120,"sha256":"…","hmac":"…"}
+    {"isthmus":1,"run":"8c1f…","from":2,"name":"all.17","bytes":5120,"of":"float64[640]","sha256":"…","hmac":"…"}
     5120 bytes
 
 With a secret that all sites share, ``hmac`` is the HMAC-SHA256 (RFC 2104) of the line without it, and so of all that is said. Whoever
@@ -25,6 +25,10 @@ class Refused(ValueError):
     """Why a file is not the message that was waited for."""
 
 
+class Unfit(Refused):
+    """Why a message cannot be used, although it is that of this sender and name: another shape, other numbers, none at all."""
+
+
 @dataclass(frozen=True)
 class Seal:
     """What messages of a run are closed with.
@@ -38,21 +42,24 @@ class Seal:
     run: str | None
     secret: bytes | None = None
 
-    def close(self, sender: int, name: str, data: bytes) -> bytes:
-        """Return the file of a message."""
-        head = {"isthmus": VERSION, "run": self.run, "from": sender, "name": name}
-        head |= {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    def close(self, sender: int, name: str, data: bytes, of: str | None = None) -> bytes:
+        """Return the file of a message; ``of``: what numbers it has."""
+        head: dict[str, Any] = {"isthmus": VERSION, "run": self.run, "from": sender, "name": name}
+        head |= {"bytes": len(data)} | ({} if of is None else {"of": of})
+        head |= {"sha256": hashlib.sha256(data).hexdigest()}
         if self.secret is not None:
             head["hmac"] = self._signed(head)
         return json.dumps(head, separators=(",", ":")).encode() + b"\n" + data
 
-    def open(self, file: bytes, sender: int, name: str, num_bytes: int | None = None) -> bytes:
+    def open(self, file: bytes, sender: int, name: str, num_bytes: int | None = None, of: str | None = None) -> bytes:
         """Return the content of a message, if it is that of this sender and name.
 
         Raises
         ------
         Refused
-            for any other file: torn, foreign, of another run, of another size than ``num_bytes``, not signed with this secret.
+            for any other file: torn, foreign, of another run, not signed with this secret.
+        Unfit
+            for one that says that it has other numbers than ``of``, or another size than ``num_bytes``, and is whole.
         """
         head, line_bytes = self._head(file)
         said = head.pop("hmac", None)
@@ -69,9 +76,11 @@ class Seal:
             raise Refused("it is of another run")
         if (head.get("from"), head.get("name")) != (sender, name):
             raise Refused("it is another message")
-        data = file[line_bytes:]
+        data, said = file[line_bytes:], head.get("of")
+        if of is not None and said is not None and said != of:
+            raise Unfit(f"it has {str(said)[:40]} and {of} was expected")
         if num_bytes is not None and head.get("bytes") != num_bytes:
-            raise Refused(f"it has {str(head.get('bytes'))[:20]} bytes and {num_bytes} were expected")
+            raise Unfit(f"it has {str(head.get('bytes'))[:20]} bytes and {num_bytes} were expected")
         if head.get("bytes") != len(data) or head.get("sha256") != hashlib.sha256(data).hexdigest():
             raise Refused("its content does not match its hash")
         return data

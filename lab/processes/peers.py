@@ -209,13 +209,22 @@ class ManyProcesses:
     def _send_flat(self, tensors: Sequence[Tensor], *to: int) -> None:
         if tensors:
             self._pass_(torch.cat([_bytes(x) for x in tensors]), self.index, to)
+            self._check_finite(self.index, tensors)
 
     def _receive_flat(self, like: Sequence[Tensor], origin: int, to: Sequence[int] = ()) -> list[Tensor]:
         data = torch.empty(sum(x.nbytes for x in like), dtype=torch.uint8, device=self.device)
         if len(data):
             self._pass_(data, origin, to or (self.index,))
         parts = data.split([x.nbytes for x in like]) if like else ()
-        return [part.clone().view(x.dtype).view(x.shape) for part, x in zip(parts, like, strict=True)]
+        found = [part.clone().view(x.dtype).view(x.shape) for part, x in zip(parts, like, strict=True)]
+        self._check_finite(origin, found)
+        return found
+
+    def _check_finite(self, sender: int, tensors: Sequence[Tensor]) -> None:
+        """Of what has travelled as bytes: where sites leave messages, those with other numbers than finite ones are refused."""
+        if self.post is not None:
+            for x in tensors:
+                mailbox.check_finite(self.post, self.post.latest, sender, x)
 
     def _sum_(self, means: Sequence[Contribution], codec: Codec | None) -> None:
         """All-reduce the partial sums of each mean, in place."""
@@ -264,6 +273,7 @@ class ManyProcesses:
                             row.append(data[: like.nbytes].clone().view(like.dtype).view(like.shape))
                             data = data[like.nbytes :]
                         received[k][w] = tuple(row)
+                        self._check_finite(p, row)
         return [{w: h[w] for w in mean.weights if w in h} for mean, h in zip(means, received, strict=True)]
 
     def broadcast_newest_(self, moves: Sequence[tuple[Sequence[int], Sequence[int], Tensor]]) -> None:

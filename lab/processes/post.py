@@ -24,9 +24,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from lab.errors import Damaged, LabError, RecipeError, plain
-from lab.processes.deadline import Deadline
+from lab.processes.deadline import Deadline, Missed
 from lab.processes.invitation import Invitation
-from lab.processes.messages import HEAD_BYTES, Refused, Seal
+from lab.processes.messages import HEAD_BYTES, Refused, Seal, Unfit
 from lab.processes.places import Place
 
 T = TypeVar("T")
@@ -37,6 +37,10 @@ READ, READ_BYTES = "read", 1 << 22
 KEPT = "step-"
 WORD = re.compile(r"(here|said|verdict|back|welcome-[0-9]+)\.[0-9]+")  # of `lab.processes.deadline`
 MEETINGS = "verdict"  # under which their number is counted
+
+
+class SiteRefused(LabError):
+    """A site has sent what cannot be used."""
 
 
 class Post:
@@ -69,6 +73,7 @@ class Post:
         self.place, self.seal, self.index, self.num, self.timeout_seconds = place, seal, index, num, timeout_seconds
         self.note = note
         self.clock = time.monotonic
+        self.latest = ""  # the last message that was sent or received
         self.unread: set[str] = set()  # messages that are counted, and will be read when somebody needs the sum
         self.keeps = False  # whether sites keep themselves, and can come back
         self.counts: dict[str, int] = {}  # messages so far, by channel
@@ -111,7 +116,8 @@ class Post:
         channel += f"@{self.epoch}" * (self.epoch > 0)
         number = self.counts.get(channel, 0)
         self.counts[channel] = number + 1
-        return f"{channel}.{number}"
+        self.latest = f"{channel}.{number}"
+        return self.latest
 
     @property
     def epoch(self) -> int:
@@ -130,8 +136,8 @@ class Post:
 
     # sending and receiving
 
-    def put(self, name: str, data: bytes) -> bytes:
-        """Send a message; returns what the others will read: what this site said under that name before, if it has."""
+    def put(self, name: str, data: bytes, of: str | None = None) -> bytes:
+        """Send a message (``of``: with which numbers); returns what the others will read: what this site said under that name before."""
         if name in self.said_before:
             before = self._read(self.index, name, len(data))
             if before is not None:
@@ -145,27 +151,29 @@ class Post:
                         f"site {self.index} would now say something else than before it was lost ({name}): that counts"
                     )
                 return before
-        self._put(name, data)
+        self._put(name, data, of=of)
         self.moved_bytes[0] += len(data)
         return data
 
-    def _put(self, name: str, data: bytes, lasting: bool = False) -> None:
-        closed = self.seal.close(self.index, name, data)
+    def _put(self, name: str, data: bytes, lasting: bool = False, of: str | None = None) -> None:
+        closed = self.seal.close(self.index, name, data, of)
         self._try(lambda: self.place.put(f"{self._folder(self.index)}/{name}", closed, lasting))
         self.there.add(name)
 
-    def take(self, name: str, num_bytes: Mapping[int, int | None]) -> dict[int, bytes]:
-        """The messages of this name from some sites, with the bytes that each must have (None: any).
+    def take(self, name: str, num_bytes: Mapping[int, int | None], of: str | None = None) -> dict[int, bytes]:
+        """The messages of this name from some sites, with the bytes that each must have (None: any), and the numbers.
 
         Raises
         ------
+        SiteRefused, Missed
+            if a site itself has sent something else (`refuse`).
         RuntimeError
             if one has not come within the timeout: from whom; or if it cannot come any more.
         """
         found: dict[int, bytes] = {}
         for waited in self.looks(name, lambda: [p for p in num_bytes if p not in found]):
             for sender in [p for p in num_bytes if p not in found]:
-                data = self._read(sender, name, num_bytes[sender])
+                data = self._read(sender, name, num_bytes[sender], of, sent=True)
                 if data is not None:
                     found[sender] = data
                     self.moved_bytes[1] += len(data)
@@ -204,7 +212,34 @@ class Post:
         """What a site has said of it, if it has."""
         return self._read(sender, word, None) if sender != self.index or word in self.there else None
 
-    def _read(self, sender: int, name: str, num_bytes: int | None) -> bytes | None:
+    def refuse(self, sender: int, name: str, reason: str) -> None:
+        """Count what a site has sent as refused, and do without it: it is down, or, where all wait for it, the run ends.
+
+        Raises
+        ------
+        Missed
+            with a deadline: the meeting does not count.
+        SiteRefused
+            without one.
+        """
+        self._refused(f"{self._folder(sender)}/{name}", reason)
+        if self.deadline is not None and self.deadline.on:
+            raise Missed(refused={sender: f"was refused ({name}: {reason})"})
+        raise SiteRefused(
+            f"site {sender} of {self.num} has sent what cannot be used ({name}: {reason}): look at that site (its versions, its learning rate); "
+            "with --deadline the others would go on without it"
+        )
+
+    def _refused(self, file: str, reason: str) -> None:
+        times = self.refused.get(file, ("", 0))[1]
+        self.refused[file] = reason, times + 1
+        if not times:
+            self.note(f"refused {file} in {self.place}: {reason}")
+
+    def _read(
+        self, sender: int, name: str, num_bytes: int | None, of: str | None = None, sent: bool = False
+    ) -> bytes | None:
+        """A message, if it is there; ``sent``: as one that this sender cannot have meant otherwise, if it is signed."""
         file = f"{self._folder(sender)}/{name}"
         most = (
             READ_BYTES
@@ -215,12 +250,11 @@ class Post:
         )
         try:
             raw = self._try(lambda: self.place.get(file, most))
-            return None if raw is None else self.seal.open(raw, sender, name, num_bytes)
+            return None if raw is None else self.seal.open(raw, sender, name, num_bytes, of)
         except (Refused, Damaged) as why:
-            reason, times = str(why), self.refused.get(file, ("", 0))[1]
-            self.refused[file] = reason, times + 1
-            if not times:
-                self.note(f"refused {file} in {self.place}: {reason}")
+            if isinstance(why, Unfit) and of is not None and sent:
+                self.refuse(sender, name, str(why))
+            self._refused(file, str(why))
             return None
 
     def _words(self, name: str, senders: Sequence[int]) -> str:

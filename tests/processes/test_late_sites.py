@@ -66,7 +66,11 @@ def without_scenario(out: Path, name: str) -> None:
 @pytest.mark.timeout(1100 if ALL else 300)
 @pytest.mark.parametrize(
     ("num", "victim", "how", "some"),
-    [(2, 1, "held", ["des_loc outer", "ddp topk"]), (4, 2, "killed", ["fedit", "streaming_diloco three"])],
+    [
+        (2, 1, "held", ["des_loc outer", "ddp topk"]),
+        (4, 2, "killed", ["fedit", "streaming_diloco three"]),
+        (2, 1, "poisoned", ["diloco"]),
+    ],
 )
 def test_the_run_is_that_of_the_scenario_that_it_was(
     num: int, victim: int, how: str, some: list[str], tmp_path: Path

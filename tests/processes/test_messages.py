@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -13,10 +14,10 @@ import torch
 
 from lab.errors import RecipeError
 from lab.processes.invitation import Invitation, secret
-from lab.processes.mailbox import Mailbox
+from lab.processes.mailbox import Mailbox, check_finite
 from lab.processes.messages import Refused, Seal
 from lab.processes.places import Folder, Place, place
-from lab.processes.post import Post, clear
+from lab.processes.post import Post, SiteRefused, clear
 from tests.support.posts import RUN, SUM, posts, together
 
 SECRET = b"a secret of sixteen letters"
@@ -141,6 +142,46 @@ def test_of_a_file_without_end_only_as_much_is_read_as_a_message_may_have(tmp_pa
         f.truncate(1 << 40)  # a hole
     with pytest.raises(RuntimeError, match="it is no message"):
         posts(tmp_path, 2, seconds=0.05)[0].take("1to0.0", {1: 100})
+
+
+# --- what a site itself says amiss ---------------------------------------------------------------------------------------
+
+
+def summed(group: Mailbox, x: torch.Tensor) -> str:
+    """What is said of a sum of which this is the own part; nothing where it was made."""
+    try:
+        group.allreduce([x], SUM).wait()
+    except SiteRefused as why:
+        return str(why)
+    return ""
+
+
+@pytest.mark.parametrize(
+    ("wrong", "why"),
+    [
+        (torch.tensor([1.0, torch.nan]), "it has numbers that are not finite"),
+        (torch.tensor([torch.inf, 1.0]), "it has numbers that are not finite"),
+        (torch.tensor([1.0], dtype=torch.float64), r"it has float64\[1\] and float32\[2\] was expected"),
+        (torch.tensor([[1.0, 2.0]]), r"it has float32\[1, 2\] and float32\[2\] was expected"),
+        (torch.tensor([1.0, 2.0, 3.0]), r"it has float32\[3\] and float32\[2\] was expected"),
+    ],
+)
+def test_a_site_that_sends_what_cannot_be_used_is_named_and_counted(
+    wrong: torch.Tensor, why: str, tmp_path: Path
+) -> None:
+    sites = posts(tmp_path, 3)
+    one, other, _ = together(sites, lambda group, p: summed(group, wrong.clone() if p == 2 else torch.ones(2)))
+    assert re.search(rf"site 2 of 3 has sent what cannot be used \(all\.0: {why}\): look at that site", one)
+    assert one == other
+    assert sites[0].refused[f"{RUN}/from-2/all.0"][1] == 1
+
+
+def test_numbers_in_bytes_are_looked_at_as_well(tmp_path: Path) -> None:
+    """What several tensors are packed into has no dtype: they are checked when they are unpacked."""
+    post = posts(tmp_path, 2)[0]
+    with pytest.raises(SiteRefused, match="site 1 of 2 has sent what cannot be used"):
+        check_finite(post, "1to0.3", 1, torch.tensor([0.0, -torch.inf]))
+    check_finite(post, "1to0.3", 1, torch.tensor([0, 1]))
 
 
 # --- an invitation -------------------------------------------------------------------------------------------------------

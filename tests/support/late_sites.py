@@ -1,8 +1,8 @@
 """Sites with a deadline, one of which misses it: held until the others have left it out, or killed and started again after that.
 
-python -m tests.support.late_sites FOLDER SITES VICTIM held|killed NAME…: the victim, before it says anything in local step `LATE`, waits
+python -m tests.support.late_sites FOLDER SITES VICTIM held|killed|poisoned NAME…: the victim, before it says anything in local step `LATE`, waits
 until all others have come to that meeting, and then until it is down (or ends with SIGKILL's suddenness, and is started again when it is
-down). The first site waits for its return before step `BACK`. The deadline is on a clock that stands still but while the victim is held, so
+down). Poisoned, it is not late: the first numbers that it sends then are none. The first site waits for its return before step `BACK`. The deadline is on a clock that stands still but while the victim is held, so
 that nobody is late because the machine is busy. As `lost_sites` otherwise.
 """
 
@@ -19,8 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import accelerate  # noqa: F401
-import torch._dynamo  # noqa: F401
+import torch
+from torch import Tensor
 
+from lab.processes import mailbox
 from lab.processes.deadline import Deadline
 from lab.processes.environment import MAILBOX
 from lab.processes.peers import join
@@ -98,7 +100,7 @@ def wait_for(there: Callable[[], object]) -> None:
         time.sleep(0.005)
 
 
-def live(stage: Stage, recipe: Recipe, dies: bool, first_life: bool) -> None:
+def live(stage: Stage, recipe: Recipe, how: str, first_life: bool) -> None:
     """What a site does."""
     world = join(4, timeout_seconds=100.0)
     assert world.post is not None
@@ -107,7 +109,8 @@ def live(stage: Stage, recipe: Recipe, dies: bool, first_life: bool) -> None:
     meetings = Meetings(world, world.post.deadline)
     trainer = Trainer(recipe, corpus=corpus(), world=world, meetings=meetings)
     if world.index == stage.victim and first_life:
-        hold(stage, world.post, trainer, dies)
+        poison(stage, trainer) if how == "poisoned" else None
+        hold(stage, world.post, trainer, how)
     if world.first:
         await_return(stage, world.post.deadline, trainer)
     folder = SiteFolder(world, RunFolder(stage.out / stage.name) if world.first else None, world.post)
@@ -116,15 +119,27 @@ def live(stage: Stage, recipe: Recipe, dies: bool, first_life: bool) -> None:
         tell(events, stage.out, stage.name)
 
 
-def hold(stage: Stage, post: Post, trainer: Trainer, dies: bool) -> None:
+def poison(stage: Stage, trainer: Trainer) -> None:
+    data = mailbox._data
+
+    def spoilt(x: Tensor) -> bytes:
+        if x.is_floating_point() and trainer.t >= LATE - 1 and not stage.held.exists():
+            stage.held.touch()
+            x = torch.full_like(x, torch.nan)
+        return data(x)
+
+    mailbox._data = spoilt
+
+
+def hold(stage: Stage, post: Post, trainer: Trainer, how: str) -> None:
     say = post.say
 
     def late(word: str, data: bytes) -> None:
-        if word.startswith("here.") and trainer.t >= LATE - 1 and not stage.held.exists():
+        if how != "poisoned" and word.startswith("here.") and trainer.t >= LATE - 1 and not stage.held.exists():
             others = [p for p in range(stage.num) if p != stage.victim]
             wait_for(lambda: all(stage.said(p, word) for p in others))
             stage.held.touch()
-            if dies:
+            if how == "killed":
                 os._exit(LOST)
             wait_for(stage.left_out)
         if word.startswith("back."):
@@ -145,7 +160,7 @@ def await_return(stage: Stage, deadline: Deadline, trainer: Trainer) -> None:
     trainer.next_step = later  # type: ignore[method-assign]
 
 
-def forked(stage: Stage, recipe: Recipe, site: int, dies: bool, first_life: bool) -> int:
+def forked(stage: Stage, recipe: Recipe, site: int, how: str, first_life: bool) -> int:
     if pid := os.fork():
         return pid
     try:
@@ -154,7 +169,7 @@ def forked(stage: Stage, recipe: Recipe, site: int, dies: bool, first_life: bool
         os.dup2(log, 2)
         os.environ["RANK"] = str(site)
         print(f"--- {stage.name}", flush=True)
-        live(stage, recipe, dies, first_life)
+        live(stage, recipe, how, first_life)
     except BaseException:
         traceback.print_exc()
         sys.stderr.flush()
@@ -162,19 +177,19 @@ def forked(stage: Stage, recipe: Recipe, site: int, dies: bool, first_life: bool
     os._exit(0)
 
 
-def run_one(out: Path, name: str, num: int, victim: int, dies: bool) -> Iterator[str]:
+def run_one(out: Path, name: str, num: int, victim: int, how: str) -> Iterator[str]:
     """A run; yields what went wrong."""
     stage, box, recipe = Stage(out, name, num, victim), out / f"{name} box", RECIPES[name]
     check_deadline(recipe, num, DEADLINE, 100.0)
     os.environ |= {MAILBOX: str(box), "WORLD_SIZE": str(num), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
     invite(Folder(box), None, RunFolder(out / name), recipe, num, False, DEADLINE)
-    sites = {forked(stage, recipe, p, dies, True): p for p in range(num)}
+    sites = {forked(stage, recipe, p, how, True): p for p in range(num)}
     while sites:
         pid, status = os.wait()
         site, code = sites.pop(pid), os.waitstatus_to_exitcode(status)
-        if code == LOST and site == victim and dies:
+        if code == LOST and site == victim and how == "killed":
             wait_for(stage.left_out)
-            sites[forked(stage, recipe, site, dies, False)] = site
+            sites[forked(stage, recipe, site, how, False)] = site
         elif code:
             yield f"{name}: site {site} ended with {code}"
             for other in sites:
@@ -187,7 +202,7 @@ def run_one(out: Path, name: str, num: int, victim: int, dies: bool) -> Iterator
 
 
 def main(out: Path, num: int, victim: int, how: str, names: list[str]) -> None:
-    wrong = [line for name in names or [*RECIPES] for line in run_one(out, name, num, victim, how == "killed")]
+    wrong = [line for name in names or [*RECIPES] for line in run_one(out, name, num, victim, how)]
     print(*wrong, sep="\n")
     sys.exit(bool(wrong))
 
