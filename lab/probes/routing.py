@@ -20,6 +20,7 @@ from lab.events import Event, Routed, Saturated
 from lab.probes.evaluation import Evaluator
 from lab.probes.probe import Agreed, Probe, Setup
 
+UNKNOWN = -1.0
 PROBE_WINDOWS = 8  # validation windows on which the agreed model's choices are followed
 CHOICES, DIVERGENCE = "watch/choices", "watch/divergence"  # in checkpoints
 DEAD = 0.01  # an expert is dead below this share of a uniform load
@@ -57,9 +58,9 @@ class RoutingProbe(Probe):
         self.num_layers, self.num_experts = len(table), len(table[0])
         self.steps: list[int] = []
         self.choices: list[Tensor] = []  # of each look, [L, N, k] int16
-        # What each worker here adds to the mean over holders; not a number where nobody knows.
+        # What each worker here adds to the mean over holders; UNKNOWN where nobody knows.
         self.divergence_WLE = torch.full(
-            (len(self.fleet.mine), self.num_layers, self.num_experts), torch.nan, dtype=torch.float64
+            (len(self.fleet.mine), self.num_layers, self.num_experts), UNKNOWN, dtype=torch.float64
         )
 
     def due(self, t: int) -> bool:
@@ -121,8 +122,8 @@ class RoutingProbe(Probe):
         return Routed(t, load, ghosts, entropy, agreed_load, churn_L, self._divergence())
 
     def _divergence(self) -> list[list[float | None]]:
-        known = ~self.divergence_WLE.isnan().all(0)
-        here = zip(self.divergence_WLE.nansum(0).tolist(), known.tolist(), strict=True)
+        known = self.divergence_WLE != UNKNOWN
+        here = zip((self.divergence_WLE * known).sum(0).tolist(), known.any(0).tolist(), strict=True)
         parts = self.world.all_gather_json(
             [[x if is_known else None for x, is_known in zip(*row, strict=True)] for row in here]
         )
@@ -145,7 +146,7 @@ class RoutingProbe(Probe):
         before = values["watch"].get("divergence")  # of a checkpoint that does not know whose part is whose
         if before is not None and self.world.first:
             self.divergence_WLE[0] = torch.tensor(
-                [[torch.nan if x is None else x for x in row] for row in before], dtype=torch.float64
+                [[UNKNOWN if x is None else x for x in row] for row in before], dtype=torch.float64
             )
 
     def tensors(self) -> Sequence[Piece]:

@@ -94,7 +94,7 @@ def _inner_leaves(
         for row in range(max(1, len(was))):
             part = slice(row, row + 1) if len(was) > 1 else slice(None)
             leaf = torch.nn.Parameter(x[part])
-            leaf.grad = g[part]
+            leaf.grad, leaf.rows = g[part], block  # type: ignore[attr-defined]
             leaves.append(leaf)
             from_row = was[row] if was else None
             known = optimizer.state.get(old[from_row if len(old) > 1 else 0]) if from_row is not None else None

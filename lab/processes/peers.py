@@ -121,7 +121,7 @@ class ManyProcesses:
 
     def _rows_to_all_(self, means: Sequence[Contribution], codec: Codec) -> None:
         """All-gather the encoded rows among the processes of each mean, and sum them there."""
-        for mean, received in zip(means, self._all_gather_rows(means), strict=True):
+        for mean, received in zip(means, self.all_gather_rows(means), strict=True):
             total = torch.zeros_like(mean.partial_sum, dtype=at_least_float32(mean.partial_sum.dtype))
             for worker, row in received.items():  # in the same order everywhere, so that all have the same sum
                 total[0].add_(codec.decode(row, mean.partial_sum[0]), alpha=mean.weights[worker])
@@ -248,7 +248,7 @@ class ManyProcesses:
                 for x, values in zip(tensors, total.split([x.numel() for x in tensors]), strict=True):
                     x.copy_(values.view_as(x))
 
-    def _all_gather_rows(self, means: Sequence[Contribution]) -> list[dict[int, tuple[Tensor, ...]]]:
+    def all_gather_rows(self, means: Sequence[Contribution]) -> list[dict[int, tuple[Tensor, ...]]]:
         """Return, per mean, the encoded rows of all its workers in order; empty where this process takes no part."""
         received: list[dict[int, tuple[Tensor, ...]]] = [{} for _ in means]
         together: dict[tuple[int, ...], list[int]] = {}

@@ -155,7 +155,7 @@ class SecureSum(Communicator):
             elif stack.dry:
                 agreed.append(copies[:1])
             else:
-                weights = _shares(weights_W, workers)
+                weights = shares(weights_W, workers)
                 part = self._whole(block, copies, base, weights, to_server)
                 agreed.append(None)
                 masks.add_(part, workers)
@@ -264,7 +264,7 @@ def _known(block: Block, copies: Tensor, base: Tensor | None, fallback: Tensor |
     return copies[:1] if len(copies) else copies.new_zeros(1, block.numel)
 
 
-def _shares(weights_W: Sequence[float] | None, workers: Sequence[int]) -> dict[int, float]:
+def shares(weights_W: Sequence[float] | None, workers: Sequence[int]) -> dict[int, float]:
     """What each of these counts in a mean; the sum is 1."""
     weights = torch.tensor(
         [1.0 if weights_W is None else weights_W[w] for w in workers], dtype=torch.float64, device="cpu"

@@ -38,6 +38,7 @@ from lab.recipes.clients import Clients
 from lab.recipes.compute import Compute
 from lab.recipes.groups import Spec as GroupSpec
 from lab.recipes.groups import listed
+from lab.recipes.mean import Mean
 from lab.recipes.placement import Experts, Placement
 from lab.recipes.presets import PRESETS
 from lab.recipes.privacy import Privacy
@@ -204,6 +205,8 @@ class Recipe:
         what clients hand in is clipped, and the server adds noise.
     weighting
         samples that count more or less in the loss, such as by likeness to some of a target domain.
+    mean
+        what becomes of what workers hand in where a method takes a mean: a median, a trimmed or a clipped mean instead.
     own
         what is recorded of those of method, model and data that are not the lab's own; filled in by itself.
     """
@@ -240,6 +243,7 @@ class Recipe:
     compute: Compute = Field(default_factory=Compute)
     privacy: Privacy = Field(default_factory=Privacy)
     weighting: Weighting = Field(default_factory=Weighting)
+    mean: Mean = Field(default_factory=Mean)
     own: dict[str, Own] = Field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -263,6 +267,8 @@ class Recipe:
         averaged = ("buffers",) if self.buffers.kind == "averaged" else ()
         _check_codecs(self.codecs, (*self.method.averages, *averaged), self.method)
         self.privacy.check(self.method, self.codecs, self.buffers.kind, self.clients.sampling)
+        apart = len({*self.lora.ranks}) > 1 or self.placement.overlap not in (None, self.num_workers)
+        self.mean.check(self.num_workers, self.codecs, self.privacy.secure_sum, self.privacy.bounds, apart)
 
     @classmethod
     def of(cls, spec: Mapping[str, Any] | str | Recipe, overrides: Sequence[str] = ()) -> Recipe:
@@ -354,6 +360,7 @@ UNSAID: dict[str, Any] = {"data": None, "own": {}, "groups": ""} | to_jsonable_p
         "buffers": Buffers(),
         "privacy": Privacy(),
         "weighting": Weighting(),
+        "mean": Mean(),
     }
 )
 

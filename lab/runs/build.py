@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from lab.costs.calendar import calendar
 from lab.data import Corpus
 from lab.data.training_data import HeldOut, TrainingData
 from lab.engine.checkpoint import Part
-from lab.engine.codecs import codec
+from lab.engine.codecs import Codec, codec
 from lab.engine.comm import Communicator
 from lab.engine.fleet import Fleet, num_cores
 from lab.engine.state import State
@@ -50,6 +50,7 @@ from lab.probes.routing import RoutingProbe
 from lab.probes.trees import TreeProbe
 from lab.probes.weights import WeightsProbe
 from lab.processes.moving import follow_rows
+from lab.processes.robust_means import RobustMeans
 from lab.processes.secure_sum import SecureSum
 from lab.recipes.compute import device_of, vectorised
 from lab.recipes.groups import Groups
@@ -150,10 +151,10 @@ def _assembled(
     groups: Groups,
 ) -> Built:
     codecs = {state: codec(spec) for state, spec in recipe.codecs.items()}
-    if data and (recipe.privacy.secure_sum or any(c.sparse for c in codecs.values())):
+    if data and (recipe.privacy.secure_sum or not recipe.mean.plain or any(c.sparse for c in codecs.values())):
         # Whether they fit is known when the method first sends: better now than in mid-run.
         calendar(build(recipe, dry=True).dry_run())
-    comm, knobs = (SecureSum if recipe.privacy.secure_sum else Communicator)(fleet, codecs, world), Knobs(recipe)
+    comm, knobs = communicator(recipe, fleet, codecs, world), Knobs(recipe)
     schedule = recipe.schedule
     adapters, names = None, list(fleet.layout.place)
     if recipe.lora.ranks:
@@ -203,6 +204,13 @@ def _weights(recipe: Recipe, fleet: Fleet, data: TrainingData | None) -> Weights
     name = recipe.model.call.name if isinstance(recipe.model, Factory) else type(recipe.model).__name__
     recipe.weighting.check_model("with_hidden" in dir(fleet.modules[0]), name)
     return Weights(recipe, fleet, data) if data else None
+
+
+def communicator(recipe: Recipe, fleet: Fleet, codecs: Mapping[str, Codec], world: World) -> Communicator:
+    """What moves the tensors of a run: plain means, sums of which nobody sees a part, or means that a few cannot move far."""
+    if recipe.privacy.secure_sum:
+        return SecureSum(fleet, codecs, world)
+    return Communicator(fleet, codecs, world) if recipe.mean.plain else RobustMeans(fleet, codecs, world, recipe.mean)
 
 
 def probes_of(setup: Setup, seating: Seating | None = None) -> list[Probe]:

@@ -19,14 +19,13 @@ from lab.data.training_data import TrainingData
 from lab.engine.comm import Communicator
 from lab.engine.stack import Stack
 from lab.engine.state import State
-from lab.engine.world import Named, World
+from lab.engine.world import Named, OneProcess, World
 from lab.errors import RecipeError
 from lab.events import Sent
 from lab.methods import Method, declared
 from lab.methods.lora_factors import Adapters
-from lab.processes.secure_sum import SecureSum
 from lab.recipes.recipe import Recipe
-from lab.runs.build import build_fleet
+from lab.runs.build import build_fleet, communicator
 from lab.runs.data import labelled_of, shape_of, training_data
 from lab.runs.trainer import Trainer
 from lab.seeds import generator
@@ -222,8 +221,8 @@ class Subject:
         state = State.of(fleet, schedule, experts, adapters, samples_W, served)
         state.private = recipe.privacy.of_run(recipe.seed)
         state.labelled = labelled_of(recipe, None if dry else self.data, fleet.device)
-        plain = SecureSum if recipe.privacy.secure_sum else Communicator
-        comm = Heard(heard, fleet, {}, world) if heard is not None else plain(fleet, {}, world)
+        here = world or OneProcess()
+        comm = Heard(heard, fleet, {}, world) if heard is not None else communicator(recipe, fleet, {}, here)
         if world is not None:
             world.begin_(served)
         return Bench(self.method, state, batch=lambda w, t: self.data.batches.get(*deal(w, t)), comm=comm)

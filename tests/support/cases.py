@@ -129,6 +129,13 @@ OVER_PROCESSES: dict[str, Recipe] = (
         "fedprox, secure sum": of_four(LISTED["fedprox"], **SECURE, clients={"num": 7}),
         "scaffold, secure sum": of_four(LISTED["scaffold"], privacy=PRIVATE | SECURE["privacy"]),
         "des_loc, secure sum": of_four(LISTED["des_loc"], **SECURE),
+        "des_loc outer, median, storm": of_four(LISTED["des_loc outer"], mean={"by": "median"}, scenario=STORM),
+        "diloco, trimmed": of_four(LISTED["diloco"], mean={"by": "trimmed"}),
+        "ddp, clipped, storm": of_four("ddp", mean={"by": "clipped", "max_norm": 0.5}, scenario=STORM),
+        "fedprox, median by samples": of_four(LISTED["fedprox"], mean={"by": "median"}, scenario=FIRST_GONE),
+        "experts on two, median": of_four(
+            EVERY_TWO, placement=Placement(overlap=2), mean={"by": "median"}, scenario=BOTH_GONE, **EXPERTS
+        ),
         "ddp topk": of_four("ddp", codecs={"grads": "topk:0.2"}, scenario=STORM),
         "diloco int8": of_four(LISTED["diloco"], codecs={"params": "int8"}, scenario=STORM),
         "diloco bfloat16": of_four(LISTED["diloco"], codecs={"params": "bfloat16"}, dtype="float32"),
