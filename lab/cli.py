@@ -462,6 +462,34 @@ def _interruptible(hint: str | None = None) -> Iterator[None]:
 
 
 @main.command()
+@override_option
+@runs_option
+@click.option("--again", is_flag=True, help="Do all of it anew, also what is done.")
+def agents(overrides: tuple[str, ...], runs: str, again: bool) -> None:
+    """Agents that answer together: a policy learns who hears whom, then it and its rivals answer what is held out.
+
+    In a synthetic world by default; -o world=arithmetic: copies of a small model that add; -o world=endpoint: any server that speaks OpenAI's
+    protocol (-o endpoint.base_url=…, endpoint.model=…, endpoint.questions=FILE). The same command goes on where it was cut off.
+    """
+    from lab.agents.orchestrate import POLICY, Orchestration, orchestrate
+    from lab.config import given
+    from lab.events import Orchestrated, Warned
+
+    def tell(event: Event) -> None:
+        if isinstance(event, Orchestrated):
+            click.echo((f"update {event.step}: " if event.learning else "held out: ") + event.words())
+        elif isinstance(event, Warned):
+            click.echo(f"note: {event.message}", err=True)
+
+    settings = given(Orchestration, overrides)
+    with _interruptible("stopped; the same command goes on"):
+        record = orchestrate(settings, runs, again=again, tell=tell)
+    click.echo(f"record: {record.path}")
+    if settings.start is None:
+        click.echo(f"policy: {record.path / POLICY} (-o start=… tests it elsewhere)")
+
+
+@main.command()
 @click.argument("run")
 @runs_option
 def scenario(run: str, runs: str) -> None:

@@ -655,6 +655,77 @@ class Warned:
 
 
 @dataclass(frozen=True)
+class Orchestrated:
+    """Agents have answered questions together (`lab.agents`): who heard whom, what it cost, what came of it. Of all rollouts of an update.
+
+    Numbers are counts over all questions. ``answers``: of agents, before they heard others; of these ``right_before`` were right, ``rescued``
+    were wrong and became right, ``harmed`` the other way round. ``right_drafts``: questions that the drafts alone would have got right, by
+    the same rule and without a further call.
+    """
+
+    kind: ClassVar[str] = "orchestrated"
+    step: int  # updates of the policy by then
+    plan: str  # who says who hears whom: nexa, or a rival
+    learning: bool  # an update, or questions that are held out
+    num_agents: int  # that are asked
+    questions: int
+    right: int
+    right_drafts: int
+    calls: int
+    tokens_in: int
+    tokens_out: int
+    edges: int
+    empty: int  # questions for which nobody hears anybody
+    answers: int
+    right_before: int
+    rescued: int
+    harmed: int
+    probability_RR: list[
+        list[float]
+    ]  # mean probability of an edge, by the rank of who speaks and of who hears; 0 where there can be none
+    reward: float | None = None  # mean, of an update
+
+    @property
+    def accuracy(self) -> float:
+        return self.right / self.questions
+
+    @property
+    def tokens(self) -> float:
+        """Read and written, for a question."""
+        return (self.tokens_in + self.tokens_out) / self.questions
+
+    @property
+    def most_edges(self) -> int:
+        """That there may be for a question."""
+        return self.num_agents * (self.num_agents - 1) // 2
+
+    @property
+    def rescue(self) -> float | None:
+        """Share of wrong answers of agents that become right; None where none was wrong."""
+        wrong = self.answers - self.right_before
+        return self.rescued / wrong if wrong else None
+
+    @property
+    def harm(self) -> float | None:
+        """Share of right answers of agents that become wrong; None where none was right. The rest of them is preserved."""
+        return self.harmed / self.right_before if self.right_before else None
+
+    def words(self) -> str:
+        """What there is to be known, in numbers."""
+        who = f"{self.plan}, {self.num_agents} agent{'s' * (self.num_agents > 1)}"
+        moved = [
+            f"{x:.1%} of {what}"
+            for x, what in ((self.rescue, "wrong answers rescued"), (self.harm, "right ones harmed"))
+            if x is not None
+        ]
+        return (
+            f"{who}: {self.accuracy:.1%} of {self.questions:,} questions right ({self.right_drafts / self.questions:.1%} by the drafts alone), "
+            f"{self.edges / self.questions:.1f} of {self.most_edges} edges, {self.calls / self.questions:.1f} calls and {self.tokens:,.0f} tokens "
+            f"a question{'; ' * bool(moved)}{', '.join(moved)}"
+        )
+
+
+@dataclass(frozen=True)
 class CellDone:
     """A piece of work that is not a training run is done, and all that it says stands before this (`lab.runs.records`)."""
 
@@ -698,6 +769,7 @@ Event = (
     | Measured
     | Checkpointed
     | Warned
+    | Orchestrated
     | CellDone
     | Ended
 )

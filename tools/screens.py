@@ -16,14 +16,17 @@ STORED = Path(__file__).parent.parent / "notebooks" / "stored" / "turned"
 THEMES = {"light": "JupyterLab Light", "dark": "JupyterLab Dark"}
 
 SETUP = """
+import tempfile
 import time
+from lab.agents.nexa import Learning
+from lab.agents.orchestrate import Orchestration, orchestrate
 from lab.events import Ended
 from lab.costs.network import NETWORKS
 from lab.recipes.recipe import Recipe
 from lab.runs.trainer import Trainer
 from lab.recipes.scenario import Scenario
 from lab.runs.folder import RunFolder
-from widgets import CommunicationBudget, Drift, Fairness, FederationTree, Knobs, Iterations, Losses, MaskAgreement, PrivacyLevels, PseudoLabels, RankSegments, RoutingStability, SampleWeights, SyncCalendar, Underperformers, Workers
+from widgets import AgentGraph, CommunicationBudget, Drift, Fairness, FederationTree, Knobs, Iterations, Losses, MaskAgreement, PrivacyLevels, PseudoLabels, RankSegments, RoutingStability, SampleWeights, SyncCalendar, Underperformers, Workers
 import lab
 import widgets
 
@@ -69,6 +72,15 @@ def levels():
     time.sleep(6)
     view.add()
 
+def answer(view):
+    events = []
+    settings = Orchestration(test_questions=128, rivals=("single", "parallel", "chain", "full"), learning=Learning(sparsity=0.5))
+    orchestrate(settings, tempfile.mkdtemp(), tell=events.append)
+    view.show()
+    view.add(*[event for event in events if not isinstance(event, Ended)])
+    time.sleep(6)
+    view.add()
+
 def watch(view, run):
     if id(run) not in seen:
         seen[id(run)] = list((run if run is turned else Trainer(run)).events())
@@ -91,6 +103,7 @@ VIEWS = {
     "mask_agreement": "watch(MaskAgreement(), top_k)",
     "iterations": "watch(Iterations(), abbie)",
     "sample_weights": "watch(SampleWeights(), weighed)",
+    "agent_graph": "answer(AgentGraph())",
     "pseudo_labels": "watch(PseudoLabels(), fedanchor)",
     "privacy_levels": "levels()",
     "federation_tree": "watch(FederationTree(), worldlm)",

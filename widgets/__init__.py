@@ -2,6 +2,7 @@
 
 from lab.runs.growing import Growing
 from lab.runs.live import register_display
+from widgets.agent_graph import AgentGraph
 from widgets.boards import Board
 from widgets.cockpits import cockpit
 from widgets.communication_budget import CommunicationBudget
@@ -31,6 +32,7 @@ from widgets.view import Control, View
 from widgets.workers import Workers
 
 __all__ = [
+    "AgentGraph",
     "Bars",
     "Board",
     "Calendar",

@@ -79,6 +79,10 @@ class Questions(Protocol):
 class Encoder(Protocol):
     """Texts to vectors; frozen. What it computes is not in the ledger, which counts calls of agents."""
 
+    @property
+    def width(self) -> int:
+        """E."""
+
     def encode(self, texts: Sequence[str]) -> Tensor:
         """Float32 ``[texts, E]``. The same text is the same vector, whatever stands beside it."""
 

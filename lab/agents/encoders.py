@@ -45,6 +45,11 @@ class Sentences:
 
     name: str
 
+    @property
+    def width(self) -> int:
+        """Raises LabError where the package or the model is not there."""
+        return int(_sentence_model(self.name).get_sentence_embedding_dimension())
+
     def encode(self, texts: Sequence[str]) -> Tensor:
         """See `lab.agents.agent.Encoder`. Raises LabError where the package or the model is not there."""
         vectors = _sentence_model(self.name).encode(list(texts), convert_to_numpy=True, show_progress_bar=False)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -97,9 +97,9 @@ class _Drawn:
 class Learner:
     """A policy that learns. An update depends on the seed, on its number and on what was learnt before: it can go on from a file."""
 
-    def __init__(self, setting: Setting, shape: Policy, learning: Learning, num_agents: int, width: int, seed: int = 0):
+    def __init__(self, setting: Setting, shape: Policy, learning: Learning, num_agents: int, seed: int = 0):
         self.setting, self.learning, self.num_agents, self.seed = setting, learning, num_agents, seed
-        self.policy = shape.build(width, seed)
+        self.policy = shape.build(setting.encoder.width, seed)
         self.optimizer = torch.optim.Adam(self.policy.parameters(), learning.lr)
         self.updates = 0  # that are done
 
@@ -129,31 +129,30 @@ class Learner:
         self.updates = u
         return outcomes, float(rewards.mean())
 
-    def save(self, path: Path) -> None:
-        """Write policy and optimizer into one safetensors file: all or nothing."""
+    def tensors(self) -> dict[str, Tensor]:
+        """Parameters and what the optimizer remembers of them, by name."""
         names = dict(self.policy.named_parameters())
-        tensors = {f"policy.{name}": p.detach().contiguous() for name, p in names.items()}
+        found = {f"policy.{name}": p.detach() for name, p in names.items()}
         for name, p in names.items():
-            for kind, value in self.optimizer.state.get(p, {}).items():
-                tensors[f"{kind}.{name}"] = value.detach().contiguous()
+            found |= {f"{kind}.{name}": value for kind, value in self.optimizer.state.get(p, {}).items()}
+        return found
+
+    @torch.no_grad()
+    def go_on_from_(self, tensors: Mapping[str, Tensor], updates: int) -> None:
+        """Take back what `tensors` gave after so many updates."""
+        for name, p in self.policy.named_parameters():
+            p.copy_(tensors[f"policy.{name}"])
+            kinds = [kind for kind in ("step", "exp_avg", "exp_avg_sq") if f"{kind}.{name}" in tensors]
+            self.optimizer.state[p] = {kind: tensors[f"{kind}.{name}"].clone() for kind in kinds}
+        self.updates = updates
+
+    def save(self, path: Path) -> None:
+        """Write the policy into a safetensors file that says by itself what it is."""
         about = {"format": FORMAT, "policy": asdict(self.policy.shape), "embedding_width": self.policy.embedding_width}
         about |= {"updates": self.updates, "num_agents": self.num_agents}
+        tensors = {name: p.detach().contiguous() for name, p in self.policy.named_parameters()}
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, save(tensors, {KEY: json.dumps(about)}))
-
-    def resume_(self, path: Path) -> None:
-        """Go on from a file of `save`. Raises Damaged where it is none, or of another shape."""
-        with _opened(path) as (tensors, about):
-            if (about["policy"], about["embedding_width"]) != (
-                asdict(self.policy.shape),
-                self.policy.embedding_width,
-            ):
-                raise Damaged(f"{path} is of a policy of another shape: remove it, and learning begins anew")
-            _fill_(self.policy, tensors, path)
-            for name, p in self.policy.named_parameters():
-                kinds = [kind for kind in ("step", "exp_avg", "exp_avg_sq") if f"{kind}.{name}" in tensors.shapes]
-                self.optimizer.state[p] = {kind: tensors[f"{kind}.{name}"] for kind in kinds}
-            self.updates = int(about["updates"])
 
 
 def load_policy(path: str | Path) -> PolicyModule:
@@ -183,9 +182,8 @@ def _opened(path: Path) -> Iterator[tuple[Tensors, dict[str, Any]]]:
 @torch.no_grad()
 def _fill_(module: PolicyModule, tensors: Tensors, path: Path) -> None:
     wanted = {name: tuple(p.shape) for name, p in module.named_parameters()}
-    found = {name.removeprefix("policy."): s for name, s in tensors.shapes.items() if name.startswith("policy.")}
-    if wanted != found:
-        odd = next(iter(dict(wanted.items() ^ found.items())))
+    if wanted != tensors.shapes:
+        odd = next(iter(dict(wanted.items() ^ tensors.shapes.items())))
         raise Damaged(f"policy {path}: {odd} is missing, too many or of another shape")
     for name, p in module.named_parameters():
-        p.copy_(tensors[f"policy.{name}"])
+        p.copy_(tensors[name])

@@ -79,6 +79,11 @@ class World:
 
     of: Synthetic
 
+    @property
+    def width(self) -> int:
+        """See `lab.agents.agent.Encoder`."""
+        return self.of.width
+
     def queries(self, first: int, num: int, held_out: bool) -> list[Query]:
         """See `lab.agents.agent.Questions`: even numbers to learn from, odd ones held out."""
         numbers = range(2 * first + held_out, 2 * (first + num) + held_out, 2)

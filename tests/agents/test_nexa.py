@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from lab.agents.agent import Answer, Call, Ledger, Query
 from lab.agents.learning import Learner, Nexa, load_policy
@@ -203,7 +203,7 @@ def test_the_gradient_of_reinforce() -> None:
 def test_the_literal_decoder_is_saturated_and_says_so() -> None:
     """A LayerNorm's output of width 128 has a squared norm of 128: every edge is there, and nothing is learnt from trying."""
     world = Synthetic().setting()
-    drafts = Learner(world, Policy(), Learning(), 10, WIDTH).setting.questions.queries(0, 32, held_out=False)
+    drafts = Learner(world, Policy(), Learning(), 10).setting.questions.queries(0, 32, held_out=False)
     for decoder, ok in (("cosine", True), ("literal", False)):
         policy = Policy(decoder=decoder).build(WIDTH, seed=0)
         came = play(world, Nexa(policy), drafts, 10)
@@ -226,7 +226,7 @@ def test_wrong_shapes_are_one_line() -> None:
 
 
 def learnt(seed: int, **how: object) -> tuple[Learner, list[Outcome]]:
-    learner = Learner(Synthetic(seed=seed).setting(), Policy(), Learning(**how), 10, WIDTH, seed=seed)
+    learner = Learner(Synthetic(seed=seed).setting(), Policy(), Learning(**how), 10, seed=seed)
     return learner, [learner.update_()[0][0] for _ in range(learner.learning.updates)]
 
 
@@ -275,10 +275,9 @@ def test_a_frozen_policy_goes_with_any_number_of_agents(tmp_path: Path) -> None:
 def test_learning_goes_on_from_a_file(how: dict[str, object], tmp_path: Path) -> None:
     """Three updates, a file, two more: bit for bit as five in one go. Rollouts share their drafts, which are paid for once."""
     whole, first = (learnt(0, updates=5, **how)[0], learnt(0, updates=3, **how)[0])
-    first.save(tmp_path / "at.safetensors")
-    again = Learner(first.setting, Policy(), first.learning, 10, WIDTH, seed=0)
-    again.resume_(tmp_path / "at.safetensors")
-    assert again.updates == 3
+    save_file(first.tensors(), tmp_path / "at.safetensors")
+    again = Learner(first.setting, Policy(), first.learning, 10, seed=0)
+    again.go_on_from_(load_file(tmp_path / "at.safetensors"), 3)
     for _ in range(2):
         outcomes, _ = again.update_()
     for a, b in zip(whole.policy.parameters(), again.policy.parameters(), strict=True):
@@ -288,7 +287,7 @@ def test_learning_goes_on_from_a_file(how: dict[str, object], tmp_path: Path) ->
 
 
 def test_files_that_are_no_policy_are_one_line(tmp_path: Path) -> None:
-    learner = Learner(Synthetic().setting(), Policy(width=8, mlp_dim=8), Learning(), 4, WIDTH)
+    learner = Learner(Synthetic().setting(), Policy(width=8, mlp_dim=8), Learning(), 4)
     learner.save(tmp_path / "p.safetensors")
     with pytest.raises(RecipeError, match=r"policy .*none.safetensors: there is no none.safetensors"):
         load_policy(tmp_path / "none.safetensors")
@@ -299,8 +298,6 @@ def test_files_that_are_no_policy_are_one_line(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="it is no policy of the lab"):
         load_policy(tmp_path / "other.safetensors")
     about = {"format": "nexa-1", "policy": {"width": 8}, "embedding_width": 3, "updates": 0}
-    save_file({"policy.x": torch.zeros(1)}, tmp_path / "odd.safetensors", {"isthmus": json.dumps(about)})
+    save_file({"x": torch.zeros(1)}, tmp_path / "odd.safetensors", {"isthmus": json.dumps(about)})
     with pytest.raises(RecipeError, match="is missing, too many or of another shape"):
         load_policy(tmp_path / "odd.safetensors")
-    with pytest.raises(RecipeError, match="of another shape"):
-        Learner(learner.setting, Policy(width=16, mlp_dim=8), Learning(), 4, WIDTH).resume_(tmp_path / "p.safetensors")

@@ -20,6 +20,7 @@ from lab.events import (
     VERSION,
     Adapted,
     Branched,
+    CellDone,
     ClientsScored,
     Clipped,
     Covered,
@@ -30,6 +31,7 @@ from lab.events import (
     GroupsScored,
     Iterated,
     Masked,
+    Orchestrated,
     Placed,
     PseudoLabelled,
     Routed,
@@ -394,6 +396,43 @@ def weighed(looks: int = 6, every: int = 10, scored: bool = True) -> Iterator[Ev
             {"ends": [0.1, 0.9], "num": counts[::-1]},
         )
     yield Ended(looks * every, "done", "")
+
+
+def orchestrated(updates: int = 6, agents: tuple[int, ...] = (5, 10)) -> Iterator[Event]:
+    """A made-up policy that learns to leave edges out, and three plans that answer what is held out."""
+
+    def event(step: int, plan: str, num: int, learning: bool, p: float) -> Orchestrated:
+        most, heard = num * (num - 1) // 2, round(32 * p * num * (num - 1) / 2)
+        return Orchestrated(
+            step,
+            plan,
+            learning,
+            num,
+            questions=32,
+            right=20 + num // 5,
+            right_drafts=18,
+            calls=32 * num + heard,
+            tokens_in=100 * (32 * num + heard),
+            tokens_out=50 * (32 * num + heard),
+            edges=heard,
+            empty=int(heard < most),
+            answers=32 * num,
+            right_before=12 * num,
+            rescued=round(5 * num * p),
+            harmed=num // 5,
+            probability_RR=[[p / (j - k) if j > k else 0.0 for j in range(num)] for k in range(num)],
+            reward=0.5 if learning else None,
+        )
+
+    for u in range(1, updates + 1):
+        yield event(u, "nexa", 10, True, 0.2 + 0.7 / u)
+        if u % 10 == 0 or u == updates:
+            yield CellDone(u, f"updates to {u}", 0.1)
+    for plan, p in (("nexa", 0.3), ("parallel", 0.0), ("full", 1.0)) if updates else ():
+        for num in agents:
+            yield event(updates, plan, num, False, p)
+            yield CellDone(updates, f"{plan} with {num}", 0.1)
+    yield Ended(updates, "done", "")
 
 
 def levelled(

@@ -33,11 +33,13 @@ from tests.support.pictures import (
     iterated,
     levelled,
     masked,
+    orchestrated,
     pseudo_labelled,
     routing,
     weighed,
 )
 from widgets import (
+    AgentGraph,
     CommunicationBudget,
     Drift,
     Fairness,
@@ -698,6 +700,7 @@ def test_looks_at_experts_and_adapters_at_rest_are_all_there() -> None:
     assert_rest_is_live(Underperformers.of(compared(looks=900)))
     assert_rest_is_live(Iterations.of(iterated(looks=900)))
     assert_rest_is_live(SampleWeights.of(weighed(looks=900)))
+    assert_rest_is_live(AgentGraph.of(orchestrated(updates=900)))
     assert_rest_is_live(PseudoLabels.of(pseudo_labelled(looks=900)))
     assert_rest_is_live(PrivacyLevels.of(levelled("by:person", looks=900)))
 
