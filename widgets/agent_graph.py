@@ -103,11 +103,11 @@ class AgentGraph(View):
         when = f"update {e.step:,}" if e.learning else "held out"
         return Matrix(
             f"Who hears whom? ({e.num_agents} agents, {when})",
-            "rank of who hears",
+            "rank of who hears; down: rank of who speaks",
             ranks,
             ranks,
             values,
-            "probability of an edge, by rank of who speaks (down)",
+            "probability",
             low=0.0,
             high=1.0,
             hover=HEARS,
@@ -116,7 +116,7 @@ class AgentGraph(View):
     def _learning(self) -> list[Picture]:
         answers = [
             Series("answer", self.step, self.right),
-            Series("answer of the drafts alone", self.step, self.right_drafts),
+            Series("drafts alone", self.step, self.right_drafts),
         ]
         return [
             Lines("Do answers get better?", "update", "share of questions right", answers),
@@ -134,12 +134,18 @@ class AgentGraph(View):
             num = [float(e.num_agents) for e in tests]
             kept = [None if e.harm is None else 1 - e.harm for e in tests]
             moves = [
-                Series("rescued, of wrong answers", num, _gaps([e.rescue for e in tests])),
-                Series("harmed, of right answers", num, _gaps([e.harm for e in tests])),
-                Series("preserved, of right answers", num, _gaps(kept)),
+                Series("rescued", num, _gaps([e.rescue for e in tests])),
+                Series("harmed", num, _gaps([e.harm for e in tests])),
+                Series("preserved", num, _gaps(kept)),
             ]
             out.append(
-                Lines("What does hearing others do to an agent's answer?", "agents", "share", moves, hover=MOVES)
+                Lines(
+                    "What does hearing others do to an agent's answer?",
+                    "agents",
+                    "share of wrong (rescued) or right answers",
+                    moves,
+                    hover=MOVES,
+                )
             )
         if self.tested:
             out.append(
