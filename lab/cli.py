@@ -13,6 +13,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable, Container, Iterator, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,9 +27,11 @@ if TYPE_CHECKING:
     from lab.recipes.recipe import Recipe
     from lab.runs.columns import Columns
     from lab.runs.folder import RunFolder
+    from lab.runs.index import Summary
 
 
 INTERRUPTED = 130  # exit code of what Ctrl-C has ended
+SPECIAL = 4  # fields of a recipe that a list says a run differs from its preset in
 
 
 class _Lab(click.Group):
@@ -167,6 +170,7 @@ def process_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @override_option
 @runs_option
 @click.option("--again", is_flag=True, help="Run anew even if this recipe has been run; the earlier run is kept.")
+@click.option("--name", metavar="NAME", help="What to call the run, beside its id.")
 @accept_option
 @track_option
 @process_options
@@ -182,6 +186,7 @@ def run(
     overrides: tuple[str, ...],
     runs: str,
     again: bool,
+    name: str | None,
     accept_new_text: bool,
     track: tuple[str, ...],
     processes: int,
@@ -198,12 +203,15 @@ def run(
     from lab.files import numbered
     from lab.recipes.recipe import Recipe
     from lab.runs.folder import RunFolder
+    from lab.runs.index import named
 
     parsed = Recipe.of(recipe, overrides)
     for path, later in itertools.pairwise(numbered(Path(runs) / parsed.id)):
         if not path.exists() or not (again or (later.exists() and _is_of_other_files(RunFolder(path), parsed))):
             break
-    _train(parsed, RunFolder(path), processes, restarts, timeout, accept_new_text, track, mailbox, deadline, sites)
+    folder = RunFolder(path)
+    with named(folder, name):
+        _train(parsed, folder, processes, restarts, timeout, accept_new_text, track, mailbox, deadline, sites)
 
 
 def _is_of_other_files(folder: RunFolder, recipe: Recipe) -> bool:
@@ -241,6 +249,17 @@ def resume(
 
     folder = find_run(run, runs)
     _train(folder.recipe(), folder, processes, restarts, timeout, accept_new_text, track, mailbox, deadline)
+
+
+@main.command(name="name")
+@click.argument("run")
+@click.argument("name")
+@runs_option
+def name_(run: str, name: str, runs: str) -> None:
+    """Call a RUN by a NAME, beside its id: in lists, and where a run is asked for."""
+    from lab.runs.folder import find_run
+
+    find_run(run, runs).call(name)
 
 
 @main.command()
@@ -630,16 +649,22 @@ def _recommend(
 @energy_option
 @click.option("--json", "as_json", is_flag=True)
 def compare(names: tuple[str, ...], runs: str, network_name: str, energy: str | None, as_json: bool) -> None:
-    """Runs side by side: loss, bytes, and seconds (and joules) on a network."""
+    """Runs side by side, the oldest first: loss, bytes, and seconds (and joules) on a network."""
     from lab.costs.energy import energy as of_energy
     from lab.costs.network import described, network
     from lab.errors import RecipeError, plain
-    from lab.runs.folder import find_run
+    from lab.runs.folder import find_run, runs_called
 
     net, figures = network(network_name), None if energy is None else of_energy(energy)
     rows: list[dict[str, Any]] = []
     exit_code = 0
-    for folder in [find_run(name, runs) for name in names]:
+    for name in names:
+        folder = find_run(name, runs)
+        if others := [run for run in runs_called(name, runs) if run.path != folder.path]:
+            click.echo(
+                f"note: {len(others) + 1} runs are meant by {plain(name)}: the newest is taken, {plain(folder.path.name)}",
+                err=True,
+            )
         try:
             row = _compared(folder, net, figures)
         except RecipeError as error:
@@ -650,6 +675,7 @@ def compare(names: tuple[str, ...], runs: str, network_name: str, energy: str | 
             click.echo(f"lab: {plain(str(folder.path))} has no events yet: left out", err=True)
         else:
             rows.append(row)
+    rows.sort(key=lambda row: row["changed"])
     if as_json and (rows or not exit_code):
         click.echo(json.dumps(rows, indent=1))
     elif rows or not exit_code:
@@ -672,6 +698,9 @@ def _compared(folder: RunFolder, net: Network, figures: Energy | None) -> dict[s
     bill = columns.price(net)
     return {
         "run": folder.path.name,
+        "name": folder.name,
+        "changed": (folder.path / "events.jsonl").stat().st_mtime,
+        "seed": columns.recipe.seed,
         "method": method.name,
         "workers": columns.num_workers,
         "steps": columns.step[-1] if columns.step else 0,
@@ -710,9 +739,10 @@ def _show_compared(rows: list[dict[str, Any]], network_name: str, links: str) ->
 
     head = f"{'run':<28}{'steps':>7}{'status':>12}{'validation':>12}{'payload':>11}{'on wires':>11}"
     drawn = any("joules" in r for r in rows)
+    apart = [what for what in ("text", "data") if _differ(rows, what)]
     click.echo(head + f"  {'on ' + network_name:>11}" + f"{'energy':>11}" * drawn)
     for r in rows:
-        loss = "–" if r["validation_loss"] is None else f"{r['validation_loss']:.4f}"
+        loss = "–" if apart or r["validation_loss"] is None else f"{r['validation_loss']:.4f}"
         click.echo(
             f"{plain(r['run']):<28}{r['steps']:>7}{r['status']:>12}{loss:>12}{human(r['payload_bytes']):>11}"
             f"{human(r['wire_bytes']):>11}{r['seconds']:>11.1f} s"
@@ -731,9 +761,20 @@ def _show_compared(rows: list[dict[str, Any]], network_name: str, links: str) ->
             )
         if "privacy" in r:
             click.echo(f"{plain(r['run'])}: {r['privacy']['says']}")
-    for what in ("text", "model"):
-        if len({json.dumps(r[what], sort_keys=True) for r in rows}) > 1:
-            click.echo(f"note: not all of these runs have the same {what}, so their losses are no comparison")
+    for r in rows:
+        if r["name"]:
+            click.echo(f'{plain(r["run"])} is called "{plain(r["name"])}"')
+    if apart:
+        click.echo(
+            f"note: not all of these runs have the same {' and '.join(apart)}, so their losses are no comparison and are left out; "
+            "--json has them"
+        )
+    elif _differ(rows, "model"):
+        click.echo("note: not all of these runs have the same model, so their losses are no comparison of methods")
+
+
+def _differ(rows: list[dict[str, Any]], what: str) -> bool:
+    return len({json.dumps(r[what], sort_keys=True) for r in rows}) > 1
 
 
 @main.command()
@@ -871,12 +912,15 @@ KINDS = ("methods", "presets", "models", "optimizers", "corpora", "tasks", "data
 @main.command(name="list")
 @click.argument("kind", required=False, metavar="[KIND]", type=click.Choice(KINDS))
 @runs_option
-def list_(kind: str | None, runs: str) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print the runs as JSON, and nothing else.")
+def list_(kind: str | None, runs: str, as_json: bool) -> None:
     """Methods, presets, models, corpora, tasks, networks, devices, and the runs that there are; or one KIND of them, a line each."""
     from lab.errors import plain
-    from lab.runs.folder import stored
+    from lab.runs.index import summaries
 
-    there = stored(runs)
+    there = summaries(runs)
+    if as_json:
+        return click.echo(json.dumps([asdict(run) for run in there], indent=1))
     for each in KINDS[:-1] if kind is None else ():
         found = _named(each)
         if each == "methods":
@@ -886,8 +930,8 @@ def list_(kind: str | None, runs: str) -> None:
     if kind not in (None, "runs"):
         return _list(str(kind), _named(str(kind)))
     _row(f"runs in {plain(runs)}/", "" if there else ": none yet")
-    for folder in there:
-        _row(f"  {plain(folder.path.name):<32} ", plain(_in_short(folder), 300))
+    for run in there:
+        _row(f"  {plain(run.run):<32} ", plain(_in_short(run), 400))
 
 
 def _list(kind: str, found: list[tuple[str, str]]) -> None:
@@ -960,21 +1004,22 @@ def terminal_width() -> int | None:
     return max(20, shutil.get_terminal_size().columns) if sys.stdout.isatty() else None
 
 
-def _in_short(folder: RunFolder) -> str:
-    """Where a run stands: status, what it trains on what, steps, and its last validation loss; or what is damaged."""
-    from lab.errors import LabError
-    from lab.recipes.recipe import SIZES
+def _in_short(run: Summary) -> str:
+    """Where a run stands: status, what it trains on what, steps, last validation loss, bytes; what is special about it; its name."""
+    from lab.costs.network import human
+    from lab.runs.index import as_options
 
-    try:
-        ended, recipe, last = folder.end(), folder.recipe(), folder.last_evaluated()
-    except LabError as error:
-        return f"{'damaged':<12}{error}"
-    named = recipe.to_dict()["model"].get("name", type(recipe.model).__name__)
-    model = next((name for name, size in SIZES.items() if size == recipe.model), named)
-    data = recipe.corpus if recipe.data is None else recipe.data.name
-    done = f"{ended.step:,} of " if ended and ended.step != recipe.steps else ""
-    word = f"{ended.status if ended else 'unfinished':<12}{model} on {data}, {done}{recipe.steps:,} steps"
-    return word + ("" if last is None else f", validation loss {last.loss:.4f}")
+    if run.status == "damaged":
+        return f"{run.status:<12}{run.problem}"
+    done = f"{run.step:,} of " if run.step not in (None, run.steps) else ""
+    words = f"{run.status:<12}{run.model} on {run.data}, {done}{run.steps:,} steps"
+    words += "" if run.loss is None else f", validation loss {run.loss:.4f}"
+    words += f", sent {human(run.payload_bytes)}" if run.payload_bytes else ""
+    options = as_options(run.differs)
+    if options:
+        more = f" and {len(options) - SPECIAL} more" if len(options) > SPECIAL else ""
+        words += f" · {run.preset} with {' '.join(options[:SPECIAL])}{more}" if run.preset else ""
+    return words + (f' · "{run.name}"' if run.name else "")
 
 
 if __name__ == "__main__":

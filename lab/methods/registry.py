@@ -273,6 +273,18 @@ def find_method(name: str) -> type[Method] | None:
     return found  # type: ignore[no-any-return]
 
 
+def _completed(cls: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of a method in which an optimizer without a name is the method's own default, with what is given changed in it."""
+    out = dict(options)
+    for name, about in getattr(cls, "__pydantic_fields__", {}).items():
+        given, default = out.get(name), about.get_default(call_default_factory=True)
+        if isinstance(default, Optimizer) and isinstance(given, Mapping) and "name" not in given:
+            changed = given.get("options", {})
+            both = {**default.options, **changed} if isinstance(changed, Mapping) else changed
+            out[name] = {**vars(default), **given, "options": both}
+    return out
+
+
 def parse_method(spec: Any) -> Method:
     """A method from its name or reference, from ``{"name": …, option: value}``, or as it is.
 
@@ -290,7 +302,7 @@ def parse_method(spec: Any) -> Method:
             raise RecipeError(f"method.name is missing: use one of {', '.join(METHODS)}")
         found = find_method(name) if isinstance(name, str) else None
         if found is not None:
-            return checked(found, options, "method")
+            return checked(found, _completed(found, options), "method")
         if isinstance(name, str) and references.only_recorded():
             return Absent(name, options)
         raise RecipeError(one_of("method", name, METHODS) + "; one of your own is named my_file:MyMethod")

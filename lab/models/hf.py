@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import math
 import re
 import threading
@@ -288,16 +289,19 @@ def _try_out(model: Any) -> None:
 
 @contextlib.contextmanager
 def _silent(transformers: Any, fetching: bool) -> Iterator[None]:
-    """Without the tables that transformers prints of what it finds wrong: an error says it in one line. Bars only to fetch."""
-    log = transformers.utils.logging
+    """Without the tables and tries that transformers and its hub print: an error says in one line what is wrong. Bars only to fetch."""
+    log, hub = transformers.utils.logging, logging.getLogger("huggingface_hub")
     before, bars = log.get_verbosity(), log.is_progress_bar_enabled() and not fetching
+    tries = hub.level
     log.set_verbosity(log.CRITICAL)
+    hub.setLevel(logging.CRITICAL)
     if bars:
         log.disable_progress_bar()
     try:
         yield
     finally:
         log.set_verbosity(before)
+        hub.setLevel(tries)
         if bars:
             log.enable_progress_bar()
 

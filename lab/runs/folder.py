@@ -3,6 +3,7 @@
 ::
 
     recipe.json                        everything needed to repeat the run
+    name.txt                           what somebody calls it, if anybody does
     inputs.json                        digests of the text and the other files that it read (`lab.runs.inputs`)
     events.jsonl                       one event a line, in order, each with a checksum (`lab.runs.lines`)
     knobs.jsonl                        those of them that are knobs turned by hand, if any
@@ -36,7 +37,7 @@ from torch import Tensor
 
 from lab.engine.checkpoint import Checkpoint, Part, snapshot
 from lab.engine.world import World
-from lab.errors import Damaged, LabError, RecipeError, plain
+from lab.errors import Damaged, LabError, RecipeError, plain, shown
 from lab.events import (
     VERSION,
     Checkpointed,
@@ -71,6 +72,7 @@ KEEP = 2  # checkpoints; the older one is for when the newer is damaged
 WRITTEN = ("events.jsonl", "knobs.jsonl", "lock", "checkpoints", "clients")
 END_BYTES = 1024  # room that is made on a full disk for how the run ended
 FEW = 10  # runs that an error names
+LONGEST_NAME = 100  # bytes
 
 
 class Busy(LabError):
@@ -101,6 +103,32 @@ class RunFolder:
         return any(os.path.exists(self.path / name) for name in ("recipe.json", "events.jsonl")) or bool(
             self._checkpoints()
         )
+
+    @property
+    def name(self) -> str:
+        """What somebody calls the run (``name.txt``); empty where nobody does, or that cannot be read."""
+        try:
+            with open_plain(self.path / "name.txt") as file:
+                return file.read(LONGEST_NAME).decode()
+        except (OSError, LabError, UnicodeDecodeError):
+            return ""
+
+    def call(self, name: str) -> None:
+        """Give the run a name beside its id. Raises RecipeError for one that is none, and where it cannot be written."""
+        if (
+            not name.strip()
+            or name != name.strip()
+            or not name.isprintable()
+            or "/" in name
+            or len(name.encode()) > LONGEST_NAME
+        ):
+            raise RecipeError(
+                f"{shown(name, 100)} is no name for a run: use up to {LONGEST_NAME} characters that can be printed, without a / and "
+                "without spaces around them"
+            )
+        with _writing(self.path, RecipeError):
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_atomically(self.path / "name.txt", name.encode())
 
     @property
     def done(self) -> bool:
@@ -732,7 +760,7 @@ def stored(runs: str | Path = "runs", place: str = "") -> list[RunFolder]:
 
 
 def find_run(name: str, runs: str | Path = "runs") -> RunFolder:
-    """A run by its id, its path, or the beginning of its id (the newest of several).
+    """A run by its id, its path, its name, or the beginning of its id (the newest of several).
 
     A shell stands in the project's folder, a notebook in ``notebooks/``: where ``runs`` is relative and has no such run, the
     folders of that name above and in ``notebooks/`` are looked through as well, the nearest first.
@@ -750,13 +778,25 @@ def find_run(name: str, runs: str | Path = "runs") -> RunFolder:
         for place in PLACES:
             if "\0" not in name and RunFolder(folder / f"{place}{name}").exists:
                 return RunFolder(folder / f"{place}{name}")
-        there = [run for place in PLACES for run in stored(folder, place)]
-        found = [run for run in there if run.path.name.startswith(name) and (run.path / "events.jsonl").exists()]
-        if found:
-            return max(found, key=lambda run: (run.path / "events.jsonl").stat().st_mtime)
+        if found := runs_called(name, folder):
+            return found[-1]
     there = [run for place in PLACES for run in stored(runs, place)]
     names = ", ".join(run.path.name for run in there[:FEW]) + (f" … ({len(there):,} runs)" if len(there) > FEW else "")
     raise RecipeError(f"no run called {plain(repr(name), 100)} in {runs}: there are {names or 'none yet'}")
+
+
+def runs_called(name: str, runs: str | Path) -> list[RunFolder]:
+    """The runs of a folder that ``name`` may mean, the newest last: that of this id, else those of this name, else those whose id begins so."""
+    there = [run for place in PLACES for run in stored(runs, place)]
+    for meant in (
+        [run for run in there if run.path.name == name],
+        [run for run in there if run.name == name],
+        [run for run in there if run.path.name.startswith(name)],
+    ):
+        found = [run for run in meant if (run.path / "events.jsonl").exists()]
+        if found:
+            return sorted(found, key=lambda run: (run.path / "events.jsonl").stat().st_mtime)
+    return []
 
 
 def _elsewhere(runs: Path) -> Iterator[Path]:

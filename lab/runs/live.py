@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from lab.config.references import CELL, is_reference
 from lab.costs.network import Network
 from lab.data import corpora
-from lab.errors import LabError, RecipeError
+from lab.errors import LabError, RecipeError, one_of
 from lab.events import Ended, Event, KnobChanged, Sent, Started, Stepped
 from lab.files import located, numbered, shown, working_folder, working_in
 from lab.processes.peers import check_timeout, share_out
@@ -208,6 +208,7 @@ class Run:
         lr: float | None = None,
         sync_every: int | Mapping[str, int] | None = None,
         network: str | Network | Mapping[str, Any] | None = None,
+        **others: object,
     ) -> None:
         """Set knobs before the next local step.
 
@@ -219,16 +220,20 @@ class Run:
             local steps between two syncs: a number, or for some states of several, ``{"params": 64}``.
         network
             what views price on.
+        others
+            none: what else is given is refused, with the names that there are.
 
         Raises
         ------
         RecipeError
-            for a value that is not allowed, or makes no sense with this method. Then nothing is set.
+            for a knob that there is not, a value that is not allowed, or one that makes no sense with this method. Then nothing is set.
         LabError
             if the run is over, or a replay.
         """
+        given = {"lr": lr, "sync_every": sync_every, "network": network}
+        if others:
+            raise RecipeError(one_of("knob", next(iter(others)), given))
         with self._word:
-            given = {"lr": lr, "sync_every": sync_every, "network": network}
             self._ask_for({knob: value for knob, value in given.items() if value is not None})
 
     def kill(self, worker: int) -> None:

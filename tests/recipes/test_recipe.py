@@ -351,3 +351,21 @@ def test_what_an_option_looks_like_is_told_by_its_default() -> None:
         Recipe.of("pafl", ["method.losses=ewc"])
     with pytest.raises(RecipeError, match=r"it is a list, for example \[2\]"):
         Recipe.of("worldlm", ["method.rounds=often"])
+
+
+@pytest.mark.parametrize(
+    "given", [["method.outer.lr=0.4"], ["method.outer.options.momentum=0.5"], ["method.inner.options.eps=1e-6"]]
+)
+def test_a_part_of_an_optimizer_changes_that_part_alone(given: list[str]) -> None:
+    """DiLoCo's outer optimizer is Nesterov, also at another rate: it does not become the optimizer that a bare one is."""
+    for start in ({"method": "diloco"}, "diloco"):
+        changed, before = (Recipe.of(start, options).to_dict()["method"] for options in (given, []))
+        key, value = given[0].split("=")
+        *parents, last = key.split(".")[1:]
+        inside = before
+        for parent in parents:
+            inside = inside[parent]
+        inside[last] = float(value)
+        assert changed == before
+    other = Recipe.of("diloco", ["method.outer.name=AdamW", "method.outer.lr=0.1"]).to_dict()["method"]["outer"]
+    assert other == {"name": "AdamW", "lr": 0.1, "options": {}}

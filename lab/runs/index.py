@@ -1,0 +1,227 @@
+"""What a list of runs says of each of them, without reading all of it again: an index beside the runs.
+
+::
+
+    runs/.index.json        a summary of each run, with what its files looked like when it was made
+
+A summary is made anew where a file of the run has changed. Nothing is lost with the index: whatever is wrong with it, it is made again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lab.errors import LabError
+from lab.events import Sent, read
+from lab.files import open_plain, write_atomically
+from lab.methods import name_of
+from lab.recipes.presets import PRESETS
+from lab.recipes.recipe import SIZES, Recipe
+from lab.runs.folder import PLACES, UNREADABLE, RunFolder, stored
+
+INDEX = ".index.json"
+VERSION = 1
+READ = ("recipe.json", "events.jsonl", "name.txt")  # what a summary is made of
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One run in short.
+
+    run, path
+        its folder's name, and where that is from the folder of runs.
+    name
+        what somebody calls it; may be empty.
+    status
+        ``done``, ``stopped``, ``failed``, ``unfinished`` (it was cut off, or goes on) or ``damaged``, with the ``problem``.
+    step
+        finished local steps, of ``steps``; None where that is not known without reading all of it.
+    loss
+        the last one on the validation data, if it was near the end of the events.
+    payload_bytes
+        of all workers together, as far as the run has come.
+    preset, differs
+        the preset of its method that is nearest, and the fields of which the recipe has other values, by options as one would type them.
+    changed
+        when its events were last written to, in seconds since 1970.
+    """
+
+    run: str
+    path: str
+    name: str = ""
+    status: str = "damaged"
+    problem: str = ""
+    method: str = ""
+    model: str = ""
+    data: str = ""
+    workers: int = 0
+    seed: int = 0
+    step: int | None = None
+    steps: int = 0
+    loss: float | None = None
+    payload_bytes: int | None = None
+    preset: str = ""
+    differs: dict[str, Any] = field(default_factory=dict)
+    changed: float = 0.0
+
+
+@contextlib.contextmanager
+def named(folder: RunFolder, name: str | None) -> Iterator[None]:
+    """Context manager: the run that is written inside has that name (None: the one that it had). Raises RecipeError as `RunFolder.call`."""
+    if name is not None:
+        folder.call(name)
+    try:
+        yield
+    finally:
+        if name is not None and not folder.exists:  # nothing came of it
+            with contextlib.suppress(OSError):
+                (folder.path / "name.txt").unlink()
+                folder.path.rmdir()
+
+
+def summaries(runs: str | Path = "runs") -> list[Summary]:
+    """Of all runs in a folder, by id; those that a hand may have touched (``live/``) come last.
+
+    What has not changed since the last time is taken from the index, which is then written anew, if it can be.
+
+    Raises
+    ------
+    RecipeError
+        where it is no folder.
+    """
+    folder = Path(runs)
+    known, found = _known(folder), dict[str, dict[str, Any]]()
+    for run in (run for place in PLACES for run in stored(folder, place)):
+        path, stamp = run.path.relative_to(folder).as_posix(), _stamp(run)
+        entry = known.get(path)
+        if entry is None or entry.get("stamp") != stamp:
+            entry = {"stamp": stamp, "summary": asdict(_summary(run, path))}
+        found[path] = entry
+    if found != known:
+        with contextlib.suppress(OSError):
+            write_atomically(folder / INDEX, json.dumps({"version": VERSION, "runs": found}).encode())
+    return [Summary(**entry["summary"]) for entry in found.values()]
+
+
+def _known(folder: Path) -> dict[str, dict[str, Any]]:
+    """What the index says; nothing where it is missing, damaged or of another version."""
+    try:
+        with open_plain(folder / INDEX) as file:
+            index = json.loads(file.read())
+        entries: dict[str, dict[str, Any]] = index["runs"] if index["version"] == VERSION else {}
+        for entry in entries.values():
+            Summary(**entry["summary"])
+    except (OSError, LabError, *UNREADABLE):
+        return {}
+    return entries
+
+
+def _stamp(run: RunFolder) -> list[list[int]]:
+    """What the files of a run look like from outside."""
+    found = []
+    for name in READ:
+        try:
+            about = os.stat(run.path / name, follow_symlinks=False)
+        except OSError:
+            found.append([0, 0])
+        else:
+            found.append([about.st_size, about.st_mtime_ns])
+    return found
+
+
+def _summary(run: RunFolder, path: str) -> Summary:
+    events = run.path / "events.jsonl"
+    changed = events.stat().st_mtime if events.exists() else 0.0
+    try:
+        ended, recipe, last = run.end(), run.recipe(), run.last_evaluated()
+    except LabError as error:
+        return Summary(run.path.name, path, run.name, problem=str(error), changed=changed)
+    named = recipe.to_dict()["model"].get("name", type(recipe.model).__name__)
+    preset, differs = nearest(recipe)
+    return Summary(
+        run.path.name,
+        path,
+        run.name,
+        ended.status if ended else "unfinished",
+        ended.message if ended and ended.status == "failed" else "",
+        name_of(recipe.method),
+        next((name for name, size in SIZES.items() if size == recipe.model), named),
+        recipe.corpus if recipe.data is None else recipe.data.name,
+        recipe.num_workers,
+        recipe.seed,
+        ended.step if ended else None,
+        recipe.steps,
+        None if last is None else last.loss,
+        _payload_bytes(events),
+        preset,
+        differs,
+        changed,
+    )
+
+
+def _payload_bytes(events: Path) -> int | None:
+    """What all workers have handed over, from the lines that say so; None where one of them cannot be read."""
+    total = 0
+    try:
+        with open_plain(events) as file:
+            lines = b"".join(line for line in file if line.startswith(b'{"kind":"sent"') and line.endswith(b"\n"))
+        total += sum(event.bytes_all for event in read(lines) if isinstance(event, Sent)) if lines else 0
+    except (OSError, LabError, *UNREADABLE):
+        return None
+    return total
+
+
+# --- what is special about a recipe -----------------------------------------------------------------------------------
+
+
+def nearest(recipe: Recipe) -> tuple[str, dict[str, Any]]:
+    """The preset of the same method from which a recipe differs in the fewest fields, and these fields with the recipe's values.
+
+    Keys are options as one would type them (``method.inner.lr``). An empty name, and nothing, where its method has no preset.
+    """
+    mine, best = _flat(recipe.to_dict()), ("", dict[str, Any]())
+    for name in _presets_of(name_of(recipe.method)):
+        theirs = _flat_preset(name)
+        differs = {key: value for key, value in mine.items() if key not in theirs or theirs[key] != value}
+        differs |= {key: None for key in theirs.keys() - mine.keys() if theirs[key] is not None}
+        if not best[0] or len(differs) < len(best[1]):
+            best = name, differs
+    return best
+
+
+def as_options(differs: Mapping[str, Any]) -> list[str]:
+    """``method.inner.lr=0.001`` and the like."""
+    return [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in differs.items()]
+
+
+@functools.cache
+def _presets_of(method: str) -> tuple[str, ...]:
+    def of(raw: Mapping[str, Any]) -> Any:
+        given = raw.get("method")
+        return given.get("name") if isinstance(given, Mapping) else given
+
+    return tuple(name for name, raw in PRESETS.items() if of(raw) == method)
+
+
+@functools.cache
+def _flat_preset(name: str) -> dict[str, Any]:
+    return _flat(Recipe.of(name).to_dict())
+
+
+def _flat(raw: Mapping[str, Any]) -> dict[str, Any]:
+    return dict(_fields(raw, ()))
+
+
+def _fields(raw: Mapping[str, Any], above: Sequence[str]) -> Iterator[tuple[str, Any]]:
+    for key, value in raw.items():
+        if isinstance(value, Mapping) and value:
+            yield from _fields(value, (*above, key))
+        else:
+            yield ".".join((*above, key)), value
