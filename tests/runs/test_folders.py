@@ -165,7 +165,8 @@ def survives(case: Case, runs: Path, do: Callable[[Path], str], once: bool = Tru
     row = next((line for line in listed.stdout.splitlines() if line.startswith("  run ")), "")
     if "validation loss" in row and sealed:
         losses = {f"{e.loss:.4f}" for e in written if e.kind == "evaluated"}  # type: ignore[union-attr]
-        assert row.rsplit(" ", 1)[1] in losses, (what, row)
+        (told,) = re.findall(r"validation loss ([\d.]+)", row)
+        assert told in losses, (what, row)
 
     whole_before = {name: data for name, data in damaged.items() if name.startswith("checkpoints/step-")}
     resumed = tried("resume", "run")
