@@ -18,12 +18,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from lab.costs.network import Network
-from lab.events import Sent
+from lab.events import Event, Sent
 from lab.recipes.recipe import Recipe
 from lab.runs import child
 from lab.runs.folder import RunFolder
 from lab.runs.launch import prepare
-from lab.runs.shaped_links import narrow, sent, why_not
+from lab.runs.shaped_links import PREFIX, narrow, sent, why_not
 
 NUM = 2
 COMMON = [
@@ -53,9 +53,22 @@ def bucket(names: Sequence[str]) -> Iterator[None]:
             server.kill()
 
 
-def measure(recipe: Recipe, rate: float = 1e9) -> tuple[float, float]:
-    """Bytes that have left all namespaces in a run, and the bytes of its ledger with frames."""
+def through_bucket(recipe: Recipe, rate: float, server_rate: float | None = None) -> tuple[int, list[Event]]:
+    """Bytes that have left all namespaces in a run, and its events; the server's link may have another rate than those of the sites."""
     with narrow(NUM + 1, rate) as names, tempfile.TemporaryDirectory() as path, bucket(names):
+        if server_rate is not None:
+            shape = (
+                "root",
+                "tbf",
+                "rate",
+                f"{server_rate:.0f}bit",
+                "burst",
+                str(int(server_rate / 8 / 250)),
+                "latency",
+                "200ms",
+            )
+            for where, device in ((names[-1], "wan0"), (f"{PREFIX}hub", f"port{NUM}")):
+                subprocess.run(["tc", "-n", where, "qdisc", "replace", "dev", device, *shape], check=True)
         folder = RunFolder(Path(path) / "run")
         prepare(folder, recipe, NUM)
         env = child.environment() | ENDPOINT | {"ISTHMUS_MAILBOX": "s3://box/run", "WORLD_SIZE": str(NUM)}
@@ -69,7 +82,13 @@ def measure(recipe: Recipe, rate: float = 1e9) -> tuple[float, float]:
         if any(codes):
             raise SystemExit("a site has failed")
         counted = sum(sent(name)[0] for name in names)
-        ledger = [event for event in folder.events() if isinstance(event, Sent)]
+        return counted, list(folder.events())
+
+
+def measure(recipe: Recipe, rate: float = 1e9) -> tuple[float, float]:
+    """Bytes that have left all namespaces in a run, and the bytes of its ledger with frames."""
+    counted, events = through_bucket(recipe, rate)
+    ledger = [event for event in events if isinstance(event, Sent)]
     priced = Network(topology="mailbox", framing="ethernet").price(ledger, num_workers=NUM, steps=recipe.steps)
     return counted, float(priced.wire_bytes_W.sum())
 
