@@ -46,8 +46,12 @@ def bucket(names: Sequence[str]) -> Iterator[None]:
     command = [*inside, names[-1], sys.executable, "-m", "moto.server", "-H", f"10.77.0.{NUM + 1}", "-p", "5000"]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
         try:
-            time.sleep(8.0)
-            subprocess.run([*inside, names[0], sys.executable, "-c", MAKE], env=os.environ | ENDPOINT, check=True)
+            made = [*inside, names[0], sys.executable, "-c", MAKE]
+            for last in (False,) * 9 + (True,):  # it takes seconds to be there
+                time.sleep(3.0)
+                done = subprocess.run(made, env=os.environ | ENDPOINT, check=last, capture_output=not last)
+                if not done.returncode:
+                    break
             yield
         finally:
             server.kill()
