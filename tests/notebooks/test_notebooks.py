@@ -74,6 +74,7 @@ TINY = {
         "adapt_steps=1",
         "local_steps=2",
     ],
+    "17_adapt": ["steps=4", 'seeds="1"', 'link_seeds="1"', "period=1", "dim=16", "anchors=4"],
     "18_abbie": ["steps=4", 'seeds="1"', 'link_seeds="1"', "period=1", "dim=16", 'corpus="grammar?tokens=40000"'],
     "16_privacy_of_sensing": ["steps=4", "period=2", 'seeds="1"'],
     "21_for_real": ["steps=4", "first=0", 'rates="1000"', 'methods="DDP,DES-LOC"', "period=2", "batch=1"],

@@ -450,3 +450,33 @@ def test_a_recipe_of_before_has_its_id() -> None:
 def test_it_is_the_same_with_one_thread_and_in_any_shape_of_model() -> None:
     r = weighed(CENTRED, num_workers=3, model=dataclasses.replace(TINY, dropout=0.3))
     assert curve(r) == curve(r)
+
+
+# --- what comes of it -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_domains_come_to_be_ordered_without_labels(seed: int) -> None:
+    """Over the last 300 of 800 steps: target > related ≫ noise, unrelated, by weights from likeness to anchors alone."""
+    r = Recipe.of(
+        {
+            "method": {"name": "ddp", "inner": {"name": "AdamW", "lr": 5e-3}},
+            "model": "nano",
+            "corpus": f"mixture?seed={seed}&symbols=24&target=100&related=300&noise=500&unrelated=500&held_out=128",
+            "weighting": {"by": "adapt", "target": "target", "center": True, "standardize": True, "tau": 0.3},
+            "num_workers": 1,
+            "batch_size": 16,
+            "context": 32,
+            "steps": 800,
+            "schedule": {"warmup": 20},
+            "eval_every": 100,
+            "eval_windows": 16,
+            "checkpoint_every": 0,
+            "seed": seed,
+        }
+    )
+    looks = [e.by_domain for e in train(r).weighted[-3:]]
+    w = {domain: np.mean([look[domain] for look in looks]) for domain in looks[0]}
+    assert w["target"] > w["related"]
+    assert w["related"] > max(w["noise"], w["unrelated"]) + 0.05
