@@ -329,8 +329,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     # 50 billion tokens, 400 anchors; shape is the nearest of those here, batch and R by us, rate and schedule TinyLlama's.
     "adapt_120M": {
-        "num_workers": 1,
-        "batch_size": 256,
+        "num_workers": 4,
+        "batch_size": 64,
         "context": 2048,
         "checkpoint_every": 0,
         "eval_every": 0,
