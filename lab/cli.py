@@ -909,6 +909,31 @@ def notebooks(folder: str) -> None:
 KINDS = ("methods", "presets", "models", "optimizers", "corpora", "tasks", "data", "networks", "devices", "runs")
 
 
+@main.command()
+@override_option
+@runs_option
+@click.option("--again", is_flag=True, help="Do all cells anew.")
+def audit(overrides: tuple[str, ...], runs: str, again: bool) -> None:
+    """Audit how well styles of drawn authors can be imitated, and who notices.
+
+    An audit that was stopped goes on where it was. -o targets=[0,1,2], -o counts=[0,25,200], -o model.dim=64.
+    """
+    from lab.config import given
+    from lab.events import CellDone
+    from lab.imitation.audit import audit as do
+    from lab.imitation.found import Found
+    from lab.imitation.settings import Audit
+
+    def tell(event: Event) -> None:
+        if isinstance(event, CellDone):
+            click.echo(f"{event.cell}  ({event.seconds:.0f} s)")
+
+    with _interruptible("the same command goes on with the next cell"):
+        record = do(given(Audit, overrides), runs, again=again, tell=tell)
+    click.echo(Found.of(record.events).words())
+    click.echo(str(record.path))
+
+
 @main.command(name="list")
 @click.argument("kind", required=False, metavar="[KIND]", type=click.Choice(KINDS))
 @runs_option

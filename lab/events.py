@@ -29,6 +29,11 @@ The loop that makes them, in pseudo-code::
     Saturated                   how early the routers chose as they do in the end
     Ended
 
+Work that is not a training run (`lab.runs.records`) has events of its own, and ``CellDone`` after those of each of its cells::
+
+    Defended                an audit of imitation: what the defences of an author are like
+    Imitated                with it: texts of one model in the style of an author, and who notices
+
 On disk an event is one line of JSON with its ``kind``, and a checksum (`lab.runs.lines`); floats are written so that they read back
 bit for bit.
 """
@@ -726,6 +731,38 @@ class Orchestrated:
 
 
 @dataclass(frozen=True)
+class Defended:
+    """What the defences of an author are like before anybody imitates it (`lab.imitation`), on messages that nothing was fitted on."""
+
+    kind: ClassVar[str] = "defended"
+    step: int
+    author: int
+    accepts: dict[str, float]  # by verifier, the share of its own messages that are accepted,
+    impostors: dict[str, float]  # and of those of other people
+    copied: float  # of a message of its own, the longest stretch that stands in others of its own: a share
+    cpu_seconds: float  # that the defender has spent
+
+
+@dataclass(frozen=True)
+class Imitated:
+    """What one imitation of an author is worth, and who notices: texts of one model (`lab.imitation`)."""
+
+    kind: ClassVar[str] = "imitated"
+    step: int
+    author: int
+    messages: int  # of the author, that whoever imitates it has
+    way: str  # base, lora or full; of a federation, whose adapter: shared, own, handed in, masked
+    seed: int
+    accepted: dict[str, list[int]]  # by verifier, 1 of each text that is taken for the author's, else 0
+    detected: dict[str, list[float]]  # by detector: AUROC against the author's own, and share found at 1 % false alarms
+    similar: dict[str, float]  # to the author's own on the same subjects
+    cpu_seconds: float  # of fine-tuning and writing
+    federation: str = ""  # method and protection; nothing: somebody alone
+    rank: int = 0  # to which adapters are cut; 0: not
+    loss: float | None = None  # nats per byte of the author's own test messages; None where that is no number
+
+
+@dataclass(frozen=True)
 class CellDone:
     """A piece of work that is not a training run is done, and all that it says stands before this (`lab.runs.records`)."""
 
@@ -770,6 +807,8 @@ Event = (
     | Checkpointed
     | Warned
     | Orchestrated
+    | Defended
+    | Imitated
     | CellDone
     | Ended
 )

@@ -26,7 +26,7 @@ from lab.recipes.recipe import Recipe
 from lab.runs.trainer import Trainer
 from lab.recipes.scenario import Scenario
 from lab.runs.folder import RunFolder
-from widgets import AgentGraph, CommunicationBudget, Drift, Fairness, FederationTree, Knobs, Iterations, Losses, MaskAgreement, PrivacyLevels, PseudoLabels, RankSegments, RoutingStability, SampleWeights, SyncCalendar, Underperformers, Workers
+from widgets import AgentGraph, CommunicationBudget, Drift, Fairness, FederationTree, Knobs, Iterations, Losses, MaskAgreement, PrivacyLevels, PseudoLabels, RankSegments, RoutingStability, SampleWeights, StyleLeak, SyncCalendar, Underperformers, Workers
 import lab
 import widgets
 
@@ -60,6 +60,19 @@ sensed = {"centralised": {"method": {"name": "ddp", "inner": inner}, "num_worker
           "mutual": apart | {"method": {"name": "mutual", "sync_every": 10, "inner": inner}}}
 turned = RunFolder("STORED")
 seen = {}
+
+def leak():
+    from lab.imitation.audit import audit
+    from lab.imitation.imitator import Model
+    from lab.imitation.settings import Audit, Federation
+    view = StyleLeak()
+    view.show()
+    settings = Audit(authors=8, messages=120, targets=(0, 1, 2), counts=(0, 5, 25, 80), texts=20, perturbations=1,
+                     model=Model(dim=32, num_heads=2, steps=300, most=40), federation=Federation(rounds=3, steps=8, noises=(1.0,)))
+    record = audit(settings, "runs")
+    view.add(*record.events[:-1])
+    time.sleep(6)
+    view.add()
 
 def levels():
     view = PrivacyLevels()
@@ -105,6 +118,7 @@ VIEWS = {
     "sample_weights": "watch(SampleWeights(), weighed)",
     "agent_graph": "answer(AgentGraph())",
     "pseudo_labels": "watch(PseudoLabels(), fedanchor)",
+    "style_leak": "leak()",
     "privacy_levels": "levels()",
     "federation_tree": "watch(FederationTree(), worldlm)",
     "knobs": "watch(Knobs(), turned)",

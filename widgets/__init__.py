@@ -22,6 +22,7 @@ from widgets.questions import Question
 from widgets.rank_segments import RankSegments
 from widgets.routing_stability import RoutingStability, holdings
 from widgets.sample_weights import SampleWeights
+from widgets.style_leak import StyleLeak
 from widgets.sync_calendar import SyncCalendar
 from widgets.tables import table
 from widgets.timelines import Calendar, Marks
@@ -57,6 +58,7 @@ __all__ = [
     "RoutingStability",
     "SampleWeights",
     "Series",
+    "StyleLeak",
     "SyncCalendar",
     "Underperformers",
     "View",

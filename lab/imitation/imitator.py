@@ -173,7 +173,7 @@ def kept(logits: Tensor, sampling: Sampling) -> Tensor:
     out = mass.cumsum(1) - mass >= sampling.top_p  # before it the mass is there already
     out[:, sampling.top_k :] = True
     out[:, 0] = False
-    return logits.masked_fill(out.gather(1, order.indices.argsort(1)), -torch.inf)
+    return logits.masked_fill(out.scatter(1, order.indices, out), -torch.inf)
 
 
 def _allowed(logits: Tensor) -> Tensor:
@@ -191,7 +191,7 @@ def sample(
     sampling: Sampling | None = None,
     mark: Watermark | None = None,
 ) -> list[Message]:
-    """A text on each subject of ``asked``, all at once, each with its author's number and the part of the message it stands beside.
+    """A text on each subject of ``asked``, all at once, marked as imitated, with the number of the author it is to look like.
 
     Prompts are of different lengths: while a row's goes on, what is drawn for it is put aside. Keys and values are kept, so that a byte
     costs one position. ``mark``: green bytes get their bias before anything is cut off.
@@ -214,6 +214,7 @@ def _sampled(
     new = ids[:, :first]
     for at in range(first, encode.context):
         logits = continued(model, new, past)[:, -1].float()
+        logits = torch.nan_to_num(logits, nan=0.0)  # of a model that gives none, every byte is as likely
         logits = kept(mark.biased(logits, ids[:, :at]) if mark else logits, sampling)
         drawn = torch.multinomial(logits.softmax(1), 1, generator=draw)[:, 0]
         drawn = torch.where(going, drawn, 0)
@@ -223,7 +224,7 @@ def _sampled(
         if not going.any():
             break
     texts = [_text(row[n:]) for row, n in zip(ids, size.tolist(), strict=True)]
-    return [m._replace(text=text) for m, text in zip(asked, texts, strict=True)]
+    return [m._replace(part="imitated", text=text) for m, text in zip(asked, texts, strict=True)]
 
 
 def _text(ids: Tensor) -> str:

@@ -35,10 +35,16 @@ class Features:
         )
         words = TfidfVectorizer(vocabulary=FUNCTION_WORDS, token_pattern=r"[a-z']+", use_idf=False)
         self.union = make_union(grams, words).fit(texts)
+        self._last: dict[tuple[str, ...], Any] = {}  # what was asked for last
 
     def of(self, texts: Sequence[str]) -> Any:
         """A sparse matrix ``[E, F]``."""
-        return self.union.transform(texts)
+        key = tuple(texts)
+        if key not in self._last:
+            if len(self._last) >= 8:
+                self._last.clear()
+            self._last[key] = self.union.transform(key)
+        return self._last[key]
 
 
 @dataclass(frozen=True)
@@ -57,21 +63,24 @@ class Verifier:
         others: Sequence[str],
         impostors: Sequence[str],
         false_accept: float = FALSE_ACCEPT,
+        imitations: Sequence[str] = (),
     ) -> Verifier:
         """Logistic regression, both classes of one weight.
 
         Parameters
         ----------
-        own, others
-            texts of the author, and what is not: of other people, and imitations where the defender has made some.
+        own, others, imitations
+            texts of the author, and what is not: of other people, and what models have written, where the defender has made some.
         impostors
             texts of other people that nothing was fitted on: of them at most so many are accepted.
         """
+        from scipy.sparse import vstack
         from sklearn.linear_model import LogisticRegression
 
         made = LogisticRegression(C=10.0, class_weight="balanced", max_iter=200, solver="liblinear")
-        known = np.repeat([1, 0], [len(own), len(others)])
-        made.fit(features.of([*own, *others]), known)
+        parts = [own, others, imitations] if imitations else [own, others]
+        known = np.repeat([1, 0], [len(own), len(others) + len(imitations)])
+        made.fit(vstack([*map(features.of, parts)]).tocsr(), known)
         return cls(features, made, threshold_at(made.decision_function(features.of(impostors)), false_accept))
 
     def scores(self, texts: Sequence[str]) -> np.ndarray:

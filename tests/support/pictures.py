@@ -24,11 +24,13 @@ from lab.events import (
     ClientsScored,
     Clipped,
     Covered,
+    Defended,
     Drifted,
     Ended,
     Evaluated,
     Event,
     GroupsScored,
+    Imitated,
     Iterated,
     Masked,
     Orchestrated,
@@ -369,6 +371,40 @@ def iterated(looks: int = 6, every: int = 10) -> Iterator[Event]:
             t, 2, [1, 2, 4, 8], losses, [0.5**i for i in range(8)], [1 - 0.5**i for i in range(1, 8)] + [1.0]
         )
     yield Ended(looks * every, "done", "")
+
+
+def audited(counts: tuple[int, ...] = (0, 5, 25, 200), federated: bool = True) -> Iterator[Event]:
+    """A made-up audit of three authors: imitation passes more often with more messages, by a signature never."""
+    verifiers, step = {"people only": 1.0, "with imitations": 0.5, "signature": 0.0}, 1
+    yield CellDone(step, "base", 1.0)
+    for author in range(3):
+        step += 1
+        yield Defended(step, author, dict.fromkeys(verifiers, 0.9), dict.fromkeys(verifiers, 0.05), 0.3, 2.0)
+        yield CellDone(step, f"defences of author {author}", 1.0)
+
+    def imitated(author: int, num: int, way: str, share: float, federation: str = "", rank: int = 0) -> Imitated:
+        texts = {v: [int(i < round(20 * share * w)) for i in range(20)] for v, w in verifiers.items()}
+        detected = {"log-likelihood": [0.9 - 0.4 * share, 0.3], "watermark, at the service": [0.8, 0.2]}
+        similar = {"bleu": share / 2, "chrf": share, "divergence": 0.3 - share / 4, "copied": share / 3}
+        alone = not federation
+        return Imitated(
+            step, author, num, way, 0, texts, detected if alone else {}, similar if alone else {}, 1.5, federation, rank,
+            None if way == "masked" else 0.5,
+        )  # fmt: skip
+
+    for num in counts:
+        for way in ("lora", "full") if num else ("base",):
+            for author in range(3):
+                step += 1
+                yield imitated(author, num, way, min(1.0, 0.05 + num / 50 + 0.05 * author))
+                yield CellDone(step, f"author {author}, {num} messages, {way}", 1.0)
+    for way, rank, share in (
+        (("shared", 2, 0.4), ("shared", 4, 0.5), ("own", 0, 0.9), ("masked", 0, 0.0)) if federated else ()
+    ):
+        for author in range(3):
+            yield imitated(author, 200, way, share, "prelort, plain", rank)
+    if federated:
+        yield CellDone(step + 1, "federation: prelort, plain", 1.0)
 
 
 def weighed(looks: int = 6, every: int = 10, scored: bool = True) -> Iterator[Event]:

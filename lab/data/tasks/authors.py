@@ -96,7 +96,7 @@ class Message(NamedTuple):
     """``asked``: what it is about, in a word for each of `SUBJECTS`; ``text``: how its author says that."""
 
     author: int
-    part: Part
+    part: Part | Literal["imitated"]
     asked: str
     text: str
 
