@@ -62,8 +62,8 @@ def live(out: Path, name: str, last_step: int | None) -> None:
     if last_step is not None:
         put = world.post._put
 
-        def put_and_go(message: str, data: bytes, lasting: bool = False) -> None:
-            put(message, data, lasting)
+        def put_and_go(message: str, data: bytes, lasting: bool = False, of: str | None = None) -> None:
+            put(message, data, lasting, of)
             if trainer.t >= last_step:
                 os._exit(LOST)
 
