@@ -883,16 +883,51 @@ def trace(
 @click.option("--jobs", type=click.IntRange(1), help="Notebooks at a time.  [default: the cores]")
 @click.option("--again", is_flag=True, help="Execute even what is already done.")
 @track_option
+@click.option("--slurm", is_flag=True, help="Each combination as a job of Slurm (docs/slurm.md); the extra slurm.")
+@click.option("--partition", help="With --slurm: in which partition.")
+@click.option("--time", "minutes", default=60, show_default=True, type=click.IntRange(1), help="Minutes of each job.")
+@click.option("--cpus", default=1, show_default=True, type=click.IntRange(1), help="Of each job.")
+@click.option("--gpus", default=0, show_default=True, type=click.IntRange(0), help="Of each job.")
+@click.option(
+    "--sbatch", "sbatch", multiple=True, metavar="KEY=VALUE", help="Another option of sbatch, as account=abc."
+)
+@click.option(
+    "--cluster",
+    default="slurm",
+    show_default=True,
+    type=click.Choice(("slurm", "local")),
+    help="With --slurm: local tries it without, as processes of this machine.",
+)
 def sweep(
-    notebook: str, parameters: tuple[str, ...], out: str, jobs: int | None, again: bool, track: tuple[str, ...]
+    notebook: str,
+    parameters: tuple[str, ...],
+    out: str,
+    jobs: int | None,
+    again: bool,
+    track: tuple[str, ...],
+    slurm: bool,
+    partition: str | None,
+    minutes: int,
+    cpus: int,
+    gpus: int,
+    sbatch: tuple[str, ...],
+    cluster: str,
 ) -> None:
     """Execute a NOTEBOOK with every combination of parameters, side by side, and compare what came out."""
+    from lab.errors import RecipeError
     from lab.runs.track import set_default
     from lab.study.execution import Pages
+    from lab.study.slurm import Cluster
     from lab.study.sweep import sweep as execute
 
     set_default(track)
-    sys.exit(execute(notebook, parameters, Path(out), Pages.installed(), jobs=jobs, again=again))
+    wrong = next((text for text in sbatch if not text.partition("=")[2]), None)
+    if wrong is not None:
+        raise RecipeError(f"--sbatch {wrong}: write KEY=VALUE, as in --sbatch account=abc")
+    options = {key.removeprefix("--"): value for key, _, value in (text.partition("=") for text in sbatch)}
+    at = {"at_once": jobs} if jobs else {}
+    asked = Cluster(partition, minutes, cpus, gpus, where=cluster, options=options, **at) if slurm else None
+    sys.exit(execute(notebook, parameters, Path(out), Pages.installed(), jobs=jobs, again=again, cluster=asked))
 
 
 @main.command()

@@ -12,7 +12,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from importlib.util import find_spec
@@ -204,7 +204,7 @@ def _progress(name: str) -> Iterator[None]:
 
     def watch() -> None:
         while not done.wait(line.seconds):
-            line.show(f"{name}: {time.perf_counter() - began:.0f} s  {_last_line(Path(os.environ[FILE]))}")
+            line.show(f"{name}: {time.perf_counter() - began:.0f} s  {last_line(Path(os.environ[FILE]))}")
         line.clear()
 
     with tempfile.TemporaryDirectory() as folder:
@@ -247,30 +247,39 @@ def execute_all(executions: list[Execution], pages: Pages, jobs: int | None = No
                     click.echo(f"{execution.name}: {how}")
                 if time.monotonic() - said > line.seconds:
                     said = time.monotonic()
-                    words = [f"{one.name} {_last_line(notes / f'{core}.note')}" for core, (one, _) in going.items()]
+                    words = [f"{one.name} {last_line(notes / f'{core}.note')}" for core, (one, _) in going.items()]
                     line.show(f"{said - began:.0f} s, {len(waiting)} waiting; " + "; ".join(words))
                 time.sleep(0.05)
         finally:
-            _end([process for _, process in going.values()])
+            ended([process for _, process in going.values()])
+
+
+ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+
+
+def order(execution: Execution, pages: Pages, outcome: Path, core: int | None = None) -> dict[str, Any]:
+    """What ``python -m lab.study.execution`` is to do, as plain JSON values; it writes what went wrong, or null, into ``outcome``.
+
+    ``core``: the only one that it may use.
+    """
+    return {
+        "source": str(execution.source),
+        "target": str(execution.target),
+        "parameters": execution.parameters,
+        "program": str(pages.program),
+        "core": core,
+        "outcome": str(outcome),
+    }
 
 
 def _begin(execution: Execution, core: int, notes: Path, pages: Pages) -> subprocess.Popen[bytes]:
     """The process of one execution. It leaves word in files: how far it is, what came out, what went wrong."""
     for file in notes.glob(f"{core}.*"):
         file.unlink()
-    order = {
-        "source": str(execution.source),
-        "target": str(execution.target),
-        "parameters": execution.parameters,
-        "program": str(pages.program),
-        "core": core,
-        "outcome": str(notes / f"{core}.outcome"),
-    }
-    one = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
     with open(notes / f"{core}.errors", "wb") as errors:
         return subprocess.Popen(
-            child.command("lab.study.execution", json.dumps(order)),
-            env=child.environment() | one | {FILE: str(notes / f"{core}.note")},
+            child.command("lab.study.execution", json.dumps(order(execution, pages, notes / f"{core}.outcome", core))),
+            env=child.environment() | ONE_THREAD | {FILE: str(notes / f"{core}.note")},
             stdout=subprocess.DEVNULL,
             stderr=errors,
         )
@@ -281,11 +290,11 @@ def _outcome(process: subprocess.Popen[bytes], notes: Path, core: int) -> str | 
     try:
         problem: str | None = json.loads((notes / f"{core}.outcome").read_text())
     except OSError:
-        return f"its process ended with code {process.returncode}: {_last_line(notes / f'{core}.errors')}"
+        return f"its process ended with code {process.returncode}: {last_line(notes / f'{core}.errors')}"
     return problem
 
 
-def _end(processes: list[subprocess.Popen[bytes]]) -> None:
+def ended(processes: list[subprocess.Popen[bytes]]) -> None:
     """Interrupted: nobody goes on alone. (A kernel ends by itself when the process that started it is gone.)"""
     for process in processes:
         process.terminate()
@@ -297,22 +306,22 @@ def _end(processes: list[subprocess.Popen[bytes]]) -> None:
             process.wait()
 
 
-def _last_line(file: Path) -> str:
+def last_line(file: Path) -> str:
+    """Of a file that may not be there."""
     try:
         return file.read_text(encoding="utf-8", errors="replace").strip().rpartition("\n")[2]
     except OSError:
         return ""
 
 
-def _child(order: dict[str, Any]) -> None:
+def _child(given: dict[str, Any]) -> None:
     """What each process does: one notebook, on one core."""
-    try:
-        cores = sorted(os.sched_getaffinity(0))
-        os.sched_setaffinity(0, {cores[order["core"] % len(cores)]})
-    except AttributeError:  # macOS, Windows
-        pass
-    problem = execute(Path(order["source"]), Path(order["target"]), order["parameters"], Pages(Path(order["program"])))
-    write_atomically(Path(order["outcome"]), json.dumps(problem).encode())
+    if given["core"] is not None:
+        with suppress(AttributeError):  # macOS, Windows
+            cores = sorted(os.sched_getaffinity(0))
+            os.sched_setaffinity(0, {cores[given["core"] % len(cores)]})
+    problem = execute(Path(given["source"]), Path(given["target"]), given["parameters"], Pages(Path(given["program"])))
+    write_atomically(Path(given["outcome"]), json.dumps(problem).encode())
 
 
 if __name__ == "__main__":

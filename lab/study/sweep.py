@@ -16,16 +16,25 @@ from lab.files import located, shown, write_atomically
 from lab.study.comparison import to_html, to_text
 from lab.study.execution import Execution, Pages, execute_all
 from lab.study.notebooks import Notebook, find
+from lab.study.slurm import Cluster, execute_as_jobs
 
 
 def sweep(
-    name: str, parameters: Sequence[str], out: Path, pages: Pages, *, jobs: int | None = None, again: bool = False
+    name: str,
+    parameters: Sequence[str],
+    out: Path,
+    pages: Pages,
+    *,
+    jobs: int | None = None,
+    again: bool = False,
+    cluster: Cluster | None = None,
 ) -> int:
     """Execute a notebook with every combination of parameters; returns the exit code, 1 if one failed.
 
     What is done already (see `lab.study.reproduce`) is not executed again. One process for each, as many at a time as ``jobs``
     (default: the cores), one thread each; what fails is named and the rest goes on. The end is a table, and one page in
-    ``out`` with every parameter and every claim. ``pages`` makes the page of each.
+    ``out`` with every parameter and every claim. ``pages`` makes the page of each. With a ``cluster`` each is a job there, as many at a time as
+    there is room for.
     """
     source, out = located(find(name)), located(out)
     if not parameters:
@@ -37,7 +46,10 @@ def sweep(
     done = len(executions) - len(missing)
     many = "1 combination" if len(executions) == 1 else f"{len(executions)} combinations"
     click.echo(f"{source.stem}: {many}" + (f", {done} already done" if done else ""))
-    execute_all(missing, pages, jobs)
+    if cluster is None:
+        execute_all(missing, pages, jobs)
+    else:
+        execute_as_jobs(missing, pages, out, cluster)
     for one in executions:
         one.read_claims()
     name_of_all = hashlib.sha256("".join(one.target.name for one in executions).encode()).hexdigest()[:8]
