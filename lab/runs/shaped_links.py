@@ -63,8 +63,11 @@ def why_not() -> str | None:
 
 
 @contextlib.contextmanager
-def narrow(num: int, bits_per_second: float) -> Iterator[list[str]]:
-    """The names of ``num`` namespaces 10.77.0.1 … on one bridge, each behind a link of this rate in both directions."""
+def narrow(num: int, bits_per_second: float, apart: int = 0) -> Iterator[list[str]]:
+    """The names of ``num`` namespaces 10.77.0.1 … on one bridge, each behind a link of this rate in both directions.
+
+    The first ``apart`` of them cannot reach each other, only the others.
+    """
     remove_all()
     hub, names = f"{PREFIX}hub", [f"{PREFIX}{p}" for p in range(num)]
     try:
@@ -76,6 +79,8 @@ def narrow(num: int, bits_per_second: float) -> Iterator[list[str]]:
             _run("ip", "-n", name, "link", "set", "lo", "up")
             _run("ip", "-n", hub, "link", "add", f"port{p}", "type", "veth", "peer", "name", "wan0", "netns", name)
             _run("ip", "-n", hub, "link", "set", f"port{p}", "master", "bridge0", "up")
+            if p < apart:
+                _run("ip", "-n", hub, "link", "set", f"port{p}", "type", "bridge_slave", "isolated", "on")
             _run("ip", "-n", name, "addr", "add", f"10.77.0.{p + 1}/24", "dev", "wan0")
             _run("ip", "-n", name, "link", "set", "wan0", "up")
             for where, device in ((name, "wan0"), (hub, f"port{p}")):
