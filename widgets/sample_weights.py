@@ -57,7 +57,7 @@ class SampleWeights(View):
                 "share of samples",
                 [
                     Series("mean weight", self.step, self.mean),
-                    Series("as many with equal weights", self.step, self.effective),
+                    Series("effective", self.step, self.effective),
                 ],
                 hover=RATIO,
             )
