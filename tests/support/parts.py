@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lab.data.tasks.tensors import Classification
 from lab.methods import METHODS
@@ -48,3 +48,24 @@ def with_own_method() -> Iterator[Any]:
         METHODS.clear()
         METHODS.update(before)
         METHODS.pop("own_average", None)
+
+
+class Bigrams(nn.Module):
+    """Text by the token before alone, which gives its last hidden states."""
+
+    def __init__(self, vocab_size: int, width: int = 4):
+        super().__init__()
+        self.embedding = nn.Embedding(vocab_size, width)
+        self.head = nn.Linear(width, vocab_size)
+
+    def with_hidden(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        hidden = self.embedding(ids)
+        return hidden, self.head(hidden)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.with_hidden(ids)[1]
+
+
+def silent(vocab_size: int) -> nn.Module:
+    """The same, without a word on its states."""
+    return nn.Sequential(nn.Embedding(vocab_size, 4), nn.Linear(4, vocab_size))
