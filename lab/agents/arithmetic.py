@@ -42,14 +42,17 @@ class Arithmetic:
 
     steps, batch_size, lr
         of the training (AdamW, cosine, two workers by `ddp`): about half a minute of one core. The model is kept in the cache.
-    temperature
-        of the copies.
+    model_seed
+        of its first values and its batches.
+    temperature, seed
+        of the copies; order of the questions, and what copies draw.
     """
 
     steps: Count = 2000
     batch_size: Count = 16
     lr: Positive = 8e-3
     size: str = "nano"
+    model_seed: int = 0
     temperature: Positive = 1.0
     seed: int = 0
 
@@ -64,7 +67,7 @@ class Arithmetic:
                 "steps": self.steps,
                 "batch_size": self.batch_size,
                 "context": CONTEXT,
-                "seed": self.seed,
+                "seed": self.model_seed,
                 "schedule": {"kind": "cosine", "warmup": min(20, self.steps // 10)},
                 "eval_every": 0,
                 "checkpoint_every": 0,

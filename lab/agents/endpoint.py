@@ -103,7 +103,10 @@ class Client:
         )
 
     def answer(self, calls: Sequence[Call]) -> list[Answer]:
-        """See `lab.agents.agent.Agents`. After the first failure nothing more is begun. Raises LabError."""
+        """See `lab.agents.agent.Agents`. A request that is tried again is one call; after the first failure nothing more is begun.
+
+        Raises LabError.
+        """
         if self.made + len(calls) > self.of.max_calls:
             raise LabError(
                 f"{self.made:,} calls were made and {len(calls):,} more are due, which is above max_calls = {self.of.max_calls:,}: "
