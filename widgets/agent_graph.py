@@ -12,8 +12,8 @@ from widgets.pictures import Lines, Note, Picture, Series
 from widgets.view import View
 
 TITLE = "Who should hear whom?"
-HEARS = "rank {column} hears rank {row} with probability {value}\nmean over questions; rank 1 contributes most"
-MOVES = "{name}, {x} agents: {y}"
+HEARS = "{column} hears {row} with probability {value}\nmean over questions; rank 1 contributes most"
+MOVES = "{name}, {x} agents: {y}\nrescued: of agents' wrong answers; harmed and preserved: of their right ones"
 COSTS = "{name}: {y} of the questions right, at {x} tokens each"
 
 
@@ -98,12 +98,12 @@ class AgentGraph(View):
         return ". ".join(parts) + "."
 
     def _edges(self, e: Orchestrated) -> Matrix:
-        ranks = [str(k + 1) for k in range(e.num_agents)]
+        ranks = [f"rank {k + 1}" for k in range(e.num_agents)]
         values = [[p if k < j else None for j, p in enumerate(row)] for k, row in enumerate(e.probability_RR)]
         when = f"update {e.step:,}" if e.learning else "held out"
         return Matrix(
             f"Who hears whom? ({e.num_agents} agents, {when})",
-            "rank of who hears; down: rank of who speaks",
+            "who hears; down: who speaks",
             ranks,
             ranks,
             values,
@@ -119,7 +119,7 @@ class AgentGraph(View):
             Series("drafts alone", self.step, self.right_drafts),
         ]
         return [
-            Lines("Do answers get better?", "update", "share of questions right", answers),
+            Lines("Do answers get better?", "update", "share right", answers),
             Lines(
                 "How many edges does it keep?",
                 "update",
@@ -140,9 +140,9 @@ class AgentGraph(View):
             ]
             out.append(
                 Lines(
-                    "What does hearing others do to an agent's answer?",
+                    "What does hearing others do?",
                     "agents",
-                    "share of wrong (rescued) or right answers",
+                    "share of answers",
                     moves,
                     hover=MOVES,
                 )

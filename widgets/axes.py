@@ -176,6 +176,6 @@ def layout_of(title: str, x: dict[str, Any], y: dict[str, Any], height: int) -> 
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",
         "font": {"color": INK, "size": 12},
-        "legend": {"x": 1.02, "y": 1, "xanchor": "left"},
+        "legend": {"x": 1.02, "y": 1, "xanchor": "left", "yanchor": "top"},
         "hovermode": "closest",
     }
