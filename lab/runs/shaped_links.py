@@ -11,6 +11,7 @@ To leave out what starting and the last evaluation send, take the `difference` o
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import shutil
@@ -66,8 +67,28 @@ def why_not() -> str | None:
 def narrow(num: int, bits_per_second: float, apart: int = 0) -> Iterator[list[str]]:
     """The names of ``num`` namespaces 10.77.0.1 … on one bridge, each behind a link of this rate in both directions.
 
-    The first ``apart`` of them cannot reach each other, only the others.
+    The first ``apart`` of them cannot reach each other, only the others. Raises OSError while another process has them.
     """
+    with _only_here():
+        yield from _narrow(num, bits_per_second, apart)
+
+
+@contextlib.contextmanager
+def _only_here() -> Iterator[None]:
+    """Context manager: nobody else makes namespaces of these names, or removes them, as they are the machine's."""
+    path = os.path.join(tempfile.gettempdir(), f"{PREFIX}namespaces-{os.getuid()}.lock")
+    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    try:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise OSError("another run has the network namespaces: wait for its end") from None
+        yield
+    finally:
+        os.close(file)
+
+
+def _narrow(num: int, bits_per_second: float, apart: int) -> Iterator[list[str]]:
     remove_all()
     hub, names = f"{PREFIX}hub", [f"{PREFIX}{p}" for p in range(num)]
     try:
