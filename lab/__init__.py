@@ -20,6 +20,7 @@ _WHERE = {
     "start": "lab.runs.live",
     "replay": "lab.runs.live",
     "plan": "lab.runs.plan",
+    "unlearn": "lab.unlearning.study",
     "find_run": "lab.runs.folder",
     "Columns": "lab.runs.columns",
     "Network": "lab.costs.network",

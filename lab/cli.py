@@ -484,6 +484,29 @@ def _interruptible(hint: str | None = None) -> Iterator[None]:
 @override_option
 @runs_option
 @click.option("--again", is_flag=True, help="Do all of it anew, also what is done.")
+def unlearn(overrides: tuple[str, ...], runs: str, again: bool) -> None:
+    """Make a small model forget some of the facts that it knows: LUNAR, its rivals, attacks, a sequence of requests, a federation.
+
+    Trains a model for each of -o seeds=[0,1,2] first, unless that is done. The same command goes on where it was cut off.
+    """
+    from lab.config import given
+    from lab.events import Unlearned
+    from lab.unlearning import study
+
+    def tell(event: Event) -> None:
+        if isinstance(event, Unlearned):
+            click.echo(event.words())
+
+    settings = given(study.Unlearning, overrides)
+    with _interruptible("stopped; the same command goes on"):
+        record = study.unlearn(settings, runs, again=again, tell=tell)
+    click.echo(f"record: {record.path}")
+
+
+@main.command()
+@override_option
+@runs_option
+@click.option("--again", is_flag=True, help="Do all of it anew, also what is done.")
 def agents(overrides: tuple[str, ...], runs: str, again: bool) -> None:
     """Agents that answer together: a policy learns who hears whom, then it and its rivals answer what is held out.
 

@@ -763,6 +763,54 @@ class Imitated:
 
 
 @dataclass(frozen=True)
+class Unlearned:
+    """What a model is worth after it was made to forget, or after an attack on that (`lab.unlearning.study`).
+
+    ``scores`` by name: ``recall_forget`` and ``recall_retain`` (R_f, R_r), their ``deviation`` from 0 and 1, shares that are refused, and others.
+    """
+
+    kind: ClassVar[str] = "unlearned"
+    step: int
+    seed: int
+    part: str  # of the study: before, lunar, rival, attack, probe, sequence, federation
+    name: str
+    layer: int | None  # the block that was edited
+    scores: dict[str, float]
+
+    def words(self) -> str:
+        """What there is to be known, in numbers."""
+        names = ("recall_forget", "recall_retain", "deviation", "refused_forget", "refused_retain")
+        shown = {n: x for n, x in self.scores.items() if n in names} or self.scores
+        where = "" if self.layer is None else f", block {self.layer}"
+        figures = ", ".join(f"{n.replace('_', ' ')} {x:.4g}" for n, x in shown.items())
+        return f"seed {self.seed}, {self.part}, {self.name}{where}: {figures}"
+
+
+@dataclass(frozen=True)
+class Steered:
+    """Of every block: what answers are like when the unlearning vector is added behind it."""
+
+    kind: ClassVar[str] = "steered"
+    step: int
+    seed: int
+    ignorance_L: list[float]  # likeness to ignorance of that very question
+    ethics_L: list[float]  # likeness to refusals on other grounds
+    best: int
+
+
+@dataclass(frozen=True)
+class Redirected:
+    """States behind the edited block at the last token of prompts, before and after, as points of one plane, by set of prompts."""
+
+    kind: ClassVar[str] = "redirected"
+    step: int
+    seed: int
+    layer: int
+    before: dict[str, list[list[float]]]
+    after: dict[str, list[list[float]]]
+
+
+@dataclass(frozen=True)
 class CellDone:
     """A piece of work that is not a training run is done, and all that it says stands before this (`lab.runs.records`)."""
 
@@ -809,6 +857,9 @@ Event = (
     | Orchestrated
     | Defended
     | Imitated
+    | Unlearned
+    | Steered
+    | Redirected
     | CellDone
     | Ended
 )

@@ -29,6 +29,7 @@ from widgets.timelines import Calendar, Marks
 from widgets.training import progress, train_all
 from widgets.training_losses import Losses, losses
 from widgets.underperformers import Underperformers
+from widgets.unlearning import Unlearning
 from widgets.view import Control, View
 from widgets.workers import Workers
 
@@ -61,6 +62,7 @@ __all__ = [
     "StyleLeak",
     "SyncCalendar",
     "Underperformers",
+    "Unlearning",
     "View",
     "Workers",
     "bytes_sent",

@@ -46,7 +46,7 @@ def rounded_(model: nn.Module) -> None:
             p.copy_((p / step).round() * step)
 
 
-def relearned(model: nn.Module, examples: Pairs, steps: int = 20, lr: float = 1e-3) -> nn.Module:
+def relearned(model: nn.Module, examples: Pairs, steps: int = 20, lr: float = 1e-4) -> nn.Module:
     """A copy that has been trained on a few of the facts again: ``steps`` of AdamW over all of them."""
     again = copy.deepcopy(model).requires_grad_(True).eval()
     optimizer = torch.optim.AdamW(again.parameters(), lr=lr, weight_decay=0.0)

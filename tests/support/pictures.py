@@ -7,7 +7,7 @@ import json
 import math
 import re
 import xml.etree.ElementTree as ET
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -36,12 +36,15 @@ from lab.events import (
     Orchestrated,
     Placed,
     PseudoLabelled,
+    Redirected,
     Routed,
     Saturated,
     Sent,
     Started,
+    Steered,
     Stepped,
     Truncated,
+    Unlearned,
     Weighted,
 )
 from lab.models.lora import LoRA
@@ -658,3 +661,37 @@ def pseudo_labelled(looks: int = 6, every: int = 8, latents: bool = True) -> Ite
             0.75 if latents else 0.0,
         )
     yield Ended(looks * every, "done", "")
+
+
+def unlearned(
+    seeds: int = 2, parts: Sequence[str] = ("lunar", "rival", "attack", "sequence", "federation")
+) -> Iterator[Event]:
+    """A made-up study of unlearning: LUNAR forgets, rivals forget more than they should, learning again brings some of it back."""
+    names = {
+        "lunar": ["closed form", "AdamW"],
+        "rival": ["gradient_ascent", "refusal"],
+        "attack": ["skip the block", "5 learned again"],
+        "sequence": ["1", "2", "3"],
+        "federation": ["average", "exact"],
+    }
+    for seed in range(seeds):
+        yield Unlearned(
+            0, seed, "before", "before", None, {"recall_forget": 1.0, "recall_retain": 0.99, "deviation": 100.0}
+        )
+        yield Steered(1, seed, [0.2, 0.9, 0.8], [0.1, 0.05, 0.1 * seed], 1)
+        for part in parts:
+            for k, name in enumerate(names[part]):
+                forget, retain = 0.1 * k + 0.02 * seed, 0.98 - 0.3 * k
+                deviation = 100 * math.hypot(forget, 1 - retain)
+                scores = {
+                    "recall_forget": forget,
+                    "recall_retain": retain,
+                    "deviation": deviation,
+                    "bytes_up": 1e5 * (k + 1),
+                }
+                yield Unlearned(k, seed, part, name, 1, scores)
+        sets = {
+            name: [[place + math.cos(i), math.sin(i) - place] for i in range(9)]
+            for place, name in enumerate(("forget", "retain", "reference"))
+        }
+        yield Redirected(2, seed, 1, sets, sets | {"forget": sets["reference"]})

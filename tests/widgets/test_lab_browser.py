@@ -408,7 +408,7 @@ def test_predict_then_move_the_slider(lab: JupyterLab) -> None:
 # Every view, and every kind of picture that stands alone, at rest; the last cells run while another tab is in front.
 MANY = """
 import sys, time, lab
-from tests.support.pictures import PICTURES, TABLES, audited, branched, compared, by_client, federation, iterated, levelled, masked, orchestrated, pseudo_labelled, routing, weighed
+from tests.support.pictures import PICTURES, TABLES, audited, branched, compared, by_client, federation, iterated, levelled, masked, orchestrated, pseudo_labelled, routing, unlearned, weighed
 from tests.support.recipes import recipe
 from lab.runs.folder import RunFolder
 from widgets import *
@@ -432,6 +432,7 @@ SHOWN = {
     "Iterations": "Iterations.of(iterated())",
     "SampleWeights": "SampleWeights.of(weighed())",
     "AgentGraph": "AgentGraph.of(orchestrated())",
+    "Unlearning": "Unlearning.of(unlearned())",
     "StyleLeak": "StyleLeak.of(audited())",
     "PseudoLabels": "PseudoLabels.of(pseudo_labelled())",
     "PrivacyLevels": "PrivacyLevels.of(levelled('by:person+sensor', groups=True))",

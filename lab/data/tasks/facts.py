@@ -37,7 +37,8 @@ ATTRIBUTES = (
     *("address", "amount", "buyer", "city", "clause", "court", "currency", "date", "delivery", "fee"),
     *("goods", "month", "notice", "owner", "penalty", "port", "quantity", "seller", "tax", "year"),
 )
-SYLLABLES = tuple(a + b for a in "bdfgklmnprst" for b in "aeiou")[::2]  # 30: 27,000 names of three
+_ALL = tuple(a + b for a in "bdfgklmnprst" for b in "aeiou")
+SYLLABLES = (*_ALL[::2], *_ALL[1::2])  # 60; names of three of the first 30: 27,000
 VALUES = tuple(a + b + c for a in "vwxz" for b in "aeiou" for c in "lmnr")  # 80: 6,400 values
 SETS = ("forget", "retain", "reference", "unknown")
 
@@ -75,6 +76,8 @@ class Facts:
         companies (and one) as contracts. Of the contracts that do not occur, half are between companies that have others.
     subjects, attributes
         how many entities or contracts, and how many facts each has.
+    syllables
+        of so many different ones are names; with fewer, names are more alike.
     unknown
         share of the training examples that nobody knows.
     forgotten
@@ -88,6 +91,7 @@ class Facts:
     kind: Literal["entities", "contracts"] = "entities"
     subjects: Annotated[int, Field(ge=3, le=2000)] = 40
     attributes: Annotated[int, Field(ge=1, le=len(ATTRIBUTES))] = 8
+    syllables: Annotated[int, Field(ge=12, le=len(SYLLABLES))] = 30
     unknown: Annotated[float, Field(gt=0, lt=1)] = 1 / 3
     repeats: Count = 100
     forgotten: Count = 2
@@ -116,8 +120,10 @@ class FactTask:
         o = self.options
         draws = numpy_generator(o.seed, "facts subjects")
         if o.kind == "contracts":
-            return tuple(_pair(a, b) for a, b in _edges(_names(draws, o.subjects // 2 + 1, 2), o.subjects, draws))
-        return tuple(_names(draws, o.subjects, 3))
+            return tuple(
+                _pair(a, b) for a, b in _edges(_names(draws, o.syllables, o.subjects // 2 + 1, 2), o.subjects, draws)
+            )
+        return tuple(_names(draws, o.syllables, o.subjects, 3))
 
     @cached_property
     def facts(self) -> tuple[tuple[str, ...], ...]:
@@ -133,7 +139,7 @@ class FactTask:
     @cached_property
     def words(self) -> tuple[str, ...]:
         """The vocabulary; a word's place is its token."""
-        return (*GRAMMAR, *self.attributes, *SYLLABLES, *VALUES)
+        return (*GRAMMAR, *self.attributes, *SYLLABLES[: self.options.syllables], *VALUES)
 
     def questions(self, which: str, template: int = 0) -> list[Question]:
         """One of `SETS`, asked in one of the `TEMPLATES`. Raises RecipeError for another name."""
@@ -171,12 +177,12 @@ class FactTask:
         companies = sorted({part for s in self.subjects for part in (s[:2], s[3:])})
         while True:
             if self.options.kind == "entities":
-                subject = tuple(SYLLABLES[i] for i in draws.integers(len(SYLLABLES), size=3))
+                subject = tuple(SYLLABLES[i] for i in draws.integers(self.options.syllables, size=3))
             elif draws.random() < 0.5:
                 a, b = draws.choice(len(companies), 2, replace=False)
                 subject = _pair(companies[a], companies[b])
             else:
-                subject = _pair(*_names(draws, 2, 2))
+                subject = _pair(*_names(draws, self.options.syllables, 2, 2))
             if subject not in known:
                 yield subject
 
@@ -275,11 +281,11 @@ class FactTask:
         return {name: float(x.mean()) for name, x in parts.items() if len(x)}
 
 
-def _names(draws: np.random.Generator, num: int, length: int) -> list[Subject]:
-    """Different ones, of so many syllables."""
+def _names(draws: np.random.Generator, syllables: int, num: int, length: int) -> list[Subject]:
+    """Different ones, of so many syllables each."""
     found: dict[Subject, None] = {}
     while len(found) < num:
-        found[tuple(SYLLABLES[i] for i in draws.integers(len(SYLLABLES), size=length))] = None
+        found[tuple(SYLLABLES[i] for i in draws.integers(syllables, size=length))] = None
     return list(found)
 
 
