@@ -107,7 +107,7 @@ class StyleLeak(View):
             for k, name in enumerate(names)
         ]
         return Lines(
-            f"Does a detector tell a model's texts from the author's? (imitated by {self._way})",
+            f"Which detector tells? (by {self._way})",
             "messages of the author",
             "AUROC",
             series,
