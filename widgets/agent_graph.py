@@ -130,6 +130,18 @@ class AgentGraph(View):
 
     def _tests(self) -> list[Picture]:
         out, tests = list[Picture](), self.of_policy
+        if self.tested:
+            plans = dict.fromkeys(plan for plan, _ in self.tested)
+            costs = [self._costs(plan) for plan in plans]
+            out.append(
+                Lines(
+                    "What does a right answer cost?",
+                    "tokens a question",
+                    "share of questions right",
+                    costs,
+                    hover=COSTS,
+                )
+            )
         if tests:
             num = [float(e.num_agents) for e in tests]
             kept = [None if e.harm is None else 1 - e.harm for e in tests]
@@ -138,25 +150,7 @@ class AgentGraph(View):
                 Series("harmed", num, _gaps([e.harm for e in tests])),
                 Series("preserved", num, _gaps(kept)),
             ]
-            out.append(
-                Lines(
-                    "What does hearing others do?",
-                    "agents",
-                    "share of answers",
-                    moves,
-                    hover=MOVES,
-                )
-            )
-        if self.tested:
-            out.append(
-                Lines(
-                    "What does a right answer cost?",
-                    "tokens a question",
-                    "share of questions right",
-                    [self._costs(plan) for plan in dict.fromkeys(plan for plan, _ in self.tested)],
-                    hover=COSTS,
-                )
-            )
+            out.append(Lines("What does hearing others do?", "agents", "share of answers", moves, hover=MOVES))
         return out
 
     def _costs(self, plan: str) -> Series:

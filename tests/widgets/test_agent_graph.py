@@ -36,7 +36,7 @@ def test_all_forms_are_well_formed_and_agree(view: AgentGraph) -> None:
 
 
 def test_the_sentence_has_the_numbers_that_are_drawn_below() -> None:
-    said, edges, answers, kept, moves, costs = VIEWS["by hand"].pictures()
+    said, edges, answers, kept, costs, moves = VIEWS["by hand"].pictures()
     assert isinstance(said, Note)
     assert said.words == (
         "Update 2 of the policy has 1.2 of 3 edges a question (1.5 in the first). On 8 questions that are held out: nexa, 3 agents: 75.0% of 8 "
