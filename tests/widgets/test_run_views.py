@@ -36,7 +36,6 @@ from tests.support.pictures import (
     orchestrated,
     pseudo_labelled,
     routing,
-    unlearned,
     weighed,
 )
 from widgets import (
@@ -56,7 +55,6 @@ from widgets import (
     SampleWeights,
     SyncCalendar,
     Underperformers,
-    Unlearning,
     View,
     Workers,
 )
@@ -702,7 +700,6 @@ def test_looks_at_experts_and_adapters_at_rest_are_all_there() -> None:
     assert_rest_is_live(Underperformers.of(compared(looks=900)))
     assert_rest_is_live(Iterations.of(iterated(looks=900)))
     assert_rest_is_live(SampleWeights.of(weighed(looks=900)))
-    assert_rest_is_live(Unlearning.of(unlearned()))
     assert_rest_is_live(AgentGraph.of(orchestrated(updates=900)))
     assert_rest_is_live(PseudoLabels.of(pseudo_labelled(looks=900)))
     assert_rest_is_live(PrivacyLevels.of(levelled("by:person", looks=900)))
