@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 
 from lab.config import Count, Positive, config
-from lab.errors import RecipeError
+from lab.errors import RecipeError, one_of
 from lab.imitation.imitator import Model, Sampling, Way
 from lab.imitation.verification import FALSE_ACCEPT
 from lab.imitation.watermark import Watermark
+from lab.methods import METHODS, declared
 from lab.processes.secure_sum import LEAST
+from lab.recipes.presets import IMITATED
 
-Method = Literal["fedit", "prelort"]
 PLAIN = "plain"
 
 
@@ -22,7 +23,7 @@ PLAIN = "plain"
 class One:
     """One federation: a method and how it is protected."""
 
-    method: Method
+    method: str
     noise: float | None = None  # None: nothing is clipped
     secure: bool = False
 
@@ -37,9 +38,9 @@ class Federation:
     """Authors as clients, all in every round; their messages stay with them.
 
     methods
-        FedIT, all adapters of the largest rank; PreLort, with ranks by turns, each of which is usable by itself.
+        of adapters, each with ranks by turns, or all of the largest where a method takes equal ranks alone.
     ranks
-        of PreLort's clients.
+        of clients.
     rounds, steps
         local steps of each round.
     batch_size, lr
@@ -47,10 +48,10 @@ class Federation:
     clip, noises
         client-level privacy, tried with each of these noise multipliers.
     secure_sum
-        also one with means whose parts nobody sees, of FedIT; needs three clients and the package ``cryptography``.
+        also one with means whose parts nobody sees, of the first method with equal ranks; needs three clients and the package ``cryptography``.
     """
 
-    methods: tuple[Method, ...] = ("fedit", "prelort")
+    methods: tuple[str, ...] = IMITATED
     ranks: tuple[Count, ...] = (2, 4, 8)
     rounds: Count = 4
     steps: Count = 15
@@ -61,7 +62,9 @@ class Federation:
     secure_sum: bool = True
 
     def check(self, num_clients: int) -> None:
-        """Raises RecipeError where so few cannot do what is asked for."""
+        """Raises RecipeError for a name of no method, and where so few cannot do what is asked for."""
+        for method in self.methods:
+            _equal_ranks(method)
         if self.methods and num_clients < 2:
             raise RecipeError("a federation of one target is none: name more targets, or set federation.methods=[]")
         if self.methods and self.secure_sum and num_clients < LEAST:
@@ -72,10 +75,18 @@ class Federation:
     @property
     def runs(self) -> list[One]:
         found = [One(m, noise) for m in self.methods for noise in (None, *self.noises)]
-        return [*found, *([One("fedit", secure=True)] if self.secure_sum and "fedit" in self.methods else [])]
+        equal = [m for m in self.methods if _equal_ranks(m)]
+        return [*found, *(One(m, secure=True) for m in equal[: int(self.secure_sum)])]
 
-    def ranks_of(self, method: Method, num: int) -> list[int]:
-        return [max(self.ranks)] if method == "fedit" else [self.ranks[i % len(self.ranks)] for i in range(num)]
+    def ranks_of(self, method: str, num: int) -> list[int]:
+        return [max(self.ranks)] if _equal_ranks(method) else [self.ranks[i % len(self.ranks)] for i in range(num)]
+
+
+def _equal_ranks(method: str) -> bool:
+    """Raises RecipeError for a name of no method."""
+    if method not in METHODS:
+        raise RecipeError(one_of("method in federation.methods", method, METHODS))
+    return declared(METHODS[method]).equal_ranks
 
 
 @config

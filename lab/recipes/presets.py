@@ -83,6 +83,8 @@ _FOMOE_STEP = {"params": 32, "exp_avg": 32, "exp_avg_sq": 32}
 _PAPER: dict[str, Any] = {"num_workers": 4, "batch_size": 256, "context": 2048, "checkpoint_every": 0, "eval_every": 0}
 _DES_LOC_PERIODS = {"params": 256, "exp_avg": 768, "exp_avg_sq": 1536}
 
+IMITATED = ("fedit", "prelort")  # what an audit of imitation looks at, unless it is told otherwise
+
 PRESETS: dict[str, dict[str, Any]] = {
     "ddp": _SMALL | {"method": {"name": "ddp", "inner": _ADAMW}},
     "local_sgd": _SMALL | {"method": {"name": "local_sgd", "sync_every": 16, "inner": _ADAMW}},

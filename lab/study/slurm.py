@@ -1,7 +1,7 @@
 """Notebooks executed as jobs of a cluster: each a job of its own in Slurm, by `submitit`, which writes the batch script and puts jobs back.
 
 A job is the same process that a sweep starts on this machine (`lab.study.execution`), and leaves word in the same way: what came out is read from
-the executed notebook and a file beside it, never from what submitit keeps. Submitit hands a job over as a pickle in ``slurm/`` in
+the executed notebook and a file beside it, never from what submitit keeps. Submitit hands a job over as a pickled object in ``slurm/`` in
 the folder of the results, which only its user can look into; nothing else is in there than which notebook to execute. Before a job's time
 is over, or when another one takes its place, Slurm sends a signal; the job is then put back into the queue and executes its notebook again, in which
 finished runs are read and the one that was cut off goes on from its checkpoint.
