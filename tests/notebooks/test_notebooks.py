@@ -75,6 +75,15 @@ TINY = {
         "local_steps=2",
     ],
     "17_adapt": ["steps=4", 'seeds="1"', 'link_seeds="1"', "period=1", "dim=16", "anchors=4"],
+    "19_lunar": [
+        'seeds="1"',
+        'overrides="data.subjects=6 data.attributes=2 data.repeats=4 data.references=8 model.dim=16 model.num_layers=2 model.num_heads=2 '
+        'batch_size=8 steps=6 schedule.warmup=0 eval_every=0"',
+        'rivals="refusal"',
+        "epochs=1",
+        "deep=1",
+        "clients=2",
+    ],
     "18_abbie": ["steps=4", 'seeds="1"', 'link_seeds="1"', "period=1", "dim=16", 'corpus="grammar?tokens=40000"'],
     "22_nexa": [
         "updates=2",
