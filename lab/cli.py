@@ -264,7 +264,7 @@ def name_(run: str, name: str, runs: str) -> None:
 
 @main.command()
 @click.argument("place")
-@click.option("--site", required=True, type=click.IntRange(0), help="Which of the run's sites this is, from 1.")
+@click.option("--site", required=True, type=click.IntRange(1), help="Which of the run's sites this is, from 1.")
 @click.option(
     "--timeout", default=600.0, show_default=True, type=click.FloatRange(1), help="Seconds until a silent site is lost."
 )
@@ -949,6 +949,8 @@ def sweep(
         raise RecipeError(f"--sbatch {wrong}: write KEY=VALUE, as in --sbatch account=abc")
     options = {key.removeprefix("--"): value for key, _, value in (text.partition("=") for text in sbatch)}
     at = {"at_once": jobs} if jobs else {}
+    if not slurm and (partition or sbatch):
+        raise RecipeError("--partition and --sbatch are for jobs of Slurm: give --slurm as well")
     asked = Cluster(partition, minutes, cpus, gpus, where=cluster, options=options, **at) if slurm else None
     sys.exit(execute(notebook, parameters, Path(out), Pages.installed(), jobs=jobs, again=again, cluster=asked))
 

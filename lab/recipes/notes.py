@@ -124,6 +124,7 @@ def _unused(recipe: Recipe) -> Iterator[str]:
         ("placement.", recipe.placement, ("every", "layers", "warmup"), experts, "a model with experts"),
         ("privacy.", recipe.privacy, ("delta",), recipe.privacy.noise, "privacy.noise"),
         ("buffers.", recipe.buffers, ("every",), recipe.buffers.kind == "averaged", "buffers.kind=averaged"),
+        ("mean.", recipe.mean, ("trim",), recipe.mean.by == "trimmed", "mean.by=trimmed"),
         ("", recipe, ("routing_every",), experts, "a model with experts"),
         ("", recipe, ("metrics_every",), recipe.metrics, "metrics"),
         ("", recipe, ("corpus", "tokenizer"), recipe.data is None, "running text: data names a task"),

@@ -126,6 +126,9 @@ class RunFolder:
                 f"{shown(name, 100)} is no name for a run: use up to {LONGEST_NAME} characters that can be printed, without a / and "
                 "without spaces around them"
             )
+        for run in stored(self.path.parent):
+            if run.path.name != self.path.name and name in (run.path.name, run.name):
+                raise RecipeError(f"{shown(name, 100)} is what {run.path.name} is called already: choose another name")
         with _writing(self.path, RecipeError):
             self.path.mkdir(parents=True, exist_ok=True)
             write_atomically(self.path / "name.txt", name.encode())

@@ -23,7 +23,7 @@ from lab.events import Sent, read
 from lab.files import open_plain, write_atomically
 from lab.methods import name_of
 from lab.recipes.presets import PRESETS
-from lab.recipes.recipe import SIZES, Recipe
+from lab.recipes.recipe import SIZES, UNSAID, Recipe
 from lab.runs.folder import PLACES, UNREADABLE, RunFolder, stored
 
 INDEX = ".index.json"
@@ -186,7 +186,7 @@ def nearest(recipe: Recipe) -> tuple[str, dict[str, Any]]:
 
     Keys are options as one would type them (``method.inner.lr``). An empty name, and nothing, where its method has no preset.
     """
-    mine, best = _flat(recipe.to_dict()), ("", dict[str, Any]())
+    mine, best = _flat(UNSAID | recipe.to_dict()), ("", dict[str, Any]())
     for name in _presets_of(name_of(recipe.method)):
         theirs = _flat_preset(name)
         differs = {key: value for key, value in mine.items() if key not in theirs or theirs[key] != value}
@@ -212,7 +212,7 @@ def _presets_of(method: str) -> tuple[str, ...]:
 
 @functools.cache
 def _flat_preset(name: str) -> dict[str, Any]:
-    return _flat(Recipe.of(name).to_dict())
+    return _flat(UNSAID | Recipe.of(name).to_dict())
 
 
 def _flat(raw: Mapping[str, Any]) -> dict[str, Any]:

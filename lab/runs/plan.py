@@ -357,7 +357,9 @@ def _plan(
     active = max(_active_params(recipe, p) for p in {*params_W})
     active += sum(x.numel() for x in frozen) * 2 / 3  # forward, and backward to what is before them
     turns = built.roll_call.seating.turns if built.roll_call.seating is not None else []
-    seconds = step_seconds or seconds_of_step(active, recipe.per_batch, device) / devices_per_worker
+    scored = _scoring(recipe, max(params_W), sum(x.numel() for x in frozen), active)
+    more = 1.0 if scored is None else 1 + scored.share
+    seconds = step_seconds or seconds_of_step(active, recipe.per_batch, device) / devices_per_worker * more
     topology: Literal["ring", "server"] = "server" if state.served else "ring"
     priced = (recipe, sent, ddp, seconds, turns, built.roll_call.up_TW, energy)
     return Plan(
@@ -383,7 +385,7 @@ def _plan(
         turns=turns,
         groups=in_words(state.groups),
         measured=step_seconds is not None,
-        scoring=_scoring(recipe, max(params_W), sum(x.numel() for x in frozen), active),
+        scoring=scored,
     )
 
 

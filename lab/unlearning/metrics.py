@@ -51,7 +51,15 @@ def rouge1_recall(written: Sequence[str], truths: Sequence[str]) -> list[float]:
 
 
 def deviation_score(forget: float, retain: float) -> float:
-    """100 · √(R_f² + (1 − R_r)²): how far from the ideal, where nothing is recalled that is to be forgotten, and all else. 0 to 141."""
+    """100 · √(R_f² + (1 − R_r)²): how far from the ideal, where nothing is recalled that is to be forgotten, and all else. 0 to 141.
+
+    Raises
+    ------
+    RecipeError
+        for what is no share from 0 to 1.
+    """
+    if not (0 <= forget <= 1 and 0 <= retain <= 1):
+        raise RecipeError(f"R_f = {forget:g} and R_r = {retain:g} are shares from 0 to 1, not percent")
     return 100 * math.hypot(forget, 1 - retain)
 
 

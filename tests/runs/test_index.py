@@ -84,6 +84,7 @@ def test_a_recipe_is_told_by_what_makes_it_special() -> None:
     preset, differs = nearest(Recipe.of("diloco", ["steps=96", "method.outer.lr=0.4", "seed=3"]))
     assert preset == "diloco"
     assert sorted(as_options(differs)) == ["method.outer.lr=0.4", "seed=3", "steps=96"]
+    assert nearest(Recipe.of("des_loc", ["mean.by=median"])) == ("des_loc", {"mean.by": "median"})
     assert nearest(Recipe.of("muloco", ["steps=96"])) == ("muloco", {"steps": 96})
     again = Recipe.of("des_loc", as_options(nearest(Recipe.of("des_loc", ["model=micro", "corpus=grammar"]))[1]))
     assert again == Recipe.of("des_loc", ["model=micro", "corpus=grammar"])
@@ -95,6 +96,10 @@ def test_a_name_means_its_run_and_the_beginning_of_an_id_the_newest(runs: Path) 
     assert find_run("diloco", runs).path.name == "diloco-4w-bbbb"
     assert [r.path.name for r in runs_called("diloco", runs)] == ["diloco-4w-aaaa", "diloco-4w-bbbb"]
     assert find_run("diloco-4w-aaaa", runs).path.name == "diloco-4w-aaaa"
+    for taken in ("mine", "diloco-4w-aaaa"):
+        with pytest.raises(RecipeError, match="called already"):
+            RunFolder(runs / "diloco-4w-bbbb").call(taken)
+    RunFolder(runs / "diloco-4w-aaaa").call("mine")
     for name in ("", " a", "a/b", "x" * 101, "\x1b[31m", "a\nb"):
         with pytest.raises(RecipeError, match="no name for a run"):
             RunFolder(runs / "diloco-4w-aaaa").call(name)
