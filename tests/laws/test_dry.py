@@ -69,6 +69,8 @@ def test_every_preset(name: str, scenario: dict[str, Any]) -> None:
     r = Recipe.of(name)
     if r.clients.num and scenario is SAMPLED:
         pytest.skip("its clients are drawn already")
+    if r.num_workers == 1 and scenario:
+        pytest.skip("it has one worker, and these scenarios speak of others")
     check(r.but(steps=130, schedule={}, scenario=scenario))
 
 

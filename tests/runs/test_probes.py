@@ -159,7 +159,7 @@ def test_every_list_by_worker_is_joined_with_those_of_other_processes() -> None:
         num = 2
 
         def all_gather_json(self, value: Any) -> list[Any]:
-            return [[[0.5, None], [7.0, 8.0]], value]
+            return [[0, [[0.5, None], [7.0, 8.0]]], value]
 
     mine: list[Any] = [
         Stepped(3, [None, None, 2.5, None], 1.0, 0.1),

@@ -75,6 +75,9 @@ def test_it_opens_and_is_replayed(stored: RunFolder) -> None:
     assert columns.ledger.total_bytes() > 0
 
 
+LATER_KEPT = {"watch/divergence"}  # each worker's own part, where there was the sum of all in the JSON values
+
+
 def test_what_its_checkpoint_holds_is_taken_up_and_given_back(stored: RunFolder) -> None:
     checkpoint, notes = stored.load()
     assert checkpoint is not None
@@ -82,10 +85,11 @@ def test_what_its_checkpoint_holds_is_taken_up_and_given_back(stored: RunFolder)
     trainer = Trainer(stored.recipe())
     trainer.restore(checkpoint)
     tensors, extra = trainer.snapshot()
-    assert tensors.keys() == checkpoint.tensors.keys()
+    assert tensors.keys() - LATER_KEPT == checkpoint.tensors.keys()
     for key, x in checkpoint.tensors.items():
         assert tensors[key].dtype == x.dtype, key
         assert torch.equal(tensors[key], x), key
+    checkpoint.extra.get("watch", {}).pop("divergence", None)  # see `LATER_KEPT`
     assert json.loads(json.dumps(extra)) == checkpoint.extra
     trainer.fleet.close()
 
@@ -99,7 +103,7 @@ def test_it_goes_on_to_the_same_end(stored: RunFolder) -> None:
     assert len(begun) < stored.recipe().steps
     same(told(list(stored.events())), told(whole["events"]), stored.path.name)
     tensors = last_checkpoint(stored)
-    assert tensors.keys() == whole["checkpoint"].keys()
+    assert tensors.keys() - LATER_KEPT == whole["checkpoint"].keys()
     for key, (digest, total, norm) in whole["checkpoint"].items():
         x = tensors[key]
         same([float(x.double().sum()), float(x.double().norm())], [total, norm], key)
