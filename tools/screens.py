@@ -26,7 +26,7 @@ from lab.recipes.recipe import Recipe
 from lab.runs.trainer import Trainer
 from lab.recipes.scenario import Scenario
 from lab.runs.folder import RunFolder
-from widgets import AgentGraph, CommunicationBudget, Drift, Fairness, FederationTree, Knobs, Iterations, Losses, MaskAgreement, PrivacyLevels, PseudoLabels, RankSegments, RoutingStability, SampleWeights, StyleLeak, SyncCalendar, Underperformers, Workers
+from widgets import AgentGraph, CommunicationBudget, Drift, Fairness, FederationTree, Knobs, Iterations, Losses, MaskAgreement, PrivacyLevels, PseudoLabels, RankSegments, RoutingStability, SampleWeights, StyleLeak, SyncCalendar, Underperformers, Unlearning, Workers
 import lab
 import widgets
 
@@ -70,6 +70,17 @@ def leak():
     settings = Audit(authors=8, messages=120, targets=(0, 1, 2), counts=(0, 5, 25, 80), texts=20, perturbations=1,
                      model=Model(dim=32, num_heads=2, steps=300, most=40), federation=Federation(rounds=3, steps=8, noises=(1.0,)))
     record = audit(settings, "runs")
+    view.add(*record.events[:-1])
+    time.sleep(6)
+    view.add()
+
+def forget():
+    view = Unlearning()
+    view.show()
+    settings = {"overrides": ["model.dim=48", "model.num_layers=3", "model.num_heads=2", "steps=500", "eval_every=0",
+                              'data={"name":"facts","subjects":10,"attributes":4,"repeats":400,"references":24}'],
+                "seeds": (1,), "epochs": 8, "clients": 3, "lr": 1e-3}
+    record = lab.unlearn(settings, "runs")
     view.add(*record.events[:-1])
     time.sleep(6)
     view.add()
@@ -119,6 +130,7 @@ VIEWS = {
     "agent_graph": "answer(AgentGraph())",
     "pseudo_labels": "watch(PseudoLabels(), fedanchor)",
     "style_leak": "leak()",
+    "unlearning": "forget()",
     "privacy_levels": "levels()",
     "federation_tree": "watch(FederationTree(), worldlm)",
     "knobs": "watch(Knobs(), turned)",
@@ -148,7 +160,7 @@ def main(*names: str) -> None:
         server = JupyterLab(Path(folder), chromium)
         nb = server.open("screens.ipynb", [SETUP.replace("STORED", str(STORED)), *views.values()])
         nb.page.set_default_timeout(60_000)
-        nb.page.set_viewport_size({"width": 1280, "height": 2400})
+        nb.page.set_viewport_size({"width": 1280, "height": 3000})
         nb.command("application:toggle-left-area")
         for k in range(len(views) + 1):
             nb.run(k)

@@ -58,11 +58,31 @@ class StyleLeak(View):
         f = self.found
         if not f.imitated:
             return [Note(TITLE, NOTHING)]
-        out: list[Picture] = [Note("In numbers", f.words())]
+        out: list[Picture] = [Note("In numbers", self.answer())]
         if f.ways:
             rows = f.counts(self._way)
             out += [self._by_way(), self._by_verifier(rows), self._by_detector(rows), self._likeness(rows)]
-        return [*out, self._federations()] if f.federated else out
+        out += [self._federations()] if f.federated else []
+        return [*out, Note("Every number", f.words())]
+
+    def answer(self) -> str:
+        """What is drawn, in short: the most messages, and the adapter that gives most away."""
+        f, parts = self.found, list[str]()
+        if f.ways:
+            row = f.counts(self._way)[-1]
+            low, high = f.band(row, PEOPLE)
+            parts.append(
+                f"Of texts by a model that was fine-tuned ({self._way}) on {row.messages} messages {f.rate(row, PEOPLE):.0%} ({low:.0%} to {high:.0%}) pass "
+                f"for the author's, with a verifier of {PEOPLE} that lets {self._impostors(PEOPLE):.0%} of other people's own texts pass"
+            )
+            others = {v: f.rate(row, v) for v in f.verifiers if v != PEOPLE}
+            if others:
+                least = min(others, key=lambda v: others[v])
+                parts.append(f"least passes with {least}: {others[least]:.0%}")
+        if f.federated:
+            most = max(f.federated, key=lambda r: f.rate(r, PEOPLE))
+            parts.append(f"of adapters of federations {most.name} gives most away: {f.rate(most, PEOPLE):.0%}")
+        return "; ".join(parts) + "."
 
     def _by_way(self) -> Lines:
         """Of the verifier that everybody could have."""

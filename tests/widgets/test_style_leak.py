@@ -29,8 +29,12 @@ def test_all_forms_are_well_formed_and_agree(view: StyleLeak) -> None:
 
 def test_numbers_are_those_of_the_events() -> None:
     """Of three authors 1, 2 and 3 of 20 texts of the base pass, and of verifiers with imitations half as many."""
-    said, by_way, by_verifier, detectors, likeness, federations = VIEWS["whole"].pictures()
+    answer, by_way, by_verifier, detectors, likeness, federations, said = VIEWS["whole"].pictures()
+    assert isinstance(answer, Note)
     assert isinstance(said, Note)
+    assert "fine-tuned (full) on 200 messages 100% (100% to 100%) pass" in answer.words
+    assert "lets 5% of other people's own texts pass; least passes with signature: 0%" in answer.words
+    assert "; of adapters of federations" in answer.words
     assert "people only 90 % and 5 %" in said.words
     assert "by full that pass for the author's, 20 of each author" in said.words
     assert "people only: 10 % (2 to 20) with 0" in said.words
