@@ -134,9 +134,9 @@ class Record:
         tell(event)
 
 
-def identity(settings: Settings) -> str:
-    """Its kind, and eight digits of a hash of all settings."""
-    text = json.dumps(_plain(settings), sort_keys=True)
+def identity(settings: Settings, inputs: Mapping[str, Any] | None = None) -> str:
+    """Its kind, and eight digits of a hash of all settings, and of what else the work hangs on."""
+    text = json.dumps(_plain(settings, inputs), sort_keys=True)
     return f"{settings.kind}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
@@ -145,6 +145,7 @@ def fill(
     cells: Mapping[str, Work],
     runs: str | Path = "runs",
     *,
+    inputs: Mapping[str, Any] | None = None,
     again: bool = False,
     tell: Callable[[Event], None] = lambda event: None,
 ) -> Record:
@@ -152,6 +153,8 @@ def fill(
 
     Parameters
     ----------
+    inputs
+        plain JSON values that settings only name, such as the recipe of a preset: with others it is another record.
     again
         all of them, whatever is there.
     tell
@@ -166,7 +169,7 @@ def fill(
     LabError
         where it cannot be written.
     """
-    path = Path(runs) / PLACE / identity(settings)
+    path = Path(runs) / PLACE / identity(settings, inputs)
     with _writing(path):
         path.mkdir(parents=True, exist_ok=True)
         lock = locked(path / "lock")
@@ -176,7 +179,7 @@ def fill(
         with _writing(path):
             if again:
                 (path / "events.jsonl").unlink(missing_ok=True)
-            write_atomically(path / "settings.json", json.dumps(_plain(settings), indent=1).encode())
+            write_atomically(path / "settings.json", json.dumps(_plain(settings, inputs), indent=1).encode())
         record = Record(path)
         for event in record.events:
             tell(event)
@@ -195,6 +198,6 @@ def _writing(path: Path) -> Iterator[None]:
         ) from None
 
 
-def _plain(settings: Settings) -> dict[str, Any]:
+def _plain(settings: Settings, inputs: Mapping[str, Any] | None) -> dict[str, Any]:
     values: dict[str, Any] = to_jsonable_python(settings)
-    return {"kind": settings.kind} | values
+    return {"kind": settings.kind} | values | ({} if inputs is None else {"inputs": dict(inputs)})

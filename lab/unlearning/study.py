@@ -144,7 +144,8 @@ def unlearn(
     """
     chosen = settings if isinstance(settings, Unlearning) else Unlearning(**(settings or {}))
     with one_core():
-        return fill(chosen, cells(chosen, Path(runs)), runs, again=again, tell=tell)
+        made = chosen.recipe_of(chosen.seeds[0]).to_dict()
+        return fill(chosen, cells(chosen, Path(runs)), runs, inputs={"recipe": made}, again=again, tell=tell)
 
 
 def cells(s: Unlearning, runs: Path) -> dict[str, Work]:

@@ -71,6 +71,8 @@ def test_settings_name_the_record_and_again_begins_anew(tmp_path: Path) -> None:
     assert first.settings == {"kind": "counting", "to": 3, "seed": 0}
     fill(Counting(), counting(done), tmp_path)
     assert len(done) == 6
+    named = [fill(Counting(), counting([]), tmp_path, inputs={"preset": steps}).path for steps in (1, 2)]
+    assert len({first.path, *named}) == 3
     again = fill(Counting(), counting(done), tmp_path, again=True)
     assert len(done) == 9
     assert said(again) == said(first)
