@@ -194,7 +194,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "model": {"size": "nano", "dim": 96, "num_layers": 4, "num_heads": 4},
         "num_workers": 1,
         "batch_size": 64,
-        "steps": 2000,
+        "steps": 1200,
         "schedule": {"kind": "cosine", "warmup": 50},
         "eval_every": 400,
         "eval_windows": 416,
