@@ -105,12 +105,12 @@ class Communicator:
         up, sent = self.fleet.up if participants is None else participants, Sizes()
         agreed, partial, known = list[Tensor](), list[Contribution](), list[Contribution]()
         for i, (block, copies) in enumerate(zip(stack.layout.blocks, stack.blocks, strict=True)):
-            workers = () if block.personal else tuple(w for w in block.everywhere if up[w])
+            workers = block.taking_part(up)
             if not workers:
                 agreed.append(_known(asked, i, known))
                 continue
             own = None if stack.dry else self._contribution(asked, i, workers)
-            _count(sent, workers, block.group, _payload(asked.codec, block, copies, own))
+            count(sent, workers, block.group, _payload(asked.codec, block, copies, own))
             agreed.append(copies[:1] if own is None else own.partial_sum)  # in a dry run the shape of one row is enough
             if own is not None and (to_server or not set(workers) <= set(block.holders)):
                 partial.append(own)
@@ -178,10 +178,10 @@ class Communicator:
         sent: Sizes = {}
         moves: list[tuple[Sequence[int], Sequence[int], Tensor]] = []
         for block, x in zip(stack.layout.blocks, agreed.blocks, strict=True):
-            workers = () if block.personal else tuple(w for w in block.everywhere if receives[w])
+            workers = block.taking_part(receives)
             owners = [w for w in block.everywhere if (not receives[w] if known_by is None else known_by[w])]
             if workers:
-                _count(sent, workers, block.group, block.numel * x.itemsize)
+                count(sent, workers, block.group, block.numel * x.itemsize)
                 moves.append((owners or self.world.owners(block), workers, x))
         self.world.broadcast_newest_(moves)
         if stack is not agreed:
@@ -204,7 +204,7 @@ class Communicator:
                 if state in self.residuals:
                     self.residuals[state].blocks[i][row] = 0.0  # what its former holder owed
             if self.fleet.up[worker]:
-                _count(sent, (worker,), block.group, block.numel * mine.itemsize)
+                count(sent, (worker,), block.group, block.numel * mine.itemsize)
         self._write("broadcast", state, sent)
 
     @torch.no_grad()
@@ -216,9 +216,9 @@ class Communicator:
         out: dict[int, dict[str, Tensor]] = {w: {} for w, up in enumerate(self.fleet.up) if up}
         sent: Sizes = {}
         for block, copies in zip(stack.layout.blocks, stack.blocks, strict=True):
-            workers = () if block.personal else tuple(w for w in block.everywhere if self.fleet.up[w])
+            workers = block.taking_part(self.fleet.up)
             if workers:
-                _count(sent, workers, block.group, block.numel * copies.itemsize)
+                count(sent, workers, block.group, block.numel * copies.itemsize)
             for name, w in product(block.names, workers):
                 out[w][name] = stack.cell_or_shape(name, w)
         self._write("gather", state, sent)
@@ -299,7 +299,7 @@ class Communicator:
             self.ledger.records.append(Sent(self.t, op, state, workers, groups, level))
 
 
-def _count(sent: Sizes, workers: tuple[int, ...], group: str, payload: int) -> None:
+def count(sent: Sizes, workers: tuple[int, ...], group: str, payload: int) -> None:
     """Add the payload of one block to ``sent``; blocks with the same workers and group share one record."""
     groups = sent.setdefault(tuple(sorted(workers)), {})
     groups[group] = groups.get(group, 0) + payload

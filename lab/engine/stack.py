@@ -39,6 +39,10 @@ class Block:
         """The holders as an index into something that has an entry per worker, ``[H]``."""
         return torch.tensor(self.holders, device="cpu", dtype=torch.long)
 
+    def taking_part(self, marked: Sequence[bool]) -> tuple[int, ...]:
+        """The marked ones of all its holders; nobody where it is personal, as that is never sent."""
+        return () if self.personal else tuple(w for w in self.everywhere if marked[w])
+
     def came(self, row: int) -> int:
         """Local step in which this row came to its worker, 0 from the start."""
         return self.since[self.everywhere.index(self.holders[row])] if self.since else 0

@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 
 from lab.engine.codecs import Codec
-from lab.engine.comm import Communicator, Meeting
+from lab.engine.comm import Communicator, Meeting, Sizes, count
 from lab.engine.fleet import Fleet
 from lab.engine.stack import Stack, at_least_float32
 from lab.engine.world import Contribution, Named, World
 from lab.errors import RecipeError
 from lab.processes.peers import ManyProcesses
-from lab.processes.secure_sum import shares
+from lab.processes.secure_sum import looked_at, shares
 from lab.recipes.mean import Mean
 
 EVEN = 1e-9  # how far from a half the weights on both sides of a median may be, as they are rounded
@@ -92,12 +92,11 @@ class RobustMeans(Communicator):
                 "differences (ddp, diloco)"
             )
         up = self.fleet.up if participants is None else participants
-        there = [() if b.personal else tuple(w for w in b.everywhere if up[w]) for b in stack.layout.blocks]
-        sent: dict[tuple[int, ...], dict[str, int]] = {}
+        there = [b.taking_part(up) for b in stack.layout.blocks]
+        sent = Sizes()
         for block, workers, x in zip(stack.layout.blocks, there, stack.blocks, strict=True):
             if workers:
-                groups = sent.setdefault(tuple(sorted(workers)), {})
-                groups[block.group] = groups.get(block.group, 0) + block.numel * x.itemsize
+                count(sent, workers, block.group, block.numel * x.itemsize)
         mean = self._combined(stack, there, minus, fallback, weights_W, to_server)
         self._write("gather" if to_server else "all_gather", state, sent)
         if not stack.dry:
@@ -109,10 +108,7 @@ class RobustMeans(Communicator):
         """As `lab.engine.comm.Communicator.agreed`: the same median or trimmed mean of copies; where differences are cut, their mean."""
         if self.how.by == "clipped":
             return super().agreed(stack, participants, fallback)
-        up = self.fleet.up if participants is None else participants
-        there = [tuple(w for w in b.everywhere if up[w]) for b in stack.layout.blocks]
-        if fallback is None:
-            there = [workers or b.everywhere for workers, b in zip(there, stack.layout.blocks, strict=True)]
+        there = looked_at(stack, self.fleet.up if participants is None else participants, fallback)
         return self._combined(stack, there, None, fallback)
 
     def _combined(

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from lab.engine.codecs import Codec
-from lab.engine.comm import Communicator, Meeting
+from lab.engine.comm import Communicator, Meeting, Sizes, count
 from lab.engine.fleet import Fleet
 from lab.engine.stack import Block, Stack
 from lab.engine.world import Contribution, Named, World
@@ -94,14 +94,13 @@ class SecureSum(Communicator):
         if codec is not None:
             raise RecipeError("privacy.secure_sum adds whole numbers, and this method sends others: leave it out")
         up = self.fleet.up if participants is None else participants
-        there = [() if b.personal else tuple(w for w in b.everywhere if up[w]) for b in stack.layout.blocks]
+        there = [b.taking_part(up) for b in stack.layout.blocks]
         self._need_company(there, state)
         keys = self._agree_on_keys(there, to_server, counted=True)
-        sent: dict[tuple[int, ...], dict[str, int]] = {}
+        sent = Sizes()
         for block, workers in zip(stack.layout.blocks, there, strict=True):
             if workers:
-                groups = sent.setdefault(tuple(sorted(workers)), {})
-                groups[block.group] = groups.get(block.group, 0) + block.numel * torch.int64.itemsize
+                count(sent, workers, block.group, block.numel * torch.int64.itemsize)
         mean = self._summed(stack, there, keys, minus, fallback, weights_W, to_server)
         self._write("reduce" if to_server else "all_reduce", state, sent)
         if not stack.dry:
@@ -112,10 +111,7 @@ class SecureSum(Communicator):
     @torch.no_grad()
     def agreed(self, stack: Stack, participants: Sequence[bool] | None = None, fallback: Stack | None = None) -> Stack:
         """As `lab.engine.comm.Communicator.agreed`; over several processes what travels for it is hidden, too."""
-        up = self.fleet.up if participants is None else participants
-        there = [tuple(w for w in b.everywhere if up[w]) for b in stack.layout.blocks]
-        if fallback is None:
-            there = [workers or b.everywhere for workers, b in zip(there, stack.layout.blocks, strict=True)]
+        there = looked_at(stack, self.fleet.up if participants is None else participants, fallback)
         keys = self._agree_on_keys(there, False, counted=False)
         return self._summed(stack, there, keys, None, fallback)
 
@@ -262,6 +258,14 @@ def _known(block: Block, copies: Tensor, base: Tensor | None, fallback: Tensor |
     if fallback is not None:
         return fallback
     return copies[:1] if len(copies) else copies.new_zeros(1, block.numel)
+
+
+def looked_at(stack: Stack, up: Sequence[bool], fallback: Stack | None) -> list[tuple[int, ...]]:
+    """Whose copies of each block say what is agreed: those who are up; where nobody is, and nothing else is known of it, all holders."""
+    there = [tuple(w for w in b.everywhere if up[w]) for b in stack.layout.blocks]
+    if fallback is not None:
+        return there
+    return [workers or b.everywhere for workers, b in zip(there, stack.layout.blocks, strict=True)]
 
 
 def shares(weights_W: Sequence[float] | None, workers: Sequence[int]) -> dict[int, float]:
