@@ -28,7 +28,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -129,7 +129,7 @@ class RunFolder:
         for run in stored(self.path.parent):
             if run.path.name != self.path.name and name in (run.path.name, run.name):
                 raise RecipeError(f"{shown(name, 100)} is what {run.path.name} is called already: choose another name")
-        with _writing(self.path, RecipeError):
+        with writing(self.path, RecipeError):
             self.path.mkdir(parents=True, exist_ok=True)
             write_atomically(self.path / "name.txt", name.encode())
 
@@ -330,7 +330,7 @@ class RunFolder:
         return notes
 
     def write_recipe(self, recipe: Recipe) -> None:
-        with _writing(self.path, RecipeError):
+        with writing(self.path, RecipeError):
             self.path.mkdir(parents=True, exist_ok=True)
             write_atomically(self.path / "recipe.json", json.dumps(recipe.to_dict(), indent=1).encode())
 
@@ -342,7 +342,7 @@ class RunFolder:
         """Write down in ``inputs.json`` what the run reads from now on."""
         data = inputs.to_record(self.path, now)
         if data is not None:
-            with _writing(self.path, RecipeError):
+            with writing(self.path, RecipeError):
                 write_atomically(self.path / "inputs.json", data)
 
     def lock(self) -> None:
@@ -366,12 +366,9 @@ class RunFolder:
         for _, file in (*self._checkpoints(), *self._checkpoints(_ABOUT)):
             if file.is_dir():
                 raise RecipeError(f"{file} is a folder: remove it, or put back the file that was there")
-        with _writing(self.path, RecipeError):
+        with writing(self.path, RecipeError):
             (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
-            lock = locked(self.path / "lock")
-        if lock is None:
-            raise Busy(f"{self.path} is being written by another process: wait for it, or stop it")
-        self._lock = lock
+        self._lock = held(self.path, RecipeError)
         for place in (self.path, self.path / "checkpoints"):
             for name in os.listdir(place):
                 if _TEMPORARY.fullmatch(name):
@@ -390,7 +387,7 @@ class RunFolder:
         """
         self.lock()
         self._recipe, self._kept = recipe.to_dict(), keep_bytes
-        with _writing(self.path, RecipeError):
+        with writing(self.path, RecipeError):
             missing = [e for e in self._knobs_in_events() if e.step > step]
             if (self.path / "knobs.jsonl").exists() or missing:
                 known = self._knobs_in_file()
@@ -428,7 +425,7 @@ class RunFolder:
     def flush(self) -> None:
         """All that was appended is in the file. Raises LabError where it cannot be."""
         assert self._file is not None
-        with _writing(self.path):
+        with writing(self.path):
             self._file.flush()
 
     def append_end(self, ended: Ended) -> None:
@@ -447,7 +444,7 @@ class RunFolder:
         """Raises LabError where the last events cannot be written."""
         files = [file for file in (self._file, self._knobs, self._lock) if file is not None]
         self._file = self._knobs = self._lock = None
-        with contextlib.ExitStack() as stack, _writing(self.path):
+        with contextlib.ExitStack() as stack, writing(self.path):
             for file in reversed(files):
                 stack.callback(file.close)
 
@@ -474,7 +471,7 @@ class RunFolder:
 
         event = Checkpointed(step, self.checkpoint_file(step).name)
         assert self._file is not None
-        with _writing(self.path):
+        with writing(self.path):
             self._file.flush()
             before = self._file.num_bytes
             try:
@@ -726,17 +723,27 @@ def _remove(checkpoint: Path) -> None:
 
 
 @contextlib.contextmanager
-def _writing(path: Path, kind: type[LabError] = LabError) -> Iterator[None]:
-    """Context manager: errors of the file system become a LabError of one line."""
+def writing(path: Path, kind: type[LabError] = LabError, go_on: str | None = None) -> Iterator[None]:
+    """Context manager: errors of the file system become a LabError of one line; ``go_on``: with what, once there is room."""
     try:
         yield
     except OSError as error:
-        raise _cannot_write(path, error, kind) from None
+        raise _cannot_write(path, error, kind, go_on) from None
 
 
-def _cannot_write(path: Path, error: OSError, kind: type[LabError] = LabError) -> LabError:
+def held(path: Path, kind: type[LabError] = LabError) -> TextIO:
+    """The lock of whoever writes into a folder. Raises Busy, and LabError where it cannot be made."""
+    with writing(path, kind):
+        lock = locked(path / "lock")
+    if lock is None:
+        raise Busy(f"{path} is being written by another process: wait for it, or stop it")
+    return lock
+
+
+def _cannot_write(path: Path, error: OSError, kind: type[LabError] = LabError, go_on: str | None = None) -> LabError:
     full = error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
-    hint = f"make room, then go on with: lab resume {path}" if full else "is it a folder that you may write to?"
+    again = go_on or f"lab resume {path}"
+    hint = f"make room, then go on with: {again}" if full else "is it a folder that you may write to?"
     return kind(f"cannot write {error.filename or path} ({error.strerror or error}): {hint}")
 
 
@@ -791,12 +798,13 @@ def find_run(name: str, runs: str | Path = "runs") -> RunFolder:
 def runs_called(name: str, runs: str | Path) -> list[RunFolder]:
     """The runs of a folder that ``name`` may mean, the newest last: that of this id, else those of this name, else those whose id begins so."""
     there = [run for place in PLACES for run in stored(runs, place)]
-    for meant in (
-        [run for run in there if run.path.name == name],
-        [run for run in there if run.name == name],
-        [run for run in there if run.path.name.startswith(name)],
-    ):
-        found = [run for run in meant if (run.path / "events.jsonl").exists()]
+    meant: Sequence[Callable[[RunFolder], bool]] = (
+        lambda run: run.path.name == name,
+        lambda run: run.name == name,  # a file is read for each run, so only where the id is none
+        lambda run: run.path.name.startswith(name),
+    )
+    for is_meant in meant:
+        found = [run for run in there if is_meant(run) and (run.path / "events.jsonl").exists()]
         if found:
             return sorted(found, key=lambda run: (run.path / "events.jsonl").stat().st_mtime)
     return []

@@ -19,7 +19,7 @@ import contextlib
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -29,13 +29,14 @@ from safetensors.torch import load_file
 from safetensors.torch import save as as_bytes
 from torch import Tensor
 
-from lab.errors import Damaged, LabError
+from lab.errors import Damaged
 from lab.events import CellDone, Event, read, to_bytes
-from lab.files import damage, locked, write_atomically, write_with_digest
-from lab.runs.folder import UNREADABLE, Busy
+from lab.files import damage, write_atomically, write_with_digest
+from lab.runs.folder import UNREADABLE, held, writing
 from lab.runs.lines import Log, pieces
 
 PLACE = "records"  # within a folder of runs
+AGAIN = "the same call, or command"
 
 
 class Settings(Protocol):
@@ -97,7 +98,7 @@ class Record:
     def keep(self, name: str, tensors: Mapping[str, Tensor]) -> None:
         """Leave tensors for later cells, and for whoever reads the record."""
         data = as_bytes({key: value.detach().contiguous() for key, value in tensors.items()})
-        with _writing(self.path):
+        with writing(self.path, go_on=AGAIN):
             (self.path / "files").mkdir(exist_ok=True)
             write_with_digest(self.path / "files" / f"{name}.safetensors", data)
 
@@ -114,7 +115,7 @@ class Record:
 
     def do(self, cells: Mapping[str, Work], tell: Callable[[Event], None]) -> None:
         """Do those that are missing, and write them down. For `fill`, which has the lock."""
-        with _writing(self.path):
+        with writing(self.path, go_on=AGAIN):
             log = Log(self.path / "events.jsonl", self._whole_bytes)
         with contextlib.closing(log):
             for name, work in cells.items():
@@ -125,7 +126,7 @@ class Record:
                     self._add(event, log, tell)
                 self.cells[name] = time.perf_counter() - begun
                 self._add(CellDone(len(self.cells), name, self.cells[name]), log, tell)
-                with _writing(self.path):
+                with writing(self.path, go_on=AGAIN):
                     log.flush(sync=True)
 
     def _add(self, event: Event, log: Log, tell: Callable[[Event], None]) -> None:
@@ -170,13 +171,10 @@ def fill(
         where it cannot be written.
     """
     path = Path(runs) / PLACE / identity(settings, inputs)
-    with _writing(path):
+    with writing(path, go_on=AGAIN):
         path.mkdir(parents=True, exist_ok=True)
-        lock = locked(path / "lock")
-    if lock is None:
-        raise Busy(f"{path} is being written by another process: wait for it, or stop it")
-    with lock:
-        with _writing(path):
+    with held(path):
+        with writing(path, go_on=AGAIN):
             if again:
                 (path / "events.jsonl").unlink(missing_ok=True)
             write_atomically(path / "settings.json", json.dumps(_plain(settings, inputs), indent=1).encode())
@@ -185,17 +183,6 @@ def fill(
             tell(event)
         record.do(cells, tell)
     return record
-
-
-@contextlib.contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    """Context manager: errors of the file system become a LabError of one line."""
-    try:
-        yield
-    except OSError as error:
-        raise LabError(
-            f"cannot write {error.filename or path} ({error.strerror or error}): make room, or is it a folder that you may write to?"
-        ) from None
 
 
 def _plain(settings: Settings, inputs: Mapping[str, Any] | None) -> dict[str, Any]:

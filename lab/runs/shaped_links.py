@@ -11,7 +11,6 @@ To leave out what starting and the last evaluation send, take the `difference` o
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import shutil
@@ -25,6 +24,7 @@ from pathlib import Path
 from lab.costs.network import Bill, Network
 from lab.errors import LabError
 from lab.events import Evaluated, Event, Sent, Stepped
+from lab.files import locked
 from lab.recipes.recipe import Recipe
 from lab.runs import child
 from lab.runs.folder import RunFolder
@@ -76,16 +76,11 @@ def narrow(num: int, bits_per_second: float, apart: int = 0) -> Iterator[list[st
 @contextlib.contextmanager
 def _only_here() -> Iterator[None]:
     """Context manager: nobody else makes namespaces of these names, or removes them, as they are the machine's."""
-    path = os.path.join(tempfile.gettempdir(), f"{PREFIX}namespaces-{os.getuid()}.lock")
-    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
-    try:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise OSError("another run has the network namespaces: wait for its end") from None
+    lock = locked(Path(tempfile.gettempdir()) / f"{PREFIX}namespaces-{os.getuid()}.lock")
+    if lock is None:
+        raise OSError("another run has the network namespaces: wait for its end")
+    with lock:
         yield
-    finally:
-        os.close(file)
 
 
 def _narrow(num: int, bits_per_second: float, apart: int) -> Iterator[list[str]]:
