@@ -1003,17 +1003,17 @@ def list_(kind: str | None, runs: str, as_json: bool) -> None:
     from lab.errors import plain
     from lab.runs.index import summaries
 
-    there = summaries(runs)
     if as_json:
-        return click.echo(json.dumps([asdict(run) for run in there], indent=1))
+        return click.echo(json.dumps([asdict(run) for run in summaries(runs)], indent=1))
+    if kind not in (None, "runs"):
+        return _list(str(kind), _named(str(kind)))
+    there = summaries(runs)
     for each in KINDS[:-1] if kind is None else ():
         found = _named(each)
         if each == "methods":
             _list(each, found)
         else:
             _row(f"{each:<13}", ", ".join(f"{name} ({words})" if each == "networks" else name for name, words in found))
-    if kind not in (None, "runs"):
-        return _list(str(kind), _named(str(kind)))
     _row(f"runs in {plain(runs)}/", "" if there else ": none yet")
     for run in there:
         _row(f"  {plain(run.run):<32} ", plain(_in_short(run), 400))

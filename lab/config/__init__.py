@@ -210,17 +210,25 @@ def given(cls: type[T], options: Iterable[str]) -> T:
     """
     raw: dict[str, Any] = {}
     for option in options:
-        key, equals, text = option.partition("=")
-        if not equals or not key:
-            raise RecipeError(f"-o {shown(option, 200)}: write key=value, for example -o seed=1")
-        *parents, last = key.split(".")
+        (*parents, last), value = parsed_option(option, "-o seed=1")
         at = raw
         for parent in parents:
             at = at.setdefault(parent, {})
             if not isinstance(at, dict):
                 raise RecipeError(f"-o {shown(option, 200)}: {parent} has a value already, and no field {last}")
-        at[last] = parse_value(text)
+        at[last] = value
     return checked(cls, raw)
+
+
+def parsed_option(option: str, example: str) -> tuple[list[str], Any]:
+    """Of ``method.sync_every.params=64`` the parts of the key, and the value. Raises RecipeError, one line with the ``example``."""
+    key, equals, text = option.partition("=")
+    if not equals or not key:
+        raise RecipeError(f"-o {shown(option, 200)}: write key=value, for example {example}")
+    try:
+        return key.split("."), parse_value(text)
+    except RecipeError as error:
+        raise RecipeError(f"-o {shown(option, 200)}: {error}") from None
 
 
 NUMBERED = '{"3": 2}'

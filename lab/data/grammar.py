@@ -30,6 +30,13 @@ DOCUMENT = 8192  # symbols in a document, about
 HELD_OUT_EVERY = 20  # one document in this many is for validation
 
 
+def check_ranges(corpus: str, *options: tuple[str, float, float, float]) -> None:
+    """Raises RecipeError for the first option (name, value, least, greatest) of a generated corpus that is out of its range."""
+    for name, value, low, high in options:
+        if not low <= value <= high:
+            raise RecipeError(f"{corpus}: {name}={value} is out of range: use a value from {low} to {high}")
+
+
 @dataclass(frozen=True)
 class Grammar:
     """Options of the ``grammar`` corpus; ``tokens`` counts the symbols of all dialects, both splits together.
@@ -48,7 +55,8 @@ class Grammar:
 
     def __post_init__(self) -> None:
         """Raises RecipeError for a value out of range."""
-        for name, value, low, high in (
+        check_ranges(
+            "grammar",
             ("dialects", self.dialects, 1, 64),
             ("order", self.order, 1, 8),
             ("symbols", self.symbols, 2, len(ALPHABET)),
@@ -56,9 +64,7 @@ class Grammar:
             ("families", self.families, 0, self.dialects),
             ("kinship", self.kinship, 0, 1),
             ("tokens", self.tokens, self.dialects * HELD_OUT_EVERY * 64, 2_000_000_000),
-        ):
-            if not low <= value <= high:
-                raise RecipeError(f"grammar: {name}={value} is out of range: use a value from {low} to {high}")
+        )
         if self.symbols ** (self.order + 1) > 2**22:
             raise RecipeError(
                 f"grammar: order={self.order} with symbols={self.symbols} needs a table of symbols^(order+1) > 2^22 "

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lab.data.grammar import ALPHABET, entropy_rate, sample
+from lab.data.grammar import ALPHABET, check_ranges, entropy_rate, sample
 from lab.errors import RecipeError
 from lab.seeds import numpy_generator
 
@@ -54,15 +54,14 @@ class Mixture:
 
     def __post_init__(self) -> None:
         """Raises RecipeError for a value out of range."""
-        for name, value, low, high in (
+        check_ranges(
+            "mixture",
             *((name, num, 0, MOST) for name, num in zip(NAMES, self.sizes, strict=True)),
             ("likeness", self.likeness, 0, 1),
             ("symbols", self.symbols, 2, len(ALPHABET)),
             ("length", self.length, 4, 65_536),
             ("held_out", self.held_out, 2, MOST),
-        ):
-            if not low <= value <= high:
-                raise RecipeError(f"mixture: {name}={value} is out of range: use a value from {low} to {high}")
+        )
         if not sum(self.sizes):
             raise RecipeError("mixture: no domain has any sequences: give one of target, related, noise, unrelated")
 

@@ -15,7 +15,7 @@ from pydantic import BeforeValidator, Field, SkipValidation
 from pydantic_core import to_jsonable_python
 from torch import nn
 
-from lab.config import Count, checked, config, parse_value, references, unique_keys
+from lab.config import Count, checked, config, parsed_option, references, unique_keys
 from lab.config.references import Call
 from lab.data.splits import parse_split
 from lab.data.tasks.registry import TASKS, find_task
@@ -513,16 +513,7 @@ def _name(path: str) -> str:
 
 def _apply(raw: dict[str, Any], override: str) -> None:
     """``method.sync_every.params=64``."""
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise RecipeError(
-            f"-o {shown(override, 200)}: write key=value, for example -o steps=500 or -o method.sync_every.params=64"
-        )
-    try:
-        value = parse_value(text)
-    except RecipeError as error:
-        raise RecipeError(f"-o {shown(override, 200)}: {error}") from None
-    *parents, last = key.split(".")
+    (*parents, last), value = parsed_option(override, "-o steps=500 or -o method.sync_every.params=64")
     at = raw
     for parent in parents:
         inner = at.setdefault(parent, {})
