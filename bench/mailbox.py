@@ -1,6 +1,6 @@
 """Seconds of DES-LOC through a mailbox against gloo, on links of 100 Mbit/s: a ratio within one run, in turns.
 
-python -m bench mailbox, as root on Linux with ``ip`` and ``tc``; needs ``pip install 'moto[server]' s3fs``. Two sites of one worker each; gloo connects
+python -m bench mailbox, as root on Linux with ``ip`` and ``tc``; needs an S3 server (`lab.runs.remote_sites`). Two sites of one worker each; gloo connects
 them, and a mailbox is an S3 server in a third namespace (`bench.bucket`), whose own link has 10 Gbit/s, as a bucket's has. Params are averaged
 every 32 steps, moments every 96 and 192 (`des_loc`), and seconds are those of the steps by the first site's clock, without the first
 32, in which all warm up: local steps, averages and waits; not the start, the evaluation at the end and no checkpoints.
@@ -8,13 +8,12 @@ every 32 steps, moments every 96 and 192 (`des_loc`), and seconds are those of t
 
 from __future__ import annotations
 
-import importlib.util
-
 from bench.bucket import NUM, through_bucket
 from bench.common import ratio, take_turns
 from lab.events import Stepped
 from lab.recipes.recipe import Recipe
-from lab.runs.shaped_links import measure, why_not
+from lab.runs.remote_sites import why_no_bucket
+from lab.runs.shaped_links import measure
 
 RATE, WARM_UP, STEPS, ROUNDS = 100e6, 32, 224, 5
 SIZES = {"micro": ["model=micro", "context=128", "batch_size=8"], "nano": ["model=nano", "context=64", "batch_size=8"]}
@@ -37,8 +36,7 @@ def by_mailbox(recipe: Recipe) -> float:
 
 
 def main() -> None:
-    missing = [name for name in ("moto", "s3fs") if importlib.util.find_spec(name) is None]
-    problem = f"{' and '.join(missing)} is not installed" if missing else why_not()
+    problem = why_no_bucket()
     if problem:
         print(f"mailbox: not here ({problem})")
         return

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lab.errors import LabError, RecipeError
-from lab.models.files import in_one_line
+from lab.errors import RecipeError
+from lab.models.sentences import sentence_model
 
 HASHED = "ngrams"
 SENTENCES = "sentences:"
@@ -47,27 +47,17 @@ class Sentences:
 
     @property
     def width(self) -> int:
-        """Raises LabError where the package or the model is not there."""
-        return int(_sentence_model(self.name).get_sentence_embedding_dimension())
+        """Raises RecipeError where the package or the model is not there."""
+        return int(self._model.get_sentence_embedding_dimension())
 
     def encode(self, texts: Sequence[str]) -> Tensor:
-        """See `lab.agents.agent.Encoder`. Raises LabError where the package or the model is not there."""
-        vectors = _sentence_model(self.name).encode(list(texts), convert_to_numpy=True, show_progress_bar=False)
+        """See `lab.agents.agent.Encoder`. Raises RecipeError where the package or the model is not there."""
+        vectors = self._model.encode(list(texts), convert_to_numpy=True, show_progress_bar=False)
         return torch.from_numpy(np.asarray(vectors, dtype=np.float32))
 
-
-@cache
-def _sentence_model(name: str) -> Any:
-    try:
-        import sentence_transformers
-    except ImportError:
-        raise LabError(
-            f"encoder {SENTENCES}{name} needs a package that is not installed: pip install sentence-transformers, or use encoder={HASHED}"
-        ) from None
-    try:
-        return sentence_transformers.SentenceTransformer(name, device="cpu")
-    except Exception as error:  # the hub's, the file's, the model's: they have no class in common
-        raise LabError(f"encoder {SENTENCES}{name} cannot be loaded: {in_one_line(error)}") from None
+    @property
+    def _model(self) -> Any:
+        return sentence_model(self.name, f"{SENTENCES}{self.name}", f"encoder={HASHED}")
 
 
 def encoder(name: str) -> NGrams | Sentences:

@@ -102,12 +102,17 @@ def _narrow(num: int, bits_per_second: float, apart: int) -> Iterator[list[str]]
             for where, device in ((name, "wan0"), (hub, f"port{p}")):
                 # No packet may be larger than the bucket, or tbf drops it: large segments are cut before they are counted.
                 _run("ip", "netns", "exec", where, "ip", "link", "set", device, "gso_max_segs", "1")
-                rate, burst = f"{bits_per_second:.0f}bit", f"{max(16_000, int(bits_per_second / 8 / 250))}"
-                shape = ("root", "tbf", "rate", rate, "burst", burst, "latency", "200ms")
-                _run("tc", "-n", where, "qdisc", "add", "dev", device, *shape)
+                limit(where, device, bits_per_second)
         yield names
     finally:
         remove_all()
+
+
+def limit(where: str, device: str, bits_per_second: float, change: str = "add") -> None:
+    """What leaves a namespace by a device goes at this rate; ``change`` to ``replace`` another one."""
+    rate, burst = f"{bits_per_second:.0f}bit", f"{max(16_000, int(bits_per_second / 8 / 250))}"
+    shape = ("root", "tbf", "rate", rate, "burst", burst, "latency", "200ms")
+    _run("tc", "-n", where, "qdisc", change, "dev", device, *shape)
 
 
 def sent(name: str) -> tuple[int, int]:

@@ -5,7 +5,6 @@ Legend: n answers, D numbers of an embedding, k tokens of an answer, V vocabular
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from lab.data.tasks.scores import generate
 from lab.errors import RecipeError
+from lab.models.sentences import sentence_model
 
 Embed = Callable[[Sequence[str]], np.ndarray]  # texts → rows of length one, [n, D]
 HASHED = "hashed"
@@ -89,16 +89,7 @@ def embedder(name: str = HASHED) -> Embed:
 
 
 def _of_sentence_transformers(name: str) -> Embed:
-    try:
-        model = importlib.import_module("sentence_transformers").SentenceTransformer(name)
-    except ImportError:
-        raise RecipeError(
-            f"embeddings by {name!r} need sentence-transformers: pip install sentence-transformers, or use {HASHED}, which fetches nothing"
-        ) from None
-    except Exception as error:  # of the network, of files, of the library
-        raise RecipeError(
-            f"cannot load {name!r} ({' '.join(str(error).split())[:200]}): use another, or {HASHED}"
-        ) from error
+    model = sentence_model(name, name, f"{HASHED}, which fetches nothing")
 
     def embed(texts: Sequence[str]) -> np.ndarray:
         rows: np.ndarray = model.encode(list(texts), normalize_embeddings=True, show_progress_bar=False)
