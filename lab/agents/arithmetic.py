@@ -12,23 +12,20 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from lab.agents.agent import Answer, Call, Setting
 from lab.agents.encoders import encoder
 from lab.agents.questions import of_task
 from lab.config import Count, Positive, config
-from lab.data.cache import cache_folder
 from lab.data.tasks import arithmetic, scores
 from lab.data.tasks.data import Encoder
 from lab.data.tasks.examples import Example
 from lab.data.tokenizer import load_tokenizer
-from lab.errors import RecipeError
-from lab.files import damage, write_with_digest
 from lab.models.shape import Shape
 from lab.recipes.recipe import Recipe
-from lab.runs.trainer import Trainer
+from lab.runs.trainer import trained_once
 from lab.seeds.permutations import uniforms
 from lab.seeds.surroundings import isolated
 
@@ -82,17 +79,7 @@ class Arithmetic:
 
 def trained(recipe: Recipe, cache: Path | None = None) -> nn.Module:
     """The agreed model of a recipe, from the cache, or trained now. Raises RecipeError where the cache cannot be written."""
-    file = (cache or cache_folder("models")) / f"agents-{recipe.id}.safetensors"
-    if not file.exists() or damage(file):
-        trainer = Trainer(recipe)
-        for _ in trainer.events():
-            pass
-        values = {name: p.detach().clone() for name, p in trainer.setup.fleet.modules[0].named_parameters()}
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            write_with_digest(file, save(values))
-        except OSError as error:
-            raise RecipeError(f"the cache cannot be written ({error}): ISTHMUS_CACHE names another folder") from None
+    file = trained_once(recipe, "agents", "a model that adds, once", cache, progress=False)
     module = recipe.model.module(Shape(load_tokenizer("bytes").vocab_size, CONTEXT), recipe.seed)
     module.load_state_dict(load_file(file), strict=True)
     return module.eval()

@@ -470,16 +470,35 @@ def pretrained(
         for an argument that is not allowed, and for a cache that cannot be written.
     """
     recipe = base_recipe(size, steps, context, batch_size, corpus, tokenizer, seed)
-    steps, root = recipe.steps, Path(cache) if cache is not None else cache_folder("models")
-    file = root / f"{size}-{recipe.id}.safetensors"
+    return trained_once(recipe, size, f"pre-training {size}, once", cache, progress)
+
+
+def trained_once(recipe: Recipe, prefix: str, doing: str, cache: Path | None = None, progress: bool = True) -> Path:
+    """The file ``prefix-id.safetensors`` of the agreed model of a recipe, trained now where the cache does not have it whole.
+
+    Parameters
+    ----------
+    doing
+        what a line of progress on stderr says.
+    cache
+        a folder instead of the user's own.
+
+    Raises
+    ------
+    RecipeError
+        for a cache that cannot be written.
+    """
+    root = Path(cache) if cache is not None else cache_folder("models")
+    file = root / f"{prefix}-{recipe.id}.safetensors"
     if file.exists() and not damage(file):
         return file
     started = time.perf_counter()
     trainer = Trainer(recipe, progress=progress)
     loss = float("nan")
     wait = 0.5 if sys.stderr.isatty() else 20.0  # seconds between two words on how far it is
-    name = f"pre-training {size}, once"
-    with tqdm(desc=name, total=steps, unit=" steps", disable=not progress, mininterval=wait, maxinterval=wait) as bar:
+    with tqdm(
+        desc=doing, total=recipe.steps, unit=" steps", disable=not progress, mininterval=wait, maxinterval=wait
+    ) as bar:
         for event in trainer.events():
             if isinstance(event, Stepped):
                 bar.set_postfix_str(f"{event.loss:.2f} nats per token", refresh=False)
