@@ -25,13 +25,15 @@ def init_outer(s: State, outer: Optimizer) -> None:
 @torch.no_grad()
 def outer_step_(s: State, comm: Communicator, weights_W: Sequence[float] | None = None) -> None:
     """Average the pseudo-gradients, step the outer optimizer, and let every worker that is up continue from the result."""
-    if not any(s.fleet.up):
-        return
-    # E[local − shared] = −Δ
-    moved = comm.mean(s.local["params"], "params", minus=s.shared["params"], weights_W=weights_W)
-    optimizer = s.optimizers["outer"]
-    descend_(optimizer, moved, s.fleet.up)
-    s.shared.update(states(optimizer, s.shared["params"]))
+    if any(s.fleet.up):  # E[local − shared] = −Δ
+        follow_(s, comm.mean(s.local["params"], "params", minus=s.shared["params"], weights_W=weights_W))
+
+
+@torch.no_grad()
+def follow_(s: State, moved: Stack) -> None:
+    """Step the outer optimizer along what is agreed of E[local − shared], which is used up; all who are up go on from the result."""
+    descend_(s.optimizers["outer"], moved, s.fleet.up)
+    s.shared.update(states(s.optimizers["outer"], s.shared["params"]))
     s.local["params"].copy_(s.shared["params"], s.fleet.up)
 
 

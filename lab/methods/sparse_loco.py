@@ -11,7 +11,7 @@ from torch import Tensor
 from lab.config import Count, Fraction, Period, Positive, config
 from lab.engine.comm import Communicator
 from lab.engine.optim import AdamW, Optimizer
-from lab.engine.outer import descend_, init_outer
+from lab.engine.outer import follow_, init_outer
 from lab.engine.stack import Stack, clip_, frozen
 from lab.engine.state import Grad, State, numeric
 from lab.methods.registry import method
@@ -81,8 +81,7 @@ class SparseLoCo:
             with frozen([owed], s.fleet.up):
                 self._wish_(owed, s.local["params"], shared, wishes, tilings, codec)
             self._write_(moved, comm.mean(wishes, "params", codec=codec), tilings)
-        descend_(s.optimizers["outer"], moved, s.fleet.up)
-        s.local["params"].copy_(shared, s.fleet.up)
+        follow_(s, moved)
 
     def _codec(self, tile: int) -> StrongestOf:
         return StrongestOf(tile, max(1, min(tile, round(tile * self.topk / self.chunk**2))), self.bits)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from lab.engine.optim import Optimizer
+from lab.engine.optim import Nesterov, Optimizer
 from lab.methods.diloco import DiLoCo
 from lab.methods.sparse_loco import SparseLoCo, StrongestOf, packed, unpacked
 from tests.support.bench import F64, Bench, close, drawn
@@ -61,6 +61,15 @@ def test_rounds_by_hand(bits: int, over: str) -> None:
         for w in range(2):
             assert bench.of(w).tolist() == pytest.approx(x, rel=1e-12), first
             assert bench.of(w, "residual").tolist() == pytest.approx(owed[w], rel=1e-12, abs=1e-15), first
+
+
+def test_outer_momentum_is_agreed_as_diloco_has_it() -> None:
+    """So it is among what a worker is sent that was away, and counted."""
+    mine = Bench(SparseLoCo(3, SGD, Nesterov(), decay=0.0, topk=16, chunk=4, bits=32)).run(9)
+    theirs = Bench(DiLoCo(3, SGD, Nesterov())).run(9)
+    assert close(mine.of(0), theirs.of(0))
+    assert mine.state.shared.keys() == theirs.state.shared.keys()
+    assert close(mine.shared("momentum_buffer"), theirs.shared("momentum_buffer"))
 
 
 @pytest.mark.parametrize("over", ["senders", "all"])
