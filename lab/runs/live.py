@@ -698,6 +698,8 @@ class Pump:
             self._feeds += [_Feed(run, view) for view in views if not any(view is other for other in here)]
             if run not in self._runs:
                 self._runs.append(run)
+            if run.over.done():  # who waits from now on waits for these views too
+                run.over = concurrent.futures.Future()
             if self._thread is None:
                 self._thread = threading.Thread(target=self._loop, name="pump", daemon=True)
                 self._thread.start()
@@ -735,9 +737,9 @@ class Pump:
             self._feeds = [f for f in self._feeds if f not in dropped and (f.run not in over or f not in feeds)]
             fed = {id(f.run) for f in self._feeds}
             self._runs = [run for run in self._runs if run not in over or id(run) in fed]
-        for run in over:
-            if id(run) not in fed and not run.over.done():
-                run.over.set_result(None)
+            for run in over:
+                if id(run) not in fed and not run.over.done():
+                    run.over.set_result(None)
 
     def _give(self, feed: _Feed) -> bool:
         batch = feed.run.events[feed.seen :]

@@ -202,6 +202,13 @@ def test_the_pump_hands_over_batches() -> None:
     assert not pump._feeds
     assert not pump._runs
 
+    late = Seen()  # a cell that makes its views after a short run has ended
+    pump.feed(run, [late])
+    assert not run.over.done()
+    pump.deliver_and_rest()
+    assert run.over.done()
+    assert late.events == run.events
+
 
 def test_columns_stay_until_asked_again() -> None:
     run = start(recipe(), keep=False, paused=True)
