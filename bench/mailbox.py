@@ -23,6 +23,9 @@ COMMON = [
     "eval_every=0",
     "checkpoint_every=0",
     f"num_workers={NUM}",
+    "method.sync_every.params=32",
+    "method.sync_every.exp_avg=96",
+    "method.sync_every.exp_avg_sq=192",
 ]
 
 

@@ -20,7 +20,9 @@ a reduce to a server; without a server it is summed on the way, (n−1) · S.
 
 A mailbox is a place that all reach, a shared folder or a bucket (`lab.processes.mailbox`): what one says to all is put there once and
 read n − 1 times, whether it could be summed or not. A broadcast is one upload and n downloads, a gather (and a reduce to a server)
-n of each. The place has as much room for all as they want, unless B_s is given; then n · S / B_s and n (n−1) · S / B_s are lower bounds.
+n of each. What is long goes in pieces, and the next is put while others read the one before: where a link carries both directions at
+once, seconds lie between those given here, of one after the other, and the longer of the two. The place has as much room for all as
+they want, unless B_s is given; then n · S / B_s and n (n−1) · S / B_s are lower bounds.
 
 A link has two directions: where those differ, B is in each phase that of the direction which is used. A ring, and whatever is passed on from one to
 the next, uses both at once, and waits for the slower; what goes to a server or a place waits for ``up``, what comes from there for ``down``.

@@ -66,8 +66,11 @@ class World(Protocol):
         first process, which alone has the sum then.
         """
 
-    def all_gather_json(self, value: Any) -> list[Any]:
-        """Return the JSON values of all processes that are there, in their order and the first one first, at every process."""
+    def all_gather_json(self, value: Any, about_bytes: int = 0) -> list[Any]:
+        """Return the JSON values of all processes that are there, in their order and the first one first, at every process.
+
+        ``about_bytes``: how long they may be, the same everywhere; what is longer takes a second exchange.
+        """
 
     def all_gather_by_worker(self, values: Mapping[int, Any]) -> dict[int, Any]:
         """Give JSON values of this process's workers; return those of all workers, at every process."""
@@ -120,7 +123,7 @@ class OneProcess:
     def reduce_(self, means: Sequence[Contribution], codec: Codec | None, to_server: bool = False) -> None:
         pass
 
-    def all_gather_json(self, value: Any) -> list[Any]:
+    def all_gather_json(self, value: Any, about_bytes: int = 0) -> list[Any]:
         return [value]
 
     def all_gather_by_worker(self, values: Mapping[int, Any]) -> dict[int, Any]:

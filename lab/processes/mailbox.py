@@ -3,6 +3,9 @@
 What a site says to several it puts there once, and each of them reads it: an all-reduce of S bytes among n sites is one upload of S
 and n − 1 downloads, and all add the parts in the order of the sites, so that all have the same bits (and two sites those of a ring).
 No socket is opened, and no store is shared: groups are made without a word.
+
+A long tensor goes in pieces (`pieces`), each a message of its own: the second is put while the first is read, so that both directions of a
+link are used at once, as a ring uses them.
 """
 
 from __future__ import annotations
@@ -19,6 +22,10 @@ from torch._C._distributed_c10d import HashStore, Work
 from lab.processes.post import Post
 
 NAME = "mailbox"
+PIECE_BYTES, MOST_PIECES = (
+    1 << 17,
+    16,
+)  # shorter ones would cost more in requests than they save, and each delays only the last
 
 
 class Mailbox(dist.ProcessGroup):
@@ -41,40 +48,47 @@ class Mailbox(dist.ProcessGroup):
         return NAME
 
     def send(self, tensors: list[Tensor], to: int, tag: int = 0) -> Work:
-        self.post.put(self.post.next(f"{self.post.index}to{self.members[to]}"), _data(tensors[0]), kind(tensors[0]))
+        (x,) = tensors
+        self._put_(self._names(f"{self.post.index}to{self.members[to]}", x), x)
+        self.post.put_all()
         return Then()
 
     def recv(self, tensors: list[Tensor], origin: int, tag: int = 0) -> Work:
-        sender = self.members[origin]
-        self._take_(self.post.next(f"{sender}to{self.post.index}"), {sender: tensors[0]})
+        sender, (x,) = self.members[origin], tensors
+        self._take_(self._names(f"{sender}to{self.post.index}", x), {sender: x})
         return Then()
 
     def broadcast(self, tensors: list[Tensor], opts: Any = None) -> Work:  # type: ignore[override]
-        name, (x,) = self.post.next(self.channel), tensors
+        (x,) = tensors
+        names = self._names(self.channel, x)
         if self.index == opts.rootRank:
-            self._put_(name, x)
+            self._put_(names, x)
+            self.post.put_all()
         else:
-            self._take_(name, {self.members[opts.rootRank]: x})
+            self._take_(names, {self.members[opts.rootRank]: x})
         return Then()
 
     def allgather(self, outputs: list[list[Tensor]], inputs: list[Tensor], opts: Any = None) -> Work:  # type: ignore[override]
-        name, (out,), (mine,) = self.post.next(self.channel), outputs, inputs
+        (out,), (mine,) = outputs, inputs
+        names = self._names(self.channel, mine)
         out[self.index].copy_(mine)
-        self._put_(name, out[self.index])
-        self._take_(name, {p: x for p, x in zip(self.members, out, strict=True) if p != self.post.index})
+        self._put_(names, out[self.index])
+        self._take_(names, {p: x for p, x in zip(self.members, out, strict=True) if p != self.post.index})
+        self.post.put_all()
         return Then()
 
     def allreduce(self, tensors: list[Tensor], opts: Any = None) -> Work:  # type: ignore[override]
         if opts is not None and opts.reduceOp != dist.ReduceOp.SUM:
             raise RuntimeError("sites add; other reductions are not made")
-        name, (x,) = self.post.next(self.channel), tensors
-        self._put_(name, x)
-        self.post.unread.add(name)
+        (x,) = tensors
+        names = self._names(self.channel, x)
+        self._put_(names, x)
+        self.post.unread.update(names)
 
         def add_() -> None:
             parts = {p: x if p == self.post.index else torch.empty_like(x) for p in self.members}
-            self._take_(name, {p: part for p, part in parts.items() if p != self.post.index})
-            self.post.unread.discard(name)
+            self._take_(names, {p: part for p, part in parts.items() if p != self.post.index})
+            self.post.put_all()
             total, *rest = (parts[p] for p in sorted(parts))
             total = total.clone()
             for part in rest:
@@ -87,19 +101,40 @@ class Mailbox(dist.ProcessGroup):
         word = torch.zeros(1, dtype=torch.uint8)
         return self.allgather([[torch.empty_like(word) for _ in self.members]], [word])
 
-    def _put_(self, name: str, x: Tensor) -> None:
-        """Send a tensor. What this site said under this name before it was lost counts, and is in ``x`` then."""
-        data = _data(x)
-        said = self.post.put(name, data, kind(x))
-        if said is not data:
-            _fill_(x, said)
-        check_finite(self.post, name, self.post.index, x)
+    def _names(self, channel: str, x: Tensor) -> list[str]:
+        """Those of the messages that a tensor goes in."""
+        return [self.post.next(channel) for _ in pieces(x.nbytes)]
 
-    def _take_(self, name: str, into: Mapping[int, Tensor]) -> None:
-        of = next((kind(x) for x in into.values()), None)
-        for p, data in self.post.take(name, {p: x.nbytes for p, x in into.items()}, of).items():
-            _fill_(into[p], data)
-            check_finite(self.post, name, p, into[p])
+    def _put_(self, names: Sequence[str], x: Tensor) -> None:
+        """Begin to send a tensor. What this site said under these names before it was lost counts, and is in ``x`` then."""
+        data = memoryview(_data(x))
+        for name, piece in zip(names, pieces(x.nbytes), strict=True):
+            mine = bytes(data[piece])
+            said = self.post.begin_to_put(name, mine, kind(x))
+            if said is not mine:
+                _fill_(x, piece, said)
+        check_finite(self.post, names[-1], self.post.index, x)
+
+    def _take_(self, names: Sequence[str], into: Mapping[int, Tensor]) -> None:
+        """Receive a tensor from each of some sites."""
+        post, began = self.post, self.post.clock()
+        post.unread.update(names)
+        for x in (*into.values(),)[:1]:
+            of, sizes = kind(x), pieces(x.nbytes)
+            for name, piece in zip(names, sizes, strict=True):
+                for p, data in post.take(name, dict.fromkeys(into, piece.stop - piece.start), of, began).items():
+                    _fill_(into[p], piece, data)
+                post.unread.discard(name)
+        for p, x in into.items():
+            check_finite(post, names[-1], p, x)
+        post.unread.difference_update(names)
+
+
+def pieces(num_bytes: int) -> list[slice]:
+    """Which bytes of a tensor go in which message: at most ``MOST_PIECES``, none shorter than ``PIECE_BYTES`` but the last of them."""
+    num = max(1, min(MOST_PIECES, num_bytes // PIECE_BYTES))
+    size = -(-num_bytes // num)
+    return [slice(at, min(at + size, num_bytes)) for at in range(0, max(num_bytes, 1), max(size, 1))]
 
 
 def kind(x: Tensor) -> str:
@@ -134,9 +169,9 @@ def _data(x: Tensor) -> bytes:
     return x.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
 
 
-def _fill_(x: Tensor, data: bytes) -> None:
+def _fill_(x: Tensor, piece: slice, data: bytes) -> None:
     if data:
-        x.detach().view(-1).view(torch.uint8).copy_(torch.frombuffer(bytearray(data), dtype=torch.uint8))
+        x.detach().view(-1).view(torch.uint8)[piece].copy_(torch.frombuffer(bytearray(data), dtype=torch.uint8))
 
 
 def begin(post: Post) -> None:

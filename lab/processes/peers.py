@@ -317,21 +317,22 @@ class ManyProcesses:
                     x[k] = mine
         return Stack(replace(stack.layout, blocks=blocks, mine=None), out) if self.first else stack
 
-    def all_gather_json(self, value: Any) -> list[Any]:
+    def all_gather_json(self, value: Any, about_bytes: int = 0) -> list[Any]:
         if self.alone:
             return [value] * self.num
         data = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
-        slot = torch.zeros(SLOT_BYTES, dtype=torch.uint8)
+        slot_bytes = max(SLOT_BYTES, 8 + about_bytes)
+        slot = torch.zeros(slot_bytes, dtype=torch.uint8)
         slot[:8] = _bytes(torch.tensor([len(data)]))
-        slot[8 : 8 + len(data)] = data[: SLOT_BYTES - 8]
+        slot[8 : 8 + len(data)] = data[: slot_bytes - 8]
         here = tuple(self.here)
         with listening(self.timeout_seconds):
             group, mine = self._group(here), here.index(self.index)
-            slots = self._all_gather(slot, [SLOT_BYTES] * len(here), here, group)
+            slots = self._all_gather(slot, [slot_bytes] * len(here), here, group)
             sizes = [int(s[:8].view(torch.int64)) for s in slots]
             if len(data) != sizes[mine]:  # a site that is back said something else before, which counts
                 data = data.new_zeros(sizes[mine])
-            if max(sizes) > SLOT_BYTES - 8:
+            if max(sizes) > slot_bytes - 8:
                 slots = self._all_gather(data, sizes, here, group)
             else:
                 slots = [s[8 : 8 + size] for s, size in zip(slots, sizes, strict=True)]

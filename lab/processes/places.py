@@ -26,6 +26,7 @@ class Place(Protocol):
 
     first_seconds: float  # between the first two looks for a file that is not there yet
     most_seconds: float  # between any two
+    both_ways: bool  # whether one thread may put while another reads
 
     def put(self, name: str, data: bytes, lasting: bool = False) -> None:
         """Write a file, in the place of one that may be there. ``lasting``: return when it will survive the machine.
@@ -46,7 +47,7 @@ class Place(Protocol):
 class Folder:
     """A folder, perhaps on a network mount."""
 
-    first_seconds, most_seconds = 0.001, 0.1
+    first_seconds, most_seconds, both_ways = 0.001, 0.1, True
 
     def __init__(self, path: Path):
         self.path = path
@@ -95,13 +96,14 @@ class Folder:
 class Store:
     """What `fsspec` opens by a URL."""
 
-    first_seconds, most_seconds = 0.05, 2.0
+    first_seconds, most_seconds = 0.01, 2.0
 
     def __init__(self, fs: Any, root: str, url: str):
         self.fs, self.root = fs, root.rstrip("/")
         self.url = re.sub(r"//[^/@]*@", "//", url)  # without a password
         protocols = {fs.protocol} if isinstance(fs.protocol, str) else {*fs.protocol}
         self.renames = not protocols & WHOLE_BY_THEMSELVES
+        self.both_ways = bool(getattr(fs, "async_impl", False))  # then it has a thread and connections of its own
 
     def __str__(self) -> str:
         return self.url

@@ -11,6 +11,8 @@
 All sites make the same calls in the same order, so who sends what under which name follows from the program. A site that was lost
 begins again: it says what it has said under the same names, and reads what it missed. So a message stays until all who read it have
 kept themselves (`Post.keep`) after that; whoever sent it removes it then. Where nobody keeps itself, it stays until all have read it.
+
+What is long is sent in several messages, one after the other (`Post.begin_to_put`): others read the first while the next go up.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from lab.errors import Damaged, LabError, RecipeError, plain
@@ -32,6 +35,7 @@ from lab.processes.places import Place
 T = TypeVar("T")
 MOST_TRIES = 6  # of a place that fails, before that is an error
 ABOUT_SECONDS = (1.0, 20.0)  # after so long, and then every so long, who waits looks whether that makes sense
+LONGER = 1.2  # each wait between two looks is so much longer than the one before: what comes late is seen at most so much later
 EVERY = 16  # messages after which a site says how far it has read, where none keeps itself
 READ, READ_BYTES = "read", 1 << 22
 KEPT = "step-"
@@ -84,6 +88,9 @@ class Post:
         self.removed: dict[str, int] = {}  # up to which number this site has removed what it said, by channel
         self.members: dict[str, Sequence[int]] = {}  # of channels whose names do not tell
         self.moved_bytes = [0, 0]  # of content, that went up and came down
+        self.on_the_way: list[Future[None]] = []  # messages that a thread puts, in order
+        self.mover = ThreadPoolExecutor(1, "post") if place.both_ways else None
+        self.told = 0  # messages there had been when this site last said how far it has read
         self.refused: dict[str, tuple[str, int]] = {}  # why, and how often
         there = self._try(lambda: place.names(self._folder(index)))
         self.there = {name.rpartition("/")[2] for name in there}  # what this site has put, also before it was lost
@@ -138,6 +145,12 @@ class Post:
 
     def put(self, name: str, data: bytes, of: str | None = None) -> bytes:
         """Send a message (``of``: with which numbers); returns what the others will read: what this site said under that name before."""
+        said = self.begin_to_put(name, data, of)
+        self.put_all()
+        return said
+
+    def begin_to_put(self, name: str, data: bytes, of: str | None = None) -> bytes:
+        """As `put`, but it may still be on the way (`put_all`) when this returns."""
         if name in self.said_before:
             before = self._read(self.index, name, len(data))
             if before is not None:
@@ -151,17 +164,29 @@ class Post:
                         f"site {self.index} would now say something else than before it was lost ({name}): that counts"
                     )
                 return before
-        self._put(name, data, of=of)
         self.moved_bytes[0] += len(data)
+        if self.mover is None:
+            self._put(name, data, of=of)
+        else:
+            self.on_the_way.append(self.mover.submit(self._put, name, data, of=of))
         return data
+
+    def put_all(self) -> None:
+        """Wait until all that this site has said is there. Raises RuntimeError where the place fails."""
+        while self.on_the_way:
+            self.on_the_way.pop(0).result()
 
     def _put(self, name: str, data: bytes, lasting: bool = False, of: str | None = None) -> None:
         closed = self.seal.close(self.index, name, data, of)
         self._try(lambda: self.place.put(f"{self._folder(self.index)}/{name}", closed, lasting))
         self.there.add(name)
 
-    def take(self, name: str, num_bytes: Mapping[int, int | None], of: str | None = None) -> dict[int, bytes]:
+    def take(
+        self, name: str, num_bytes: Mapping[int, int | None], of: str | None = None, began: float | None = None
+    ) -> dict[int, bytes]:
         """The messages of this name from some sites, with the bytes that each must have (None: any), and the numbers.
+
+        ``began``: since when this site waits for what they are a part of.
 
         Raises
         ------
@@ -171,7 +196,7 @@ class Post:
             if one has not come within the timeout: from whom; or if it cannot come any more.
         """
         found: dict[int, bytes] = {}
-        for waited in self.looks(name, lambda: [p for p in num_bytes if p not in found]):
+        for waited in self.looks(name, lambda: [p for p in num_bytes if p not in found], began):
             for sender in [p for p in num_bytes if p not in found]:
                 data = self._read(sender, name, num_bytes[sender], of, sent=True)
                 if data is not None:
@@ -179,14 +204,16 @@ class Post:
                     self.moved_bytes[1] += len(data)
             if self.deadline is not None and len(found) < len(num_bytes):
                 self.deadline.look([p for p in num_bytes if p not in found], waited)
-        if not self.keeps and sum(self.counts.values()) % EVERY == 0:
+        if not self.keeps and sum(self.counts.values()) >= self.told + EVERY:
             self._tell()
         return {p: found[p] for p in num_bytes}
 
-    def looks(self, name: str, missing: Callable[[], Sequence[int]]) -> Iterator[float]:
-        """Yield, with the seconds until then, for each look, less and less often, until nothing is missing. Raises RuntimeError when that makes no sense any more."""
-        began, wait, about, said = self.clock(), self.place.first_seconds, ABOUT_SECONDS[0], False
-        waited = 0.0
+    def looks(self, name: str, missing: Callable[[], Sequence[int]], began: float | None = None) -> Iterator[float]:
+        """Yield, with the seconds until then (from ``began`` on), for each look, less and less often, until nothing is missing. Raises RuntimeError when that makes no sense any more."""
+        now, wait, said = self.clock(), self.place.first_seconds, False
+        began = now if began is None else began
+        waited = now - began
+        about = waited + ABOUT_SECONDS[0]
         while True:
             yield waited
             if not missing():
@@ -201,7 +228,7 @@ class Post:
                     said = True
                     self.note(f"note: site {self.index} waits: {self._words(name, missing())}")
             time.sleep(min(wait, max(0.0, began + self.timeout_seconds - self.clock()) + 0.001))
-            wait = min(1.5 * wait, self.place.most_seconds)
+            wait = min(LONGER * wait, self.place.most_seconds)
 
     def say(self, word: str, data: bytes) -> None:
         """A word on who is there. What this site has said of it before holds."""
@@ -300,6 +327,7 @@ class Post:
 
     def keep(self, step: int, data: bytes) -> None:
         """Keep what this site needs to go on after ``step``, and from here in its messages. What nobody needs any more is removed."""
+        self.put_all()
         said = {"counts": self.counts, "mark": self.mark, "removed": self.removed}
         said |= {} if self.deadline is None else {"deadline": self.deadline.json()}
         line = json.dumps(said).encode() + b"\n"
@@ -364,6 +392,7 @@ class Post:
 
     def _tell(self, step: int = -1, ended: bool = False) -> None:
         """Say up to where this site will not read again, and remove what no site will."""
+        self.told = sum(self.counts.values())
         self._remove(self._needless())
         counts = dict(self.counts)
         for channel, _, number in (name.rpartition(".") for name in self.unread):
@@ -377,7 +406,7 @@ class Post:
         """Messages of this site that all who were to read them will not read again."""
         said = {p: self._said(p) for p in range(self.num) if p != self.index}
         found, first = list[str](), self.mark or {}
-        for name in self.there:
+        for name in tuple(self.there):  # to which a thread adds
             channel, _, number = name.rpartition(".")
             if not number.isdigit() or int(number) < first.get(channel, 0):
                 continue
@@ -410,6 +439,7 @@ class Post:
 
     def end(self) -> None:
         """This site has come to the end; the first one waits until all have, and then removes all that was said."""
+        self.put_all()
         self._tell(ended=True)
         if self.refused:
             self.note(

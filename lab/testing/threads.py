@@ -71,7 +71,7 @@ class InThreads(OneProcess):
             if rows and len(mean.partial_sum):
                 mean.partial_sum.copy_(sum(rows[1:], rows[0]))
 
-    def all_gather_json(self, value: Any) -> list[Any]:
+    def all_gather_json(self, value: Any, about_bytes: int = 0) -> list[Any]:
         return self.meeting.exchange(self.index, "gathers values", value)
 
     def all_gather_by_worker(self, values: Mapping[int, Any]) -> dict[int, Any]:

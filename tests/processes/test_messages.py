@@ -14,11 +14,11 @@ import torch
 
 from lab.errors import RecipeError
 from lab.processes.invitation import Invitation, secret
-from lab.processes.mailbox import Mailbox, check_finite
+from lab.processes.mailbox import Mailbox, check_finite, pieces
 from lab.processes.messages import Refused, Seal
 from lab.processes.places import Folder, Place, place
 from lab.processes.post import Post, SiteRefused, clear
-from tests.support.posts import RUN, SUM, posts, together
+from tests.support.posts import RUN, SUM, by, posts, together
 
 SECRET = b"a secret of sixteen letters"
 DATA = bytes(range(100))
@@ -361,3 +361,118 @@ def test_a_password_in_a_url_is_not_shown() -> None:
     with pytest.raises(RecipeError) as error:
         place("nowhere://user:password@host/box")
     assert "password" not in str(error.value)
+
+
+# --- in pieces -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("num_bytes", [0, 1, 7, 8, 9, 15, 16, 17, 100, 127, 128, 129, 1000])
+def test_pieces_are_all_of_a_tensor_and_neither_many_nor_small(num_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lab.processes.mailbox.PIECE_BYTES", 8)
+    data = bytes(k % 251 for k in range(num_bytes))
+    cut = [data[piece] for piece in pieces(num_bytes)]
+    assert b"".join(cut) == data
+    assert 1 <= len(cut) <= 16
+    assert all(len(piece) >= 8 for piece in cut[:-1])
+    assert len({len(piece) for piece in cut[:-1]}) <= 1
+
+
+def test_all_calls_are_the_same_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sums, gathers, broadcasts and what one sends to another, with sums begun together; each piece is a message, and all of them go."""
+    generator = torch.Generator().manual_seed(5)
+    given = torch.rand(3, 2, 3, 7, generator=generator, dtype=torch.float64)
+
+    def do(group: Mailbox, p: int) -> list[torch.Tensor]:
+        a, b, c, d = (
+            given[p, 0].clone(),
+            given[p, 1].clone(),
+            given[p, 0].clone(),
+            torch.zeros(3, 7, dtype=torch.float64),
+        )
+        works = [group.allreduce([a], SUM), group.allreduce([b], SUM)]
+        for work in reversed(works):
+            work.wait()
+        out = [torch.zeros(3, 7, dtype=torch.float64) for _ in range(3)]
+        group.allgather([out], [given[p, 1].clone()])
+        group.broadcast([c], by(1))
+        if p == 0:
+            group.send([given[0, 1].clone()], 2)
+        if p == 2:
+            group.recv([d], 0)
+        return [a, b, c, d, *out]
+
+    whole = together(posts(tmp_path / "whole", 3), do)
+    monkeypatch.setattr("lab.processes.mailbox.PIECE_BYTES", 16)
+    sites = posts(tmp_path / "pieces", 3)
+    for one, other in zip(whole, together(sites, do), strict=True):
+        assert all(torch.equal(x, y) for x, y in zip(one, other, strict=True))
+    assert torch.equal(whole[1][0], given[:, 0].sum(0))
+    assert sites[1].counts == {"all": 4 * 10}, "168 bytes go in ten messages"
+    assert not sites[0].unread
+
+
+def test_a_piece_can_be_read_while_the_next_is_on_its_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A place whose second put waits until the first was read: with one message after the other it would wait for ever."""
+    monkeypatch.setattr("lab.processes.mailbox.PIECE_BYTES", 8)
+    was_read = threading.Event()
+
+    class Slow(Folder):
+        def put(self, name: str, data: bytes, lasting: bool = False) -> None:
+            if name.endswith("/all.1"):
+                assert was_read.wait(5)
+            super().put(name, data, lasting)
+
+        def get(self, name: str, most_bytes: int | None = None) -> bytes | None:
+            found = super().get(name, most_bytes)
+            if found is not None and name.endswith("/all.0"):
+                was_read.set()
+            return found
+
+    def summed(group: Mailbox, p: int) -> float:
+        x = torch.full((2,), p + 1.0, dtype=torch.float64)
+        group.allreduce([x], SUM).wait()
+        return float(x[1])
+
+    assert together(posts(Slow(tmp_path), 2), summed) == [3.0, 3.0]
+
+
+def test_who_is_lost_between_two_pieces_says_the_first_as_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lab.processes.mailbox.PIECE_BYTES", 8)
+    before = posts(tmp_path, 2)[1]
+    before.put("all.0", torch.tensor([5.0], dtype=torch.float64).numpy().tobytes(), "float64[2]")
+    sites = posts(tmp_path, 2)
+
+    def summed(group: Mailbox, p: int) -> list[float]:
+        x = torch.tensor([1.0, 2.0], dtype=torch.float64) * (p + 1)
+        group.allreduce([x], SUM).wait()
+        return x.tolist()
+
+    assert together(sites, summed) == [[6.0, 6.0]] * 2, "what others may have read counts"
+    assert sites[1].moved_bytes[0] == 8
+
+
+def test_what_is_amiss_in_a_piece_is_refused_by_the_name_of_its_tensor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another length whose first piece is as long, and a number in the last piece that is none."""
+    monkeypatch.setattr("lab.processes.mailbox.PIECE_BYTES", 8)
+    longer = [torch.ones(3, dtype=torch.float64), torch.ones(4, dtype=torch.float64)]
+    (one, _) = together(posts(tmp_path / "a", 2), lambda group, p: summed(group, longer[p].clone()))
+    assert r"all.0: it has float64[4] and float64[3] was expected" in one
+    bad = [torch.ones(3).double(), torch.tensor([1.0, 2.0, torch.nan]).double()]
+    one, other = together(posts(tmp_path / "b", 2), lambda group, p: summed(group, bad[p].clone()))
+    assert "site 1 of 2 has sent what cannot be used" in one
+    assert one == other
+
+
+def test_a_thread_that_puts_says_what_went_wrong(tmp_path: Path) -> None:
+    class Full(Folder):
+        def put(self, name: str, data: bytes, lasting: bool = False) -> None:
+            raise OSError("no room")
+
+    site = posts(Full(tmp_path), 2)[0]
+    site.begin_to_put("all.0", DATA)
+    with pytest.raises(RuntimeError, match="fails: OSError: no room"):
+        site.put_all()

@@ -786,13 +786,13 @@ def test_what_the_first_process_refuses_is_an_error_at_all_of_them(cases: list[C
     class One:
         num, index, first, mine = 1, 0, True, (0, 1, 2)
 
-        def all_gather_json(self, value: Any) -> list[Any]:
+        def all_gather_json(self, value: Any, about_bytes: int = 0) -> list[Any]:
             return [json.loads(json.dumps(value))]
 
     class Other(One):
         first = False
 
-        def all_gather_json(self, value: Any) -> list[Any]:
+        def all_gather_json(self, value: Any, about_bytes: int = 0) -> list[Any]:
             assert value is None
             return [["it was refused", 2]]
 

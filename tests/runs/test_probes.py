@@ -158,7 +158,7 @@ def test_every_list_by_worker_is_joined_with_those_of_other_processes() -> None:
     class SecondOfTwo(OneProcess):
         num = 2
 
-        def all_gather_json(self, value: Any) -> list[Any]:
+        def all_gather_json(self, value: Any, about_bytes: int = 0) -> list[Any]:
             return [[0, [[0.5, None], [7.0, 8.0]]], value]
 
     mine: list[Any] = [
