@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -85,7 +86,7 @@ class Invitation:
         LabError
             if it does not come in time.
         """
-        until, wait = time.monotonic() + timeout_seconds, place.first_seconds
+        until, wait, told = time.monotonic() + timeout_seconds, place.first_seconds, False
         while (found := Invitation.found(place, secret)) is None or found.ended:
             if time.monotonic() > until:
                 there = "no run" if found is None else "only a run that has ended"
@@ -93,6 +94,13 @@ class Invitation:
                     f"there is {there} in mailbox {place} after {timeout_seconds:g} s: begin one with lab run … --processes N "
                     f"--mailbox {place}"
                 )
+            if not told:
+                print(
+                    f"lab: no run in mailbox {place} yet: waiting for one, up to {timeout_seconds:g} s",
+                    file=sys.stderr,
+                    flush=True,
+                )
+                told = True
             time.sleep(wait)
             wait = min(2 * wait, place.most_seconds)
         return found

@@ -216,9 +216,8 @@ def join_run(
         first = " (site 0 has the run folder: it begins the run, with lab run … --processes N --mailbox PLACE)" * (
             not site
         )
-        raise RecipeError(
-            f"--site {site}: the run in mailbox {mailbox} has sites 1 to {there.processes - 1} to join{first}"
-        )
+        sites = "only site 1" if there.processes == 2 else f"sites 1 to {there.processes - 1}"
+        raise RecipeError(f"--site {site}: the run in mailbox {mailbox} has {sites} to join{first}")
     for what in ("method", "model", "data"):
         part = there.recipe.get(what)
         name = part.get("name") if isinstance(part, dict) else part

@@ -192,11 +192,12 @@ def test_another_machine_joins_by_the_place_alone(tmp_path: Path) -> None:
     assert not (tmp_path / "b/runs").exists()
 
 
-def test_who_joins_what_is_not_there_is_told_so(tmp_path: Path) -> None:
+def test_who_joins_what_is_not_there_is_told_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(LabError, match=r"there is no run in mailbox .* begin one with lab run"):
         join_run(str(tmp_path), 1, timeout_seconds=1.0)
+    assert capsys.readouterr().err.count(f"lab: no run in mailbox {tmp_path} yet: waiting for one, up to 1 s\n") == 1
     Invitation.new(2, Recipe.of("des_loc", SMALL).to_dict()).put(Folder(tmp_path), None)
-    with pytest.raises(RecipeError, match=r"--site 0: the run .* has sites 1 to 1 to join \(site 0 has the run folder"):
+    with pytest.raises(RecipeError, match=r"--site 0: the run .* has only site 1 to join \(site 0 has the run folder"):
         join_run(str(tmp_path), 0)
     with pytest.raises(RecipeError, match="--site 2: the run"):
         join_run(str(tmp_path), 2)
