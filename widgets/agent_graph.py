@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from lab.events import Ended, Event, Orchestrated
 from lab.runs.growing import Growing
+from widgets.answers import percent, plural
 from widgets.matrices import Matrix
 from widgets.pictures import Lines, Note, Picture, Series
 from widgets.view import View
@@ -60,6 +61,21 @@ class AgentGraph(View):
         tests = self.of_policy
         alike = [e for e in tests if self.learnt is not None and e.num_agents == self.learnt.num_agents]
         return next(iter(alike or tests[-1:]), self.learnt)
+
+    def answer(self) -> str:
+        shown = self.shown or next(iter(self.tested.values()), None)
+        if shown is None:
+            return "Nobody has answered yet."
+        when = (
+            f"At update {shown.step:,}, of {shown.questions:,}"
+            if shown.learning
+            else f"Of {shown.questions:,} held-out"
+        )
+        who = f"{plural(shown.num_agents, 'agent')} ({shown.plan})"
+        return (
+            f"{when} questions {who} get {percent(shown.accuracy)} right, their drafts alone {percent(shown.right_drafts / shown.questions)}, "
+            f"at {shown.tokens:,.0f} tokens a question."
+        )
 
     def pictures(self) -> list[Picture]:
         shown = self.shown

@@ -151,12 +151,13 @@ def _fitted(label: str, middle: float, room: float, first: float = 4) -> tuple[f
     return min(max(middle, first + half), max(room - 4 - half, room / 2)), size
 
 
-def head(width: int, height: int, title: str, size: int = 14) -> list[str]:
-    """The beginning of an SVG: white ground and the title."""
+def head(width: int, height: int, title: str, size: int = 14, says: str = "") -> list[str]:
+    """The beginning of an SVG: white ground and the title. ``says`` is its description, which screen readers read out."""
+    described = f"<desc>{html.escape(says)}</desc>" if says else ""
     return [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
         f'font-family="system-ui, sans-serif" role="img"{FLUID}>'
-        f"<title>{html.escape(title)}</title>"
+        f"<title>{html.escape(title)}</title>{described}"
         f'<rect width="100%" height="100%" fill="#fff"/>'
         f'<text x="14" y="22" font-size="{size}" font-weight="600">{html.escape(title)}</text>'
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -15,14 +16,17 @@ BOARD = 960  # width in pixels
 _MOST = 3  # pictures in a row
 _GAP = 16  # between two pictures of a row
 _HEAD = 34  # for the title of the board
+_LINE = 18  # of its answer
+_LETTERS = 6.6  # pixels of a letter of the answer, in the mean
 
 
 @dataclass(frozen=True)
 class Board(Picture):
-    """Pictures under one title: a wide one takes a row, others stand two or three in a row."""
+    """Pictures under one title: a wide one takes a row, others stand two or three in a row. ``answer`` stands above them, in words."""
 
     title: str
     pictures: Sequence[Picture]
+    answer: str = ""
 
     def rows(self) -> list[list[Picture]]:
         rows: list[list[Picture]] = []
@@ -37,7 +41,7 @@ class Board(Picture):
 
     def places(self, width: int) -> list[tuple[Picture, int, int, int, int]]:
         """Every picture with its left, top, width and height in pixels; those of a row are equally high."""
-        out, top = [], _HEAD
+        out, top = [], self._head(width)
         for row in self.rows():
             each = (width - _GAP * (len(row) - 1)) // len(row)
             tall = max(picture.height(each) for picture in row)
@@ -46,7 +50,14 @@ class Board(Picture):
         return out
 
     def height(self, width: int) -> int:
-        return max((top + tall for _, _, top, _, tall in self.places(width)), default=_HEAD)
+        return max((top + tall for _, _, top, _, tall in self.places(width)), default=self._head(width))
+
+    def _head(self, width: int) -> int:
+        """Pixels above the pictures."""
+        return _HEAD + (_LINE * len(self._answer(width)) + 6 if self.answer else 0)
+
+    def _answer(self, width: int) -> list[str]:
+        return textwrap.wrap(self.answer, int((width - 28) / _LETTERS))
 
     def plotly(self, width: int = BOARD) -> dict[str, Any]:
         whole = self.height(width)
@@ -56,6 +67,10 @@ class Board(Picture):
         for axis in ("xaxis", "yaxis"):
             layout["template"]["layout"][axis] |= {"automargin": False}
         del layout["xaxis"], layout["yaxis"], layout["legend"]
+        if self.answer:
+            words = {"text": "<br>".join(map(html.escape, self._answer(width))), "showarrow": False, "align": "left"}
+            at = {"x": 12 / width, "y": 1 - (_HEAD - 2) / whole, "xanchor": "left", "yanchor": "top"}
+            layout["annotations"].append({"xref": "paper", "yref": "paper", "font": {"size": 13}} | at | words)
         data: list[dict[str, Any]] = []
         for k, (picture, left, top, each, tall) in enumerate(self.places(width)):
             panel, number = picture.plotly(each), "" if k == 0 else str(k + 1)
@@ -81,21 +96,26 @@ class Board(Picture):
         return {"data": data, "layout": layout}
 
     def svg(self, width: int = BOARD, height: int | None = None) -> str:
-        out = head(width, height or self.height(width), self.title, size=16)
+        out = head(width, height or self.height(width), self.title, size=16, says=self.answer)
+        for k, line in enumerate(self._answer(width)):
+            out.append(
+                f'<text x="14" y="{_HEAD + 10 + _LINE * k}" font-size="13" fill="#333">{html.escape(line)}</text>'
+            )
         for picture, left, top, each, tall in self.places(width):
             inner = picture.svg(each, tall).replace(FLUID, "", 1)
             out.append(inner.replace("<svg ", f'<svg x="{left}" y="{top}" ', 1))
         return "".join(out) + "</svg>"
 
     def text(self) -> str:
-        return "\n\n".join([self.title, *(picture.text() for picture in self.pictures)])
+        first = f"{self.title}\n{self.answer}" if self.answer else self.title
+        return "\n\n".join([first, *(picture.text() for picture in self.pictures)])
 
     def spec(self, held: Held = listed) -> dict[str, Any]:
         panels = [
             picture.spec(held) | {"per_row": round(BOARD / each), "height": tall}
             for picture, _, _, each, tall in self.places(BOARD)
         ]
-        return {"kind": "board", "title": self.title, "text": self.title, "panels": panels}
+        return {"kind": "board", "title": self.title, "text": self.title, "answer": self.answer, "panels": panels}
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from lab.costs.network import NETWORKS, Network, human
+from lab.costs.network import NETWORKS, Network, duration, human
 from lab.events import Event, Started
 from lab.recipes.recipe import Recipe
 from lab.runs.columns import Columns, Curves, Price
 from lab.runs.growing import Growing
+from widgets.answers import percent
 from widgets.forecasts import forecast
 from widgets.pictures import Bars, Lines, Picture, Series
 from widgets.view import Control, View
@@ -54,6 +55,23 @@ class Budget:
             return self.amount, f"{self.words}: {words}"
         share = run.of(self)[-1] / self.amount if len(run.of(self)) else 0.0
         return self.amount, f"{self.words}: {share:.0%} spent"
+
+    def answer(self, run: _Spent, plan: _Spent | None, end: int) -> str:
+        """The verdict as a sentence; ``end`` is the last step of the recipe."""
+        now = int(run.steps[-1]) if len(run.steps) else 0
+        spent = self._says(float(run.of(self)[-1])) if now else ""
+        gone = _crossing(run.steps, run.of(self), self.amount)
+        if gone is not None:
+            return f"{self.words} lasted until step {gone:,} of {end:,}; by step {now:,}, {spent} are spent."
+        if plan is not None:
+            out = _crossing(plan.steps, plan.of(self), self.amount)
+            lasts = f"to the end (step {end:,})" if out is None else f"until step {out:,} of {end:,}"
+            so_far = f"; by step {now:,}, {spent} are spent" if now else ""
+            return f"{self.words} last {lasts}, by the forecast{so_far}."
+        return f"{percent(run.of(self)[-1] / self.amount) if now else '0 %'} of {self.words} is spent by step {now:,} of {end:,}."
+
+    def _says(self, amount: float) -> str:
+        return human(amount) if self.in_bytes else duration(amount)
 
 
 @dataclass(frozen=True)
@@ -112,6 +130,25 @@ class CommunicationBudget(View):
             Control("network", "network", self.network, list(self.networks)),
             Control("budget", "budget", self.budget, hint="20 MB or 1.5 h"),
         ]
+
+    def answer(self) -> str:
+        network = self.networks[self.network]
+        run, plan = _Spent.by(self.run, network), None if self.plan is None else _Spent.by(self.plan, network)
+        budget = Budget.of(self.budget)
+        begun = bool(len(run.steps))
+        known = run if begun else plan
+        if known is None or not len(known.payload):
+            return "Nothing has been sent yet." if budget is None else f"Nothing has been sent yet of {budget.words}."
+        columns = self.run if self.run.started is not None or self.plan is None else self.plan
+        end = int(columns.recipe.steps)
+        at = int(known.steps[-1])
+        if budget is not None:
+            return budget.answer(run, plan, end)
+        sent, seconds = human(float(known.payload[-1])), duration(float(known.price.seconds[-1]))
+        who = f"{'By' if begun else 'Forecast: by'} step {at:,} of {end:,} all workers together {'have sent' if begun else 'send'} {sent}"
+        return (
+            f"{who} ({human(float(known.price.wire_bytes[-1]))} on the links); at {self.network} that takes {seconds}."
+        )
 
     def pictures(self) -> list[Picture]:
         budget = Budget.of(self.budget)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from lab.events import Drifted, Ended, Event, Started
 from lab.runs.growing import MANY, Growing, Spread
+from widgets.answers import last
 from widgets.pictures import Lines, Note, Picture, Series, bands
 from widgets.view import View
 
@@ -31,6 +33,16 @@ class Drift(View):
                 self.step.append(event.step)
                 self.to_mean.append(event.to_mean_W)
                 self.to_shared.append(event.to_shared_W)
+
+    def answer(self) -> str:
+        mean = last(self.step, self.to_mean.all)
+        if mean is None:
+            return "No look at how far workers are apart yet."
+        shared = last(self.step, self.to_shared.all)
+        first = float(self.to_mean.all[0])
+        was = f", {first:.3g} at step {int(self.step[0]):,}" if mean[0] != self.step[0] and math.isfinite(first) else ""
+        agreed = "" if shared is None else f"; {shared[1]:.3g} from what they last agreed on"
+        return f"At step {mean[0]:,} workers are {mean[1]:.3g} from their mean (root mean square over parameters){was}{agreed}."
 
     def pictures(self) -> list[Picture]:
         if not len(self.step):

@@ -9,6 +9,7 @@ import numpy as np
 
 from lab.events import BINS, ClientsScored, Ended, Event, Started
 from lab.runs.growing import Growing
+from widgets.answers import percent, plural
 from widgets.pictures import Band, Lines, Note, Picture, Series
 from widgets.view import Control, View
 
@@ -72,6 +73,22 @@ class Fairness(View):
 
     def controls(self) -> list[Control]:
         return [Control("clients", "clients", self.clients, hint="their numbers, as 3, 17")]
+
+    def answer(self) -> str:
+        seen = self.last
+        if seen is None or not seen.shared:
+            return "No client was scored yet."
+        score = self.score or next(iter(seen.shared))
+        about, gain = seen.shared[score], seen.gain.get(score)
+        if not about["num"]:
+            return f"At step {seen.step:,} no client has an example that counts."
+        says = (
+            f"{score.capitalize()} over {plural(int(about['num']), 'client')} at step {seen.step:,}: {about['mean']:.4g} on average, "
+            f"{about['worst_tenth']:.4g} for the worst-off tenth"
+        )
+        if gain and gain["num"]:
+            says += f"; {percent(gain['share'])} do better with what each keeps"
+        return f"{says}."
 
     def pictures(self) -> list[Picture]:
         if self.last is None or not self.last.shared:

@@ -9,6 +9,7 @@ import numpy as np
 
 from lab.events import Branched, Ended, Event, Sent, Started
 from lab.runs.growing import Growing
+from widgets.answers import plural
 from widgets.graphs import NARROWEST, SIDES, Dot, Graph, Link
 from widgets.matrices import Matrix
 from widgets.pictures import Lines, Note, Picture, Series
@@ -51,6 +52,19 @@ class FederationTree(View):
                 mean = sum(known) / len(known) if known else None
                 self.loss.setdefault("workers' own", Growing()).append(mean)
                 self.last = event
+
+    def answer(self) -> str:
+        seen = self.last
+        if seen is None:
+            return "No look at the tree yet."
+        known = [x for x in seen.loss_W if x is not None]
+        who = f"At step {seen.step:,}, {plural(len(seen.parent_W), 'worker')} under {plural(len(seen.nodes), 'node')}"
+        if not known or seen.loss_N[0] is None:
+            return f"{who}; without losses, since workers hold out nothing to be scored on."
+        return (
+            f"{who}: on what workers hold out, their own models lose {sum(known) / len(known):.3g} on average ({min(known):.3g} to {max(known):.3g}), "
+            f"the root's {seen.loss_N[0]:.3g}."
+        )
 
     def pictures(self) -> list[Picture]:
         if self.last is None:

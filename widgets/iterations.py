@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from lab.events import Ended, Event, Iterated, Started
 from lab.runs.growing import Growing
+from widgets.answers import plural
 from widgets.pictures import Lines, Note, Picture, Series
 from widgets.view import View
 
@@ -37,6 +38,18 @@ class Iterations(View):
                 for r, x in zip(event.iterations, event.loss_R, strict=True):
                     self.losses.setdefault(r, Growing()).append(x)
                 self.last = event
+
+    def answer(self) -> str:
+        seen = self.last
+        if seen is None:
+            return "Nothing has been evaluated yet."
+        known = {r: x for r, x in zip(seen.iterations, seen.loss_R, strict=True) if x is not None}
+        if not known:
+            return f"At step {seen.step:,} no loss is a finite number."
+        best, fewest = min(known, key=lambda r: known[r]), min(known)
+        rest = "" if best == fewest else f", {known[fewest] - known[best]:.3g} less than with {fewest}"
+        many = plural(best, "iteration")
+        return f"At step {seen.step:,} the loss is least with {many}: {known[best]:.4g} nats{rest}; it is trained with {seen.trained}."
 
     def pictures(self) -> list[Picture]:
         if self.last is None:

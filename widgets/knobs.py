@@ -8,6 +8,7 @@ from typing import Any
 from lab.events import Ended, Event, KnobChanged, Started, Stepped
 from lab.recipes.recipe import Recipe
 from lab.runs.knobs import KNOBS, at_start, named_network
+from widgets.answers import plural
 from widgets.pictures import Note, Picture
 from widgets.timelines import Calendar, Marks
 from widgets.view import View
@@ -37,6 +38,14 @@ class Knobs(View):
                 if turns and turns[-1][0] == event.step and event.knob != "paused":
                     turns.pop()  # no step was taken with it
                 turns.append((event.step, event.value))
+
+    def answer(self) -> str:
+        if self.recipe is None or not self.turned:
+            return "No knob was turned: every one is where the recipe has it."
+        spans = [m for p in self.pictures() if isinstance(p, Calendar) for m in p.marks]
+        names = ", ".join(ROWS[k] for k in KNOBS if k in self.turned)
+        says = f"{plural(len(self.turned), 'knob')} turned by hand ({names}), elsewhere than in the recipe {plural(len(spans), 'time')}"
+        return says + (f", first from step {min(m.steps[0] for m in spans):,} on." if spans else ".")
 
     def pictures(self) -> list[Picture]:
         if self.recipe is None or not self.turned:

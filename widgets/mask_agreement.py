@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from lab.events import Ended, Event, Masked, Started
 from lab.runs.growing import Growing
+from widgets.answers import percent, plural
 from widgets.pictures import Lines, Note, Picture, Series
 from widgets.view import View
 
@@ -50,6 +51,16 @@ class MaskAgreement(View):
         for name, value in zip(SERIES, values, strict=True):
             self.lines[name].append(value)
         self.last, self.rounds_at_zero = event, self.rounds_at_zero + (event.regrown == 0)
+
+    def answer(self) -> str:
+        seen = self.last
+        if seen is None:
+            return "No client has handed in what it has pruned yet."
+        which = "two clients share" if seen.between else "client and server share"
+        mean = seen.between["mean"] if seen.between else seen.with_server["mean"]
+        least = f", at least {percent(seen.between['least'])}" if seen.between else ""
+        grown = f"{plural(seen.regrown, 'weight')} grew back at clients"
+        return f"At step {seen.step:,}, {which} {percent(mean)} of the weights that either keeps{least}; {grown}."
 
     def pictures(self) -> list[Picture]:
         if self.last is None:

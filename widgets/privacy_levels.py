@@ -72,6 +72,19 @@ class PrivacyLevels(View):
         if self.score in scores:
             self.looks.setdefault(level + what, {}).setdefault(seed, {})[step] = scores[self.score]
 
+    def answer(self) -> str:
+        of = {row: [x[max(x)] for x in seeds.values()] for row, seeds in self.looks.items() if seeds and ":" not in row}
+        means = {row: _mean(values) for row, values in of.items() if values}
+        if not means:
+            return f"No run has been scored yet (or has no {self.score})."
+        best, worst = max(means, key=means.__getitem__), min(means, key=means.__getitem__)
+        if len(means) == 1:
+            return f"{self.score.capitalize()} is {means[best]:.3f} for {best}; there is no other level to compare it with yet."
+        return (
+            f"Of {len(means)} levels {best} has the best {self.score} ({means[best]:.3f}) and {worst} the worst ({means[worst]:.3f}): "
+            f"{100 * (means[best] - means[worst]):.1f} points between them."
+        )
+
     def pictures(self) -> list[Picture]:
         rows = {row: {seed: x[max(x)] for seed, x in of.items()} for row, of in self.looks.items() if of}
         if not rows:

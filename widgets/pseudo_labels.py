@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from lab.events import Ended, Event, PseudoLabelled, Started
 from lab.runs.growing import Growing
+from widgets.answers import percent, plural
 from widgets.graphs import Dot, Graph, Link
 from widgets.pictures import Lines, Note, Picture, Series
 from widgets.view import View
@@ -42,6 +43,17 @@ class PseudoLabels(View):
                 self.coverage.append(event.coverage)
                 self.first, self.last = self.first or event, event
                 self.drawn = event if event.points else self.drawn
+
+    def answer(self) -> str:
+        seen, first = self.last, self.first
+        if seen is None or first is None:
+            return "Nobody was given a label yet."
+        says = f"At step {seen.step:,}, {percent(seen.coverage)} of {plural(seen.examples, 'example')} get a label"
+        if seen.accuracy is not None:
+            says += f", {percent(seen.accuracy)} of them the right one"
+            if first is not seen and first.accuracy is not None:
+                says += f" ({percent(first.accuracy)} at step {first.step:,})"
+        return f"{says}."
 
     def pictures(self) -> list[Picture]:
         if self.first is None or self.last is None:

@@ -12,6 +12,7 @@ import numpy as np
 
 from lab.events import Covered, Ended, Event, Sent, Started, Truncated
 from lab.models.lora import LoRA
+from widgets.answers import percent, plural
 from widgets.matrices import Matrix
 from widgets.pictures import Lines, Note, Picture, Series
 from widgets.view import View
@@ -65,6 +66,31 @@ class RankSegments(View):
                 self.covered.append(event)
             case Truncated():
                 self.looks.append(event)
+
+    def answer(self) -> str:
+        """Of the highest segment, which the fewest clients have."""
+        if not self.covered and not self.looks:
+            return "No adapters were aggregated yet."
+        parts, steps = list[str](), list[int]()
+        if self.looks:
+            share = percent(self.looks[-1].energy_M[-1])
+            parts.append(f"carry {share} of the energy (size squared of what ranks add to the model)")
+            steps.append(self.looks[-1].step)
+        if self.covered:
+            num, of = len(self.covered[-1].contributors_M[-1]), len(self.ranks_W) or self._most()
+            parts.append(f"are handed in by {num} of {plural(of, 'client')}")
+            steps.append(self.covered[-1].step)
+        if len(set(steps)) == 1:
+            parts[-1] += f" at step {steps[0]:,}"
+        else:
+            parts = [f"{part} at step {step:,}" for part, step in zip(parts, steps, strict=True)]
+        name = segment_names((self.looks or self.covered)[-1].bounds_M)[-1].replace("-", " to ").capitalize()
+        if not name.startswith("Ranks"):
+            parts = [part.replace("carry", "carries").replace("are handed", "is handed") for part in parts]
+        return f"{name} {' and '.join(parts)}."
+
+    def _most(self) -> int:
+        return max(max(map(len, x.contributors_M), default=0) for x in self.covered)
 
     def pictures(self) -> list[Picture]:
         if not self.covered and not self.looks:

@@ -13,6 +13,7 @@ import numpy as np
 
 from lab.events import Ended, Event, Placed, Routed, Saturated, Started
 from lab.probes.routing import balance
+from widgets.answers import percent, plural
 from widgets.matrices import Grid, Matrix
 from widgets.pictures import Lines, Note, Picture, Series
 from widgets.view import View
@@ -20,6 +21,10 @@ from widgets.view import View
 MAX_BANDS = 64  # rows of the heat map; with more, it shows the layer with the worst balance
 MAX_LAYERS = 16  # thin lines in a picture; with more, they are the lowest and the highest layer
 FULL_SCALE = 2  # even shares at which the colour scale of the heat map ends: an even load is in its middle
+
+SETTLED_BELOW = (
+    0.1  # share of choices that change from look to look: up to it, and with no dead expert, routing is called stable
+)
 
 STEP = "local step"
 LOAD = "{row} at step {column}: {value} × an even share of the slots\n0 = nobody chose it, 1 = its fair share"
@@ -73,6 +78,18 @@ class RoutingStability(View):
                 self.looks.append(_Look.of(event, self.source, self._ideal()))
             case Saturated():
                 self.saturated = event
+
+    def answer(self) -> str:
+        if not self.looks:
+            return "No look at the routers yet."
+        now = self.looks[-1]
+        dead, of = int(now.dead_L.sum()), now.share_LE.size
+        idle = f"{dead} of {plural(of, 'expert')} {'is' if dead == 1 else 'are'} dead (chosen for under 1 % of an even share)"
+        changed = float(_mean(now.churn_L, 0))
+        if not np.isfinite(changed):
+            return f"At step {now.step:,} {idle}; there is no earlier look to compare choices with."
+        verdict = "Stable" if changed <= SETTLED_BELOW and not dead else "Not stable yet"
+        return f"{verdict}: {percent(changed)} of choices changed since the last look (step {now.step:,}), {idle}."
 
     def pictures(self) -> list[Picture]:
         if not self.looks:

@@ -10,6 +10,7 @@ import numpy as np
 
 from lab.events import Ended, Event, Started, Weighted
 from lab.runs.growing import Growing
+from widgets.answers import percent
 from widgets.pictures import Band, Lines, Note, Picture, Series
 from widgets.view import View
 
@@ -45,6 +46,18 @@ class SampleWeights(View):
                 for name, w in zip(event.domains, event.weight_D, strict=True):
                     self.weights.setdefault(name, Growing()).append(w)
                 self.first, self.last = self.first or event, event
+
+    def answer(self) -> str:
+        seen = self.last
+        if seen is None or not seen.by_domain:
+            return "No sample has been weighed yet."
+        pairs = [*seen.by_domain.items()]  # the highest weight first
+        (most, high), (least, low) = pairs[0], pairs[-1]
+        says = f"At step {seen.step:,} samples of {most} count {high:.3g} on average"
+        says += f", those of {least} {low:.3g}" if len(pairs) > 1 else ""
+        if seen.effective is not None:
+            says += f"; all together are worth {percent(seen.effective)} of as many with equal weights"
+        return f"{says}."
 
     def pictures(self) -> list[Picture]:
         if self.first is None or self.last is None:

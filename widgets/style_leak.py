@@ -8,6 +8,7 @@ import numpy as np
 
 from lab.events import CellDone, Defended, Ended, Event, Imitated
 from lab.imitation.found import PEOPLE, Found, Row
+from widgets.answers import percent
 from widgets.pictures import Band, Bars, Lines, Note, Picture, Series
 from widgets.view import Control, View
 
@@ -54,18 +55,33 @@ class StyleLeak(View):
             raise ValueError(f"way = {self.way[:40]!r} is not known of this audit: use {', '.join(ways)}")
         return self.way or (ways[-1] if ways else "")
 
+    def answer(self) -> str:
+        f = self.found
+        if not f.imitated:
+            return "Nobody has been imitated yet."
+        rows = f.counts(self._way) if f.ways else f.federated
+        if not rows:
+            return "Nobody has been imitated from messages yet."
+        row = rows[-1] if f.ways else max(rows, key=lambda r: f.rate(r, PEOPLE))
+        low, high = f.band(row, PEOPLE)
+        who = f"a model tuned on {row.messages} messages" if f.ways else row.name
+        return (
+            f"{percent(f.rate(row, PEOPLE))} of texts by {who} pass for the author's (95 % band: {percent(low)} to {percent(high)}), "
+            f"as {percent(self._impostors(PEOPLE))} of other people's own do."
+        )
+
     def pictures(self) -> list[Picture]:
         f = self.found
         if not f.imitated:
             return [Note(TITLE, NOTHING)]
-        out: list[Picture] = [Note("In numbers", self.answer())]
+        out: list[Picture] = [Note("In numbers", self.words())]
         if f.ways:
             rows = f.counts(self._way)
             out += [self._by_way(), self._by_verifier(rows), self._by_detector(rows), self._likeness(rows)]
         out += [self._federations()] if f.federated else []
         return [*out, Note("Every number", f.words())]
 
-    def answer(self) -> str:
+    def words(self) -> str:
         """What is drawn, in short: the most messages, and the adapter that gives most away."""
         f, parts = self.found, list[str]()
         if f.ways:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from lab.events import Ended, Event, Sent, Started, Stepped
 from lab.recipes.recipe import Recipe
 from lab.runs.growing import Growing
+from widgets.answers import plural
 from widgets.forecasts import forecast
 from widgets.pictures import Note, Picture
 from widgets.timelines import Calendar, Marks
@@ -16,6 +17,7 @@ from widgets.view import View
 
 MAX_ROWS = 12  # workers with a row each; more share one
 COMPUTES, MISSED = "computes", "receives what it missed"
+MAX_NAMED = 4  # states in one sentence
 GREY = 6  # of the palette
 
 
@@ -43,6 +45,22 @@ class SyncCalendar(View):
             self.done = _Days()
         self.done.add(event)
 
+    def answer(self) -> str:
+        days = self.done if self.done.rows else self.plan
+        if days is None or not days.rows:
+            return "No run yet, and no recipe to look ahead with."
+        if not self.done.last and self.plan is not None and self.plan.rows:
+            days = self.plan
+        times = {"what was missed" if state == MISSED else state: num for state, num in days.times.items()}
+        each = [
+            f"{name} {'at' if k else 'travels at'} {plural(num, 'step')}" for k, (name, num) in enumerate(times.items())
+        ]
+        when = (
+            f"In the plan of {days.steps:,} steps" if days is self.plan else f"By step {days.last:,} of {days.steps:,}"
+        )
+        more = f" and {len(each) - MAX_NAMED} more" if len(each) > MAX_NAMED else ""
+        return f"{when}, {', '.join(each[:MAX_NAMED]) or 'nothing has travelled'}{more}."
+
     def pictures(self) -> list[Picture]:
         known = self.done if self.done.rows else self.plan
         if known is None or not known.rows:
@@ -65,6 +83,8 @@ class _Days:
         self.steps, self.last, self.num_workers = 0, 0, 0
         self.spans: list[tuple[list[int], list[int]]] = []  # of each row: first steps, last steps
         self.talks: defaultdict[tuple[int, str], Growing] = defaultdict(Growing)
+        self.times: dict[str, int] = {}  # steps at which each travelled
+        self._travelled: dict[str, int] = {}  # the last of them
         self._seen: dict[tuple[int, str], int] = {}  # when this row last did that
         self._up: list[bool] = []  # which rows compute at present, and the ends of their spans
         self._ends: list[list[int]] = []
@@ -99,6 +119,9 @@ class _Days:
                 self.last = event.step
             case Sent():
                 what = MISSED if event.op == "broadcast" else event.state
+                if self._travelled.get(what) != event.step:
+                    self._travelled[what] = event.step
+                    self.times[what] = self.times.get(what, 0) + 1
                 for row in event.workers if len(self.rows) > 1 else (0,):
                     if self._seen.get((row, what)) != event.step:
                         self._seen[row, what] = event.step

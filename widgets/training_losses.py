@@ -11,6 +11,7 @@ from lab.costs.network import NETWORKS, Network
 from lab.events import Event, Started
 from lab.runs.columns import Columns, Curves
 from lab.runs.growing import MANY, Growing
+from widgets.answers import last
 from widgets.pictures import Band, Lines, Picture, Series, bands
 from widgets.view import Control, Lane, View
 
@@ -78,6 +79,32 @@ class Losses(View):
 
     def controls(self) -> list[Control]:
         return [Control("x", "against", self.x, self._choices())]
+
+    def answer(self) -> str:
+        """The losses at the ends of the lines, whatever they are drawn against."""
+        ends = {n: end for n, run in self.runs.items() if (end := last(run.curves.eval_steps, run.curves.eval_loss))}
+        unit = _unit(self.runs.values())
+        if not ends:
+            means = [end for run in self.runs.values() if (end := last(run.curves.steps, run.curves.loss))]
+            if len(means) != 1:
+                return "No step has been taken yet." if not means else "No agreed model has been evaluated yet."
+            return f"The workers' mean loss is {means[0][1]:.4g} {unit} at step {means[0][0]:,}; the agreed model was not evaluated yet."
+        if len(self.runs) > 1:
+            best, worst = min(ends, key=lambda n: ends[n][1]), max(ends, key=lambda n: ends[n][1])
+            rest = (
+                f", highest that of {worst} ({ends[worst][1]:.4g} at step {ends[worst][0]:,})" if worst != best else ""
+            )
+            return f"Lowest is the loss of {best}: {ends[best][1]:.4g} {unit} at step {ends[best][0]:,}{rest}."
+        ((name, (step, loss)),) = ends.items()
+        curves = self.runs[name].curves
+        first, at = float(curves.eval_loss[0]), int(curves.eval_steps[0])
+        moved = loss - first
+        was = (
+            f", {abs(moved):.3g} {'lower' if moved < 0 else 'higher'} than at step {at:,}"
+            if at != step and first == first
+            else ""
+        )
+        return f"The agreed model has a loss of {loss:.4g} {unit} at step {step:,}{was}."
 
     def pictures(self) -> list[Picture]:
         on = {name: along(run, self.x, self._network()) for name, run in self.runs.items()}
@@ -167,11 +194,16 @@ def _lines(
     counted = {run.started.counted for run in runs.values() if run.started is not None} or {"tokens"}
     if x == "tokens" and counted != {"tokens"}:
         label = label.replace("tokens", "examples")
-    unit = (
-        "nats per token" if counted == {"tokens"} else "per example" if counted == {"examples"} else "of several kinds"
-    )
+    unit = _unit(runs.values())
     unit += " (bands: 90 % and 50 % of workers)" if spread else ""
     return Lines(title, label, f"loss, {unit}", series, log_x=log, floor=floor, bands=spread)
+
+
+def _unit(runs: Iterable[Columns]) -> str:
+    counted = {run.started.counted for run in runs if run.started is not None} or {"tokens"}
+    return (
+        "nats per token" if counted == {"tokens"} else "per example" if counted == {"examples"} else "of several kinds"
+    )
 
 
 def _smoothed(x: Growing, y: Growing) -> tuple[np.ndarray, np.ndarray]:

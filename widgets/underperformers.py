@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from lab.events import Adapted, Ended, Event, Started, named_way
 from lab.runs.growing import Growing
+from widgets.answers import plural
 from widgets.pictures import Bars, Lines, Note, Picture, Series
 from widgets.view import View
 
@@ -41,13 +42,30 @@ class Underperformers(View):
                         self.lines.setdefault((score, way), Growing()).append(event.underperformers(way, score))
                 self.last = event
 
+    def answer(self) -> str:
+        event = self.last
+        if event is None or not event.local_C:
+            return "No client was compared with a model of its own yet."
+        score = self._chosen(event)
+        counts = {way: event.underperformers(way, score) for way in event.ways}
+        known = len(event.relative_C(event.ways[0], score))
+        first, *others = event.ways
+        says = f"{counts[first]} of {plural(known, 'client')} would do better alone than with the federation's model {named_way(first)}"
+        if others:
+            best = min(others, key=counts.__getitem__)
+            says += f", {counts[best]} than after {named_way(best)}"
+        return f"{says} (by {score}, step {event.step:,})."
+
+    def _chosen(self, event: Adapted) -> str:
+        return self.score or ("accuracy" if "accuracy" in event.local_C else next(iter(event.local_C)))
+
     def pictures(self) -> list[Picture]:
         event = self.last
         if event is None or not event.local_C:
             return [Note(TITLE, NOBODY)]
         if self.score not in ("", *event.local_C):
             raise ValueError(f"score = {self.score[:40]!r} is not known of this run: use {', '.join(event.local_C)}")
-        score = self.score or ("accuracy" if "accuracy" in event.local_C else next(iter(event.local_C)))
+        score = self._chosen(event)
         out: list[Picture] = [Note("In numbers", event.words(score)), self._counts(event, score)]
         out.append(self._sorted(event, score))
         return [*out, self._over_time(event, score)] if len(self.step) > 1 else out

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from lab.events import Event, Redirected, Steered, Unlearned
+from widgets.answers import percent
 from widgets.pictures import Band, Bars, Lines, Note, Picture, Series
 from widgets.view import View
 
@@ -43,6 +44,19 @@ class Unlearning(View):
         """Over seeds; NaN where there is none."""
         values = [e.scores[score] for e in self.found.get(part, {}).get(name, {}).values() if score in e.scores]
         return sum(values) / len(values) if values else math.nan
+
+    def answer(self) -> str:
+        part = next((p for p in ("lunar", "rival", "before") if self.found.get(p)), None)
+        if part is None:
+            return "Nothing has been unlearned yet."
+        names = list(self.found[part])
+        name = min(names, key=lambda n: self.mean(part, n, "deviation")) if part == "rival" else names[0]
+        forget, retain = (self.mean(part, name, f"recall_{x}") for x in ("forget", "retain"))
+        says = f"{'Before' if part == 'before' else f'After {name}'}, {percent(forget)} of what is to be forgotten is recalled and {percent(retain)} of the rest"
+        attacks = self._recovered()
+        if attacks:
+            says += f"; attacks bring back up to {percent(max(attacks.values()))}"
+        return f"{says}."
 
     def pictures(self) -> list[Picture]:
         if not self.found:

@@ -18,6 +18,8 @@ const STYLE = `
 .isthmus-board { position: relative; display: grid; grid-template-columns: repeat(6, minmax(0, 1fr)); gap: 0 16px; padding: 4px 0; font-family: ${FONT}; }
 .isthmus-board h3 { grid-column: 1 / -1; margin: 2px 0 4px 14px; font-size: 16px; font-weight: 600; line-height: 1.3; }
 .isthmus-board p, .isthmus-controls { grid-column: 1 / -1; margin: 0 0 6px 14px; font-size: 12px; }
+.isthmus-board p.isthmus-answer { font-size: 14px; line-height: 1.4; }
+.isthmus-board p[hidden] { display: none; }
 .isthmus-controls { display: flex; flex-wrap: wrap; gap: 4px 18px; }
 .isthmus-controls:empty { display: none; }
 .isthmus-controls select, .isthmus-controls input { font: inherit; color: inherit; background: var(--jp-layout-color1, Canvas); padding: 2px 4px;
@@ -701,6 +703,8 @@ export default () => {
     root.held = held; // for who wants to know what a picture is made of, tests first
     root.appendChild(document.createElement("style")).textContent = STYLE;
     const title = root.appendChild(document.createElement("h3"));
+    const answer = root.appendChild(document.createElement("p"));
+    answer.className = "isthmus-answer";
     const controls = new Controls(root, (name, value) => {
       view.say("");
       model.send({ choose: name, value });
@@ -717,6 +721,8 @@ export default () => {
       const most = root.clientWidth >= THREE ? 3 : root.clientWidth >= TWO ? 2 : 1;
       root.style.color = theme(root).ink;
       title.textContent = head.title || "Waiting for the first event …";
+      if (answer.textContent !== (head.answer || "")) answer.textContent = head.answer || "";
+      answer.hidden = !head.answer;
       controls.show(head.controls || []);
       if (head.at_rest) timer ||= setTimeout(() => model.send({ ask: "rest" }), 1500); // usually replaced before that
       while (panels.length > specs.length) panels.pop().el.remove();

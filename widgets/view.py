@@ -20,6 +20,10 @@ A new view says which events it reads, folds them, and makes pictures of what it
             line = Series("this process", self.step, self.seconds)
             return [Lines("How long does a local step take?", "local step", "seconds", [line])]
 
+        def answer(self) -> str:
+            last = f"{self.seconds[-1]:.3g} seconds" if len(self.seconds) else "not known: no step has been taken yet"
+            return f"The last step took {last}."
+
     train(recipe, folder, each=Pace())  # in a notebook: live, then at rest
     Pace.of(RunFolder(folder).events())  # afterwards: at rest at once
 
@@ -90,6 +94,13 @@ class View:
         """What there is to be seen by now."""
         raise NotImplementedError
 
+    def answer(self) -> str:
+        """The question of the title answered in one sentence with numbers, true of what is drawn by now; it stands above the pictures.
+
+        Before anything has come it says so.
+        """
+        return ""
+
     def controls(self) -> Sequence[Control]:
         """What a person may choose. The first menu is also there at rest."""
         return ()
@@ -123,7 +134,9 @@ class View:
         """All pictures as one, to be saved or shown elsewhere."""
         with self._lock:
             title = f"{self.heading} · {self.title}" if self.heading else self.title
-            return Board(title, [self._dropped] if self._dropped else self.pictures())
+            if self._dropped:
+                return Board(title, [self._dropped])
+            return Board(title, self.pictures(), self.answer())
 
     def bundle(self) -> dict[str, Any]:
         """What a notebook keeps: the board, in plotly with a menu where there is something to choose."""

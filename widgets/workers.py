@@ -9,6 +9,7 @@ import numpy as np
 from lab.events import Ended, Event, Seated, Sent, Started, Stepped
 from lab.recipes.recipe import Recipe
 from lab.runs.growing import MANY, Growing
+from widgets.answers import plural
 from widgets.pictures import Bars, Lines, Note, Picture, Series
 from widgets.sync_calendar import MISSED, extend
 from widgets.timelines import Calendar, Marks
@@ -109,6 +110,22 @@ class Workers(View):
             spans[0].append(a)
             spans[1].append(b)
         return out
+
+    def answer(self) -> str:
+        if not self.spans:
+            return "No run yet, and no recipe to look ahead with."
+        num = len(self.spans)
+        known = self.spans if self.last else self.plan
+        steps = {what: sum(_length(*w[what]) for w in known if what in w) for what in LOOKS}
+        when = f"Until step {self.last:,} of {self.steps:,}" if self.last else f"In the plan of {self.steps:,} steps"
+        if not self.last and self.turns:
+            return f"No step yet; clients take turns in {num:,} rows."
+        away = [f"{what} for {steps[what]:,}" for what in LOOKS if what not in (COMPUTES, SLOWLY) and steps[what]]
+        slow = f"; {steps[SLOWLY]:,} steps were slow" if steps[SLOWLY] else ""
+        done, of = steps[COMPUTES] + steps[SLOWLY], sum(steps.values())
+        if not away and not slow:
+            return f"{when} nothing happened: all {plural(num, 'worker')} computed in every step."
+        return f"{when}, {done:,} of {of:,} steps of {plural(num, 'worker')} were taken{'; ' * bool(away)}{', '.join(away)}{slow}."
 
     def pictures(self) -> list[Picture]:
         if not self.spans:
