@@ -130,6 +130,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         }
     },
     "sparse_loco": _SMALL | {"method": {"name": "sparse_loco", "sync_every": 16, "inner": _ADAMW}},
+    # One worker of four is half as fast as the others.
+    "async_diloco": _SMALL
+    | {"method": {"name": "async_diloco", "sync_every": 16, "inner": _ADAMW, "paces": [1, 1, 1, 2]}},
     "noloco": _SMALL | {"method": {"name": "noloco", "sync_every": 16, "inner": _ADAMW}},
     "sparta": _SMALL | {"method": {"name": "sparta", "fraction": 0.01, "inner": _ADAMW}},
     "demo": _SMALL | {"method": {"name": "demo", "inner": {"name": "SGD", "lr": 2e-3}}},

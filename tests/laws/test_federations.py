@@ -41,7 +41,7 @@ from tests.support.federations import (
     spoil_rows_,
     turn_rows_,
 )
-from tests.support.listed import ADAPTED, LISTED, OF_LABELS
+from tests.support.listed import ADAPTED, LISTED, OF_LABELS, PACED
 from tests.support.recipes import corpus
 from tests.support.stories import story
 
@@ -51,7 +51,8 @@ every = pytest.mark.parametrize(
     "name", [pytest.param(name, marks=() if name in METHODS else pytest.mark.variant) for name in FEDERATED]
 )
 every_listed = pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name in METHODS else pytest.mark.variant) for name in LISTED]
+    "name",
+    [pytest.param(name, marks=() if name in METHODS else pytest.mark.variant) for name in LISTED if name not in PACED],
 )
 of_clients = pytest.mark.parametrize("kept", [True, False], ids=["kept", "fresh"])
 ROUNDING = 1e-7  # sums in another order, through optimizers that divide by small numbers

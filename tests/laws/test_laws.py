@@ -69,7 +69,7 @@ IN_PARTS = (
 # What one worker alone does that its inner optimizer would not.
 MORE = ("diloco", "lordo", "noloco", "photon", "outer", "reset", "two momenta", "fedprox AdamW", "scaffold samples")
 MORE += ("q_fedavg", "sparsyfed", "top_k", "zerofl", "flash")  # who prunes
-MORE += ("worldlm", "mutual", "sparse_loco")
+MORE += ("worldlm", "mutual", "sparse_loco", "async_diloco")
 
 
 PLACED = ("relabelling", "solitude", "equal workers")
@@ -78,6 +78,8 @@ NOT_CLAIMED = {
     "hierfavg two": PLACED,
     "worldlm two": (*PLACED, "schedule"),
     "worldlm": ("equal workers",),
+    "async_diloco paces": ("isolation", *PLACED),
+    "async_diloco by speed": ("isolation", *PLACED),
 }
 
 
@@ -510,6 +512,7 @@ def test_a_run_that_blows_up_says_so() -> None:
 
 WITH_MEMORY = ["ddp", "diloco", "des_loc", "des_loc outer", "local_sgd reset", "mt_dao two momenta", "photon FedMom"]
 WITH_MEMORY += ["lordo error feedback", "streaming_diloco three", "noloco pull", "sparta outer", "demo", "sparse_loco"]
+WITH_MEMORY += ["async_diloco paces"]
 
 
 @pytest.mark.parametrize("name", WITH_MEMORY)

@@ -18,10 +18,10 @@ from lab.recipes.recipe import Recipe
 from lab.recipes.selection import Selected, Selection
 from lab.runs.seating import Seating
 from lab.runs.trainer import Trainer
-from tests.support.listed import ADAPTED, LABELLED, LISTED, OF_LABELS, TREES
+from tests.support.listed import ADAPTED, LABELLED, LISTED, OF_LABELS, PACED, TREES
 from tests.support.recipes import corpus, recipe
 
-FEDERATED: dict[str, Method] = {name: m for name, m in LISTED.items() if name not in TREES} | ADAPTED
+FEDERATED: dict[str, Method] = {name: m for name, m in LISTED.items() if name not in (*TREES, *PACED)} | ADAPTED
 FEDERATED |= {name: LABELLED[name] for name in OF_LABELS}
 ADAPTERS: dict[str, Any] = {"ranks": [2], "targets": ["attention.qkv", "mlp.0"]}  # of which the second is personal
 # Clients without labels have pictures, and a model with a norm that is personal.

@@ -8,6 +8,7 @@ from typing import Any
 from lab.data.augmented import Augmentation
 from lab.engine.optim import AdamW, Nesterov, Optimizer
 from lab.methods import METHODS, Method, declared
+from lab.methods.async_diloco import AsyncDiLoCo
 from lab.methods.ddp import DDP
 from lab.methods.demo import DeMo
 from lab.methods.des_loc import DESLOC
@@ -115,6 +116,10 @@ LABELLED: dict[str, Method] = {
 TREES = ("hierfavg two", "worldlm two")
 
 
+# Whose workers are fast or slow, each by its number: no client can take another's place either.
+PACED = ("async_diloco paces", "async_diloco by speed")
+
+
 LISTED: dict[str, Method] = {
     name: shortened(cls()) for name, cls in METHODS.items() if name not in (*OF_ADAPTERS, *OF_LABELS)
 } | {
@@ -152,6 +157,9 @@ LISTED: dict[str, Method] = {
     "sparta outer": SPARTA(1, 0.1, outer=Nesterov(), outer_every=3),
     "sparse_loco": SparseLoCo(2, topk=4, chunk=4),
     "sparse_loco values of all": SparseLoCo(3, SGDM, Nesterov(), 0.5, 3, 2, 32, "all", 0.5),
+    "async_diloco": AsyncDiLoCo(2),
+    "async_diloco paces": AsyncDiLoCo(2, (1.0, 2.0, 2.0), inner=SGDM, staleness=0.5),
+    "async_diloco by speed": AsyncDiLoCo(2, (1.0, 2.0, 2.0), "by_speed", SGD, 0.5, 0.5, 1, max_norm=0.5),
     "diloco Muon": DiLoCo(2, Optimizer("Muon", 1e-2)),
     "demo one wave": DeMo(decay=0.9, topk=1, chunk=2, max_norm=0.5),
     "demo no sign": DeMo(SGD, 0.8, 2, 3, sign=False),
