@@ -62,7 +62,8 @@ class AsyncDiLoCo:
     lr, momentum
         0.7 and 0.9, those of DiLoCo.
     momentum_every
-        arrivals after which momentum moves; None: as many as workers are up. 1: at every arrival, which the paper finds to fail.
+        arrivals after which momentum moves; None: as many as workers are up. 1: at every arrival, which the paper finds to be what
+        goes wrong.
     staleness
         a: an arrival counts (1 + τ)^−a times, with τ moves of the server since its worker took θ, its own left out. 0, as in the paper: all
         count alike. The form is that of FedAsync (Xie et al. 2019, arXiv 1903.03934).
