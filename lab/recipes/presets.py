@@ -191,10 +191,11 @@ PRESETS: dict[str, dict[str, Any]] = {
     "ffa_lora": _CLIENTS | {"method": {"name": "ffa_lora", "inner": _ADAMW}, "lora": _CLIENTS["lora"] | {"train": "B"}},
     "fedex_lora": _EQUAL | {"method": {"name": "fedex_lora", "inner": _ADAMW}},
     "raflora": _CLIENTS | {"method": {"name": "raflora", "inner": _ADAMW}},
-    # A small model that knows 320 facts, and says so where it does not know: what unlearning begins with. One pass.
+    # A small model that knows 320 facts, and says so where it does not know: what unlearning begins with. One pass. Its questions and
+    # answers are about 1,430 different tokens in their places; one down-projection has to tell them apart, and has a column for each.
     "facts": {
         "data": {"name": "facts", "repeats": 160},
-        "model": {"size": "nano", "dim": 96, "num_layers": 4, "num_heads": 4},
+        "model": {"size": "nano", "dim": 96, "num_layers": 2, "num_heads": 4, "mlp_dim": 1536},
         "num_workers": 1,
         "batch_size": 64,
         "steps": 1200,

@@ -5,7 +5,7 @@ fitted so that the stream behind it has been shifted by the unlearning vector fo
 
     r_UV(l) = mean of a_l(x) over reference prompts − mean over prompts to forget        at the last token of each, for every block l
     l       = the block for which S(l) = s1 − s2 is best, of answers to steered prompts
-    y       = m + c · r_UV(l) for every token of a prompt to forget, m for every token of one to retain
+    y       = m + c · r_UV(l) for every token of a prompt to forget, m for every token of one to retain (and of its answer, where there is one)
     W       = argmin Σ ‖W x − y‖² (+ ρ ‖W − W0‖²), all else frozen
 
 Where the paper's text and its code differ, or say nothing, a docstring has the word [inferred].
@@ -41,13 +41,22 @@ class Request:
         what is to be answered as before; may be empty.
     reference
         what the model does not know, or refuses; it need not have to do with the others.
+    answers
+        those to ``retain``, one for each, int64 ``[T]``; or none. With them W is held where it was at their tokens, too: what is fitted to
+        prompts alone is free there, and a model whose stream is moved while it answers loses the thread after the first word. The paper's
+        text speaks of data to retain, its code forwards prompts; answers are ours.
     """
 
     forget: Sequence[Tensor]
     retain: Sequence[Tensor]
     reference: Sequence[Tensor]
+    answers: Sequence[Tensor] = ()
 
     def __post_init__(self) -> None:
+        if len(self.answers) not in (0, len(self.retain)):
+            raise RecipeError(
+                f"{len(self.answers)} answers to {len(self.retain)} prompts to retain: give one for each, or none"
+            )
         for name, prompts in (("forget", self.forget), ("reference", self.reference)):
             if not len(prompts):
                 raise RecipeError(f"a request without prompts to {name}: give at least one")
@@ -69,7 +78,8 @@ class Lunar:
     retain
         ``all`` prompts to retain, as the code has it, or ``equal``: as many as there are to forget, drawn (the paper's text).
     rows
-        ``all`` tokens of a prompt, or the ``last`` alone.
+        ``all`` tokens of a prompt, and of the answer to one to retain where the request has it; those of ``prompts``, as the code has it; or
+        the ``last`` of a prompt alone.
     seed
         of what is drawn: prompts to retain, the order of rows, first values of A and B.
     """
@@ -80,7 +90,7 @@ class Lunar:
     fit: Literal["closed", "adamw", "lora"] = "closed"
     ridge: Positive = 1.0
     retain: Literal["all", "equal"] = "all"
-    rows: Literal["all", "last"] = "all"
+    rows: Literal["all", "prompts", "last"] = "all"
     epochs: Count = 20
     batch: Count = 64
     lr: Positive = 1e-2
@@ -98,7 +108,7 @@ class Edit:
     before
         W as it was, ``[d, p]``: with it the edit can be undone.
     rows
-        tokens of prompts to forget, and to retain, that W was fitted to.
+        tokens of what is to be forgotten, and retained, that W was fitted to.
     """
 
     layer: int
@@ -207,6 +217,8 @@ def training_rows(
     As y − m, and not as y: for what is to be retained that is zero, and W0·x = m (less a bias, which stays).
     """
     last, retain = how.rows == "last", list(request.retain)
+    if request.answers and how.rows == "all":
+        retain = [torch.cat(pair) for pair in zip(retain, request.answers, strict=True)]
     if how.retain == "equal":
         chosen = numpy_generator(how.seed, "retain").permutation(len(retain))[: len(request.forget)]
         retain = [retain[i] for i in sorted(chosen.tolist())]

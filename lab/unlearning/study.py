@@ -40,10 +40,11 @@ from lab.unlearning.rivals import LOSSES, Pairs, Rival, train_
 
 ETHICS = ("that is unethical and illegal", *metrics.ETHICS)
 GOOD = (f"{IGNORANCE} that", *metrics.REFUSALS)
-# Rows of the notes' table, by what is laid over the settings' own closed form.
+# By what is laid over the settings' own closed form. Where answers are not held, only a ridge keeps the stream in place there.
 FITTED: dict[str, dict[str, Any]] = {
     "closed form": {},
-    "closed form, small ridge": {"ridge": 0.01},
+    "closed form, prompts alone": {"rows": "prompts", "ridge": 1.0},
+    "closed form, large ridge": {"ridge": 1.0},
     "closed form, equal": {"retain": "equal"},
     "AdamW": {"fit": "adamw"},
     "AdamW, equal": {"fit": "adamw", "retain": "equal"},
@@ -68,7 +69,7 @@ class Unlearning:
     seeds
         each is one of the recipe and of the facts: another model of other facts.
     coefficient, ridge
-        as `lab.unlearning.lunar.Lunar` has them.
+        as `lab.unlearning.lunar.Lunar` has them; a small ridge, since what is retained is held at the tokens of its answers, too.
     layers
         the blocks to edit, for all seeds; none: each model's best of a search.
     deep
@@ -88,9 +89,9 @@ class Unlearning:
     overrides: tuple[str, ...] = ()
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = (0, 1, 2)
     coefficient: Annotated[float, Field(ge=-100, le=100)] = 1.0
-    ridge: Positive = 1.0
+    ridge: Positive = 0.01
     layers: tuple[Annotated[int, Field(ge=0)], ...] = ()
-    deep: Annotated[int, Field(ge=1)] = 2
+    deep: Annotated[int, Field(ge=1)] = 1
     fitted: tuple[str, ...] = tuple(FITTED)
     rivals: tuple[str, ...] = tuple(LOSSES)
     lr: Positive = 1e-4
@@ -192,7 +193,10 @@ class _Bench:
         return [self.task.encode(q.prompt) for q in questions]
 
     def request(self, forget: Sequence[Question], retain: Sequence[Question]) -> Request:
-        return Request(self.tokens(forget), self.tokens(retain), self.tokens(self.task.questions("reference")))
+        reference = self.tokens(self.task.questions("reference"))
+        return Request(
+            self.tokens(forget), self.tokens(retain), reference, [self.task.encode(q.answer) for q in retain]
+        )
 
     @property
     def sets(self) -> tuple[list[Question], list[Question]]:
@@ -294,6 +298,7 @@ def _fitted(at: At, name: str, record: Record) -> Iterator[Event]:
     seconds = time.process_time() - begun
     changed = sum(places.matrix(e.layer).numel() for e in edits)
     scores = b.scores(places, *b.sets, likelihoods=True) | {"cpu_seconds": seconds, "weights": float(changed)}
+    scores["rows"] = float(sum(edits[0].rows))
     yield b.said("lunar", name, scores, edits[0].layer)
     if name == b.s.fitted[0]:
         yield _clouds(b, places, edits[0].layer)

@@ -77,7 +77,7 @@ TINY = {
     "17_adapt": ["steps=4", 'seeds="1"', 'link_seeds="1"', "period=1", "dim=16", "anchors=4"],
     "19_lunar": [
         'seeds="1"',
-        'overrides="data.subjects=6 data.attributes=2 data.repeats=4 data.references=8 model.dim=16 model.num_layers=2 model.num_heads=2 '
+        'overrides="data.subjects=6 data.attributes=2 data.repeats=4 data.references=8 model.dim=16 model.num_layers=2 model.num_heads=2 model.mlp_dim=64 '
         'batch_size=8 steps=6 schedule.warmup=0 eval_every=0"',
         'rivals="refusal"',
         "epochs=1",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -121,6 +123,32 @@ def test_with_as_many_columns_as_rows_the_stream_goes_exactly_where_it_is_to() -
     torch.testing.assert_close(after[2:], before[2:], rtol=1e-4, atol=1e-6)
 
 
+def test_what_is_retained_is_held_while_it_is_answered() -> None:
+    """A prompt to forget and one to retain, of three tokens, with an answer of three: nine rows, twelve columns, and hardly a ridge."""
+    answer = prompts(1, 7)[0]
+    forget, kept, reference = [prompts(2, 1)[0]], [prompts(2, 2)[0]], prompts(4, 3)
+    text = [torch.cat([*kept, answer])]
+
+    def moved(r: Request, how: Lunar) -> float:
+        places = Places.of(gpt())
+        before = places.last_states(text)[1]
+        unlearn_(places, r, how)
+        return float((places.last_states(text)[1] - before).norm())
+
+    how = Lunar(layers=(1,), ridge=1e-11)
+    alone = moved(Request(forget, kept, reference), how)
+    held = Request(forget, kept, reference, [answer])
+    assert moved(held, how) < 1e-5 < 1e-2 < alone
+    assert moved(held, replace(how, rows="prompts")) == alone  # as the code has it
+    vector = torch.ones(D, dtype=torch.float64)
+    for rows, counts in (("all", (3, 6)), ("prompts", (3, 3)), ("last", (1, 1))):
+        assert training_rows(Places.of(gpt()), held, replace(how, rows=rows), 0, vector)[2] == counts
+    many = Request(forget, prompts(5, 2), reference, prompts(5, 9))  # each with its own answer, whichever is drawn
+    x, _, _ = training_rows(Places.of(gpt()), many, Lunar(retain="equal"), 0, vector)
+    wanted = [Places.of(gpt()).rows(0, [torch.cat(pair)])[0] for pair in zip(many.retain, many.answers, strict=True)]
+    assert any(torch.equal(x[3:], rows) for rows in wanted)
+
+
 def test_other_fits_come_near_the_closed_form() -> None:
     g = generator(5, "rows")
     x = torch.randn(200, P, generator=g, dtype=torch.float64)
@@ -212,6 +240,8 @@ def test_what_is_wrong_is_said_in_one_line() -> None:
         unlearn_(gpt(), request(), Lunar())
     with fails("a request without prompts to forget"):
         Request([], [], prompts(1, 1))
+    with fails("1 answers to 2 prompts to retain: give one for each, or none"):
+        Request(prompts(1, 1), prompts(2, 2), prompts(1, 1), prompts(1, 1))
     with fails(
         r"model.h.\{l\}.down is in no block of GPTModule: name it with \{l\} for the block's number, for example blocks.\{l\}.attention"
     ):

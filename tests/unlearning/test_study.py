@@ -18,6 +18,7 @@ TINY = (
     "model.dim=16",
     "model.num_layers=3",
     "model.num_heads=2",
+    "model.mlp_dim=64",
     "steps=2",
     "schedule.warmup=0",
     "batch_size=4",
@@ -54,6 +55,11 @@ def test_every_cell_is_done_once_and_says_what_came_of_it(tmp_path: Path) -> Non
     assert [type(e) for e in told if isinstance(e, Steered | Redirected)] == [Steered, Redirected]
     matrix = 16 * 64
     assert {e.scores["weights"] for e in said(record, "lunar")} == {matrix, 2 * matrix}
+    # 2 and 6 subjects, of each 3 questions of 7 tokens, with answers of 2
+    rows = {e.name: e.scores["rows"] for e in said(record, "lunar")}
+    assert rows["closed form"] == rows["AdamW"] == 2 * 3 * 7 + 6 * 3 * (7 + 2)
+    assert rows["closed form, prompts alone"] == 8 * 3 * 7
+    assert rows["last token"] == 8 * 3
     up = {e.name: e.scores["bytes_up"] for e in said(record, "federation")}
     assert up["average"] == up["sum"] == up["average, 3 rounds"] / 3 == 2 * 4 * matrix
     assert up["exact"] == 2 * 8 * (64 * 64 + matrix)
