@@ -110,6 +110,7 @@ TINY = {
     "16_privacy_of_sensing": ["steps=4", "period=2", 'seeds="1"'],
     "21_for_real": ["steps=4", "first=0", 'rates="1000"', 'methods="DDP,DES-LOC"', "period=2", "batch=1"],
     "24_sites": ["steps=16", "first=0", "kill_after=4", "hold_after=4", "deadline=4.0", "batch=1"],
+    "25_outside_evidence": ["steps=4", 'periods="1,2"', 'rates="0.1"', "dim=16", "context=16"],
     "20_compare": [
         'methods="ddp,mt_dao,noloco"',
         "steps=16",
