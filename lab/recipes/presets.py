@@ -205,7 +205,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "checkpoint_every": 400,
         "method": {"name": "ddp", "inner": _ADAMW | {"lr": 2e-3}},
     },
-    # A GPT that goes through its middle twice, and is scored with one to eight times.
     # Four domains, of which one is wanted; centred and standardised by us, as the states of so small a model all point the same way.
     "adapt": _SMALL
     | {
@@ -218,6 +217,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         },
         "weighting": {"by": "adapt", "target": "target", "center": True, "standardize": True, "tau": 0.3},
     },
+    # A GPT that goes through its middle twice, and is scored with one to eight times.
     "abbie": _SMALL | {"model": "abbie", "method": {"name": "diloco", "sync_every": 16, "inner": _ADAMW}},
     # A round is an epoch of a client's 500 images in batches of 16: CIFAR-10, which a plan need not fetch.
     "sparsyfed_resnet18": {
