@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from lab.config import Period, Positive, config
+from lab.config import Period, Positive, RecipeView, config
 from lab.engine.comm import Communicator
 from lab.engine.optim import Optimizer, count_, steps_taken
 from lab.engine.stack import Stack, clip_, frozen, layout_like
 from lab.engine.state import Grad, State, numeric
 from lab.errors import RecipeError, one_of
-from lab.methods.registry import method
+from lab.methods.registry import method, never_synced
 from lab.optimizers.low_rank import first_basis, low_rank_adam_, rotate_, short_side_first, top_basis
 
 
@@ -47,26 +47,34 @@ class LoRDO:
         their launch files; those switch to β = (0.999, 0.999) after 2048 steps of low-rank DDP.
     projector
         whose largest directions become the basis: the ``pseudo_gradient`` (the paper's choice), the mean ``gradient`` of
-        the last step, or a worker's ``own_gradient``. With own bases the moments of different workers cannot be averaged
-        and stay local (our reading), and a worker that comes back goes on with a mean of bases until the next sync.
+        the last step, a worker's ``own_gradient``, or its ``own_deviation`` from the mean just before it is taken, as the authors' public code
+        has it. In the last two a worker that comes back goes on with a mean of bases until the next sync. Moments in bases of their own
+        cannot be averaged: with ``own_gradient`` they stay local (our reading); with ``own_deviation`` they are averaged all the same, as there.
     error_feedback
         add what the projection left out to the next gradient. On in the authors' runs; off here, since with a basis that
         turns slowly the residual grows and is let go at once (it diverged in small problems).
+    residual
+        ``averaged``, and sent; or ``local``: never averaged, sent or reset, as in the authors' public code.
+    low_rank_term
+        ``divided``: ω·Q·(û / d), as the paper has it; ``plain``: ω·Q·û, as in the authors' launch files.
     rotate
-        write the moments in the new basis.
+        write the moments in the new basis. In the authors' public code, with one period for all, averages that were taken before overwrite
+        what was rotated: that is False.
     full_rank
         tensors with one of these in their name are not projected; nor is what is personal.
 
-    The residual is averaged here, and sent. In the authors' public code it is local: never averaged, sent or reset. The paper leaves
-    open whether v is averaged before it is rotated (it is, here; their code rotates each worker's own moments first, and averages that
-    were taken before then overwrite them).
+    The paper leaves open whether v is averaged before it is rotated (it is, here), and what becomes of the residual. One stored version
+    of the authors' public code was read for the options that are named after it, which may not be what made the paper's tables. It also
+    has the residual in the full-rank term, which is no option here.
     """
 
     sync_every: Period = 32
     rank: Period = 16
     inner: Optimizer = Field(default_factory=lambda: QHAdam(8e-3))
-    projector: Literal["pseudo_gradient", "gradient", "own_gradient"] = "pseudo_gradient"
+    projector: Literal["pseudo_gradient", "gradient", "own_gradient", "own_deviation"] = "pseudo_gradient"
     error_feedback: bool = False
+    residual: Literal["averaged", "local"] = "averaged"
+    low_rank_term: Literal["divided", "plain"] = "divided"
     rotate: bool = True
     full_rank: tuple[str, ...] = ("embedding", "norm", "head")
     max_norm: Positive | None = 1.0
@@ -83,14 +91,27 @@ class LoRDO:
 
     @property
     def agrees(self) -> tuple[str, ...]:
-        return () if self.projector == "own_gradient" else ("projector",)
+        return () if self.projector.startswith("own_") else ("projector",)
+
+    def exceptions(self) -> dict[str, str]:
+        if self.projector != "own_deviation":
+            return {}
+        return {
+            "equal workers": "they do not deviate from their mean but by rounding, which a basis cannot be read off"
+        }
+
+    def notes(self, recipe: RecipeView) -> Iterator[str]:
+        yield from never_synced(self.sync_every, recipe.steps)
+        if self.residual == "local" and not self.error_feedback:
+            yield "method.residual = 'local' makes no difference: without method.error_feedback there is none"
 
     @property
     def _moments(self) -> tuple[str, ...]:
         """Those that are averaged: in bases of their own they cannot be."""
         if self.projector == "own_gradient":
             return ()
-        return ("exp_avg", "exp_avg_sq", *(["residual"] if self.error_feedback else []))
+        owed = self.error_feedback and self.residual == "averaged"
+        return ("exp_avg", "exp_avg_sq", *(["residual"] if owed else []))
 
     def init(self, s: State) -> None:
         params = s.local["params"]
@@ -127,8 +148,13 @@ class LoRDO:
         if t % self.sync_every == 0 and any(s.fleet.up):
             matrix = s.local["projector"].names()
             agreed = comm.mean(s.local["params"], "params")
+            own = (
+                s.local["params"].select(matrix) - agreed.select(matrix) if self.projector == "own_deviation" else None
+            )
             s.local["params"].copy_(agreed, s.fleet.up)
-            if self.projector == "pseudo_gradient":
+            if own is not None:
+                towards = own
+            elif self.projector == "pseudo_gradient":
                 before, s.shared["params"] = s.shared["params"], agreed.select(matrix)
                 towards = s.shared["params"] - before  # Δ = E[θ_t] − θ_{t−K}; its sign does not matter
             elif self.projector == "gradient":
@@ -161,6 +187,7 @@ class LoRDO:
                     weight=options["weights"][0],
                     eps=options["eps"],
                     k=k[name],
+                    divided=self.low_rank_term == "divided",
                 )
 
     @numeric

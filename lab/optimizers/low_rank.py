@@ -50,11 +50,13 @@ def low_rank_adam_(
     weight: float,
     eps: float,
     k: int | Tensor,
+    divided: bool = True,
 ) -> None:
     """The k-th step, in place; k may differ along the leading axes. Without Q the moments are full and the step is QHAdam's.
 
     ĝ = Qᵀ(G + E);  E = G + E − Q·ĝ;  u, v as in Adam;  d = √v̂ + ε;
-    θ = θ − lr·[ (1 − ω)·G / mean(d) + ω·Q·(û / d) ]. The full-rank term divides by a number, since d is r × q.
+    θ = θ − lr·[ (1 − ω)·G / mean(d) + ω·Q·(û / d) ]. The full-rank term divides by a number, since d is r × q. Not ``divided``: with a basis
+    the second term is ω·Q·û.
     """
     beta1, beta2 = betas
     if Q is None:
@@ -71,7 +73,9 @@ def low_rank_adam_(
     u.lerp_(low, 1 - beta1)
     v.mul_(beta2).addcmul_(low, low, value=1 - beta2)
     d = (v / filled(beta2, k, v)).sqrt_().add_(eps)
-    slow = u / filled(beta1, k, u) / d
+    slow = u / filled(beta1, k, u)
+    if divided or Q is None:
+        slow = slow / d
     if Q is None:
         step = (1 - weight) * fresh / d + weight * slow
     else:

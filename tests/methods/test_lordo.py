@@ -222,6 +222,88 @@ def test_a_sync_by_hand() -> None:
         assert close(local["exp_avg"]["bias"][w], mean["exp_avg"]["bias"])
 
 
+def three_by_hand(method: LoRDO, steps: int) -> list[dict[str, torch.Tensor]]:
+    """Three workers in ordinary loops, by the formulas: parameters, basis and residual of each, in the end."""
+    omega, nets = 0.8, [build(None) for _ in range(3)]
+    Q = [torch.eye(3, 2, dtype=F64) for _ in nets]
+    E = [torch.zeros(3, 4, dtype=F64) for _ in nets]
+    u: list[dict[str, Any]] = [dict.fromkeys(("hidden", "bias", "out"), 0.0) for _ in nets]
+    v: list[dict[str, Any]] = [dict.fromkeys(("hidden", "bias", "out"), 0.0) for _ in nets]
+    before = nets[0].hidden.detach().clone()
+    for t in range(1, steps + 1):
+        for w, net in enumerate(nets):
+            net.zero_grad()
+            net.loss(*batch(w, t)).backward()
+            torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+            for name, x in net.named_parameters():
+                G = low = x.grad
+                if name == "hidden":
+                    G = G.T
+                    owed = G + E[w] if method.error_feedback else G
+                    low = Q[w].T @ owed
+                    E[w] = owed - Q[w] @ low
+                u[w][name] = B1 * u[w][name] + (1 - B1) * low
+                v[w][name] = B2 * v[w][name] + (1 - B2) * low**2
+                d = (v[w][name] / (1 - B2**t)).sqrt() + EPS
+                slow = u[w][name] / (1 - B1**t)
+                if name != "hidden":
+                    move = (1 - omega) * G / d + omega * slow / d
+                else:
+                    slow = slow / d if method.low_rank_term == "divided" else slow
+                    move = ((1 - omega) * G / d.mean() + omega * (Q[w] @ slow)).T
+                x.data -= 3e-2 * move
+        if t % 3:
+            continue
+        means = {name: sum(dict(net.named_parameters())[name].data for net in nets) / 3 for name in u[0]}
+        deviations = [net.hidden.data - means["hidden"] for net in nets]
+        for some in (u, v):
+            mean = {name: sum(of[name] for of in some) / 3 for name in means}
+            some[:] = [{name: x.clone() for name, x in mean.items()} for _ in nets]
+        if method.residual == "averaged":
+            E = [sum(E) / 3 for _ in nets]  # type: ignore[misc]
+        for w, net in enumerate(nets):
+            own = method.projector == "own_deviation"
+            new = top_basis(deviations[w] if own else means["hidden"] - before, 2)
+            if method.rotate:
+                rotate_(u[w]["hidden"], v[w]["hidden"], Q[w], new, (B1, B2), t)
+            Q[w] = new
+            for name, x in net.named_parameters():
+                x.data.copy_(means[name])
+        before = means["hidden"]
+    return [{"params": flat(net), "projector": q, "residual": e.T} for net, q, e in zip(nets, Q, E, strict=True)]
+
+
+READINGS: dict[str, dict[str, Any]] = {
+    "the paper's": {},
+    "own deviation": {"projector": "own_deviation"},
+    "local residual": {"residual": "local"},
+    "plain term": {"low_rank_term": "plain"},
+    "not rotated": {"rotate": False},
+    "the authors' code": {
+        "projector": "own_deviation",
+        "residual": "local",
+        "low_rank_term": "plain",
+        "rotate": False,
+    },
+}
+
+
+@pytest.mark.parametrize("reading", READINGS.values(), ids=READINGS)
+def test_readings_of_the_algorithm_by_hand(reading: dict[str, Any]) -> None:
+    """Two syncs and a step, with error feedback; each of what the authors' code does otherwise, alone and together."""
+    inner = QHAdam(3e-2, (B1, B2), 0.8)
+    method = LoRDO(3, 2, inner, error_feedback=True, full_rank=FULL, **reading)
+    bench = Bench(method).run(7)
+    for w, want in enumerate(three_by_hand(method, 7)):
+        assert close(bench.of(w), want["params"], 1e-11), w
+        for name in ("projector", "residual"):
+            assert close(bench.state.local[name]["hidden"][w], want[name], 1e-11), (w, name)
+    plain = Bench(LoRDO(3, 2, inner, error_feedback=True, full_rank=FULL)).run(7)
+    assert close(bench.of(0), plain.of(0), 1e-6) == (not reading)
+    assert {r.state for r in bench.records} == {"params", *method._moments}
+    assert ("residual" in method._moments) == (method.residual == "averaged")
+
+
 def test_memory_and_bytes_from_the_tensors() -> None:
     """Per projected p × q matrix 2·r·q + p·r numbers of state; a round sends θ once and the small moments twice."""
     bench = Bench(LoRDO(3, 2, full_rank=FULL)).run(3)

@@ -145,6 +145,9 @@ LISTED: dict[str, Method] = {
     "lordo error feedback": LoRDO(2, 1, QHAdam(3e-2, weight=0.9), error_feedback=True),
     "lordo gradient": LoRDO(3, 2, projector="gradient", full_rank=("out",), rotate=False),
     "lordo own gradient": LoRDO(2, 1, projector="own_gradient", error_feedback=True),
+    "lordo as the code": LoRDO(
+        2, 1, projector="own_deviation", error_feedback=True, residual="local", low_rank_term="plain", rotate=False
+    ),
     "photon kept Nesterov": Photon(2, inner_states="kept", outer=Nesterov(0.7, 0.9)),
     "photon FedMom": Photon(3, SGDM, outer=Optimizer("FedMom", 0.8)),
     "photon FedAdam": Photon(2, SGD, outer=Optimizer("FedAdam", 0.01)),
