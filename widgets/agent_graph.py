@@ -135,7 +135,7 @@ class AgentGraph(View):
             Series("drafts alone", self.step, self.right_drafts),
         ]
         return [
-            Lines("Do answers get better?", "update", "share right", answers),
+            Lines("Do answers get better?", "update", "share right", answers, reach=(0.0, 1.0)),
             Lines(
                 "How many edges does it keep?",
                 "update",
@@ -156,6 +156,7 @@ class AgentGraph(View):
                     "share of questions right",
                     costs,
                     hover=COSTS,
+                    reach=(0.0, 1.0),
                 )
             )
         if tests:
@@ -166,7 +167,11 @@ class AgentGraph(View):
                 Series("harmed", num, _gaps([e.harm for e in tests])),
                 Series("preserved", num, _gaps(kept)),
             ]
-            out.append(Lines("What does hearing others do?", "agents", "share of answers", moves, hover=MOVES))
+            out.append(
+                Lines(
+                    "What does hearing others do?", "agents", "share of answers", moves, hover=MOVES, reach=(0.0, 1.0)
+                )
+            )
         return out
 
     def _costs(self, plan: str) -> Series:

@@ -54,7 +54,7 @@ class Board(Picture):
 
     def _head(self, width: int) -> int:
         """Pixels above the pictures."""
-        return _HEAD + (_LINE * len(self._answer(width)) + 6 if self.answer else 0)
+        return _HEAD + (_LINE * len(self._answer(width)) + 8 if self.answer else 0)
 
     def _answer(self, width: int) -> list[str]:
         return textwrap.wrap(self.answer, int((width - 28) / _LETTERS))
@@ -69,7 +69,7 @@ class Board(Picture):
         del layout["xaxis"], layout["yaxis"], layout["legend"]
         if self.answer:
             words = {"text": "<br>".join(map(html.escape, self._answer(width))), "showarrow": False, "align": "left"}
-            at = {"x": 12 / width, "y": 1 - (_HEAD - 2) / whole, "xanchor": "left", "yanchor": "top"}
+            at = {"x": 12 / width, "y": 1 - (_HEAD + 3) / whole, "xanchor": "left", "yanchor": "top"}
             layout["annotations"].append({"xref": "paper", "yref": "paper", "font": {"size": 13}} | at | words)
         data: list[dict[str, Any]] = []
         for k, (picture, left, top, each, tall) in enumerate(self.places(width)):
@@ -99,7 +99,7 @@ class Board(Picture):
         out = head(width, height or self.height(width), self.title, size=16, says=self.answer)
         for k, line in enumerate(self._answer(width)):
             out.append(
-                f'<text x="14" y="{_HEAD + 10 + _LINE * k}" font-size="13" fill="#333">{html.escape(line)}</text>'
+                f'<text x="14" y="{_HEAD + 14 + _LINE * k}" font-size="13" fill="#333">{html.escape(line)}</text>'
             )
         for picture, left, top, each, tall in self.places(width):
             inner = picture.svg(each, tall).replace(FLUID, "", 1)

@@ -89,6 +89,7 @@ class Iterations(View):
                 "share of targets",
                 [Series("settled", k, seen.settled_K)],
                 hover=SETTLED,
+                reach=(0.0, 1.0),
             ),
         ]
 

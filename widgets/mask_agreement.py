@@ -77,7 +77,7 @@ class MaskAgreement(View):
             "before": "server and before",
         }
         series = [Series(says, self.step, self.lines[name], colour=k) for k, (name, says) in enumerate(names.items())]
-        return Lines("How far do masks agree?", "local step", "IoU of masks", series, hover=AGREEMENT)
+        return Lines("How far do masks agree?", "local step", "IoU of masks", series, hover=AGREEMENT, reach=(0.0, 1.0))
 
     def _regrown(self) -> Lines:
         series = [Series("weights", self.step, self.lines["regrown"])]
@@ -88,4 +88,6 @@ class MaskAgreement(View):
             Series("the server's model", self.step, self.lines["realised"], colour=0),
             Series("what a client hands in", self.step, self.lines["handed in"], colour=1),
         ]
-        return Lines("How sparse is the model?", "local step", "share of weights at 0", series, hover=SPARSITY)
+        return Lines(
+            "How sparse is the model?", "local step", "share of weights at 0", series, hover=SPARSITY, reach=(0.0, 1.0)
+        )

@@ -13,6 +13,19 @@ GROUND = "rgba(128,128,128,0.15)"
 SLIDER = 84  # pixels that a slider needs below a figure
 
 
+def padded(lead: dict[str, Any], whole: dict[str, Any]) -> dict[str, Any]:
+    """A figure of the first pictures of another, with what else that has unseen, so that a menu can turn one into the other."""
+    first, layout = len(lead["data"]), dict(lead["layout"])
+    unseen = [trace | {"visible": False} for trace in whole["data"][first:]]
+    for kind in ("shapes", "annotations"):
+        there = layout.get(kind, [])
+        layout[kind] = [*there, *(mark | {"visible": False} for mark in whole["layout"].get(kind, [])[len(there) :])]
+    for name, part in whole["layout"].items():
+        if name not in layout:  # axes and legends
+            layout[name] = part | {"visible": False} if isinstance(part, dict) else part
+    return {"data": [*lead["data"], *unseen], "layout": layout}
+
+
 def with_menu(figures: Mapping[str, dict[str, Any]], active: str, label: str) -> dict[str, Any]:
     """The figure ``active``, with a menu of all.
 
@@ -21,8 +34,7 @@ def with_menu(figures: Mapping[str, dict[str, Any]], active: str, label: str) ->
     ValueError
         if the figures do not have the same traces in the same order, so that none can be turned into another.
     """
-    height = figures[active]["layout"]["height"]
-    menu = {"buttons": _entries(figures, active, label, height), "type": "dropdown", "showactive": True}
+    menu = {"buttons": _entries(figures, active, label), "type": "dropdown", "showactive": True}
     menu |= {"active": list(figures).index(active), "x": 1, "xanchor": "right", "y": 1, "yanchor": "top"}
     menu |= {"pad": {"t": 2, "r": MODE_BAR}, "font": {"size": 11}, "bgcolor": GROUND, "bordercolor": INK}
     return {"data": figures[active]["data"], "layout": figures[active]["layout"] | {"updatemenus": [menu]}}
@@ -39,7 +51,10 @@ def with_slider(figures: Mapping[str, dict[str, Any]], active: str, label: str) 
     layout = figures[active]["layout"]
     now = {"prefix": f"{label}: ", "font": {"size": 13}, "xanchor": "left"}
     height = layout["height"] + SLIDER
-    slider = {"steps": _entries(figures, active, label, height), "active": list(figures).index(active)}
+    slider = {
+        "steps": _entries(figures, active, label, height),
+        "active": list(figures).index(active),
+    }
     slider |= {"currentvalue": now}
     slider |= {"x": 0.03, "len": 0.94, "y": 0, "yanchor": "top", "pad": {"t": layout["margin"]["b"] + 8}}
     slider |= {
@@ -53,10 +68,12 @@ def with_slider(figures: Mapping[str, dict[str, Any]], active: str, label: str) 
     return {"data": figures[active]["data"], "layout": layout | room | {"sliders": [slider]}}
 
 
-def _entries(figures: Mapping[str, dict[str, Any]], active: str, label: str, height: int) -> list[dict[str, Any]]:
+def _entries(
+    figures: Mapping[str, dict[str, Any]], active: str, label: str, height: int | None = None
+) -> list[dict[str, Any]]:
     """What turns any of the figures into each of them: what differs from one to another, under plotly's long names.
 
-    The height is always said: JupyterLab takes it from the figure, which would then shrink to nothing.
+    The height (of each figure, unless one is given for all) is always said: JupyterLab takes it from the figure, which would then shrink to nothing.
     """
     shapes = {name: [trace["type"] for trace in figure["data"]] for name, figure in figures.items()}
     if any(shape != shapes[active] for shape in shapes.values()):
@@ -70,7 +87,9 @@ def _entries(figures: Mapping[str, dict[str, Any]], active: str, label: str, hei
     laid_out = _differing(list(layouts.values()))
     for name, traces in flat.items():
         styles = {key: [traces[k].get(key) for k in touched] for key in styled}
-        layout = {key: layouts[name].get(key) for key in laid_out} | {"height": height}
+        layout = {key: layouts[name].get(key) for key in laid_out} | {
+            "height": height or figures[name]["layout"]["height"]
+        }
         entries.append({"label": name, "method": "update", "args": [styles, layout, touched]})
     return entries
 

@@ -20,6 +20,7 @@ HIDDEN = {"source_hidden": ".jp-Cell-inputWrapper", "outputs_hidden": ".jp-Cell-
 FOLD = """<style>
 details.folded { margin: 6px 0 6px 94px; } details.folded summary { cursor: pointer; color: #666; font: 13px sans-serif; }
 details.folded[open] { margin-left: 0; } details.folded[open] summary { margin-left: 94px; }
+.plotly-graph-div { height: auto !important; }
 </style><script>
 for (const cell of document.querySelectorAll(".celltag_source_hidden, .celltag_outputs_hidden")) {
   const parts = Object.entries(%s).filter(([name]) => cell.classList.contains("celltag_" + name));

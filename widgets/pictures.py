@@ -154,6 +154,9 @@ class Lines(Picture):
     floor: tuple[float, str] | None = None
     hover: str = "{name}: {y} at {x}"
     bands: Sequence[Band] = ()
+    reach: tuple[float, float] | None = (
+        None  # what ``y`` may be: it is drawn against that, however little of it is used
+    )
 
     @property
     def names(self) -> list[str]:
@@ -169,6 +172,7 @@ class Lines(Picture):
         x = reduce(or_, map(_extent, [*(s.x for s in self.series), *(b.x for b in self.bands)]), Extent())
         y = reduce(or_, (_extent(s.y) for s in self.series), Extent.of([self.floor[0]] if self.floor else []))
         y = reduce(or_, map(_extent, beside), y)
+        y |= Extent.of(self.reach) if self.reach and y.low <= y.high else Extent()
         return Axis.over(self.x, x, self.log_x), Axis.over(self.y, y, self.log_y, pad=0.06)
 
     def plotly(self, width: int = WIDTH) -> dict[str, Any]:
@@ -403,6 +407,16 @@ class Note(Picture):
         return [part for line in self.words.splitlines() for part in textwrap.wrap(line, width // 7) or [""]]
 
 
+def numbered(pictures: Sequence[Picture]) -> list[Picture]:
+    """Pictures, those of lines that have one point each told in numbers instead, in one note at the end."""
+    alone = [p for p in pictures if isinstance(p, Lines) and all(len(s.x) <= 1 for s in p.series)]
+    told = [f"{p.title} {', '.join(end for s in p.series if not s.faint and (end := _last(s)))}" for p in alone]
+    return [
+        *(p for p in pictures if p not in alone),
+        *([Note("So far one look, in numbers", "\n".join(told))] if told else []),
+    ]
+
+
 def bundle(picture: Picture) -> dict[str, Any]:
     """What a notebook stores: drawn by plotly where it can be, as SVG elsewhere, as text in a terminal."""
     return {
@@ -424,13 +438,31 @@ def stored(figure: dict[str, Any]) -> dict[str, Any]:
 
 def _typed(thing: Any) -> Any:
     if isinstance(thing, dict):
-        return {key: _typed(value) for key, value in thing.items()}
+        return {key: _entry(value) if key == "args" else _typed(value) for key, value in thing.items()}
     if not isinstance(thing, list):
         return thing
-    if len(thing) > FEW_POINTS and all(v is None or isinstance(v, int | float) for v in thing):
-        numbers = np.array([math.nan if v is None else v for v in thing], dtype=np.float32)
-        return {"dtype": "f4", "bdata": base64.b64encode(numbers.tobytes()).decode()}
+    if len(thing) > FEW_POINTS and _numbers(thing):
+        return _packed(thing)
+    if thing and all(isinstance(row, list) and len(row) > FEW_POINTS and _numbers(row) for row in thing):
+        if len({len(row) for row in thing}) == 1:  # a table: plotly does not look for typed arrays within lists
+            return _packed([v for row in thing for v in row]) | {"shape": f"{len(thing)}, {len(thing[0])}"}
+        return thing
     return [_typed(value) for value in thing]
+
+
+def _numbers(values: list[Any]) -> bool:
+    return all(v is None or isinstance(v, int | float) for v in values)
+
+
+def _packed(values: list[Any]) -> dict[str, Any]:
+    numbers = np.array([math.nan if v is None else v for v in values], dtype=np.float32)
+    return {"dtype": "f4", "bdata": base64.b64encode(numbers.tobytes()).decode()}
+
+
+def _entry(args: list[Any]) -> list[Any]:
+    """What an entry of a menu changes: a list there has a value for each trace, and plotly wants to see it as a list."""
+    styles, layout, touched = args
+    return [{key: [_typed(value) for value in values] for key, values in styles.items()}, _typed(layout), touched]
 
 
 def thin(x: Numbers, y: Numbers, most: int = MAX_POINTS, digits: int = 5) -> tuple[list[float], list[float | None]]:

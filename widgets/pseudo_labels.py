@@ -76,7 +76,12 @@ class PseudoLabels(View):
             Series("with a label", self.step, self.coverage, colour=1),
         ]
         return Lines(
-            "How many get a label, and how many of these are right?", "local step", "share", series, hover=SHARES
+            "How many get a label, and how many of these are right?",
+            "local step",
+            "share",
+            series,
+            hover=SHARES,
+            reach=(0.0, 1.0),
         )
 
     def _places(self, seen: PseudoLabelled) -> Graph:

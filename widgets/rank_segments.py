@@ -14,7 +14,7 @@ from lab.events import Covered, Ended, Event, Sent, Started, Truncated
 from lab.models.lora import LoRA
 from widgets.answers import percent, plural
 from widgets.matrices import Matrix
-from widgets.pictures import Lines, Note, Picture, Series
+from widgets.pictures import Bars, Lines, Note, Picture, Series, numbered
 from widgets.view import View
 
 FORMER = 4  # earlier looks behind the latest curve over the prefixes
@@ -41,6 +41,7 @@ class RankSegments(View):
     """
 
     title = "Which ranks are used, and by whom?"
+    leads = True
     reads = (Started, Sent, Covered, Truncated, Ended)
 
     metric: str = ""
@@ -97,15 +98,31 @@ class RankSegments(View):
             words = "No adapters were aggregated yet: set lora.ranks, and a round ends every sync_every local steps."
             return [Note("Who covers which rank segment?", words)]
         out: list[Picture | None] = [
+            self._now(),
             self._energy(),
             self._bias(),
             self._bytes(),
             *self._cover(),
             *(p for name in self._metrics() for p in (self._curve(name), self._over_time(name))),
         ]
-        return [picture for picture in out if picture is not None]
+        return numbered([picture for picture in out if picture is not None])
 
     # one picture each
+
+    def _now(self) -> Bars:
+        """What each segment carries by now, and who hands it in; without a look the second alone."""
+        names = [
+            name.capitalize().replace("-", " to ") for name in segment_names((self.looks or self.covered)[-1].bounds_M)
+        ]
+        num_M = [len(c) for c in self.covered[-1].contributors_M] if self.covered else []
+        of = len(self.ranks_W) or (self._most() if self.covered else 0)
+        who = [f"{num} of {plural(of, 'client')}" for num in num_M]
+        if not self.looks:
+            return Bars("Who hands in which ranks?", "clients", names, [float(num) for num in num_M], who)
+        energy_M = self.looks[-1].energy_M
+        labels = [", ".join([percent(share), *who[m : m + 1]]) for m, share in enumerate(energy_M)]
+        title = f"Which ranks carry the energy{', and who hands them in' if who else ''}?"
+        return Bars(title, "share of the energy", names, energy_M, labels)
 
     def _energy(self) -> Lines | None:
         if not self.looks:
@@ -115,7 +132,7 @@ class RankSegments(View):
         lines = [Series(name, steps, own_TM[:, m], colour=m) for m, name in enumerate(names)]
         thin = [Series(f"{n}, spectrum", steps, spectrum_TM[:, m], True, m) for m, n in enumerate(names)]
         y = "share (thin: of the spectrum)"
-        return Lines("Which segments hold the energy?", STEP, y, [*thin, *lines], hover=ENERGY)
+        return Lines("Which segments hold the energy?", STEP, y, [*thin, *lines], hover=ENERGY, reach=(0.0, 1.0))
 
     def _bias(self) -> Lines | None:
         known = [(x.step, x.bias) for x in self.covered if x.bias is not None]

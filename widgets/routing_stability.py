@@ -15,7 +15,7 @@ from lab.events import Ended, Event, Placed, Routed, Saturated, Started
 from lab.probes.routing import balance
 from widgets.answers import percent, plural
 from widgets.matrices import Grid, Matrix
-from widgets.pictures import Lines, Note, Picture, Series
+from widgets.pictures import Lines, Note, Picture, Series, numbered
 from widgets.view import View
 
 MAX_BANDS = 64  # rows of the heat map; with more, it shows the layer with the worst balance
@@ -26,6 +26,7 @@ SETTLED_BELOW = (
     0.1  # share of choices that change from look to look: up to it, and with no dead expert, routing is called stable
 )
 
+SHARE = (0.0, 1.0)
 STEP = "local step"
 LOAD = "{row} at step {column}: {value} × an even share of the slots\n0 = nobody chose it, 1 = its fair share"
 ENTROPY = "{name}, step {x}: {y}\n1 = the gate spreads evenly over the experts it knows, 0 = always the same one"
@@ -48,6 +49,7 @@ class RoutingStability(View):
     """
 
     title = "Does routing stay stable?"
+    leads = True
     reads = (Started, Placed, Routed, Saturated, Ended)
 
     source: Literal["agreed", "workers"] = "agreed"
@@ -95,10 +97,11 @@ class RoutingStability(View):
         if not self.looks:
             words = "No look at the routers yet: a model with experts gives one every routing_every steps."
             return [Note("Does every expert get its share of the tokens?", words), *self._held()]
+        churn = self._lines("How many choices changed?", "share changed (1 − Jaccard)", CHURN, "churn_L", SHARE)
         out: list[Picture | None] = [
+            churn,
             self._load(),
-            self._lines("How varied are the gates?", "entropy ÷ its maximum", ENTROPY, "entropy_L"),
-            self._lines("How many choices changed?", "1 − Jaccard index", CHURN, "churn_L"),
+            self._lines("How varied are the gates?", "entropy ÷ its maximum", ENTROPY, "entropy_L", SHARE),
             self._balance(),
             self._dead(),
             self._ghosts(),
@@ -106,7 +109,7 @@ class RoutingStability(View):
             self._settled(),
             *self._held(),
         ]
-        return [picture for picture in out if picture is not None]
+        return numbered([picture for picture in out if picture is not None])
 
     # one picture each
 
@@ -137,16 +140,18 @@ class RoutingStability(View):
             hover=LOAD,
         )
 
-    def _lines(self, title: str, y: str, hover: str, what: str) -> Lines | None:
+    def _lines(
+        self, title: str, y: str, hover: str, what: str, reach: tuple[float, float] | None = None
+    ) -> Lines | None:
         """One of a look's numbers over time, unless it was never known."""
         values_TL = self._columns(what)
         if not np.isfinite(values_TL).any():
             return None
-        return Lines(title, STEP, y, _layers(self._steps, values_TL), hover=hover)
+        return Lines(title, STEP, y, _layers(self._steps, values_TL), hover=hover, reach=reach)
 
     def _balance(self) -> Lines:
         busiest = _layers(self._steps, self._columns("busiest_L"), "busiest ÷ mean")
-        cv = Series("CV", self._steps, _mean(self._columns("cv_L"), 1), colour=1)
+        cv = Series("CV (spread ÷ mean)", self._steps, _mean(self._columns("cv_L"), 1), colour=1)
         return Lines("How uneven is the load?", STEP, "× the mean load", [*busiest, cv], hover=BALANCE)
 
     def _dead(self) -> Lines:
@@ -159,13 +164,15 @@ class RoutingStability(View):
             return None
         measured = _layers(self._steps, self._columns("ghosts_L"), "measured")
         ideal = Series("ideal 1 − Oₑ/M", self._steps, [x.ideal for x in self.looks], colour=1)
-        return Lines("How often is an expert absent?", STEP, "share of slots", [*measured, ideal], hover=GHOSTS)
+        return Lines(
+            "How often is an expert absent?", STEP, "share of slots", [*measured, ideal], hover=GHOSTS, reach=SHARE
+        )
 
     def _settled(self) -> Lines | None:
         if self.saturated is None or not self.saturated.steps:
             return None
         share = _layers(self.saturated.steps, _floats(self.saturated.overlap_RL))
-        return Lines("How early do choices settle?", STEP, "share already made", share, hover=SETTLED)
+        return Lines("How early do choices settle?", STEP, "share already made", share, hover=SETTLED, reach=SHARE)
 
     def _held(self) -> list[Picture]:
         if self.placed is None or not self.placed.workers_LE:

@@ -73,6 +73,7 @@ class SampleWeights(View):
                     Series("effective", self.step, self.effective),
                 ],
                 hover=RATIO,
+                reach=(0.0, 1.0),
             )
         )
         for what, title in (("weights", "How are weights spread?"), ("scores", "How are scores spread?")):

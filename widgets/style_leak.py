@@ -127,6 +127,7 @@ class StyleLeak(View):
             series,
             floor=floor,
             hover=RATE,
+            reach=(0.0, 1.0),
             bands=bands,
         )
 
@@ -149,6 +150,7 @@ class StyleLeak(View):
             series,
             floor=(0.5, "a guess"),
             hover=DETECTED,
+            reach=(0.0, 1.0),
         )
 
     def _likeness(self, rows: list[Row]) -> Lines:
@@ -157,7 +159,14 @@ class StyleLeak(View):
             Series(says, x, [float(np.mean([*self.found.similar(r, name).values()])) for r in rows], colour=k)
             for k, (name, says) in enumerate(SIMILAR.items())
         ]
-        return Lines(f"Imitated, or copied? (by {self._way})", "messages of the author", "0 to 1", series, hover=LIKE)
+        return Lines(
+            f"Imitated, or copied? (by {self._way})",
+            "messages of the author",
+            "0 to 1",
+            series,
+            hover=LIKE,
+            reach=(0.0, 1.0),
+        )
 
     def _federations(self) -> Bars:
         rows = self.found.federated

@@ -165,7 +165,7 @@ class Unlearning(View):
             x = [float(n) for n in done]
             lines = (("recall_forget", "forgotten so far"), ("recall_retain", "all others"))
             series = [Series(words, x, [self.mean("sequence", n, score) for n in done]) for score, words in lines]
-            out.append(Lines("One request after another", "requests", "recalled", series))
+            out.append(Lines("One request after another", "requests", "recalled", series, reach=(0.0, 1.0)))
         together = self.found.get("federation", {})
         if together:
             values = {n: self.mean("federation", n, "deviation") for n in together}

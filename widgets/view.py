@@ -58,11 +58,12 @@ from IPython.display import display, update_display
 from lab.events import Ended, Event, Started
 from widgets.boards import Board
 from widgets.canvas import Canvas
-from widgets.menus import with_menu
+from widgets.menus import padded, with_menu
 from widgets.pictures import Note, Picture, bundle, stored
 
 RATE = 8  # drawings of a view a second, at most
 SHARE = 0.02  # of the time that drawing all views together may take
+BRIEF, WHOLE = "the answer", "all pictures"  # what a view that leads can show
 LIVELY = 60  # seconds after its last drawing until a view no longer counts among them
 
 
@@ -105,6 +106,9 @@ class View:
         """What a person may choose. The first menu is also there at rest."""
         return ()
 
+    leads: ClassVar[bool] = False  # whether the first picture answers the question and the others are shown on demand
+    detail = BRIEF  # of a view that leads: how much is shown
+
     heading = ""  # before the title, where views of several runs stand beside each other
 
     _lock: ClassVar = threading.RLock()  # a run feeds views from one thread, a person chooses in another
@@ -112,6 +116,7 @@ class View:
     _changed = False
     _at_rest = False
     _dropped: Note | None = None
+    _several = True  # pictures, when it was drawn last
     _run = ""  # the name of the run that the present event belongs to, for views that compare
     _awaited: frozenset[str] = frozenset()  # runs that have not ended
 
@@ -136,13 +141,23 @@ class View:
             title = f"{self.heading} · {self.title}" if self.heading else self.title
             if self._dropped:
                 return Board(title, [self._dropped])
-            return Board(title, self.pictures(), self.answer())
+            pictures = self.pictures()
+            self._several = len(pictures) > 1
+            return Board(title, pictures[:1] if self._brief else pictures, self.answer())
+
+    @property
+    def _brief(self) -> bool:
+        return self.leads and self.detail == BRIEF
+
+    def _controls(self) -> list[Control]:
+        more = Control("detail", "show", self.detail, [BRIEF, WHOLE])
+        return [*([more] if self.leads and self._several else []), *self.controls()]
 
     def bundle(self) -> dict[str, Any]:
         """What a notebook keeps: the board, in plotly with a menu where there is something to choose."""
         with self._lock:
             forms = bundle(self.board())
-            menu = next((c for c in self.controls() if c.options), None)
+            menu = next((c for c in self._controls() if c.options), None)
             if menu is None or self._dropped:
                 return forms
             figures = {}
@@ -150,6 +165,8 @@ class View:
                 vars(self)[menu.name] = option
                 figures[option] = self.board().plotly()
             vars(self)[menu.name] = menu.value
+            if menu.name == "detail":
+                figures[BRIEF] = padded(figures[BRIEF], figures[WHOLE])
             forms["application/vnd.plotly.v1+json"] = stored(with_menu(figures, menu.value, menu.label))
             return forms
 
@@ -171,9 +188,9 @@ class View:
             where there is no such control, or the value is not one that it takes.
         """
         with self._lock:
-            control = next((c for c in self.controls() if c.name == name), None)
+            control = next((c for c in self._controls() if c.name == name), None)
             if control is None or (control.options and value not in control.options):
-                allowed = control.options if control else [c.name for c in self.controls()]
+                allowed = control.options if control else [c.name for c in self._controls()]
                 raise ValueError(f"{value if control else name!r} is not there to choose: {', '.join(allowed)}")
             vars(self)[name] = value
             try:
@@ -259,7 +276,7 @@ class View:
 
     def _draw(self, board: Board | None = None) -> None:
         if self._screen is not None and not self._at_rest:
-            self._screen.draw(self.board if board is None else lambda: board, self.controls())
+            self._screen.draw(self.board if board is None else lambda: board, self._controls())
             self._changed = False
 
     def _drop(self, error: Exception) -> None:

@@ -16,6 +16,7 @@ from tests.support.pictures import PICTURES, TABLES, routing
 from widgets import Board, Growing, Lines, Matrix, RoutingStability, Series
 from widgets.axes import short
 from widgets.canvas import Canvas
+from widgets.view import WHOLE
 
 pytestmark = [needs_chromium, pytest.mark.processes]
 
@@ -106,15 +107,17 @@ def test_every_kind_of_picture_is_drawn(bare: Any) -> None:
     page = bare(canvas)
     assert "Waiting for the first event" in page.js("document.body.textContent")
     others = Board("Others", [*PICTURES.values(), *TABLES.values()])
-    for board in (others, RoutingStability.of(routing()).board()):
+    routed = RoutingStability.of(routing())
+    routed.choose("detail", WHOLE)
+    for board in (others, routed.board()):
         canvas.draw(board)
         page.settle()
         assert page.js("canvases().map((c) => c.ariaLabel)") == [p.text() for p in board.pictures]
         assert page.js("canvases().every((c) => c.getAttribute('role') === 'img')")
         assert min(page.js("canvases().map(inked)")) > 100
-    wide, *thirds = page.js("canvases().map((c) => c.clientWidth)")
-    assert wide > 950
-    assert max(thirds[:6]) < 330 < min(thirds[6:])
+    first, wide, *others_below = page.js("canvases().map((c) => c.clientWidth)")
+    assert min(first, wide) > 950
+    assert max(others_below[:3]) < 330 < 480 < min(others_below[3:]) < 500
     canvas.draw(PLAIN)
     page.settle()
     red, green = (page.js("(c) => count(canvases()[0], c)", colour) for colour in ([255, 0, 0], [0, 255, 0]))

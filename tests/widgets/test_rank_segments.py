@@ -165,7 +165,7 @@ def test_live_and_stored_say_the_same(tmp_path: Any) -> None:
     through = RankSegments.of(from_json(to_json(e)) for e in seen)
     specs: list[list[dict[str, Any]]] = [[p.spec() for p in view.pictures()] for view in (live, stored, through)]
     assert specs[0] == specs[1] == specs[2]
-    assert len(specs[0]) == 8
+    assert len(specs[0]) == 9
     assert all(isinstance(p, Picture) for p in live.pictures())
     up, down = (line(live, "What does each", way)[1] for way in ("handed in", "fetched"))
     whole = [run.ledger.total_bytes() / 2 * r / 6 for r in (3, 2, 1)]

@@ -417,7 +417,8 @@ def test_many_workers_share_a_row() -> None:
     (calendar,) = SyncCalendar(recipe).pictures()
     assert calendar.rows == ["40 workers"]
     assert strokes(calendar, 0, "params", True) == [4, 8]
-    whole = Workers(recipe.but(num_workers=80)).pictures()[0]
+    assert Workers(recipe.but(num_workers=80)).pictures() == []  # every worker is there and none is slow
+    whole = Workers(recipe.but(num_workers=80, scenario={"slow": {"1": 2.0}})).pictures()[0]
     assert len(whole.rows) == 64
     assert "first 64 of 80" in whole.title
 
@@ -788,14 +789,22 @@ def leaves(thing: dict[str, Any], path: str = "") -> dict[str, Any]:
     return out
 
 
+def test_a_table_is_stored_as_one_array_with_its_shape() -> None:
+    """Plotly takes no typed arrays within a list: cells would not be seen."""
+    z = [[r * 13 + c if r != c else None for c in range(13)] for r in range(3)]
+    kept = stored({"data": [{"type": "heatmap", "z": z}], "layout": {}})["data"][0]["z"]
+    assert kept["shape"] == "3, 13"
+    assert untyped(kept) == z
+
+
 def untyped(thing: Any) -> Any:
     """With lists in place of plotly's typed arrays."""
     if isinstance(thing, list):
         return [untyped(v) for v in thing]
     if isinstance(thing, dict) and "bdata" in thing:
-        return [
-            None if math.isnan(v) else v for v in np.frombuffer(base64.b64decode(thing["bdata"]), np.float32).tolist()
-        ]
+        numbers = np.frombuffer(base64.b64decode(thing["bdata"]), np.float32)
+        numbers = numbers.reshape([int(n) for n in thing.get("shape", str(len(numbers))).split(",")])
+        return np.where(np.isnan(numbers), None, numbers.astype(object)).tolist()
     return {key: untyped(value) for key, value in thing.items()} if isinstance(thing, dict) else thing
 
 

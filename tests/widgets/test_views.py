@@ -22,7 +22,8 @@ from tests.support.pictures import PICTURES, TABLES, Place, check_forms_agree, c
 from widgets import Board, Grid, Lines, Matrix, RoutingStability, Series, View, holdings
 from widgets.boards import BOARD
 from widgets.matrices import MAX_COLUMNS
-from widgets.pictures import Picture
+from widgets.pictures import Note, Picture
+from widgets.view import BRIEF, WHOLE
 
 # --- a stream of events ----------------------------------------------------------------------------------------------
 
@@ -49,13 +50,19 @@ def only(picture_type: type, title: str, view: View) -> Any:
     return found
 
 
+def whole(view: View) -> View:
+    """The same with all its pictures."""
+    view.choose("detail", WHOLE)
+    return view
+
+
 def titles(view: View) -> list[str]:
     return [p.title for p in view.pictures()]
 
 
 # --- four forms, one picture -----------------------------------------------------------------------------------------
 
-ALL = PICTURES | TABLES | {name: RoutingStability.of(routing(**shape)).board() for name, shape in SHAPES.items()}
+ALL = PICTURES | TABLES | {name: whole(RoutingStability.of(routing(**shape))).board() for name, shape in SHAPES.items()}
 
 
 @pytest.mark.parametrize("picture", ALL.values(), ids=ALL.keys())
@@ -123,13 +130,13 @@ def test_lines_have_gaps_in_every_form():
 
 def test_a_board_gives_every_picture_a_place_of_its_own():
     """No two overlap, all lie inside, a wide one takes a row, and plotly's plots are where the SVG's are."""
-    board = RoutingStability.of(routing()).board()
+    board = whole(RoutingStability.of(routing())).board()
     places = board.places(BOARD)
     assert [p for p, *_ in places] == list(board.pictures)
     taken = np.zeros((board.height(BOARD), BOARD), dtype=int)
     for picture, left, top, width, height in places:
         taken[top : top + height, left : left + width] += 1
-        assert picture.wide == (width == BOARD)
+        assert width == BOARD or not picture.wide
     assert taken.max() == 1
     layout = board.plotly()["layout"]
     for k, (picture, left, top, width, height) in enumerate(places):
@@ -139,14 +146,14 @@ def test_a_board_gives_every_picture_a_place_of_its_own():
         if isinstance(picture, Lines):
             assert layout[f"legend{k + 1 if k else ''}"]["y"] >= y[1]  # above the data, not on it
     spec = board.spec()
-    assert [panel["per_row"] for panel in spec["panels"]] == [1, 3, 3, 3, 3, 3, 3, 2, 2]
+    assert [panel["per_row"] for panel in spec["panels"]] == [1, 1, 3, 3, 3, 2, 2, 2, 2]
 
 
 def test_axis_titles_stay_within_their_picture():
     """Three in a row, with letters of middling width; also for titles of more than fit in full size."""
     long = Lines("Long?", "an axis with a title that is far too long for a third of a row, even so", "y " * 20, [])
     for board in (
-        RoutingStability.of(routing(**SHAPES["24 layers"])).board(),
+        whole(RoutingStability.of(routing(**SHAPES["24 layers"]))).board(),
         Board("?", [replace(long, title=t) for t in "abc"]),
     ):
         for picture in ET.fromstring(board.svg()).findall("{*}svg"):
@@ -252,9 +259,10 @@ def test_numbers_that_are_missing_are_gaps_or_leave_the_picture_out():
 
 def test_balance_and_dead_experts():
     event = next(e for e in routing(layers=2, experts=4, looks=1) if isinstance(e, Routed))
-    view = RoutingStability.of([replace(event, agreed_load_LE=[[100, 100, 100, 100], [0, 0, 400, 400]])])
+    looks = [replace(event, step=t, agreed_load_LE=[[100, 100, 100, 100], [0, 0, 400, 400]]) for t in (10, 20)]
+    view = RoutingStability.of(looks)
     lines = {s.name: s.y[0] for s in only(Lines, "How uneven", view).series}
-    assert lines == {"layer 0": 1, "layer 1": 2, "busiest ÷ mean": 1.5, "CV": 0.5}
+    assert lines == {"layer 0": 1, "layer 1": 2, "busiest ÷ mean": 1.5, "CV (spread ÷ mean)": 0.5}
     assert only(Lines, "How many experts", view).series[0].y[0] == 2
     assert only(Lines, "How many experts", view).axes()[1].ticks() == [2]
 
@@ -287,6 +295,46 @@ def test_a_run_without_experts_says_so():
     assert "No look" in note.text()
 
 
+# --- one picture that answers, the others on demand -------------------------------------------------------------------
+
+
+def test_the_first_picture_answers_and_the_others_are_behind_a_menu():
+    """At rest both are one figure: what is not shown is there unseen, and the menu turns one into the other."""
+    view = RoutingStability.of(routing())
+    brief, everything = view.board(), whole(view).board()
+    assert [p.title for p in brief.pictures] == ["How many choices changed?"] == titles(view)[:1]
+    assert [p.title for p in everything.pictures] == titles(view)
+    view.choose("detail", BRIEF)
+    figure = view.bundle()["application/vnd.plotly.v1+json"]
+    shown = [trace for trace in figure["data"] if trace.get("visible", True)]
+    assert len(shown) == len(brief.plotly()["data"]) < len(figure["data"]) == len(everything.plotly()["data"])
+    words = [mark["text"] for mark in figure["layout"]["annotations"] if mark.get("visible", True)]
+    assert words == [view.answer(), "How many choices changed?"]
+    first, second = figure["layout"]["updatemenus"][0]["buttons"]
+    assert (first["label"], second["label"]) == (BRIEF, WHOLE)
+    assert second["args"][1]["height"] == everything.height(BOARD) > first["args"][1]["height"] == brief.height(BOARD)
+    assert len(second["args"][2]) == len(figure["data"]) - len(shown)
+    assert set(second["args"][0]["visible"]) == {None}  # as where nothing is said: seen
+
+
+def test_what_has_one_point_is_a_number_and_no_picture():
+    view = RoutingStability.of(routing(looks=1))
+    note = view.pictures()[-1]
+    assert isinstance(note, Note)
+    assert not [p for p in view.pictures() if isinstance(p, Lines)]
+    dead = next(e for e in routing(looks=1) if isinstance(e, Routed))
+    assert f"How many experts are dead? all layers together: 0 at {dead.step}" in note.words
+
+
+def test_a_share_is_drawn_against_all_that_it_may_be():
+    """However little of it is used; what lies beyond is drawn as well."""
+    flat = Lines("?", "x", "entropy", [Series("a", [0, 1], [0.9999, 0.99995])], reach=(0, 1))
+    (low, high) = (flat.axes()[1].low, flat.axes()[1].high)
+    assert low < 0 < 1 < high < 1.1
+    assert replace(flat, series=[Series("a", [0, 1], [0.5, 3.0])]).axes()[1].high > 3
+    assert replace(flat, reach=None).axes()[1].low > 0.99
+
+
 # --- where a view shows itself ---------------------------------------------------------------------------------------
 
 
@@ -303,7 +351,7 @@ def test_live_is_a_widget_that_becomes_one_picture(monkeypatch):
     assert shown_id == changed_id
     assert "application/vnd.jupyter.widget-view+json" in widget
     assert set(picture) == RESTING
-    assert [p["title"] for p in view._screen.canvas.panels] == titles(view)
+    assert [p["title"] for p in view._screen.canvas.panels] == titles(view)[:1]
     view.rest()
     view.show()
     assert len(place.changed) == 1
