@@ -24,12 +24,18 @@ def rounded(v: float, digits: int = 6) -> float:
     return int(v) if v.is_integer() and abs(v) < 1e15 else v
 
 
-def short(v: float) -> str:
+BYTES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (0.0, ""))
+
+
+def short(v: float, unit: str = "") -> str:
     """A number in four digits, for a tick or under the pointer, where ``view.js`` says it by the same rule.
 
-    Up to 9999 all of it is there, as one would say a local step; then come units.
+    Up to 9999 all of it is there, as one would say a local step; then come units. With ``unit`` it is bytes: ``1.5 GB``.
     """
     v = float(FOUR_DIGITS.create_decimal_from_float(v))
+    if unit:
+        size, prefix = next((size, prefix) for size, prefix in BYTES if abs(v) >= size)
+        return f"{v / (size or 1):.4g} {prefix}{unit}"
     for limit, size, unit in ((1e12, 1e12, "T"), (1e9, 1e9, "G"), (1e6, 1e6, "M"), (1e4, 1e3, "k")):
         if abs(v) >= limit:
             return f"{v / size:.4g}{unit}"
@@ -60,6 +66,14 @@ class Axis:
         width = high - low
         return cls(label, low - pad * width, high + pad * width, log, reach.whole and not log)
 
+    @property
+    def unit(self) -> str:
+        """``B`` where the label says that it is bytes."""
+        return "B" if "bytes" in self.label else ""
+
+    def says(self, v: float) -> str:
+        return short(v, self.unit)
+
     def holds(self, v: float) -> bool:
         return v > 0 or not self.log
 
@@ -83,16 +97,20 @@ class Axis:
 
     def plotly(self) -> dict[str, Any]:
         ends = [rounded(self.low), rounded(self.high)]
-        few = {"dtick": 1} if self.whole and self.high - self.low < 6 else {}
+        few: dict[str, Any] = {"dtick": 1} if self.whole and self.high - self.low < 6 else {}
+        if self.unit:  # plotly's own words for large numbers are others
+            ticks = self.ticks()
+            few = {"tickmode": "array", "tickvals": list(map(rounded, ticks)), "ticktext": list(map(self.says, ticks))}
         return {"title": {"text": self.label}, "range": ends, "type": "log" if self.log else "linear"} | few
 
     def spec(self) -> dict[str, Any]:
-        ticks = [[rounded(self.at(v)), short(v)] for v in self.ticks()]
+        ticks = [[rounded(self.at(v)), self.says(v)] for v in self.ticks()]
         return {
             "label": self.label,
             "low": rounded(self.low),
             "high": rounded(self.high),
             "log": self.log,
+            "unit": self.unit,
             "ticks": ticks,
         }
 
@@ -118,7 +136,7 @@ class Box:
         out = head(self.width, self.height, title)
         for v in self.x.ticks() if ticks else ():
             p = self.px(v)
-            out.append(f'<path d="M{p:.1f},{self.top}V{self.bottom}" stroke="#e3e3e3"/>{self.below(p, short(v))}')
+            out.append(f'<path d="M{p:.1f},{self.top}V{self.bottom}" stroke="#e3e3e3"/>{self.below(p, self.x.says(v))}')
         x0, size = _fitted(self.x.label, (self.left + self.right) / 2, self.width)
         out.append(
             f'<text x="{x0:.1f}" y="{self.height - 10}" text-anchor="middle" font-size="{size:.3g}" fill="#333">{html.escape(self.x.label)}</text>'
@@ -126,7 +144,9 @@ class Box:
         if self.y is not None:
             for v in self.y.ticks():
                 p = self.py(v)
-                out.append(f'<path d="M{self.left},{p:.1f}H{self.right}" stroke="#e3e3e3"/>{self.beside(p, short(v))}')
+                out.append(
+                    f'<path d="M{self.left},{p:.1f}H{self.right}" stroke="#e3e3e3"/>{self.beside(p, self.y.says(v))}'
+                )
             cy, size = _fitted(self.y.label, (self.top + self.bottom) / 2, self.height, first=30)
             out.append(
                 f'<text transform="translate(13 {cy:.1f}) rotate(-90)" text-anchor="middle" font-size="{size:.3g}" fill="#333">'
@@ -165,7 +185,14 @@ def head(width: int, height: int, title: str, size: int = 14, says: str = "") ->
 
 def layout_of(title: str, x: dict[str, Any], y: dict[str, Any], height: int) -> dict[str, Any]:
     """Plotly's layout, with what all pictures share."""
-    axis = {"gridcolor": GRID, "zeroline": False, "linecolor": GRID, "automargin": True, "ticks": ""}
+    axis = {
+        "gridcolor": GRID,
+        "zeroline": False,
+        "linecolor": GRID,
+        "automargin": True,
+        "ticks": "",
+        "exponentformat": "SI",
+    }
     axis |= {"tickfont": {"size": 11}, "title": {"standoff": 6, "font": {"size": 12}}}
     return {
         "template": {"layout": {"xaxis": axis, "yaxis": axis}},

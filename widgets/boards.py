@@ -67,6 +67,8 @@ class Board(Picture):
         for axis in ("xaxis", "yaxis"):
             layout["template"]["layout"][axis] |= {"automargin": False}
         del layout["xaxis"], layout["yaxis"], layout["legend"]
+        if not self.pictures:
+            layout |= {"xaxis": {"visible": False}, "yaxis": {"visible": False}}
         if self.answer:
             words = {"text": "<br>".join(map(html.escape, self._answer(width))), "showarrow": False, "align": "left"}
             at = {"x": 12 / width, "y": 1 - (_HEAD + 3) / whole, "xanchor": "left", "yanchor": "top"}

@@ -166,7 +166,7 @@ class CommunicationBudget(View):
         of_bytes, of_time = (verdict, None) if budget is not None and budget.in_bytes else (None, verdict)
         seconds = "seconds of sending"
         return [
-            _lines("How many bytes were sent?", "bytes, all workers", sent, of_bytes, "{name}: {y} B at step {x}"),
+            _lines("How many bytes were sent?", "bytes, all workers", sent, of_bytes, "{name}: {y} at step {x}"),
             _lines("How long do the links need?", seconds, time, of_time, "{name}: {y} s at step {x}"),
             *self._bars(run.price),
         ]

@@ -1,6 +1,7 @@
 """An executed notebook as one HTML page that needs no network, and its figures as SVG files beside it.
 
 Figures stay interactive on the page; plotly's script comes once. What is folded in JupyterLab is folded here too.
+The answers of its views stand in front, below the title.
 This file is also a program, run by its path, and so imports nothing of the lab.
 """
 
@@ -37,7 +38,7 @@ for (const cell of document.querySelectorAll(".celltag_source_hidden, .celltag_o
 def page(notebook: Path, out: Path) -> None:
     """Write ``out`` and ``<out>-1.svg``, ``-2.svg``, …; the notebook itself is left as it is."""
     nb = nbformat.read(notebook, as_version=4)
-    num_figures = 0
+    num_figures, answers = 0, list[str]()
     for cell in nb.cells:
         folded = [name for name in HIDDEN if cell.metadata.get("jupyter", {}).get(name)]
         if folded:
@@ -46,6 +47,9 @@ def page(notebook: Path, out: Path) -> None:
             figure = output.get("data", {}).get(PLOTLY)
             if figure is None:
                 continue
+            title, *says = output["data"].get("text/plain", "").partition("\n\n")[0].split("\n")
+            if len(says) == 1 and says[0].endswith("."):  # a board of a view
+                answers.append(f"- **{title}** {says[0]}")
             config = figure.pop("config", None)
             div = plotly.io.to_html(figure, config=config, include_plotlyjs=False, full_html=False, validate=False)
             if num_figures == 0:
@@ -55,6 +59,8 @@ def page(notebook: Path, out: Path) -> None:
             if svg:
                 out.with_name(f"{out.stem}-{num_figures}.svg").write_text(svg, encoding="utf-8")
             output["data"] = {"text/html": div}
+    if answers:
+        nb.cells.insert(min(1, len(nb.cells)), nbformat.v4.new_markdown_cell("\n".join(["**In short**", "", *answers])))
     nb.metadata.pop("widgets", None)
     exporter = HTMLExporter(mathjax_url="", require_js_url="", jquery_url="", jupyter_widgets_base_url="")
     html, _ = exporter.from_notebook_node(nb)

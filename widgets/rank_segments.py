@@ -29,7 +29,7 @@ SINCE = "{row} at step {column}: {value} local steps after it was handed in last
 PREFIX = "{name}, adapters cut to rank {x}: {y}"
 OVER_TIME = "{name}, step {x}: {y}\nAURAC: area under the curve over the rank ÷ the range of ranks"
 BIAS = "step {x}: {y}\n‖Σ p·B·A − B̄·Ā‖ ÷ ‖Σ p·B·A‖, zero-padded mean factors against the mean product; 0 = no error"
-BYTES = "client {x}, {name}: {y} bytes"
+BYTES = "client {x}, {name}: {y}"
 
 
 @dataclass(eq=False, repr=False)

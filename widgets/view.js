@@ -40,9 +40,13 @@ function theme(el) {
 }
 
 /** A number in four digits; `short` in axes.py is the same rule. */
-function short(v) {
-  if (v === 0 || !Number.isFinite(v)) return String(v);
+function short(v, unit) {
+  if (!Number.isFinite(v) || (v === 0 && !unit)) return String(v);
   v = Number(v.toPrecision(4));
+  if (unit) {
+    const [size, prefix] = [[1e15, "P"], [1e12, "T"], [1e9, "G"], [1e6, "M"], [1e3, "k"], [0, ""]].find(([size]) => Math.abs(v) >= size);
+    return `${Number((v / (size || 1)).toPrecision(4))} ${prefix}${unit}`;
+  }
   for (const [limit, size, unit] of [[1e12, 1e12, "T"], [1e9, 1e9, "G"], [1e6, 1e6, "M"], [1e4, 1e3, "k"]])
     if (Math.abs(v) >= limit) return Number((v / size).toPrecision(4)) + unit;
   return Math.abs(v) < 1e-4 ? v.toExponential() : String(v);
@@ -275,7 +279,7 @@ const KINDS = {
       });
       if (!best) return null;
       const [s, q] = best;
-      const words = { name: s.name, x: short(p.column(s.x)[q[2]]), y: short(p.column(s.y)[q[2]]) };
+      const words = { name: s.name, x: short(p.column(s.x)[q[2]], spec.x.unit), y: short(p.column(s.y)[q[2]], spec.y.unit) };
       return { x: q[0], y: q[1], words: say(spec.hover, words), mark: () => dot(g, q, 5, s.colour, colours.ground) };
     };
   },

@@ -580,6 +580,9 @@ def check_forms_agree(picture: Picture) -> None:
                 assert figure["layout"][f"{axis}axis"]["range"] == [spec[axis]["low"], spec[axis]["high"]]
                 assert figure["layout"][f"{axis}axis"]["title"]["text"] == spec[axis]["label"]
                 assert {label for _, label in spec[axis]["ticks"]} <= set(words)
+                if spec[axis]["unit"]:
+                    assert figure["layout"][f"{axis}axis"]["ticktext"] == [label for _, label in spec[axis]["ticks"]]
+                    assert all(label.endswith("B") for _, label in spec[axis]["ticks"])
             bands, lines = figure["data"][: len(spec["bands"])], figure["data"][len(spec["bands"]) :]
             assert [t["y"] for t in lines] == [s["y"] for s in spec["series"]]
             for trace, band in zip(bands, spec["bands"], strict=True):

@@ -6,8 +6,10 @@ import re
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any
 
+import nbformat
 import numpy as np
 import pytest
 
@@ -54,6 +56,7 @@ from widgets import (
     View,
     Workers,
 )
+from widgets.pages import page
 from widgets.pictures import Note
 
 SMALL = [
@@ -345,6 +348,20 @@ def test_it_is_whole_at_every_moment_and_moves(kind: type[View]) -> None:
                 said.append(view.answer())
     assert not [s for s in said if re.search(r"\b(nan|None|inf)\b", s)]
     assert len(set(said)) > 1
+
+
+def test_a_page_begins_with_the_answers_of_its_views(tmp_path: Path) -> None:
+    view = fed(Drift)
+    cell = nbformat.v4.new_code_cell("view", outputs=[nbformat.v4.new_output("display_data", data=view.bundle())])
+    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# A page"), cell])
+    nbformat.write(nb, tmp_path / "a.ipynb")
+    page(tmp_path / "a.ipynb", tmp_path / "a.html")
+    html = (tmp_path / "a.html").read_text(encoding="utf-8")
+    assert (
+        html.index("A page")
+        < html.index(f"<strong>{view.title}</strong> {view.answer()}</li>")
+        < html.index('plotly-graph-div"')
+    )
 
 
 def test_a_picture_where_there_is_no_answer_has_no_line_for_one() -> None:

@@ -367,9 +367,12 @@ NUMBERS += [3.14159265, -0.001234567, 1.25e-7, 6e-12, 2**0.5 * 1e3]
 def test_a_number_under_the_pointer_is_that_of_a_tick(browser: Any) -> None:
     """One rule in Python and in the page: four digits, thousands from 10 000 on."""
     script = (Path(widgets.__file__).parent / "view.js").read_text(encoding="utf-8")
-    (source,) = re.findall(r"^function short\(v\) \{.*?^\}", script, flags=re.M | re.S)
+    (source,) = re.findall(r"^function short\(v, unit\) \{.*?^\}", script, flags=re.M | re.S)
     page = browser.new_page()
-    said = page.evaluate(f"(numbers) => {{ {source}; return numbers.map(short); }}", NUMBERS)
+    said = page.evaluate(f"(numbers) => {{ {source}; return numbers.map((v) => [short(v), short(v, 'B')]); }}", NUMBERS)
     page.close()
-    assert said == [short(v) for v in NUMBERS]
+    assert [number for number, _ in said] == [short(v) for v in NUMBERS]
+    of_bytes = [(words, v) for (_, words), v in zip(said, NUMBERS, strict=True) if abs(v) >= 1 or v == 0]
+    assert [words for words, _ in of_bytes] == [short(v, "B") for _, v in of_bytes]
+    assert [short(v, "B") for v in (0, 999, 1000, 1.5e9, 2e13)] == ["0 B", "999 B", "1 kB", "1.5 GB", "20 TB"]
     assert [short(v) for v in (1536.0, 9999.6, 12_345.0, 1e-7)] == ["1536", "10k", "12.35k", "1e-7"]
