@@ -1,12 +1,10 @@
-"""Answers above pictures: the words that sentences with numbers are made of, and the answers of a run's views together."""
+"""Answers above pictures: the words that sentences with numbers are made of."""
 
 from __future__ import annotations
 
 import math
 
 from lab.runs.growing import Growing
-
-MOST = 160  # letters of an answer, about
 
 
 def percent(share: float) -> str:
