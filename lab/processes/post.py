@@ -17,13 +17,17 @@ What is long is sent in several messages, one after the other (`Post.begin_to_pu
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import os
 import re
+import secrets
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, TypeVar
 
 from lab.errors import Damaged, LabError, RecipeError, plain
@@ -39,6 +43,7 @@ LONGER = 1.2  # each wait between two looks is so much longer than the one befor
 EVERY = 16  # messages after which a site says how far it has read, where none keeps itself
 READ, READ_BYTES = "read", 1 << 22
 KEPT = "step-"
+SEED_BYTES = 32
 WORD = re.compile(r"(here|said|verdict|back|welcome-[0-9]+)\.[0-9]+")  # of `lab.processes.deadline`
 MEETINGS = "verdict"  # under which their number is counted
 
@@ -321,6 +326,29 @@ class Post:
 
     # coming back
 
+    def private_seed(self) -> bytes:
+        """32 bytes that only this site knows, the same when it is back on this machine; they leave it with the end of the run."""
+        path = self._seed_path()
+        try:
+            found = path.read_bytes()
+        except OSError:
+            found = b""
+        if len(found) == SEED_BYTES:
+            return found
+        seed = secrets.token_bytes(SEED_BYTES)
+        with contextlib.suppress(OSError):  # nothing can be written here: it would come back with another one
+            path.parent.mkdir(parents=True, exist_ok=True)
+            aside = path.with_name(f".{path.name}.{os.getpid()}")
+            with open(os.open(aside, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600), "wb") as f:
+                f.write(seed)
+            os.replace(aside, path)
+        return seed
+
+    def _seed_path(self) -> Path:
+        from lab.data.cache import cache_folder
+
+        return cache_folder("keys") / f"{self.seal.run}-{self.index}"
+
     def begun(self) -> None:
         """The beginning is over: what was said until now stays."""
         self.mark = dict(self.counts)
@@ -440,6 +468,8 @@ class Post:
     def end(self) -> None:
         """This site has come to the end; the first one waits until all have, and then removes all that was said."""
         self.put_all()
+        with contextlib.suppress(OSError):
+            self._seed_path().unlink(missing_ok=True)
         self._tell(ended=True)
         if self.refused:
             self.note(

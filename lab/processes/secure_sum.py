@@ -13,7 +13,8 @@ What is hidden, from whom: a process, the server's too (the first), learns the s
 of one process do not hide from each other, and need no masks among themselves. All follow the protocol (honest but curious), and keys are
 known to be of whom they say. Who is away is known before anybody hands in; what happens when somebody is lost in the midst (shares of
 secrets, in the paper) is not here: then the run ends, as it does without. Keys are from the system's generator and serve one step: no
-number of a run depends on them.
+number of a run depends on them. Through a mailbox a site can come back, and what it said stands there: so its keys are drawn from a seed
+that it keeps on its machine until the run ends (`lab.processes.post.Post.private_seed`), and it has them again.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ from lab.engine.comm import Communicator, Meeting, Sizes, count
 from lab.engine.fleet import Fleet
 from lab.engine.stack import Block, Stack
 from lab.engine.world import Contribution, Named, World
-from lab.errors import Diverged, RecipeError
+from lab.errors import Diverged, LabError, RecipeError
+from lab.processes.peers import ManyProcesses
 
 BITS = 48  # after the binary point
 MOST = 2.0**14  # so large may be what is handed in
@@ -45,6 +47,7 @@ class Keys:
     """Those of one step, and how many sums they have served."""
 
     of: tuple[int, tuple[int, ...]] | None = None  # the step, and all workers that take part
+    before: int = 0  # how many there were before in this step
     secrets: dict[int, Any] = field(default_factory=dict)  # private keys of those here,
     public: dict[int, bytes] = field(default_factory=dict)  # and public ones of all
     sums: int = 0
@@ -189,10 +192,11 @@ class SecureSum(Communicator):
         workers = tuple(sorted({w for of_block in there for w in of_block}))
         if self._keys[counted].of == (self.t, workers) or not workers or not (counted or self.world.num > 1):
             return self._keys[counted]
-        from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
-
         mine = [w for w in workers if w in self.fleet.mine and not self.fleet.dry]
-        keys = self._keys[counted] = Keys((self.t, workers), {w: X25519PrivateKey.generate() for w in mine})
+        last = self._keys[counted]
+        before = last.before + 1 if last.of is not None and last.of[0] == self.t else 0
+        secrets = {w: self._secret(f"{self.t} {before} {counted} {w}") for w in mine}
+        keys = self._keys[counted] = Keys((self.t, workers), before, secrets)
         nothing = torch.empty(KEY_BYTES, dtype=torch.uint8, device="meta")
         own = {w: {KEYS: nothing} for w in workers}
         for w, secret in keys.secrets.items():
@@ -207,7 +211,25 @@ class SecureSum(Communicator):
         for w in mine[:1]:
             parts = got[w][KEYS].split(KEY_BYTES)
             keys.public = {v: bytes(x.tolist()) for v, x in zip(workers, parts, strict=True)}
+        if any(keys.public[w] != secret.public_key().public_bytes_raw() for w, secret in secrets.items()):
+            raise LabError(
+                f"privacy.secure_sum: this site was lost in the midst of step {self.t}, and with it, as it comes back on another machine or its "
+                "cache was removed (ISTHMUS_CACHE), the keys that hide what it had said: all begin again from the last checkpoint"
+            )
         return keys
+
+    def _secret(self, purpose: str) -> Any:
+        """A private key: a new one, or, where a site can come back to what it has said, the one of its seed that is for this."""
+        from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+        from cryptography.hazmat.primitives.hashes import SHA256
+        from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+        post = self.world.post if isinstance(self.world, ManyProcesses) else None
+        if post is None:
+            return X25519PrivateKey.generate()
+        info = f"isthmus secure sum, key of {purpose}".encode()
+        seed = HKDF(algorithm=SHA256(), length=KEY_BYTES, salt=None, info=info).derive(post.private_seed())
+        return X25519PrivateKey.from_private_bytes(seed)
 
     def _masks(self, keys: Keys) -> Masks:
         keys.sums += 1

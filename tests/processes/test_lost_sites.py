@@ -71,6 +71,17 @@ def test_a_lost_site_changes_not_one_bit(untouched: Path, lost: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
+def test_a_site_comes_back_with_the_keys_that_hide_what_it_said(tmp_path: Path) -> None:
+    """It has said its public key and a part of a sum: what it says next has to hide behind the same key."""
+    names = ["fedprox, secure sum"]
+    calm, lost = (through_a_place(tmp_path / f"{victim}", 2, victim, names=names) for victim in (-1, 0))
+    want, got = ([without_seconds(e) for e in read(out, names[0])] for out in (calm, lost))
+    assert got == want
+    check_bits(RunFolder(calm / names[0]), RunFolder(lost / names[0]))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_a_site_comes_back_alone_to_experts_that_have_moved(tmp_path: Path) -> None:
     """One of four: it takes up its copies without a word, and adds as much as before to what was last seen of each expert."""
     outs = {who: tmp_path / str(who) for who in (-1, 2)}

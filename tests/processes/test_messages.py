@@ -296,6 +296,22 @@ def test_who_would_begin_otherwise_than_before_is_refused(tmp_path: Path) -> Non
     assert again.put("all.0", b"two text") == b"one text", "later, what the others have read counts"
 
 
+def test_a_seed_is_of_one_site_and_there_until_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ISTHMUS_CACHE", str(tmp_path / "cache"))
+    one, other = posts(tmp_path / "box", 2)
+    seed = one.private_seed()
+    assert len({seed, other.private_seed()}) == 2
+    assert posts(tmp_path / "box", 2)[0].private_seed() == seed, "it is back"
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "cache/keys").iterdir()} == {0o600}
+    for path in (tmp_path / "box").rglob("*"):
+        assert path.is_dir() or seed not in path.read_bytes()
+    other.end()
+    one.end()
+    assert not [*(tmp_path / "cache/keys").iterdir()]
+    monkeypatch.setenv("ISTHMUS_CACHE", "/proc/nothing")
+    assert len(one.private_seed()) == 32, "where nothing can be kept"
+
+
 def test_who_waits_in_a_run_that_has_begun_anew_is_told_so(tmp_path: Path) -> None:
     site = posts(tmp_path, 2)[0]
     Invitation.new(2, {}).put(Folder(tmp_path), None)

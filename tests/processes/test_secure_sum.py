@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import random
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,13 +17,16 @@ from lab.engine.comm import Communicator
 from lab.engine.fleet import Fleet
 from lab.engine.optim import Optimizer
 from lab.engine.stack import Stack
-from lab.errors import Diverged
+from lab.engine.world import OneProcess
+from lab.errors import Diverged, LabError
 from lab.events import Evaluated, Sent
 from lab.methods import Method, declared
 from lab.methods.fedprox import FedProx
 from lab.methods.photon import Photon
 from lab.processes import secure_sum
-from lab.processes.secure_sum import BITS, MOST, Masks, SecureSum
+from lab.processes.peers import ManyProcesses
+from lab.processes.post import Post
+from lab.processes.secure_sum import BITS, KEYS, MOST, Masks, SecureSum
 from lab.recipes.notes import notes
 from lab.recipes.scenario import Outage, Scenario
 from lab.runs.trainer import Trainer, dry_run
@@ -32,6 +36,7 @@ from lab.testing.subject import Subject
 from lab.testing.threads import InThreads, in_threads
 from tests.support.bench import drawn
 from tests.support.listed import LISTED
+from tests.support.posts import posts
 from tests.support.recipes import corpus, recipe
 from tests.support.texts import fails
 
@@ -310,3 +315,34 @@ def test_law(law: Law[Subject], name: str) -> None:
     finding = law.check(subject, exceptions(method))
     assert finding.outcome in ("passed", "not applicable"), finding.says
     assert finding.outcome == "passed" or law.name == "plain optimizer"
+
+
+def test_who_has_lost_its_key_does_not_add_numbers_that_nobody_can_read() -> None:
+    """It is back without its seed, and what it had said counts: another public key than that of the secret it has."""
+
+    class SaidBefore(OneProcess):
+        def gather_to_server(self, tensors: Any) -> Any:
+            return {w: {KEYS: torch.full_like(of[KEYS], 7)} for w, of in tensors.items()}
+
+    with pytest.raises(LabError, match=r"was lost in the midst of step 0.* all begin again from the last checkpoint"):
+        mean(SecureSum(fleet(), world=SaidBefore()), False)
+
+
+def test_keys_of_a_site_that_can_come_back_are_drawn_from_its_seed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same for the same purpose, and for no other; those of others are new each time."""
+    monkeypatch.setenv("ISTHMUS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("torch.distributed.get_rank", lambda: 0)
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda: 1)
+
+    def public(post: Post | None, purpose: str) -> bytes:
+        comm = SecureSum(fleet(), world=ManyProcesses(N, 5.0, torch.device("cpu"), post))
+        key: bytes = comm._secret(purpose).public_key().public_bytes_raw()
+        return key
+
+    one, other = posts(tmp_path / "box", 2)
+    seen = [public(post, purpose) for post in (one, other) for purpose in ("3 0 True 1", "3 1 True 1", "4 0 True 1")]
+    assert len({*seen}) == 6
+    assert public(posts(tmp_path / "box", 2)[0], "3 0 True 1") == seen[0]
+    assert public(None, "3 0 True 1") != public(None, "3 0 True 1")
