@@ -388,7 +388,7 @@ def test_pieces_are_all_of_a_tensor_and_neither_many_nor_small(num_bytes: int, m
     data = bytes(k % 251 for k in range(num_bytes))
     cut = [data[piece] for piece in pieces(num_bytes)]
     assert b"".join(cut) == data
-    assert 1 <= len(cut) <= 16
+    assert 1 <= len(cut) <= 8
     assert all(len(piece) >= 8 for piece in cut[:-1])
     assert len({len(piece) for piece in cut[:-1]}) <= 1
 
@@ -418,12 +418,12 @@ def test_all_calls_are_the_same_in_pieces(tmp_path: Path, monkeypatch: pytest.Mo
         return [a, b, c, d, *out]
 
     whole = together(posts(tmp_path / "whole", 3), do)
-    monkeypatch.setattr("lab.processes.mailbox.PIECE_BYTES", 16)
+    monkeypatch.setattr("lab.processes.mailbox.PIECE_BYTES", 24)
     sites = posts(tmp_path / "pieces", 3)
     for one, other in zip(whole, together(sites, do), strict=True):
         assert all(torch.equal(x, y) for x, y in zip(one, other, strict=True))
     assert torch.equal(whole[1][0], given[:, 0].sum(0))
-    assert sites[1].counts == {"all": 4 * 10}, "168 bytes go in ten messages"
+    assert sites[1].counts == {"all": 4 * 7}, "168 bytes go in seven messages"
     assert not sites[0].unread
 
 
