@@ -22,7 +22,8 @@ from torch._C._distributed_c10d import HashStore, Work
 from lab.processes.post import Post
 
 NAME = "mailbox"
-PIECE_BYTES, MOST_PIECES = 1 << 17, 8  # a shorter one costs more in requests than it saves, and each delays only the last
+# of a tensor: a shorter piece costs more in requests than it saves, and only the last is waited for
+PIECE_BYTES, MOST_PIECES = 1 << 17, 8
 
 
 class Mailbox(dist.ProcessGroup):
