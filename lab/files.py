@@ -17,6 +17,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -109,9 +110,9 @@ def sha256_of(file: Path | str) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """All or nothing, also when the machine goes down or the disk is full: temporary file, fsync, rename."""
-    _write({path: data})
+def write_atomically(path: Path, data: bytes, mode: int = 0o666) -> None:
+    """All or nothing, also when the machine goes down or the disk is full: temporary file, fsync, rename. ``mode``: less the umask."""
+    _write({path: data}, mode=mode)
 
 
 def make_lasting(files: Iterable[Path]) -> None:
@@ -121,12 +122,12 @@ def make_lasting(files: Iterable[Path]) -> None:
             os.fsync(f.fileno())
 
 
-def _write(files: Mapping[Path, bytes], lasting: bool = True) -> None:
+def _write(files: Mapping[Path, bytes], lasting: bool = True, mode: int = 0o666) -> None:
     temporary = {path: path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in files}
     try:
         for path, data in files.items():
             temporary[path].unlink(missing_ok=True)
-            with open(temporary[path], "xb") as f:
+            with open(temporary[path], "xb", opener=partial(os.open, mode=mode)) as f:
                 f.write(data)
                 f.flush()
                 if lasting:

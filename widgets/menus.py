@@ -51,10 +51,7 @@ def with_slider(figures: Mapping[str, dict[str, Any]], active: str, label: str) 
     layout = figures[active]["layout"]
     now = {"prefix": f"{label}: ", "font": {"size": 13}, "xanchor": "left"}
     height = layout["height"] + SLIDER
-    slider = {
-        "steps": _entries(figures, active, label, height),
-        "active": list(figures).index(active),
-    }
+    slider = {"steps": _entries(figures, active, label, height), "active": list(figures).index(active)}
     slider |= {"currentvalue": now}
     slider |= {"x": 0.03, "len": 0.94, "y": 0, "yanchor": "top", "pad": {"t": layout["margin"]["b"] + 8}}
     slider |= {
@@ -87,9 +84,8 @@ def _entries(
     laid_out = _differing(list(layouts.values()))
     for name, traces in flat.items():
         styles = {key: [traces[k].get(key) for k in touched] for key in styled}
-        layout = {key: layouts[name].get(key) for key in laid_out} | {
-            "height": height or figures[name]["layout"]["height"]
-        }
+        tall = height or figures[name]["layout"]["height"]
+        layout = {key: layouts[name].get(key) for key in laid_out} | {"height": tall}
         entries.append({"label": name, "method": "update", "args": [styles, layout, touched]})
     return entries
 

@@ -154,9 +154,7 @@ class Lines(Picture):
     floor: tuple[float, str] | None = None
     hover: str = "{name}: {y} at {x}"
     bands: Sequence[Band] = ()
-    reach: tuple[float, float] | None = (
-        None  # what ``y`` may be: it is drawn against that, however little of it is used
-    )
+    reach: tuple[float, float] | None = None  # what ``y`` may be, and is drawn against, however little of it is used
 
     @property
     def names(self) -> list[str]:
@@ -181,10 +179,7 @@ class Lines(Picture):
         for s in self.series:
             x, y = s.points
             says = self.hover.replace("{name}", s.name)
-            for axis, key in (
-                (x_axis, "x"),
-                (y_axis, "y"),
-            ):  # plotly's way to say 1.5 GB; a word for each point would take room
+            for key, axis in {"x": x_axis, "y": y_axis}.items():  # bytes by plotly's format: a word a point takes room
                 says = says.replace(f"{{{key}}}", f"%{{{key}:.4~s}}{axis.unit}" if axis.unit else f"%{{{key}}}")
             line: dict[str, Any] = {"color": self._colour(s), "width": 1 if s.faint else 2.2}
             trace: dict[str, Any] = {

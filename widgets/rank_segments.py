@@ -78,8 +78,8 @@ class RankSegments(View):
             parts.append(f"carry {share} of the energy (size squared of what ranks add to the model)")
             steps.append(self.looks[-1].step)
         if self.covered:
-            num, of = len(self.covered[-1].contributors_M[-1]), len(self.ranks_W) or self._most()
-            parts.append(f"are handed in by {num} of {plural(of, 'client')}")
+            num = len(self.covered[-1].contributors_M[-1])
+            parts.append(f"are handed in by {num} of {plural(self._clients(), 'client')}")
             steps.append(self.covered[-1].step)
         if len(set(steps)) == 1:
             parts[-1] += f" at step {steps[0]:,}"
@@ -90,8 +90,9 @@ class RankSegments(View):
             parts = [part.replace("carry", "carries").replace("are handed", "is handed") for part in parts]
         return f"{name} {' and '.join(parts)}."
 
-    def _most(self) -> int:
-        return max(max(map(len, x.contributors_M), default=0) for x in self.covered)
+    def _clients(self) -> int:
+        """How many there are, or, where that is not known, the most that have handed in a segment."""
+        return len(self.ranks_W) or max((len(c) for x in self.covered for c in x.contributors_M), default=0)
 
     def pictures(self) -> list[Picture]:
         if not self.covered and not self.looks:
@@ -115,8 +116,7 @@ class RankSegments(View):
             name.capitalize().replace("-", " to ") for name in segment_names((self.looks or self.covered)[-1].bounds_M)
         ]
         num_M = [len(c) for c in self.covered[-1].contributors_M] if self.covered else []
-        of = len(self.ranks_W) or (self._most() if self.covered else 0)
-        who = [f"{num} of {plural(of, 'client')}" for num in num_M]
+        who = [f"{num} of {plural(self._clients(), 'client')}" for num in num_M]
         if not self.looks:
             return Bars("Who hands in which ranks?", "clients", names, [float(num) for num in num_M], who)
         energy_M = self.looks[-1].energy_M

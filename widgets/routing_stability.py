@@ -22,9 +22,8 @@ MAX_BANDS = 64  # rows of the heat map; with more, it shows the layer with the w
 MAX_LAYERS = 16  # thin lines in a picture; with more, they are the lowest and the highest layer
 FULL_SCALE = 2  # even shares at which the colour scale of the heat map ends: an even load is in its middle
 
-SETTLED_BELOW = (
-    0.1  # share of choices that change from look to look: up to it, and with no dead expert, routing is called stable
-)
+# Share of choices that change from look to look: up to it, and with no dead expert, routing is called stable.
+SETTLED_BELOW = 0.1
 
 SHARE = (0.0, 1.0)
 STEP = "local step"

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from lab.errors import Damaged, LabError, RecipeError
+from lab.errors import Damaged, LabError, RecipeError, plain
 from lab.processes.messages import Refused, Seal
 from lab.processes.places import Place
 
@@ -95,15 +95,16 @@ class Invitation:
                     f"--mailbox {place}"
                 )
             if not told:
-                print(
-                    f"lab: no run in mailbox {place} yet: waiting for one, up to {timeout_seconds:g} s",
-                    file=sys.stderr,
-                    flush=True,
-                )
+                tell(f"no run in mailbox {place} yet: waiting for one, up to {timeout_seconds:g} s")
                 told = True
             time.sleep(wait)
             wait = min(2 * wait, place.most_seconds)
         return found
+
+
+def tell(line: str) -> None:
+    """A line to who has started this site."""
+    print(f"lab: {plain(line)}", file=sys.stderr, flush=True)
 
 
 def _parsed(said: Any) -> Invitation:

@@ -47,31 +47,31 @@ class Mailbox(dist.ProcessGroup):
 
     def send(self, tensors: list[Tensor], to: int, tag: int = 0) -> Work:
         (x,) = tensors
-        self._put_(self._names(f"{self.post.index}to{self.members[to]}", x), x)
+        self._put_(self._parts(f"{self.post.index}to{self.members[to]}", x), x)
         self.post.put_all()
         return Then()
 
     def recv(self, tensors: list[Tensor], origin: int, tag: int = 0) -> Work:
         sender, (x,) = self.members[origin], tensors
-        self._take_(self._names(f"{sender}to{self.post.index}", x), {sender: x})
+        self._take_(self._parts(f"{sender}to{self.post.index}", x), {sender: x})
         return Then()
 
     def broadcast(self, tensors: list[Tensor], opts: Any = None) -> Work:  # type: ignore[override]
         (x,) = tensors
-        names = self._names(self.channel, x)
+        parts = self._parts(self.channel, x)
         if self.index == opts.rootRank:
-            self._put_(names, x)
+            self._put_(parts, x)
             self.post.put_all()
         else:
-            self._take_(names, {self.members[opts.rootRank]: x})
+            self._take_(parts, {self.members[opts.rootRank]: x})
         return Then()
 
     def allgather(self, outputs: list[list[Tensor]], inputs: list[Tensor], opts: Any = None) -> Work:  # type: ignore[override]
         (out,), (mine,) = outputs, inputs
-        names = self._names(self.channel, mine)
+        parts = self._parts(self.channel, mine)
         out[self.index].copy_(mine)
-        self._put_(names, out[self.index])
-        self._take_(names, {p: x for p, x in zip(self.members, out, strict=True) if p != self.post.index})
+        self._put_(parts, out[self.index])
+        self._take_(parts, {p: x for p, x in zip(self.members, out, strict=True) if p != self.post.index})
         self.post.put_all()
         return Then()
 
@@ -79,18 +79,18 @@ class Mailbox(dist.ProcessGroup):
         if opts is not None and opts.reduceOp != dist.ReduceOp.SUM:
             raise RuntimeError("sites add; other reductions are not made")
         (x,) = tensors
-        names = self._names(self.channel, x)
-        self._put_(names, x)
-        self.post.unread.update(names)
+        parts = self._parts(self.channel, x)
+        self._put_(parts, x)
+        self.post.unread.update(name for name, _ in parts)
 
         def add_() -> None:
-            parts = {p: x if p == self.post.index else torch.empty_like(x) for p in self.members}
-            self._take_(names, {p: part for p, part in parts.items() if p != self.post.index})
+            of_site = {p: x if p == self.post.index else torch.empty_like(x) for p in self.members}
+            self._take_(parts, {p: other for p, other in of_site.items() if p != self.post.index})
             self.post.put_all()
-            total, *rest = (parts[p] for p in sorted(parts))
+            total, *rest = (of_site[p] for p in sorted(of_site))
             total = total.clone()
-            for part in rest:
-                total.add_(part)
+            for other in rest:
+                total.add_(other)
             x.copy_(total)
 
         return Then(add_)
@@ -99,33 +99,30 @@ class Mailbox(dist.ProcessGroup):
         word = torch.zeros(1, dtype=torch.uint8)
         return self.allgather([[torch.empty_like(word) for _ in self.members]], [word])
 
-    def _names(self, channel: str, x: Tensor) -> list[str]:
-        """Those of the messages that a tensor goes in."""
-        return [self.post.next(channel) for _ in pieces(x.nbytes)]
+    def _parts(self, channel: str, x: Tensor) -> list[tuple[str, slice]]:
+        """Names of the messages that a tensor goes in, and which of its bytes each has."""
+        return [(self.post.next(channel), piece) for piece in pieces(x.nbytes)]
 
-    def _put_(self, names: Sequence[str], x: Tensor) -> None:
+    def _put_(self, parts: Sequence[tuple[str, slice]], x: Tensor) -> None:
         """Begin to send a tensor. What this site said under these names before it was lost counts, and is in ``x`` then."""
-        data = memoryview(_data(x))
-        for name, piece in zip(names, pieces(x.nbytes), strict=True):
-            mine = bytes(data[piece])
+        data = _data(x)
+        for name, piece in parts:
+            mine = data[piece]
             said = self.post.begin_to_put(name, mine, kind(x))
             if said is not mine:
                 _fill_(x, piece, said)
-        check_finite(self.post, names[-1], self.post.index, x)
+        check_finite(self.post, parts[-1][0], self.post.index, x)
 
-    def _take_(self, names: Sequence[str], into: Mapping[int, Tensor]) -> None:
+    def _take_(self, parts: Sequence[tuple[str, slice]], into: Mapping[int, Tensor]) -> None:
         """Receive a tensor from each of some sites."""
-        post, began = self.post, self.post.clock()
-        post.unread.update(names)
-        for x in (*into.values(),)[:1]:
-            of, sizes = kind(x), pieces(x.nbytes)
-            for name, piece in zip(names, sizes, strict=True):
-                for p, data in post.take(name, dict.fromkeys(into, piece.stop - piece.start), of, began).items():
-                    _fill_(into[p], piece, data)
-                post.unread.discard(name)
+        began, of = self.post.clock(), next((kind(x) for x in into.values()), None)
+        self.post.unread.update(name for name, _ in parts)
+        for name, piece in parts:
+            for p, data in self.post.take(name, dict.fromkeys(into, piece.stop - piece.start), of, began).items():
+                _fill_(into[p], piece, data)
+            self.post.unread.discard(name)
         for p, x in into.items():
-            check_finite(post, names[-1], p, x)
-        post.unread.difference_update(names)
+            check_finite(self.post, parts[-1][0], p, x)
 
 
 def pieces(num_bytes: int) -> list[slice]:

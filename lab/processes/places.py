@@ -138,13 +138,13 @@ class Store:
 
     def remove(self, names: Iterable[str]) -> None:
         paths = [f"{self.root}/{name}" for name in names]
-        with contextlib.suppress(FileNotFoundError):
+        try:
             if paths:
                 self.fs.rm(paths)  # one request, where the store has one for many
-            return
-        for path in paths:
-            with contextlib.suppress(FileNotFoundError):
-                self.fs.rm_file(path)
+        except FileNotFoundError:
+            for path in paths:
+                with contextlib.suppress(FileNotFoundError):
+                    self.fs.rm_file(path)
 
 
 def place(text: str) -> Place:

@@ -20,19 +20,18 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import re
 import secrets
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
-from lab.errors import Damaged, LabError, RecipeError, plain
+from lab.errors import Damaged, LabError, RecipeError
+from lab.files import write_atomically
 from lab.processes.deadline import Deadline, Missed
-from lab.processes.invitation import Invitation
+from lab.processes.invitation import Invitation, tell
 from lab.processes.messages import HEAD_BYTES, Refused, Seal, Unfit
 from lab.processes.places import Place
 
@@ -76,7 +75,7 @@ class Post:
         index: int,
         num: int,
         timeout_seconds: float,
-        note: Callable[[str], None] = lambda line: print(f"lab: {plain(line)}", file=sys.stderr, flush=True),
+        note: Callable[[str], None] = tell,
         deadline_seconds: float | None = None,
     ):
         self.place, self.seal, self.index, self.num, self.timeout_seconds = place, seal, index, num, timeout_seconds
@@ -338,10 +337,7 @@ class Post:
         seed = secrets.token_bytes(SEED_BYTES)
         with contextlib.suppress(OSError):  # nothing can be written here: it would come back with another one
             path.parent.mkdir(parents=True, exist_ok=True)
-            aside = path.with_name(f".{path.name}.{os.getpid()}")
-            with open(os.open(aside, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600), "wb") as f:
-                f.write(seed)
-            os.replace(aside, path)
+            write_atomically(path, seed, mode=0o600)
         return seed
 
     def _seed_path(self) -> Path:
