@@ -338,11 +338,13 @@ class Bars(Picture):
         }
         y_axis = {"autorange": "reversed", "type": "category", "showgrid": False}
         layout = layout_of(self.title, self.axis().plotly(), y_axis, self.height(width) + 30)
-        layout["margin"] |= {"l": beside(self.names), "r": 170}
+        left, right = self._beside(width)
+        layout["margin"] |= {"l": left, "r": right}
         return {"data": [bar], "layout": layout}
 
     def svg(self, width: int = WIDTH, height: int | None = None) -> str:
-        box = Box(width, height or self.height(width), self.axis(), None, left=beside(self.names), right=170)
+        left, right = self._beside(width)
+        box = Box(width, height or self.height(width), self.axis(), None, left=left, right=right)
         out = box.frame(self.title)
         each = (box.bottom - box.top) / max(1, len(self.names))
         for k, (name, value, label) in enumerate(zip(self.names, self.values, self.labels, strict=True)):
@@ -368,6 +370,13 @@ class Bars(Picture):
             "x": self.axis().spec(),
             "bars": [{"name": n, "value": v, "label": s, "colour": self._colour(k)} for n, v, s, k in bars],
         }
+
+    def _beside(self, width: int) -> tuple[int, int]:
+        """Pixels for names and for labels; where the picture is narrow, bars keep a third of it, or nearly so."""
+        left, right = beside(self.names), 170
+        if width - left - right < width / 3:
+            right = min(right, beside(self.labels))
+        return min(left, max(40, int(0.75 * width) - right)), right
 
     def _colour(self, row: int) -> str:
         return COLOURS[(self.colours[row] if self.colours else row) % len(COLOURS)]

@@ -19,7 +19,7 @@ from lab.events import Ended, Event, Routed, Started, Stepped, from_json, to_jso
 from lab.probes.routing import balance
 from tests.support import ROOT
 from tests.support.pictures import PICTURES, TABLES, Place, check_forms_agree, check_well_formed, routing
-from widgets import Board, Grid, Lines, Matrix, RoutingStability, Series, View, holdings
+from widgets import Bars, Board, Grid, Lines, Matrix, RoutingStability, Series, View, holdings
 from widgets.boards import BOARD
 from widgets.matrices import MAX_COLUMNS
 from widgets.pictures import Note, Picture
@@ -570,3 +570,16 @@ def test_a_view_saves_itself(tmp_path: Path) -> None:
     view = RoutingStability.of(routing())
     view.save(tmp_path / "a.svg")
     assert (tmp_path / "a.svg").read_text() == view.board().svg()
+
+
+@pytest.mark.parametrize("width", [600, 960, 1400])
+def test_bars_that_stand_three_in_a_row_stay_in_their_places(width: int) -> None:
+    """Long names beside them leave room for bars; a place whose ends are the wrong way round is drawn over all others."""
+    names = ["reverse the vector", "skip the block", "5 learned again"]
+    bars = Bars("What comes back?", "share", names, [0.9, 0.05, 0.7], ["92.7 %", "5.2 %", "72.7 %"])
+    layout = Board("Three", [bars, bars, bars]).plotly(width)["layout"]
+    spans = [layout[axis]["domain"] for axis in ("xaxis", "xaxis2", "xaxis3")]
+    for k, (low, high) in enumerate(spans):
+        assert k / 3 <= low < high <= (k + 1) / 3 + 0.02
+        assert high - low >= 1 / 3 / 5
+    assert 'width="0.0"' not in Board("Three", [bars, bars, bars]).svg(width)
