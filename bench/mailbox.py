@@ -4,6 +4,9 @@ python -m bench mailbox, as root on Linux with ``ip`` and ``tc``; needs an S3 se
 them, and a mailbox is an S3 server in a third namespace (`bench.bucket`), whose own link has 10 Gbit/s, as a bucket's has. Params are averaged
 every 32 steps, moments every 96 and 192 (`des_loc`), and seconds are those of the steps by the first site's clock, without the first
 32, in which all warm up: local steps, averages and waits; not the start, the evaluation at the end and no checkpoints.
+
+An average takes about twice gloo's time here (two sites, the server and all packets share two cores), whatever the size; so the ratio tells
+mostly which part of the time a run by gloo spends on its link, and sizes differ in that.
 """
 
 from __future__ import annotations
@@ -16,7 +19,11 @@ from lab.runs.remote_sites import why_no_bucket
 from lab.runs.shaped_links import measure
 
 RATE, WARM_UP, STEPS, ROUNDS = 100e6, 32, 224, 5
-SIZES = {"micro": ["model=micro", "context=128", "batch_size=8"], "nano": ["model=nano", "context=64", "batch_size=8"]}
+SIZES = {
+    "micro, 16 sequences": ["model=micro", "context=128", "batch_size=16"],
+    "micro, 8 sequences": ["model=micro", "context=128", "batch_size=8"],
+    "nano, 8 sequences": ["model=nano", "context=64", "batch_size=8"],
+}
 COMMON = [
     "corpus=grammar?tokens=200000",
     "schedule.warmup=0",
