@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import html
 import math
+import textwrap
 from dataclasses import dataclass
 from decimal import ROUND_HALF_UP, Context
 from typing import Any
 
 from lab.runs.growing import Extent
+from widgets.colours import GRID, GROUND, INK, LABEL, SOFT, TICK, TITLE
 
 FLUID = ' style="max-width:100%;height:auto"'  # of an SVG: never wider than its page
 LETTER = 0.56  # width of a letter, as a part of its height, on average
-INK, GRID = "#7d8590", "rgba(128,128,128,0.2)"
-
-
 FOUR_DIGITS = Context(prec=4, rounding=ROUND_HALF_UP)  # as JavaScript rounds, where Python would round 12345 to 12340
 
 
@@ -122,7 +121,9 @@ class Box:
         self, width: int, height: int, x: Axis, y: Axis | None, *, left: int = 62, right: int = 24, above: int = 0
     ):
         self.width, self.height, self.x, self.y = width, height, x, y
-        self.left, self.right, self.top, self.bottom = left, width - right, 40 + above, height - 48
+        self._beside = broken(y.label, height - 34) if y is not None else []
+        self.left, self.right = left + 14 * max(0, len(self._beside) - 1), width - right
+        self.top, self.bottom = 40 + above, height - 48
 
     def px(self, v: float) -> float:
         return self.left + (self.right - self.left) * self.x.at(v)
@@ -131,54 +132,62 @@ class Box:
         assert self.y is not None
         return self.bottom - (self.bottom - self.top) * self.y.at(v)
 
-    def frame(self, title: str, ticks: bool = True) -> list[str]:
-        """Title, labels and, unless the caller sets its own, the ticks."""
+    def frame(self, title: str, ticks: bool = True, most: int = 2) -> list[str]:
+        """Title, labels (that below in at most so many lines) and, unless the caller sets its own, the ticks."""
         out = head(self.width, self.height, title)
         for v in self.x.ticks() if ticks else ():
             p = self.px(v)
-            out.append(f'<path d="M{p:.1f},{self.top}V{self.bottom}" stroke="#e3e3e3"/>{self.below(p, self.x.says(v))}')
-        x0, size = _fitted(self.x.label, (self.left + self.right) / 2, self.width)
-        out.append(
-            f'<text x="{x0:.1f}" y="{self.height - 10}" text-anchor="middle" font-size="{size:.3g}" fill="#333">{html.escape(self.x.label)}</text>'
-        )
+            out.append(f'<path d="M{p:.1f},{self.top}V{self.bottom}" stroke="{GRID}"/>{self.below(p, self.x.says(v))}')
+        middle, lines = (self.left + self.right) / 2, broken(self.x.label, self.width - 8, most)
+        for k, line in enumerate(lines):
+            y0 = self.height - (10 if len(lines) == 1 else 4 + 13 * (len(lines) - 1 - k))
+            out.append(_title(line, f'x="{_between(middle, line, 4, self.width - 4):.1f}" y="{y0}"'))
         if self.y is not None:
             for v in self.y.ticks():
                 p = self.py(v)
                 out.append(
-                    f'<path d="M{self.left},{p:.1f}H{self.right}" stroke="#e3e3e3"/>{self.beside(p, self.y.says(v))}'
+                    f'<path d="M{self.left},{p:.1f}H{self.right}" stroke="{GRID}"/>{self.beside(p, self.y.says(v))}'
                 )
-            cy, size = _fitted(self.y.label, (self.top + self.bottom) / 2, self.height, first=30)
-            out.append(
-                f'<text transform="translate(13 {cy:.1f}) rotate(-90)" text-anchor="middle" font-size="{size:.3g}" fill="#333">'
-                f"{html.escape(self.y.label)}</text>"
-            )
+            middle, lines = (self.top + self.bottom) / 2, self._beside
+            for k, line in enumerate(lines):
+                cy = _between(middle, line, 30, self.height - 4)
+                out.append(_title(line, f'transform="translate({13 + 14 * k} {cy:.1f}) rotate(-90)"'))
         return out
 
     def below(self, x: float, label: str) -> str:
-        return f'<text x="{x:.1f}" y="{self.bottom + 16}" text-anchor="middle" font-size="11" fill="#555">{html.escape(label)}</text>'
+        return f'<text x="{x:.1f}" y="{self.bottom + 16}" text-anchor="middle" font-size="{TICK}" fill="{SOFT}">{html.escape(label)}</text>'
 
     def beside(self, y: float, label: str) -> str:
-        return f'<text x="{self.left - 6}" y="{y + 4:.1f}" text-anchor="end" font-size="11" fill="#555">{html.escape(label)}</text>'
+        return f'<text x="{self.left - 6}" y="{y + 4:.1f}" text-anchor="end" font-size="{TICK}" fill="{SOFT}">{html.escape(label)}</text>'
 
     def close(self, out: list[str]) -> str:
         return "".join(out) + "</svg>"
 
 
-def _fitted(label: str, middle: float, room: float, first: float = 4) -> tuple[float, float]:
-    """Where the middle of an axis title lies and how large it is, so that it stays within its picture."""
-    size = min(12.0, max(7.0, (room - first - 4) / (LETTER * max(1, len(label)))))
-    half = LETTER * size * len(label) / 2
-    return min(max(middle, first + half), max(room - 4 - half, room / 2)), size
+def broken(label: str, room: float, most: int = 2) -> list[str]:
+    """An axis title in at most so many lines that fit; what is longer ends with an ellipsis."""
+    lines = textwrap.wrap(label, max(8, int(room / (LETTER * LABEL))), max_lines=most, placeholder=" …")
+    return lines or [""]
 
 
-def head(width: int, height: int, title: str, size: int = 14, says: str = "") -> list[str]:
+def _between(middle: float, words: str, first: float, last: float) -> float:
+    """Where the middle of words lies that stay between two ends."""
+    half = LETTER * LABEL * len(words) / 2
+    return min(max(middle, first + half), max(last - half, (first + last) / 2))
+
+
+def _title(words: str, where: str) -> str:
+    return f'<text {where} text-anchor="middle" font-size="{LABEL}" fill="{INK}">{html.escape(words)}</text>'
+
+
+def head(width: int, height: int, title: str, size: int = TITLE, says: str = "") -> list[str]:
     """The beginning of an SVG: white ground and the title. ``says`` is its description, which screen readers read out."""
     described = f"<desc>{html.escape(says)}</desc>" if says else ""
     return [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
-        f'font-family="system-ui, sans-serif" role="img"{FLUID}>'
+        f'font-family="system-ui, sans-serif" fill="{INK}" role="img"{FLUID}>'
         f"<title>{html.escape(title)}</title>{described}"
-        f'<rect width="100%" height="100%" fill="#fff"/>'
+        f'<rect width="100%" height="100%" fill="{GROUND}"/>'
         f'<text x="14" y="22" font-size="{size}" font-weight="600">{html.escape(title)}</text>'
     ]
 
@@ -193,17 +202,17 @@ def layout_of(title: str, x: dict[str, Any], y: dict[str, Any], height: int) -> 
         "ticks": "",
         "exponentformat": "SI",
     }
-    axis |= {"tickfont": {"size": 11}, "title": {"standoff": 6, "font": {"size": 12}}}
+    axis |= {"tickfont": {"size": TICK, "color": SOFT}, "title": {"standoff": 6, "font": {"size": LABEL}}}
     return {
         "template": {"layout": {"xaxis": axis, "yaxis": axis}},
-        "title": {"text": title, "x": 0, "xanchor": "left", "font": {"size": 15, "weight": 600}},
+        "title": {"text": title, "x": 0, "xanchor": "left", "font": {"size": TITLE, "weight": 600}},
         "xaxis": x,
         "yaxis": y,
         "height": height,
         "margin": {"l": 62, "r": 24, "t": 44, "b": 46},
-        "paper_bgcolor": "rgba(0,0,0,0)",
-        "plot_bgcolor": "rgba(0,0,0,0)",
-        "font": {"color": INK, "size": 12},
+        "paper_bgcolor": GROUND,
+        "plot_bgcolor": GROUND,
+        "font": {"color": INK, "size": LABEL},
         "legend": {"x": 1.02, "y": 1, "xanchor": "left", "yanchor": "top"},
         "hovermode": "closest",
     }

@@ -10,6 +10,7 @@ from itertools import groupby
 from typing import Any
 
 from widgets.axes import FLUID, head, layout_of
+from widgets.colours import INK, LABEL, TITLE
 from widgets.pictures import Held, Picture, listed
 
 BOARD = 960  # width in pixels
@@ -72,7 +73,7 @@ class Board(Picture):
         if self.answer:
             words = {"text": "<br>".join(map(html.escape, self._answer(width))), "showarrow": False, "align": "left"}
             at = {"x": 12 / width, "y": 1 - (_HEAD + 3) / whole, "xanchor": "left", "yanchor": "top"}
-            layout["annotations"].append({"xref": "paper", "yref": "paper", "font": {"size": 13}} | at | words)
+            layout["annotations"].append({"xref": "paper", "yref": "paper", "font": {"size": LABEL}} | at | words)
         data: list[dict[str, Any]] = []
         for k, (picture, left, top, each, tall) in enumerate(self.places(width)):
             panel, number = picture.plotly(each), "" if k == 0 else str(k + 1)
@@ -93,7 +94,7 @@ class Board(Picture):
             for mark, kind in marks:
                 layout[kind].append(_moved(mark, x, y, number))
             at = {"x": (left + 12) / width, "y": 1 - (top + 8) / whole, "xanchor": "left", "yanchor": "top"}
-            words = {"text": html.escape(picture.title), "showarrow": False, "font": {"size": 14, "weight": 600}}
+            words = {"text": html.escape(picture.title), "showarrow": False, "font": {"size": TITLE, "weight": 600}}
             layout["annotations"].append({"xref": "paper", "yref": "paper"} | at | words)
         return {"data": data, "layout": layout}
 
@@ -101,7 +102,7 @@ class Board(Picture):
         out = head(width, height or self.height(width), self.title, size=16, says=self.answer)
         for k, line in enumerate(self._answer(width)):
             out.append(
-                f'<text x="14" y="{_HEAD + 14 + _LINE * k}" font-size="13" fill="#333">{html.escape(line)}</text>'
+                f'<text x="14" y="{_HEAD + 14 + _LINE * k}" font-size="{LABEL}" fill="{INK}">{html.escape(line)}</text>'
             )
         for picture, left, top, each, tall in self.places(width):
             inner = picture.svg(each, tall).replace(FLUID, "", 1)

@@ -206,7 +206,7 @@ class _Tree:
         for level in sorted({self.place[n][1] for n in self.seen.nodes}):
             nodes = sorted((n for n in self.seen.nodes if self.place[n][1] == level), key=lambda n: self.place[n][0])
             at = [*(self.place[n][0] for n in nodes), 1.05]
-            letters = int((room * min(b - a for a, b in pairwise(at)) - 22) / 6.2)  # beside a dot, before the next
+            letters = int((room * min(b - a for a, b in pairwise(at)) - 22) / 6.8)  # beside a dot, before the next
             if letters < max(len(part) for n in nodes for part in (*self._loss(n), "a")):
                 unnamed += len(nodes)
                 continue

@@ -9,9 +9,10 @@ from itertools import groupby
 from typing import Any
 
 from lab.runs.growing import Extent
-from widgets.axes import INK, Axis, Box, layout_of, rounded
-from widgets.matrices import CIVIDIS, colour_bar
-from widgets.pictures import COLOURS, DASHES, SVG_DASHES, WIDTH, Held, Picture, legend_rows, listed, plotly_text
+from widgets.axes import Axis, Box, layout_of, rounded
+from widgets.colours import CIVIDIS, COLOURS, LABEL, SOFT, TICK
+from widgets.matrices import colour_bar
+from widgets.pictures import DASHES, SVG_DASHES, WIDTH, Held, Picture, legend_rows, listed, plotly_text
 
 UNKNOWN = COLOURS[6]  # of a dot without a value
 NARROWEST = 600  # pixels at which labels must not touch
@@ -96,11 +97,11 @@ class Graph(Picture):
         return {"data": data, "layout": layout}
 
     def _plotly_dots(self, dots: Sequence[Dot], scale: Axis | None) -> dict[str, Any]:
-        marker: dict[str, Any] = {"size": 2 * self.radius, "line": {"color": INK, "width": 1}, "color": UNKNOWN}
+        marker: dict[str, Any] = {"size": 2 * self.radius, "line": {"color": SOFT, "width": 1}, "color": UNKNOWN}
         if scale is not None:
             ticks = scale.ticks()
-            words = {"text": self.unit, "side": "right", "font": {"size": 12}}
-            bar = {"title": words, "thickness": 12, "outlinewidth": 0, "ypad": 0, "tickfont": {"size": 11}}
+            words = {"text": self.unit, "side": "right", "font": {"size": LABEL}}
+            bar = {"title": words, "thickness": 12, "outlinewidth": 0, "ypad": 0, "tickfont": {"size": TICK}}
             marker |= {"color": [dot.value for dot in dots], "cmin": scale.low, "cmax": scale.high, "showscale": True}
             marker["colorscale"] = [[rounded(k / (len(CIVIDIS) - 1)), c] for k, c in enumerate(CIVIDIS)]
             marker["colorbar"] = bar | {"tickvals": ticks, "ticktext": [f"{v:.4g}" for v in ticks]}
@@ -111,7 +112,7 @@ class Graph(Picture):
             "y": [rounded(dot.y) for dot in dots],
             "text": ["<br>".join(map(html.escape, dot.label)) for dot in dots],
             "textposition": ["bottom center" if dot.below else "middle right" for dot in dots],
-            "textfont": {"size": 11},
+            "textfont": {"size": TICK},
             "customdata": [html.escape(dot.words).replace("\n", "<br>") for dot in dots],
             "hovertemplate": plotly_text("%{customdata}"),
             "marker": marker,
@@ -124,13 +125,13 @@ class Graph(Picture):
         tall = height or self.height(width)
         box = Box(width, tall, Axis(self.x, 0, 1), None, left=SIDES[0], right=SIDES[1], above=17 * len(legend) + 14)
         box.bottom -= 26
-        out = box.frame(self.title, ticks=False)
+        out = box.frame(self.title, ticks=False, most=4)
         looks, deep = {link.name: link for link in self.legend}, box.bottom - box.top
         for r, row in enumerate(legend):
             for dx, name in row:
                 x0, y0 = box.left + dx, 41.0 + 17 * r
                 out.append(f'<path d="M{x0},{y0}h18" {_look(looks[name], 2.5)}/>')
-                out.append(f'<text x="{x0 + 24}" y="{y0 + 4}" font-size="12">{html.escape(name)}</text>')
+                out.append(f'<text x="{x0 + 24}" y="{y0 + 4}" font-size="{LABEL}">{html.escape(name)}</text>')
         for link in self.links:
             path = " ".join(f"{box.px(x):.1f},{box.top + deep * y:.1f}" for x, y in link.points)
             out.append(f'<path class="link" d="M{path}" fill="none" {_look(link, link.width)}/>')
@@ -139,14 +140,14 @@ class Graph(Picture):
             x0, y0 = box.px(dot.x), box.top + deep * dot.y
             fill = _colour(dot, scale)
             out.append(
-                f'<circle cx="{x0:.1f}" cy="{y0:.1f}" r="{self.radius}" fill="{fill}" stroke="{INK}">'
+                f'<circle cx="{x0:.1f}" cy="{y0:.1f}" r="{self.radius}" fill="{fill}" stroke="{SOFT}">'
                 f"<title>{html.escape(dot.words)}</title></circle>"
             )
             for k, part in enumerate(dot.label):
                 at = (x0, y0 + self.radius + 13 * (k + 1)) if dot.below else (x0 + self.radius + 4, y0 - 2 + 13 * k)
                 anchor = "middle" if dot.below else "start"
                 out.append(
-                    f'<text x="{at[0]:.1f}" y="{at[1]:.1f}" text-anchor="{anchor}" font-size="11">{html.escape(part)}</text>'
+                    f'<text x="{at[0]:.1f}" y="{at[1]:.1f}" text-anchor="{anchor}" font-size="{TICK}">{html.escape(part)}</text>'
                 )
         if scale is not None:
             out += colour_bar(box, CIVIDIS, scale, [(v, f"{v:.4g}") for v in scale.ticks()])

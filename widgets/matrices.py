@@ -12,32 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from widgets.axes import GRID, Axis, Box, layout_of, rounded
-from widgets.pictures import COLOURS, WIDTH, Held, Picture, listed, plotly_text
+from widgets.axes import Axis, Box, layout_of, rounded
+from widgets.colours import CIVIDIS, GROUND, HELD, INK, LABEL, SOFT, TICK
+from widgets.pictures import WIDTH, Held, Picture, listed, plotly_text
 
-# Cividis (Nuñez, Anderton, Renslow 2018), which looks the same to colour-blind readers, without its darkest tenth.
-_STOPS = ("#17335f", "#3b496c", "#575d6d", "#707173", "#8a8678", "#a59c74", "#c3b369", "#e1cc55", "#fee838")
 MAX_COLUMNS = 200
 MAX_TICKS = 16  # of rows
-
-
-def _between(stops: Sequence[str], num: int) -> tuple[str, ...]:
-    """``num`` colours from the first stop to the last."""
-    rgb = np.array([[int(stop[i : i + 2], 16) for i in (1, 3, 5)] for stop in stops], dtype=float)
-    at = np.linspace(0, len(stops) - 1, num)
-    mixed = np.stack([np.interp(at, range(len(stops)), rgb[:, c]) for c in range(3)], axis=1).round().astype(int)
-    return tuple("#{:02x}{:02x}{:02x}".format(*c) for c in mixed)
-
-
-def _fading(colour: str, num: int) -> tuple[str, ...]:
-    """``num`` colours from a trace of grey to the whole colour, on light and dark ground."""
-    r, g, b = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
-    whole = [f"rgba({r},{g},{b},{0.15 + 0.85 * k / (num - 1):.2f})" for k in range(1, num)]
-    return ("rgba(128,128,128,0.13)", *whole)
-
-
-CIVIDIS = _between(_STOPS, 32)
-HELD = _fading(COLOURS[0], 9)
 
 
 @dataclass(frozen=True)
@@ -121,8 +101,8 @@ class Matrix(Picture):
             "showscale": self.bar,
         }
         if self.bar:
-            words = {"text": self.unit, "side": "right", "font": {"size": 12}}
-            bar = {"title": words, "thickness": 12, "outlinewidth": 0, "ypad": 0, "tickfont": {"size": 11}}
+            words = {"text": self.unit, "side": "right", "font": {"size": LABEL}}
+            bar = {"title": words, "thickness": 12, "outlinewidth": 0, "ypad": 0, "tickfont": {"size": TICK}}
             bar |= {"tickvals": [v for v, _ in c.bar_ticks], "ticktext": [name for _, name in c.bar_ticks]}
             trace["colorbar"] = bar
         common = {"type": "category", "showgrid": False, "tickmode": "array"}
@@ -134,7 +114,7 @@ class Matrix(Picture):
         y_axis = {"range": [len(c.rows) - 0.5, -0.5]} | common
         y_axis |= {"tickvals": [rounded(at) for at, _ in c.row_ticks], "ticktext": [name for _, name in c.row_ticks]}
         layout = layout_of(self.title, x_axis, y_axis, self.height(width))
-        line = {"color": "#fff", "width": 1.5}
+        line = {"color": GROUND, "width": 1.5}
         layout["margin"] |= {"l": c.left, "r": 76 if self.bar else 24}
         layout["shapes"] = [
             {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": e - 0.5, "y1": e - 0.5, "line": line}
@@ -149,9 +129,9 @@ class Matrix(Picture):
         out = box.frame(self.title, ticks=False)
         tall, broad = (box.bottom - box.top) / max(1, len(c.rows)), (box.right - box.left) / max(1, len(c.columns))
         gap = min(self.gap, tall / 2, broad / 2)
-        ground = "none" if self.gap else GRID
+        frame = "none" if self.gap else SOFT
         out.append(
-            f'<rect x="{box.left}" y="{box.top}" width="{box.right - box.left}" height="{box.bottom - box.top}" fill="none" stroke="{ground}"/>'
+            f'<rect x="{box.left}" y="{box.top}" width="{box.right - box.left}" height="{box.bottom - box.top}" fill="none" stroke="{frame}"/>'
             f'<g transform="translate({box.left} {box.top + tall / 2:.3f}) scale({broad:.4f} {tall:.4f})" '
             f'stroke-width="{1 - gap / tall:.3f}" shape-rendering="crispEdges">'
         )
@@ -161,7 +141,7 @@ class Matrix(Picture):
         out.append("</g>")
         for edge in c.edges:
             out.append(
-                f'<path d="M{box.left},{box.top + tall * edge:.1f}H{box.right}" stroke="#fff" stroke-width="1.5"/>'
+                f'<path d="M{box.left},{box.top + tall * edge:.1f}H{box.right}" stroke="{GROUND}" stroke-width="1.5"/>'
             )
         out += [box.beside(box.top + tall * (at + 0.5), name) for at, name in c.row_ticks]
         out += [box.below(box.px(at), name) for at, name in c.column_ticks]
@@ -317,10 +297,10 @@ def colour_bar(box: Box, colours: Sequence[str], scale: Axis, ticks: Sequence[tu
     ]
     for v, name in ticks:
         y0 = box.bottom - (box.bottom - box.top) * scale.at(v)
-        out.append(f'<text x="{x0 + 15}" y="{y0 + 4:.1f}" font-size="11" fill="#555">{name}</text>')
+        out.append(f'<text x="{x0 + 15}" y="{y0 + 4:.1f}" font-size="{TICK}" fill="{SOFT}">{name}</text>')
     cy = (box.top + box.bottom) / 2
     out.append(
-        f'<text transform="translate({x0 + 52} {cy}) rotate(-90)" text-anchor="middle" font-size="12" fill="#333">'
+        f'<text transform="translate({x0 + 52} {cy}) rotate(-90)" text-anchor="middle" font-size="{LABEL}" fill="{INK}">'
         f"{html.escape(scale.label)}</text>"
     )
     return out

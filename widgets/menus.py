@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from widgets.axes import INK
-from widgets.pictures import COLOURS
+from widgets.colours import COLOURS, CONTROL, INK, LABEL, TICK
 
 MODE_BAR = 60  # pixels that plotly's own buttons take in the corner of a menu
-GROUND = "rgba(128,128,128,0.15)"
 SLIDER = 84  # pixels that a slider needs below a figure
 
 
@@ -36,7 +34,7 @@ def with_menu(figures: Mapping[str, dict[str, Any]], active: str, label: str) ->
     """
     menu = {"buttons": _entries(figures, active, label), "type": "dropdown", "showactive": True}
     menu |= {"active": list(figures).index(active), "x": 1, "xanchor": "right", "y": 1, "yanchor": "top"}
-    menu |= {"pad": {"t": 2, "r": MODE_BAR}, "font": {"size": 11}, "bgcolor": GROUND, "bordercolor": INK}
+    menu |= {"pad": {"t": 2, "r": MODE_BAR}, "font": {"size": TICK}, "bgcolor": CONTROL, "bordercolor": INK}
     return {"data": figures[active]["data"], "layout": figures[active]["layout"] | {"updatemenus": [menu]}}
 
 
@@ -49,14 +47,14 @@ def with_slider(figures: Mapping[str, dict[str, Any]], active: str, label: str) 
         as `with_menu` does.
     """
     layout = figures[active]["layout"]
-    now = {"prefix": f"{label}: ", "font": {"size": 13}, "xanchor": "left"}
+    now = {"prefix": f"{label}: ", "font": {"size": LABEL}, "xanchor": "left"}
     height = layout["height"] + SLIDER
     slider = {"steps": _entries(figures, active, label, height), "active": list(figures).index(active)}
     slider |= {"currentvalue": now}
     slider |= {"x": 0.03, "len": 0.94, "y": 0, "yanchor": "top", "pad": {"t": layout["margin"]["b"] + 8}}
     slider |= {
-        "font": {"size": 11},
-        "bgcolor": GROUND,
+        "font": {"size": TICK},
+        "bgcolor": CONTROL,
         "activebgcolor": COLOURS[0],
         "bordercolor": INK,
         "tickcolor": INK,

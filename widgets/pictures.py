@@ -1,9 +1,8 @@
 """Pictures: what is to be seen, once, in four forms that agree — canvas (while a run goes on), plotly (at rest), SVG
 (everywhere), text.
 
-A picture answers one question, which stands above it. Colours are told apart by colour-blind readers and on light and dark
-ground; every series also has its own dash or marker. Scales and ticks come from `widgets.axes`, so no form has its own idea
-of them.
+A picture answers one question, which stands above it. Colours and sizes of words are those of `widgets.colours`; every
+series also has its own dash or marker. Scales and ticks come from `widgets.axes`, so no form has its own idea of them.
 """
 
 from __future__ import annotations
@@ -24,14 +23,13 @@ import numpy as np
 import plotly.io
 
 from lab.runs.growing import Extent, Growing, Numbers, Spread
-from widgets.axes import INK, Axis, Box, head, layout_of, rounded
+from widgets.axes import Axis, Box, head, layout_of, rounded
+from widgets.colours import COLOURS, LABEL, SOFT, TICK, through
 
-# After Okabe and Ito's palette, lightened where it would vanish on dark ground.
-COLOURS = ("#3b8ede", "#e69f00", "#1aa37a", "#e0653a", "#cc79a7", "#7a6fd0", "#8a8f98")
 MAX_POINTS = 400  # a line at rest
 FAINT_POINTS = 160  # a faint one
 FEW_POINTS = 12  # up to so many, each is marked
-FAINT = 0.35  # how strong the colour of what is planned is
+EDGE = 0.75  # pixels of the edge of a band
 WIDTH = 760  # of a picture that stands alone, in pixels
 NARROW = 640  # below this width, legends stand above the curves instead of beside them
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
@@ -189,9 +187,7 @@ class Lines(Picture):
                 "y": y,
                 "showlegend": not s.faint,
             }
-            if s.faint:
-                trace["opacity"] = 0.55
-            else:
+            if not s.faint:
                 line["dash"] = DASHES[self.names.index(s.name) % len(DASHES)]
                 trace["mode"] = "lines+markers" if len(x) <= FEW_POINTS else "lines"
             if trace["mode"] == "lines" and any(alone := _alone(y)):  # plotly's lines have nothing there
@@ -207,7 +203,7 @@ class Lines(Picture):
             layout["margin"]["r"] = 170
         if self.floor is not None:
             value, label = self.floor
-            line = {"color": INK, "dash": "dot", "width": 1.5}
+            line = {"color": SOFT, "dash": "dot", "width": 1.5}
             layout["shapes"] = [
                 {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": value, "y1": value, "line": line}
             ]
@@ -230,7 +226,7 @@ class Lines(Picture):
             ]
             colour = self._colour(s)
             dash = " ".join(str(10 * int(d)) for d in self._dash(s).split())
-            look = 'stroke-width="10" opacity="0.55"' if s.faint else f'stroke-width="20" stroke-dasharray="{dash}"'
+            look = 'stroke-width="10"' if s.faint else f'stroke-width="20" stroke-dasharray="{dash}"'
             if path := _runs(points):
                 lines.append(f'<path d="{path}" stroke="{colour}" {look}/>')
             if len(points) <= FEW_POINTS and not s.faint:
@@ -241,8 +237,8 @@ class Lines(Picture):
         if self.floor:
             y0 = box.py(self.floor[0])
             out.append(
-                f'<path d="M{box.left},{y0:.1f}H{box.right}" stroke="#555" stroke-dasharray="2 4"/>'
-                f'<text x="{box.right - 4}" y="{y0 - 5:.1f}" text-anchor="end" font-size="11">{html.escape(self.floor[1])}</text>'
+                f'<path d="M{box.left},{y0:.1f}H{box.right}" stroke="{SOFT}" stroke-dasharray="2 4"/>'
+                f'<text x="{box.right - 4}" y="{y0 - 5:.1f}" text-anchor="end" font-size="{TICK}">{html.escape(self.floor[1])}</text>'
             )
         places = [(box.right + 14.0, box.top + 10 + 20 * k, name) for k, name in enumerate(self.names)]
         if not beside:
@@ -251,7 +247,7 @@ class Lines(Picture):
             s = next(s for s in self.series if s.name == name and not s.faint)
             out.append(
                 f'<path d="M{x0},{y0}h18" stroke="{self._colour(s)}" stroke-width="2" stroke-dasharray="{self._dash(s)}"/>'
-                f'<text x="{x0 + 24}" y="{y0 + 4}" font-size="12">{html.escape(name)}</text>'
+                f'<text x="{x0 + 24}" y="{y0 + 4}" font-size="{LABEL}">{html.escape(name)}</text>'
             )
         return box.close(out)
 
@@ -353,8 +349,8 @@ class Bars(Picture):
             out.append(
                 f'<rect x="{box.left}" y="{y0:.1f}" width="{max(0.0, end - box.left):.1f}" height="{each * 0.64:.1f}" '
                 f'fill="{self._colour(k)}"/>'
-                f'<text x="{box.left - 6}" y="{y0 + each * 0.4:.1f}" text-anchor="end" font-size="12">{html.escape(name)}</text>'
-                f'<text x="{end + 6:.1f}" y="{y0 + each * 0.4:.1f}" font-size="12">{html.escape(label)}</text>'
+                f'<text x="{box.left - 6}" y="{y0 + each * 0.4:.1f}" text-anchor="end" font-size="{LABEL}">{html.escape(name)}</text>'
+                f'<text x="{end + 6:.1f}" y="{y0 + each * 0.4:.1f}" font-size="{LABEL}">{html.escape(label)}</text>'
             )
         return box.close(out)
 
@@ -403,7 +399,7 @@ class Note(Picture):
     def svg(self, width: int = WIDTH, height: int | None = None) -> str:
         out = head(width, height or self.height(width), self.title)
         for k, line in enumerate(self._lines(width)):
-            out.append(f'<text x="14" y="{50 + 18 * k}" font-size="12" fill="#555">{html.escape(line)}</text>')
+            out.append(f'<text x="14" y="{50 + 18 * k}" font-size="{LABEL}">{html.escape(line)}</text>')
         return "".join(out) + "</svg>"
 
     def text(self) -> str:
@@ -413,7 +409,7 @@ class Note(Picture):
         return {"kind": "note", "title": self.title, "text": self.text(), "words": self.words}
 
     def _lines(self, width: int) -> list[str]:
-        return [part for line in self.words.splitlines() for part in textwrap.wrap(line, width // 7) or [""]]
+        return [part for line in self.words.splitlines() for part in textwrap.wrap(line, int(width / 7.4)) or [""]]
 
 
 def numbered(pictures: Sequence[Picture]) -> list[Picture]:
@@ -550,9 +546,8 @@ def _filled(band: Band) -> dict[str, Any]:
         y += [*low, *high[::-1], None]
     look = {
         "fill": "toself",
-        "fillcolor": COLOURS[band.colour % len(COLOURS)],
-        "opacity": band.strength,
-        "line": {"width": 0},
+        "fillcolor": through(COLOURS[band.colour % len(COLOURS)], band.strength),
+        "line": {"width": EDGE, "color": COLOURS[band.colour % len(COLOURS)]},
     }
     return {"type": "scatter", "mode": "lines", "x": x, "y": y, "showlegend": False, "hoverinfo": "skip"} | look
 
@@ -563,8 +558,11 @@ def _shape(band: Band, box: Box) -> str:
     for at, low, high in band.outline:
         around = [*zip(at, low, strict=True), *zip(at[::-1], high[::-1], strict=True)]
         path += "M" + " ".join(f"{box.px(x):.1f},{box.py(y):.1f}" for x, y in around) + "Z"
+    colour = COLOURS[band.colour % len(COLOURS)]
     return (
-        f'<path d="{path}" fill="{COLOURS[band.colour % len(COLOURS)]}" opacity="{band.strength:g}"/>' if path else ""
+        f'<path d="{path}" fill="{colour}" fill-opacity="{band.strength:g}" stroke="{colour}" stroke-width="{EDGE}"/>'
+        if path
+        else ""
     )
 
 
@@ -594,7 +592,7 @@ def _runs(points: Sequence[tuple[float, float] | None]) -> str:
 
 def beside(names: Sequence[str]) -> int:
     """Pixels for names at the left."""
-    return max(64, 14 + 7 * max((len(n) for n in names), default=0))
+    return max(64, round(14 + 7.4 * max((len(n) for n in names), default=0)))
 
 
 def legend_rows(names: Sequence[str], width: int) -> list[list[tuple[float, str]]]:
@@ -602,7 +600,7 @@ def legend_rows(names: Sequence[str], width: int) -> list[list[tuple[float, str]
     rows: list[list[tuple[float, str]]] = [[]]
     at = 0.0
     for name in names:
-        needs = 36 + 7.2 * len(name)
+        needs = 36 + 7.6 * len(name)
         if at and at + needs > width:
             rows.append([])
             at = 0.0

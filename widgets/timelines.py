@@ -12,8 +12,10 @@ import numpy as np
 
 from lab.runs.growing import Growing
 from widgets.axes import Axis, Box, layout_of, rounded
-from widgets.pictures import COLOURS, FAINT, WIDTH, Held, Picture, beside, legend_rows, listed
+from widgets.colours import COLOURS, INK, LABEL
+from widgets.pictures import WIDTH, Held, Picture, beside, legend_rows, listed
 
+PLANNED = 0.4  # how high what is planned is, as a part of what is done
 MAX_MARKS = 300  # different places of strokes in a row at rest
 
 
@@ -26,8 +28,15 @@ class Marks:
     at: Sequence[int] | Growing
     to: Sequence[int] | None = None
     colour: int = 0  # number into the palette
-    faint: bool = False  # planned
+    faint: bool = False  # planned: as much lower as `PLANNED` says, in the middle of its lane
     lane: tuple[float, float] = (0.2, 0.8)  # part of the row's height, from its top
+
+    @property
+    def drawn(self) -> tuple[float, float]:
+        """The part of the lane that is filled."""
+        first, end = self.lane
+        less = (1 - PLANNED) * (end - first) / 2 if self.faint else 0.0
+        return rounded(first + less), rounded(end - less)
 
     @cached_property
     def steps(self) -> list[int]:
@@ -70,8 +79,9 @@ class Calendar(Picture):
             if not len(m.at):
                 continue
             looks = {"color": COLOURS[m.colour % len(COLOURS)]}
-            middle, high = m.row + (m.lane[0] + m.lane[1]) / 2 - 0.5, m.lane[1] - m.lane[0]
-            trace: dict[str, Any] = {"name": m.name, "legendgroup": m.name, "opacity": FAINT if m.faint else 1}
+            first, end = m.drawn
+            middle, high = m.row + (first + end) / 2 - 0.5, end - first
+            trace: dict[str, Any] = {"name": m.name, "legendgroup": m.name}
             if m.to is None:
                 size = max(4, round(high * self.tall * 0.72))
                 trace |= {"type": "scatter", "mode": "markers", "x": m.steps, "y": [rounded(middle)] * len(m.steps)}
@@ -106,12 +116,14 @@ class Calendar(Picture):
         for r, row in enumerate(legend):
             for dx, name in row:
                 x0, y0, m = box.left + dx, 41 + 17 * r, looks[name]
-                mark = f"M{x0},{y0 - 5}h16v10h-16z" if m.to is not None else f"M{x0 + 7},{y0 - 6}h2.5v12h-2.5z"
+                half = PLANNED * 5 if m.faint else 5
+                x, broad = (x0, 16) if m.to is not None else (x0 + 7, 2.5)
+                mark = f"M{x:g},{y0 - half:g}h{broad}v{2 * half:g}h-{broad}z"
                 out.append(f'<path d="{mark}" {self._fill(m)}/>')
-                out.append(f'<text x="{x0 + 22}" y="{y0 + 4}" font-size="12">{html.escape(name)}</text>')
+                out.append(f'<text x="{x0 + 22}" y="{y0 + 4}" font-size="{LABEL}">{html.escape(name)}</text>')
         each = (box.bottom - box.top) / max(1, len(self.rows))
         for m in self.marks:
-            top, tall = box.top + each * (m.row + m.lane[0]), each * (m.lane[1] - m.lane[0])
+            top, tall = box.top + each * (m.row + m.drawn[0]), each * (m.drawn[1] - m.drawn[0])
             if m.to is None:
                 path = "".join(f"M{box.px(v) - 0.8:.1f},{top:.1f}h1.6v{tall:.1f}h-1.6z" for v in m.steps)
             else:
@@ -122,10 +134,10 @@ class Calendar(Picture):
         for k, name in enumerate(self.rows):
             middle = box.top + each * (k + 0.5) + 4
             out.append(
-                f'<text x="{box.left - 6}" y="{middle:.1f}" text-anchor="end" font-size="12">{html.escape(name)}</text>'
+                f'<text x="{box.left - 6}" y="{middle:.1f}" text-anchor="end" font-size="{LABEL}">{html.escape(name)}</text>'
             )
         if self.now is not None:
-            out.append(f'<path d="M{box.px(self.now):.1f},{box.top}V{box.bottom}" stroke="#333"/>')
+            out.append(f'<path d="M{box.px(self.now):.1f},{box.top}V{box.bottom}" stroke="{INK}"/>')
         return box.close(out)
 
     def text(self) -> str:
@@ -144,8 +156,7 @@ class Calendar(Picture):
                 "at": held(m.at) if held is not listed and isinstance(m.at, Growing) else held(m.steps),
                 "to": None if m.to is None else held(list(m.to)),
                 "colour": COLOURS[m.colour % len(COLOURS)],
-                "faint": m.faint,
-                "lane": list(m.lane),
+                "lane": list(m.drawn),
             }
             for m in self.marks
         ]
@@ -178,7 +189,7 @@ class Calendar(Picture):
         return f"{sum(b - a + 1 for m in marks for a, b in zip(m.steps, m.to or (), strict=True))} steps"
 
     def _fill(self, m: Marks) -> str:
-        return f'fill="{COLOURS[m.colour % len(COLOURS)]}"' + (f' opacity="{FAINT}"' if m.faint else "")
+        return f'fill="{COLOURS[m.colour % len(COLOURS)]}"'
 
     def _legend_rows(self, width: int) -> list[list[tuple[float, str]]]:
         names = [m.name for m in self.legend]

@@ -8,7 +8,8 @@ const FONT = "system-ui, -apple-system, 'Segoe UI', sans-serif";
 const THREE = 840; // from this width on, pictures may stand three in a row,
 const TWO = 560; // and from this one on two
 const NARROW = 640; // below it, the legend stands above the curves
-const FAINT = 0.35; // what is planned and not yet done
+const EDGE = 0.75; // pixels of the edge of a band; pictures.py
+const PLANNED = 0.4; // how high what is planned is in a legend; timelines.py
 
 const REST =
   "The run has ended. This page cannot change its cell by itself (it was loaded again meanwhile): show the view in a new cell, " +
@@ -17,17 +18,17 @@ const REST =
 const STYLE = `
 .isthmus-board { position: relative; display: grid; grid-template-columns: repeat(6, minmax(0, 1fr)); gap: 0 16px; padding: 4px 0; font-family: ${FONT}; }
 .isthmus-board h3 { grid-column: 1 / -1; margin: 2px 0 4px 14px; font-size: 16px; font-weight: 600; line-height: 1.3; }
-.isthmus-board p, .isthmus-controls { grid-column: 1 / -1; margin: 0 0 6px 14px; font-size: 12px; }
+.isthmus-board p, .isthmus-controls { grid-column: 1 / -1; margin: 0 0 6px 14px; font-size: 13px; }
 .isthmus-board p.isthmus-answer { font-size: 14px; line-height: 1.4; }
 .isthmus-board p[hidden] { display: none; }
 .isthmus-controls { display: flex; flex-wrap: wrap; gap: 4px 18px; }
 .isthmus-controls:empty { display: none; }
 .isthmus-controls select, .isthmus-controls input { font: inherit; color: inherit; background: var(--jp-layout-color1, Canvas); padding: 2px 4px;
-  border: 1px solid var(--jp-border-color1, #8888); border-radius: 3px; margin-left: 6px; max-width: 15em; }
+  border: 1px solid var(--jp-content-font-color2, currentColor); border-radius: 3px; margin-left: 6px; max-width: 15em; }
 .isthmus-panel { position: relative; min-width: 0; }
 .isthmus-panel canvas { display: block; width: 100%; }
 .isthmus-readout { position: absolute; z-index: 3; pointer-events: none; width: max-content; max-width: 340px; padding: 5px 9px; border-radius: 4px;
-  font-size: 12px; line-height: 1.4; white-space: pre-line; box-shadow: 0 1px 5px rgba(0, 0, 0, 0.3); }
+  font-size: 13px; line-height: 1.4; white-space: pre-line; box-shadow: 0 1px 5px rgba(0, 0, 0, 0.3); }
 `;
 
 /** The colours of the notebook's theme; without Jupyter, of the page. */
@@ -85,26 +86,38 @@ function titled(p, left, right, below = 44) {
   g.font = `600 14px ${FONT}`;
   const lines = wrap(g, p.spec.title, width - 28);
   lines.forEach((line, k) => g.fillText(line, 14, 22 + 17 * k));
-  g.font = `11px ${FONT}`;
+  g.font = `12px ${FONT}`;
   return { left, right: Math.max(left + 20, width - right), top: 21 + 17 * lines.length, bottom: height - below };
 }
 
-function labels(p, box, x, y) {
+/** Titles of axes, in two lines where one is too long; a second line beside takes its room from the box. */
+function labels(p, box, x, y, most = 2) {
   const { g, height, colours } = p;
   g.fillStyle = colours.ink;
-  g.font = `12px ${FONT}`;
+  g.font = `13px ${FONT}`;
   g.textAlign = "center";
-  if (x) g.fillText(x, fitted(g, x, (box.left + box.right) / 2, 4, p.width - 4), height - 9);
+  const below = x ? broken(g, x, p.width - 8, most) : [];
+  const beside = y ? broken(g, y, height - 34, 2) : [];
+  if (beside.length > 1) box.left += 14;
+  below.forEach((words, k) =>
+    g.fillText(words, between(g, words, (box.left + box.right) / 2, 4, p.width - 4), height - (below.length === 1 ? 9 : 3 + 13 * (below.length - 1 - k))),
+  );
+  beside.forEach((words, k) => upwards(g, words, 13 + 14 * k, between(g, words, (box.top + box.bottom) / 2, 30, height - 4)));
   g.font = `12px ${FONT}`;
-  if (y) upwards(g, y, 13, fitted(g, y, (box.top + box.bottom) / 2, 30, height - 4));
-  g.font = `11px ${FONT}`;
   g.fillStyle = colours.soft;
 }
 
-/** Where the middle of words lies that stay between two ends; they get smaller if need be. */
-function fitted(g, words, middle, first, last) {
-  const wide = g.measureText(words).width;
-  if (wide > last - first) g.font = `${Math.max(7, (12 * (last - first)) / wide)}px ${FONT}`;
+/** At most so many lines that fit; what is longer ends with an ellipsis. */
+function broken(g, words, width, most) {
+  const lines = wrap(g, words, width);
+  if (lines.length <= most) return lines;
+  const last = lines[most - 1].split(" ");
+  while (last.length > 1 && g.measureText(`${last.join(" ")} …`).width > width) last.pop();
+  return [...lines.slice(0, most - 1), `${last.join(" ")} …`];
+}
+
+/** Where the middle of words lies that stay between two ends. */
+function between(g, words, middle, first, last) {
   const half = g.measureText(words).width / 2;
   return Math.min(Math.max(middle, first + half), Math.max(last - half, (first + last) / 2));
 }
@@ -185,7 +198,7 @@ function colourBar({ g, colours }, box, shades, scale) {
   g.textAlign = "left";
   for (const [where, label] of scale.ticks) g.fillText(label, x + 15, box.bottom - (box.bottom - box.top) * where + 4);
   g.fillStyle = colours.ink;
-  g.font = `12px ${FONT}`;
+  g.font = `13px ${FONT}`;
   upwards(g, scale.label, x + 54, (box.top + box.bottom) / 2);
 }
 
@@ -197,7 +210,7 @@ const KINDS = {
     const named = spec.series.filter((s, k) => !s.faint && spec.series.findIndex((o) => !o.faint && o.name === s.name) === k);
     const beside = width >= NARROW;
     const box = titled(p, 62, beside ? 170 : 18);
-    g.font = `12px ${FONT}`;
+    g.font = `13px ${FONT}`;
     let [x0, y0] = beside ? [box.right + 14, box.top + 10] : [box.left, box.top + 3];
     for (const s of named) {
       const needs = g.measureText(s.name).width + 36;
@@ -222,8 +235,9 @@ const KINDS = {
     for (const b of spec.bands || []) {
       const [xs, low, high] = [p.column(b.x), p.column(b.low), p.column(b.high)];
       const where = (v, k) => [box.left + (box.right - box.left) * at(spec.x, xs[k]), box.bottom - (box.bottom - box.top) * at(spec.y, v)];
-      g.fillStyle = b.colour;
-      g.globalAlpha = b.strength;
+      g.fillStyle = g.strokeStyle = b.colour;
+      g.lineWidth = EDGE;
+      g.setLineDash([]);
       let piece = [];
       for (let k = 0; k <= Math.min(xs.length, low.length, high.length); k++) {
         if (Number.isFinite(low[k]) && Number.isFinite(high[k]) && k < xs.length) piece.push(k);
@@ -232,11 +246,13 @@ const KINDS = {
           for (const i of piece) g.lineTo(...where(low[i], i));
           for (const i of piece.reverse()) g.lineTo(...where(high[i], i));
           g.closePath();
+          g.globalAlpha = b.strength;
           g.fill();
+          g.globalAlpha = 1;
+          g.stroke();
           piece = [];
         }
       }
-      g.globalAlpha = 1;
       g.fillStyle = colours.soft;
     }
     const traces = spec.series.map((s) => trace(p.column(s.x), p.column(s.y), spec, box));
@@ -253,7 +269,6 @@ const KINDS = {
       });
       g.stroke();
       g.setLineDash([]);
-      g.globalAlpha = 1;
       if (s.marked) for (const q of traces[k]) if (q) dot(g, q, 3, s.colour);
     });
     if (spec.floor) {
@@ -286,13 +301,13 @@ const KINDS = {
 
   bars(p) {
     const { g, spec, colours } = p;
-    g.font = `12px ${FONT}`;
+    g.font = `13px ${FONT}`;
     const names = Math.max(50, ...spec.bars.map((b) => g.measureText(b.name).width));
     const box = titled(p, names + 20, 150);
     labels(p, box, spec.x.label);
     ticksBelow(p, box, spec.x);
     const each = (box.bottom - box.top) / Math.max(1, spec.bars.length);
-    g.font = `12px ${FONT}`;
+    g.font = `13px ${FONT}`;
     spec.bars.forEach((b, k) => {
       const y = box.top + each * (k + 0.18);
       const end = box.left + (box.right - box.left) * at(spec.x, b.value);
@@ -312,19 +327,18 @@ const KINDS = {
 
   calendar(p) {
     const { g, spec, width, colours } = p;
-    g.font = `12px ${FONT}`;
+    g.font = `13px ${FONT}`;
     const names = Math.max(50, ...spec.rows.map((name) => g.measureText(name).width));
     const box = titled(p, names + 20, 24);
-    g.font = `12px ${FONT}`;
+    g.font = `13px ${FONT}`;
     let [x0, y0] = [box.left, box.top + 3];
     for (const { name, colour, bar, faint } of spec.legend) {
       const needs = g.measureText(name).width + 34;
       if (x0 > box.left && x0 + needs > width) [x0, y0] = [box.left, y0 + 17];
-      g.globalAlpha = faint ? FAINT : 1;
       g.fillStyle = colour;
-      if (bar) g.fillRect(x0, y0 - 5, 16, 10);
-      else g.fillRect(x0 + 7, y0 - 6, 2.5, 12);
-      g.globalAlpha = 1;
+      const half = 5 * (faint ? PLANNED : 1);
+      if (bar) g.fillRect(x0, y0 - half, 16, 2 * half);
+      else g.fillRect(x0 + 7, y0 - half, 2.5, 2 * half);
       g.fillStyle = colours.ink;
       g.fillText(name, x0 + 22, y0 + 4);
       x0 += needs;
@@ -338,7 +352,6 @@ const KINDS = {
       const [top, tall] = [box.top + each * (marks.row + marks.lane[0]), each * (marks.lane[1] - marks.lane[0])];
       const [from, to] = [p.column(marks.at), marks.to === null ? null : p.column(marks.to)];
       g.fillStyle = marks.colour;
-      g.globalAlpha = marks.faint ? FAINT : 1;
       let free = -Infinity; // marks that would fall on one another are drawn once
       from.forEach((v, k) => {
         const x = across(v);
@@ -349,8 +362,7 @@ const KINDS = {
         }
       });
     }
-    g.globalAlpha = 1;
-    g.font = `12px ${FONT}`;
+    g.font = `13px ${FONT}`;
     g.textAlign = "right";
     g.fillStyle = colours.ink;
     spec.rows.forEach((name, k) => g.fillText(name, box.left - 6, box.top + each * (k + 0.5) + 4));
@@ -380,7 +392,7 @@ const KINDS = {
   cells(p) {
     const { g, spec, colours } = p;
     const [R, C] = [spec.rows.length, spec.columns.length];
-    g.font = `11px ${FONT}`;
+    g.font = `12px ${FONT}`;
     const names = Math.max(12, ...spec.row_ticks.map(([, name]) => g.measureText(name).width));
     const box = titled(p, names + 24, spec.bar ? 76 : 24);
     labels(p, box, spec.x);
@@ -388,7 +400,7 @@ const KINDS = {
     const gap = Math.min(spec.gap, broad / 2, tall / 2);
     const last = spec.colours.length - 1;
     if (!spec.gap) {
-      g.strokeStyle = colours.grid;
+      g.strokeStyle = colours.soft;
       g.lineWidth = 1;
       g.strokeRect(box.left, box.top, box.right - box.left, box.bottom - box.top);
     }
@@ -434,7 +446,7 @@ const KINDS = {
   graph(p) {
     const { g, spec, width, colours } = p;
     const box = titled(p, ...spec.sides, 74);
-    g.font = `12px ${FONT}`;
+    g.font = `13px ${FONT}`;
     let [x0, y0] = [box.left, box.top + 3];
     for (const { name, colour, dash } of spec.legend) {
       const needs = g.measureText(name).width + 36;
@@ -447,7 +459,7 @@ const KINDS = {
       x0 += needs;
     }
     box.top = y0 + 26;
-    labels(p, box, spec.x);
+    labels(p, box, spec.x, null, 4);
     const place = (x, y) => [box.left + (box.right - box.left) * x, box.top + (box.bottom - box.top) * y];
     for (const { points, colour, dash, width } of spec.links) {
       stroke(g, { colour, dash });
@@ -456,7 +468,7 @@ const KINDS = {
       line(g, points.map(([x, y]) => place(x, y)));
     }
     g.setLineDash([]);
-    g.font = `11px ${FONT}`;
+    g.font = `12px ${FONT}`;
     for (const { x, y, colour, label, below } of spec.dots) {
       const [cx, cy] = place(x, y);
       dot(g, [cx, cy], spec.radius, colour);
@@ -482,8 +494,8 @@ const KINDS = {
   note(p) {
     const { g, spec, width, colours } = p;
     const box = titled(p, 14, 14);
-    g.font = `12px ${FONT}`;
-    g.fillStyle = colours.soft;
+    g.font = `13px ${FONT}`;
+    g.fillStyle = colours.ink;
     wrap(g, spec.words, width - 28).forEach((words, k) => g.fillText(words, 14, box.top + 12 + 18 * k));
     return () => null;
   },
@@ -492,7 +504,6 @@ const KINDS = {
 function stroke(g, s) {
   g.strokeStyle = s.colour;
   g.lineWidth = s.faint ? 1 : 2.2;
-  g.globalAlpha = s.faint ? 0.55 : 1;
   g.lineJoin = g.lineCap = "round";
   g.setLineDash(s.dash);
 }

@@ -60,6 +60,7 @@ from widgets import (
     calendars,
     losses,
 )
+from widgets.colours import through
 from widgets.graphs import Dot, Graph, Link
 from widgets.pictures import MAX_POINTS, Band, Bars, Lines, Note, Picture, Series, bundle
 from widgets.timelines import Calendar, Marks
@@ -586,7 +587,8 @@ def check_forms_agree(picture: Picture) -> None:
             bands, lines = figure["data"][: len(spec["bands"])], figure["data"][len(spec["bands"]) :]
             assert [t["y"] for t in lines] == [s["y"] for s in spec["series"]]
             for trace, band in zip(bands, spec["bands"], strict=True):
-                assert (trace["fillcolor"], trace["opacity"]) == (band["colour"], band["strength"])
+                assert trace["line"]["color"] == band["colour"]
+                assert trace["fillcolor"] == through(band["colour"], band["strength"])
                 known = [k for k, both in enumerate(zip(band["low"], band["high"], strict=True)) if None not in both]
                 assert [v for v in trace["x"] if v is not None] == pytest.approx(
                     _around(band["x"], band["x"], known), rel=1e-4
@@ -594,7 +596,7 @@ def check_forms_agree(picture: Picture) -> None:
                 assert [v for v in trace["y"] if v is not None] == pytest.approx(
                     _around(band["low"], band["high"], known), rel=1e-4
                 )
-                assert f'fill="{band["colour"]}" opacity="{band["strength"]:g}"' in p.svg(306) or not known
+                assert f'fill="{band["colour"]}" fill-opacity="{band["strength"]:g}"' in p.svg(306) or not known
             assert [t["name"] for t in figure["data"] if t["showlegend"]] == [
                 s["name"] for s in spec["series"] if not s["faint"]
             ]
@@ -636,7 +638,8 @@ def check_graph(spec: dict[str, Any], figure: dict[str, Any], svg: str, words: l
     assert sorted(labelled) == sorted((d["x"], d["y"], "<br>".join(d["label"])) for d in spec["dots"])
     assert svg.count("<circle") == len(spec["dots"])
     drawn = {part for d in spec["dots"] for part in d["label"]} | {entry["name"] for entry in spec["legend"]}
-    assert (drawn | {spec["x"]}) - {""} <= set(words)
+    assert drawn - {""} <= set(words)
+    assert spec["x"] in " ".join(words)
     assert re.findall(r'<circle [^>]*fill="([^"]+)"', svg) == [d["colour"] for d in spec["dots"]]
 
 

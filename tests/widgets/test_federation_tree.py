@@ -133,10 +133,10 @@ def test_labels_do_not_touch_or_are_left_out_and_it_is_said(per_node: list[int])
     assert (f"{num} workers are not drawn" in graph.x) == (num > 128)
     unnamed = sum(not d.label for d in graph.dots if not d.below)
     assert (f"{unnamed} nodes have no label" in graph.x) == bool(unnamed)
-    room = 600 - 24 - 78  # pixels for what is drawn, and 6.2 of a letter
+    room = 600 - 24 - 78  # pixels for what is drawn, and 6.8 of a letter
     taken = []
     for d in graph.dots:
-        wide = 6.2 * max(map(len, d.label), default=0)
+        wide = 6.8 * max(map(len, d.label), default=0)
         left, right = (-wide / 2, wide / 2) if d.below else (-8, (12 if d.label else 8) + wide)
         if d.label:
             taken.append((d.y, room * d.x + left, room * d.x + right))

@@ -184,7 +184,7 @@ def test_a_spike_of_one_point_is_seen(bare: Any) -> None:
     page.js("canvases()[0].dispatchEvent(new PointerEvent('pointerleave'))")
     page.settle()
     near_top = page.js(
-        "(() => { const c = canvases()[0], d = c.getContext('2d').getImageData(0, 60, c.width, 20).data; let n = 0; for (let i = 0; i < d.length; i += 4) n += d[i] === 59 && d[i + 1] === 142 && d[i + 2] === 222; return n; })()"
+        "(() => { const c = canvases()[0], d = c.getContext('2d').getImageData(0, 60, c.width, 20).data; let n = 0; for (let i = 0; i < d.length; i += 4) n += d[i] === 15 && d[i + 1] === 144 && d[i + 2] === 248; return n; })()"
     )
     assert near_top > 10
 

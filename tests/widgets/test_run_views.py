@@ -59,10 +59,11 @@ from widgets import (
     Workers,
 )
 from widgets.canvas import Canvas
+from widgets.colours import COLOURS
 from widgets.communication_budget import Budget
 from widgets.forecasts import forecast
 from widgets.menus import with_menu
-from widgets.pictures import COLOURS, MAX_POINTS, stored
+from widgets.pictures import MAX_POINTS, stored
 from widgets.sync_calendar import MISSED
 from widgets.timelines import Calendar
 
