@@ -807,8 +807,19 @@ def _differ(rows: list[dict[str, Any]], what: str) -> bool:
 @click.option("--again", is_flag=True, help="Execute even what is already done.")
 @click.option("--all", "everything", is_flag=True, help="All of notebooks/, as without a name.")
 @click.option("--jobs", type=click.IntRange(1), help="Notebooks at a time.  [default: the cores]")
+@click.option(
+    "--firm", is_flag=True, help="With their firm profile: long runs, tuned rates, five seeds, from stored runs."
+)
+@click.option("--plan", "only_plan", is_flag=True, help="Say how many hours --firm takes, and end.")
 def reproduce(
-    notebooks: tuple[str, ...], parameters: tuple[str, ...], out: str, again: bool, everything: bool, jobs: int | None
+    notebooks: tuple[str, ...],
+    parameters: tuple[str, ...],
+    out: str,
+    again: bool,
+    everything: bool,
+    jobs: int | None,
+    firm: bool,
+    only_plan: bool,
 ) -> None:
     """Execute NOTEBOOKs (default: all in notebooks/) and end with a table of what holds of the papers' claims."""
     from lab.errors import RecipeError
@@ -817,7 +828,10 @@ def reproduce(
 
     if everything and notebooks:
         raise RecipeError(f"--all means all of notebooks/: leave it out, or leave out {notebooks[0]}")
-    sys.exit(execute(notebooks, parameters, Path(out), Pages.installed(), again=again, jobs=jobs))
+    if only_plan and not firm:
+        raise RecipeError("--plan is of --firm: what is quick needs none")
+    pages = Pages.installed()
+    sys.exit(execute(notebooks, parameters, Path(out), pages, again=again, jobs=jobs, firm=firm, plan=only_plan))
 
 
 @main.command()

@@ -12,13 +12,16 @@ from IPython.display import display
 from lab.events import Event, Stepped
 from lab.recipes.recipe import Recipe
 from lab.runs.columns import Columns
-from lab.runs.folder import Busy
+from lab.runs.folder import Busy, RunFolder
 from lab.runs.progress import Progress, report
 from lab.runs.trainer import train
+from lab.study.stored import Stored
+
+LINES = 16  # of finished runs that are shown
 
 
 class _Lines:
-    """Text that shows itself and is changed twice a second at most; one line per finished run, and one for the present."""
+    """Text that shows itself and is changed twice a second at most; one line per finished run (of many the last), and one for the present."""
 
     def __init__(self, names: list[str]):
         self.width, self.num = max(map(len, names)), len(names)
@@ -40,7 +43,9 @@ class _Lines:
 
     def _show(self, *present: str) -> None:
         report([*self.done, *present][-1])
-        self.handle.update({"text/plain": "\n".join([*self.done, *present])}, raw=True)
+        before = [f"… and {len(self.done) - LINES} runs before"] if len(self.done) > LINES + 1 else []
+        shown = [*before, *self.done[-LINES if before else 0 :], *present]
+        self.handle.update({"text/plain": "\n".join(shown)}, raw=True)
         self.shown = time.monotonic()
 
 
@@ -51,18 +56,33 @@ def progress(name: str, recipe: Recipe) -> Callable[[Event], None]:
     return lines
 
 
-def train_all(recipes: Mapping[str, Recipe], runs: str | Path = "runs") -> dict[str, Columns]:
+def train_all(
+    recipes: Mapping[str, Recipe], runs: str | Path = "runs", stored: str | Path | None = None
+) -> dict[str, Columns]:
     """Train recipes one after another; each is written to ``runs/<id>/`` and read from there if it is finished already.
 
-    A run that another process is training (a notebook beside this one) is waited for. Returns the columns of each under its
-    label.
+    A run that another process is training (a notebook beside this one) is waited for. ``stored``: a folder of finished runs in small form
+    (`lab.study.stored`), which are read from there; what is trained is added. Returns the columns of each under its label.
     """
     lines, out = _Lines(list(recipes)), {}
+    small = Stored(stored) if stored else None
     for name, recipe in recipes.items():
         lines.begin(name, recipe)
-        out[name] = _when_free(recipe, Path(runs) / recipe.id, lines)
+        folder = Path(runs) / recipe.id
+        if small is not None and recipe in small:
+            out[name] = _as_stored(small.events(recipe), lines)
+        else:
+            out[name] = _when_free(recipe, folder, lines)
+            if small is not None:
+                small.add(recipe, RunFolder(folder).events())
         lines.end()
     return out
+
+
+def _as_stored(events: list[Event], lines: _Lines) -> Columns:
+    for event in events:
+        lines.progress(event)
+    return Columns.of(events)
 
 
 def _when_free(recipe: Recipe, folder: Path, each: Callable[[Event], None], wait: float = 1.0) -> Columns:

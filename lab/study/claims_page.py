@@ -16,6 +16,7 @@ from lab.study.claims import SIGN, Claim, tally
 from lab.study.effects import Effect
 from lab.study.evidence import parameters
 from lab.study.execution import Execution
+from lab.study.profiles import FOLDER
 from lab.study.tables import Entry, html_table
 
 WIDTH, HEIGHT, EDGE = 220, 20, 6  # of the picture of one effect, and what stays free at both sides, pixels
@@ -47,7 +48,8 @@ _text = html.escape
 
 
 def _row(one: Execution, c: Claim) -> str:
-    keys = {"paper": c.paper, "notebook": one.name, "verdict": c.verdict, "size": c.evidence.size or "–"}
+    keys = {"paper": c.paper, "notebook": one.name, "profile": one.profile, "verdict": c.verdict}
+    keys["size"] = c.evidence.size or "–"
     data = "".join(f' data-{name}="{_text(value)}"' for name, value in keys.items())
     note = f"<div class=note>{_text(c.note)}</div>" if c.note else ""
     return (
@@ -142,6 +144,7 @@ def _links(one: Execution) -> str:
         "page": one.target.with_suffix(".html") if one.problem is None else None,
         "executed": one.target,
         "source": one.source if one.source.is_absolute() else None,
+        "stored runs": one.source.parent / FOLDER / one.source.stem if one.firm else None,
     }
     links = []
     for word, path in places.items():
@@ -161,6 +164,7 @@ def _filters(rows: Sequence[tuple[Execution, Claim]]) -> str:
     values = {
         "paper": sorted({c.paper for _, c in rows}),
         "notebook": sorted({one.name for one, _ in rows}),
+        "profile": sorted({one.profile for one, _ in rows}),
         "verdict": [v for v in SIGN if any(c.verdict == v for _, c in rows)],
         "size": sorted({c.evidence.size or "–" for _, c in rows}),
     }
@@ -225,7 +229,7 @@ function show() {
   let shown = 0;
   for (const row of rows) {
     const text = row.textContent.toLowerCase();
-    row.hidden = ["paper", "notebook", "verdict", "size"].some(key => asked[key] && row.dataset[key] !== asked[key])
+    row.hidden = ["paper", "notebook", "profile", "verdict", "size"].some(key => asked[key] && row.dataset[key] !== asked[key])
       || !words.every(word => text.includes(word));
     shown += !row.hidden;
   }

@@ -27,6 +27,7 @@ from lab.runs import child
 from lab.runs.progress import FILE
 from lab.study.claims import Claims, claims_in, tally
 from lab.study.notebooks import DONE, Notebook, unchanged
+from lab.study.profiles import FIRM, QUICK
 
 
 @dataclass(frozen=True)
@@ -66,11 +67,15 @@ class Pages:
 
 @dataclass
 class Execution:
-    """One notebook with some parameters. ``problem``: why it failed; ``claims``: what it found, once it is done."""
+    """One notebook with some parameters. ``problem``: why it failed; ``claims``: what it found, once it is done.
+
+    ``firm``: with those of its firm profile (`lab.study.profiles`), and perhaps some more.
+    """
 
     source: Path
     parameters: Mapping[str, Any]
     target: Path
+    firm: bool = False
     problem: str | None = None
     claims: Claims | None = None
     seconds: float = 0.0
@@ -85,8 +90,12 @@ class Execution:
         return " ".join(f"{key}={value}" for key, value in self.values.items())
 
     @property
+    def profile(self) -> str:
+        return FIRM if self.firm else QUICK
+
+    @property
     def name(self) -> str:
-        return f"{self.source.stem} {self.words}".strip()
+        return f"{self.source.stem} {FIRM if self.firm else self.words}".strip()
 
     @property
     def result(self) -> str:
@@ -98,9 +107,10 @@ class Execution:
         return ", ".join(f"{n} {verdict}" for verdict, n in tally(self.claims.rows).items())
 
     @classmethod
-    def of(cls, source: Path, parameters: Mapping[str, Any], out: Path, pages: Pages) -> Execution:
+    def of(cls, source: Path, parameters: Mapping[str, Any], out: Path, pages: Pages, firm: bool = False) -> Execution:
         """Into ``out``, under a name with a hash of all that decides what comes out."""
-        return cls(source, parameters, out / f"{source.stem}-{digest(source, parameters, pages)}.ipynb")
+        name = f"{source.stem}-{FIRM}" if firm else source.stem
+        return cls(source, parameters, out / f"{name}-{digest(source, parameters, pages)}.ipynb", firm)
 
     @property
     def is_done(self) -> bool:
@@ -122,7 +132,7 @@ def digest(source: Path, parameters: Mapping[str, Any], pages: Pages) -> str:
     return sha.hexdigest()[:8]
 
 
-def execute(source: Path, target: Path, parameters: Mapping[str, Any], pages: Pages) -> str | None:
+def execute(source: Path, target: Path, parameters: Mapping[str, Any], pages: Pages, firm: bool = False) -> str | None:
     """Run one notebook under papermill and make its page; what went wrong, or None."""
     notebook = Notebook.read(source)
     inputs = notebook.inputs(parameters)
@@ -134,6 +144,7 @@ def execute(source: Path, target: Path, parameters: Mapping[str, Any], pages: Pa
         "done": True,
         "name": source.stem,
         "parameters": parameters,
+        "firm": firm,
         "folder": str(source.parent.resolve()),
         "inputs": inputs,
     }
@@ -151,15 +162,15 @@ def _done(target: Path) -> dict[str, Any] | None:
 
 
 def finished(out: Path) -> Iterator[Execution]:
-    """What was executed into a folder before: of each notebook the newest with its own parameters, or else the newest."""
-    newest: dict[str, Execution] = {}  # by notebook
+    """What was executed into a folder before: of each notebook and profile the newest with its own parameters, or else the newest."""
+    newest: dict[tuple[str, bool], Execution] = {}  # by notebook and profile
     for target in sorted(out.glob("*.ipynb"), key=lambda file: file.stat().st_mtime):
         done = _done(target)
         if done is None:
             continue
-        name = done.get("name") or target.stem.rpartition("-")[0]
-        if name not in newest or not done["parameters"] or newest[name].parameters:
-            newest[name] = Execution(Path(done.get("folder", "."), f"{name}.ipynb"), done["parameters"], target)
+        key = name, firm = done.get("name") or target.stem.rpartition("-")[0], bool(done.get("firm"))
+        if key not in newest or not done["parameters"] or newest[key].parameters:
+            newest[key] = Execution(Path(done.get("folder", "."), f"{name}.ipynb"), done["parameters"], target, firm)
     return iter(newest.values())
 
 
@@ -188,7 +199,7 @@ def execute_alone(execution: Execution, pages: Pages) -> None:
     """In this process, with all cores and word of how far it is."""
     began = time.perf_counter()
     with _progress(execution.source.stem):
-        execution.problem = execute(execution.source, execution.target, execution.parameters, pages)
+        execution.problem = execute(execution.source, execution.target, execution.parameters, pages, execution.firm)
     execution.seconds = time.perf_counter() - began
     if execution.problem:
         how = f"failed: {execution.problem}"
@@ -266,6 +277,7 @@ def order(execution: Execution, pages: Pages, outcome: Path, core: int | None = 
         "source": str(execution.source),
         "target": str(execution.target),
         "parameters": execution.parameters,
+        "firm": execution.firm,
         "program": str(pages.program),
         "core": core,
         "outcome": str(outcome),
@@ -320,7 +332,9 @@ def _child(given: dict[str, Any]) -> None:
         with suppress(AttributeError):  # macOS, Windows
             cores = sorted(os.sched_getaffinity(0))
             os.sched_setaffinity(0, {cores[given["core"] % len(cores)]})
-    problem = execute(Path(given["source"]), Path(given["target"]), given["parameters"], Pages(Path(given["program"])))
+    problem = execute(
+        Path(given["source"]), Path(given["target"]), given["parameters"], Pages(Path(given["program"])), given["firm"]
+    )
     write_atomically(Path(given["outcome"]), json.dumps(problem).encode())
 
 

@@ -221,7 +221,9 @@ def copy_shipped(folder: Path) -> int:
     copied = 0
     for file in sorted(p for p in source.rglob("*") if p.is_file()):
         place = folder / file.relative_to(source)
-        ours = (file.suffix == ".ipynb" and file.parent == source) or "stored" in file.relative_to(source).parts
+        ours = (file.suffix == ".ipynb" and file.parent == source) or {"stored", "firm"} & {
+            *file.relative_to(source).parts
+        }
         if ours and not place.exists():
             place.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(place, file.read_bytes())

@@ -13,6 +13,8 @@ from lab.study.claims import Claims, tally
 from lab.study.claims_page import claims_page
 from lab.study.execution import Execution, Pages, execute_all, execute_alone, finished
 from lab.study.notebooks import Notebook, find, given
+from lab.study.profiles import firm as firm_profile
+from lab.study.profiles import firm_profiles
 
 
 def reproduce(
@@ -23,15 +25,26 @@ def reproduce(
     *,
     again: bool = False,
     jobs: int | None = None,
+    firm: bool = False,
+    plan: bool = False,
 ) -> int:
     """Execute notebooks; returns the exit code, 1 if one failed.
+
+    ``firm``: each with its firm profile (`lab.study.profiles`), what takes hours where its runs are not stored; default: all that have one.
+    ``plan``: only say how long that takes.
 
     Each notebook leaves ``<name>-<hash>.ipynb`` and ``.html`` (which ``pages`` makes) in ``out``; the hash is of its source, its
     parameters, the lab's own code and that of the pages, and what is there already is not executed again. Several are executed
     side by side, ``jobs`` at a time (default: the cores), a core for each; one alone has all cores. ``claims.html`` in ``out``
     has every claim of them all. A claim that is contradicted, or that nothing decides, is no failure.
     """
-    executions = _executions(names, parameters, located(out), pages)
+    notebooks = _notebooks(names, firm)
+    if firm:
+        for notebook in notebooks:
+            click.echo(f"{notebook.stem}, firm: {firm_profile(notebook).words}")
+    if plan:
+        return 0
+    executions = _executions(notebooks, parameters, located(out), pages, firm)
     missing = [one for one in executions if again or not one.is_done]
     for one in executions:
         word = "executing …" if one in missing else f"already done, {shown(one.target.with_suffix('.html'))}"
@@ -51,25 +64,40 @@ def reproduce(
     return 1 if failed else 0
 
 
-def _executions(names: Sequence[str], parameters: Sequence[str], out: Path, pages: Pages) -> list[Execution]:
-    """What is to be executed; nothing is yet. Makes the folder ``out``."""
-    texts = given(parameters)
-    notebooks = [find(name) for name in names] if names else sorted(Path("notebooks").glob("[0-9]*.ipynb"))
+def _notebooks(names: Sequence[str], firm: bool) -> list[Path]:
+    if names:
+        return [located(find(name)) for name in names]
+    there = located(Path("notebooks"))
+    notebooks = (
+        [there / f"{name}.ipynb" for name in firm_profiles(there)] if firm else sorted(there.glob("[0-9]*.ipynb"))
+    )
+    if not notebooks and firm and there.exists():
+        raise RecipeError(f"no notebook in {shown(there)} has a firm profile")
     if not notebooks:
         raise RecipeError("there is no notebooks/ folder here: `lab notebooks` makes one, or name the notebooks")
+    return notebooks
+
+
+def _executions(
+    notebooks: Sequence[Path], parameters: Sequence[str], out: Path, pages: Pages, firm: bool
+) -> list[Execution]:
+    """What is to be executed; nothing is yet. Makes the folder ``out``."""
+    texts = given(parameters)
     executions = []
-    for source in map(located, notebooks):
+    for source in notebooks:
         notebook = Notebook.read(source)
         values = {key: notebook.value(key, text) for key, text in texts.items()}
-        executions.append(Execution.of(source, values, out, pages))
+        if firm:
+            values = firm_profile(source).values | values
+        executions.append(Execution.of(source, values, out, pages, firm))
     out.mkdir(parents=True, exist_ok=True)
     return executions
 
 
 def _write_claims(page: Path, executions: Sequence[Execution]) -> None:
     """Every claim of these, and of the others in the same folder, on one page."""
-    now = {one.source.stem for one in executions}
-    before = [one for one in finished(page.parent) if one.source.stem not in now]
+    now = {(one.source.stem, one.firm) for one in executions}
+    before = [one for one in finished(page.parent) if (one.source.stem, one.firm) not in now]
     for one in before:
         one.read_claims()
     everything = sorted([*executions, *before], key=lambda one: one.name)

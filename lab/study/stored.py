@@ -1,0 +1,94 @@
+"""Finished runs in small form: what a notebook's firm profile rests on, kept with the repository.
+
+::
+
+    notebooks/firm/settings.toml           what the firm profile gives each notebook (`lab.study.profiles`)
+    notebooks/firm/26_scale/<id>.jsonl.xz  the events of one finished run
+
+A stored run has all its events, in their order. Training losses, learning rates and seconds of local steps are rounded (`DIGITS`), the rest is
+as it was: what was validated and what was sent to the last digit. The file is named after the recipe, and xz keeps a checksum of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import lzma
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from lab.errors import Damaged
+from lab.events import Ended, Event, Started, Stepped, read, to_bytes
+from lab.files import shown, write_atomically
+from lab.recipes.recipe import Recipe
+from lab.runs.folder import UNREADABLE
+
+DIGITS = 4  # after the point, of a training loss (nats) and of a second; significant ones of a learning rate
+ENDING = ".jsonl.xz"
+
+
+class Stored:
+    """A folder of finished runs in small form, perhaps not there yet."""
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+
+    def file(self, recipe: Recipe) -> Path:
+        return self.folder / f"{recipe.id}{ENDING}"
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    @property
+    def files(self) -> list[Path]:
+        return sorted(self.folder.glob(f"*{ENDING}"))
+
+    def __contains__(self, recipe: Recipe) -> bool:
+        return self.file(recipe).exists()
+
+    def events(self, recipe: Recipe) -> list[Event]:
+        """Of a run that is there. Raises Damaged."""
+        return events_in(self.file(recipe))
+
+    def add(self, recipe: Recipe, events: Iterable[Event]) -> None:
+        """Store a run that has come to its end; one that has not is left out."""
+        small = [_small(event) for event in events]
+        if small and isinstance(small[-1], Ended) and small[-1].status == "done":
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lines = b"".join(to_bytes(event) + b"\n" for event in small)
+            write_atomically(self.file(recipe), lzma.compress(lines, preset=6))
+
+
+def events_in(file: Path) -> list[Event]:
+    """The events of a stored run. Raises Damaged."""
+    with _reading(file):
+        found = read(lzma.decompress(file.read_bytes()))
+        if not isinstance(found[0], Started) or not isinstance(found[-1], Ended):
+            raise ValueError("it is not a whole run")
+        return found
+
+
+def started_in(file: Path) -> Started:
+    """How a stored run began; no more of it is read. Raises Damaged."""
+    with _reading(file), lzma.open(file) as lines:
+        (first,) = read(lines.readline())
+        if not isinstance(first, Started):
+            raise ValueError("it does not begin with its recipe")
+        return first
+
+
+@contextlib.contextmanager
+def _reading(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, lzma.LZMAError, EOFError, *UNREADABLE) as error:
+        raise Damaged(
+            f"{shown(file)} cannot be read ({error or type(error).__name__}): remove it, and the run is trained anew"
+        ) from None
+
+
+def _small(event: Event) -> Event:
+    if not isinstance(event, Stepped):
+        return event
+    losses = [None if x is None else round(x, DIGITS) for x in event.loss_W]
+    return replace(event, loss_W=losses, seconds=round(event.seconds, DIGITS), lr=float(f"{event.lr:.{DIGITS}g}"))

@@ -1,0 +1,227 @@
+"""Firm profiles: finished runs in small form, rates that are tuned first, and notebooks that read what is stored."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from pathlib import Path
+
+import nbformat
+import pytest
+from click.testing import CliRunner
+
+import lab
+from lab.cli import main
+from lab.errors import Damaged, RecipeError
+from lab.events import Ended, Started, Stepped
+from lab.recipes.recipe import Recipe
+from lab.runs.folder import RunFolder
+from lab.study.profiles import firm, firm_profiles
+from lab.study.stored import Stored, events_in, started_in
+from lab.study.tuning import tune
+
+SMALL = {
+    "model": {"dim": 8, "num_layers": 1, "num_heads": 1},
+    "corpus": "grammar?tokens=8000",
+    "steps": 6,
+    "num_workers": 2,
+    "batch_size": 2,
+    "context": 16,
+    "eval_every": 2,
+    "method": {"name": "local_adam", "sync_every": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    recipe = Recipe.of(SMALL)
+    path = tmp_path_factory.mktemp("runs") / recipe.id
+    lab.train(recipe, path)
+    return RunFolder(path)
+
+
+def test_a_stored_run_is_the_run(run: RunFolder, tmp_path: Path) -> None:
+    recipe, stored = run.recipe(), Stored(tmp_path / "firm")
+    assert recipe not in stored
+    assert len(stored) == 0
+    stored.add(recipe, run.events())
+    assert recipe in stored
+    assert len(stored) == 1
+    whole, small = lab.Columns.of(run.events()), lab.Columns.of(stored.events(recipe))
+    assert (small.eval_loss, small.eval_step, small.drift) == (whole.eval_loss, whole.eval_step, whole.drift)
+    assert small.ledger.records == whole.ledger.records
+    assert small.ledger.total_bytes() > 0
+    assert small.step == whole.step
+    assert small.recipe == whole.recipe == recipe
+    for kept, was in zip(small.loss_W, whole.loss_W, strict=True):
+        assert kept == pytest.approx(was, abs=0.51e-4)
+        assert kept != was
+    assert started_in(stored.file(recipe)).recipe == whole.started.recipe  # type: ignore[union-attr]
+
+
+def test_what_has_not_ended_is_not_stored(run: RunFolder, tmp_path: Path) -> None:
+    stored = Stored(tmp_path)
+    stored.add(run.recipe(), [e for e in run.events() if not isinstance(e, Ended)])
+    stored.add(run.recipe(), [])
+    assert run.recipe() not in stored
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "other", "no run"])
+def test_a_damaged_one_is_refused_in_one_line(run: RunFolder, tmp_path: Path, damage: str) -> None:
+    import lzma
+
+    stored, recipe = Stored(tmp_path), run.recipe()
+    stored.add(recipe, run.events())
+    file = stored.file(recipe)
+    data = file.read_bytes()
+    middle = len(data) // 2
+    wrong = {
+        "cut": data[:middle],
+        "flipped": data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :],
+        "empty": b"",
+        "other": b"no xz at all",
+        "no run": lzma.compress(b'{"kind":"stepped","step":1,"loss_W":[1.0],"lr":0.1,"seconds":0.1}\n'),
+    }
+    file.write_bytes(wrong[damage])
+    with pytest.raises(Damaged, match=r"cannot be read .* remove it, and the run is trained anew") as error:
+        stored.events(recipe)
+    assert "\n" not in str(error.value)
+
+
+def test_the_walk_over_rates() -> None:
+    asked: list[float] = []
+
+    def valley(best: float) -> object:
+        def loss(rate: float) -> float:
+            asked.append(rate)
+            return (math.log2(rate) - math.log2(best)) ** 2
+
+        return loss
+
+    found = tune(valley(0.5), 0.125)  # type: ignore[arg-type]
+    assert found.rate == 0.5
+    assert not found.at_edge
+    assert list(found.losses) == [0.0625, 0.125, 0.25, 0.5, 1.0]
+    assert len(asked) == len(set(asked)) == 5  # none twice
+    short = tune(valley(64.0), 1.0, most=4)  # type: ignore[arg-type]
+    assert short.rate == 4.0
+    assert short.at_edge
+    assert "at the edge" in short.words
+    assert len(short.losses) == 4
+    downhill = tune(valley(0.3), 1.0)  # type: ignore[arg-type]
+    assert downhill.rate == 0.25
+    assert tune(lambda rate: math.nan if rate > 1 else -rate, 1.0).rate == 1.0  # what diverges is never the best
+    one = tune(valley(64.0), 1.0, most=1)  # type: ignore[arg-type]
+    assert one.rate == 1.0
+    assert one.words == "1, not tuned"
+    assert not one.at_edge
+    with pytest.raises(ValueError, match="no walk"):
+        tune(valley(1.0), 1.0, factor=1.0)  # type: ignore[arg-type]
+
+
+def test_settings_that_are_none(tmp_path: Path) -> None:
+    assert firm_profiles(tmp_path) == {}
+    with pytest.raises(RecipeError, match=r"01_a has no firm profile: there is none"):
+        firm(tmp_path / "01_a.ipynb")
+    (tmp_path / "firm").mkdir()
+    file = tmp_path / "firm/settings.toml"
+    file.write_text("[01_b]\nruns = 2\nhours = 1\n")
+    with pytest.raises(RecipeError, match=r"\[01_b\]: it needs runs, hours and a table of parameters"):
+        firm_profiles(tmp_path)
+    file.write_text("[01_b\n")
+    with pytest.raises(RecipeError, match=r"settings\.toml cannot be read"):
+        firm_profiles(tmp_path)
+    file.write_text("[01_b]\nruns = 4\nhours = 2.0\n[01_b.parameters]\nsteps = 3\n")
+    profile = firm(tmp_path / "01_b.ipynb")
+    assert profile.values == {"steps": 3, "stored": "firm/01_b"}
+    assert profile.hours_left == 2.0
+    assert "0 of 4 runs are stored" in profile.words
+    (tmp_path / "firm/01_b").mkdir()
+    for k in range(3):
+        (tmp_path / f"firm/01_b/{k}.jsonl.xz").touch()
+    assert profile.hours_left == 0.5
+    (tmp_path / "firm/01_b/3.jsonl.xz").touch()
+    assert profile.words == "all 4 runs are stored: nothing is trained"
+
+
+CELLS = """steps: int = 2
+seeds: str = "0"
+runs: str = "runs"
+stored: str = ""
+---
+import lab
+from widgets import train_all
+recipes = {s: lab.Recipe.of({**%r, "steps": steps, "seed": int(s)}) for s in seeds.split(",")}
+done = train_all(recipes, runs, stored or None)
+---
+ends = [run.eval_loss[-1] for run in done.values()]
+lab.Claims("90_small", (lab.Claim.effect("P", "learns", "any", ends, [9.0] * len(ends), 0, runs=done.values()),))"""
+
+
+def test_a_notebook_reads_what_is_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    cells = [nbformat.v4.new_code_cell(text) for text in (CELLS % SMALL).split("\n---\n")]
+    cells[0].metadata["tags"] = ["parameters"]
+    (tmp_path / "notebooks/firm").mkdir(parents=True)
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "notebooks/90_small.ipynb")
+    (tmp_path / "notebooks/firm/settings.toml").write_text(
+        '[90_small]\nruns = 2\nhours = 0.1\n[90_small.parameters]\nsteps = 4\nseeds = "0,1"\n'
+    )
+
+    def reproduce(*more: str) -> str:
+        done = CliRunner().invoke(main, ["reproduce", "90_small", *more])
+        assert done.exit_code == 0, done.output
+        return done.output
+
+    assert "0 of 2 runs are stored, 2 are trained: about 0.1 hours" in reproduce("--firm", "--plan")
+    reproduce("--firm")
+    stored = Stored(tmp_path / "notebooks/firm/90_small")
+    assert len(stored) == 2
+    shutil.rmtree(tmp_path / "notebooks/runs")
+    reproduce()  # quick: nothing is read from there, and nothing added
+    assert len(stored) == 2
+    assert len([*(tmp_path / "notebooks/runs").iterdir()]) == 1
+    shutil.rmtree(tmp_path / "notebooks/runs")
+    assert "all 2 runs are stored: nothing is trained" in reproduce("--firm", "--again")
+    assert not (tmp_path / "notebooks/runs").exists()
+    page = (tmp_path / "runs/notebooks/claims.html").read_text()
+    assert 'data-profile="firm"' in page
+    assert 'data-profile="quick"' in page
+    assert 'href="../../notebooks/firm/90_small">stored runs</a>' in page
+
+
+def test_firm_needs_a_profile_and_a_plan_needs_firm() -> None:
+    for arguments, words in (
+        (["--firm", "00_start_here"], "00_start_here has no firm profile: there is one of 26_scale"),
+        (["--plan", "00_start_here"], "--plan is of --firm"),
+    ):
+        done = CliRunner().invoke(main, ["reproduce", *arguments])
+        assert done.exit_code == 2
+        assert words in done.output
+        assert len(done.output.strip().splitlines()) == 1
+
+
+STORED = sorted(Path("notebooks/firm").glob("*/*.jsonl.xz"))
+
+
+def test_what_the_repository_stores_is_firm() -> None:
+    """Named by recipes as they are called now, long enough, over enough seeds, and not too large all together."""
+    assert sum(file.stat().st_size for file in STORED) < 30e6
+    seeds: dict[str, set[int]] = {}
+    for file in STORED:
+        started = started_in(file)
+        recipe = Recipe.recorded(started.recipe)
+        assert file.name == f"{recipe.id}.jsonl.xz", f"{file.name} is {recipe.id} now: rename it"
+        seeds.setdefault(recipe.but(seed=0).id, set()).add(recipe.seed)
+        num_workers = (
+            recipe.num_workers if recipe.batch_size != 8 or recipe.num_workers > 1 else 4
+        )  # one client of four
+        assert recipe.steps * started.tokens_per_step / recipe.num_workers * num_workers >= 19.9 * started.num_params
+
+
+def test_the_last_step_of_a_stored_run(run: RunFolder, tmp_path: Path) -> None:
+    stored = Stored(tmp_path)
+    stored.add(run.recipe(), run.events())
+    events = events_in(stored.file(run.recipe()))
+    assert isinstance(events[0], Started)
+    assert [e.step for e in events if isinstance(e, Stepped)] == [*range(1, 7)]
