@@ -135,8 +135,11 @@ def test_sites_that_are_killed_at_random_moments_come_back_alone(tmp_path: Path)
     lives: dict[int, set[int]] = {0: set(), 1: set()}
     for _ in range(kills):
         time.sleep(draw.uniform(0.0, 3.0))
-        there, victim = sites_of(launcher), draw.randrange(2)
-        if launcher.poll() is not None or victim not in there:
+        victim, there = draw.randrange(2), sites_of(launcher)
+        while victim not in there and launcher.poll() is None:  # it is being started again
+            time.sleep(0.05)
+            there = sites_of(launcher)
+        if victim not in there:
             break
         for p in lives:
             lives[p] |= {there[p].pid} if p in there else set()
