@@ -22,6 +22,7 @@ _WHERE = {
     "plan": "lab.runs.plan",
     "unlearn": "lab.unlearning.study",
     "find_run": "lab.runs.folder",
+    "fork": "lab.runs.fork",
     "Columns": "lab.runs.columns",
     "Network": "lab.costs.network",
     "network": "lab.costs.network",

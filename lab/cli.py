@@ -251,6 +251,39 @@ def resume(
     _train(folder.recipe(), folder, processes, restarts, timeout, accept_new_text, track, mailbox, deadline)
 
 
+@main.command(name="fork")
+@click.argument("run")
+@click.option("--step", type=click.IntRange(1), help="After which step.  [default: the last checkpoint]")
+@override_option
+@runs_option
+@click.option("--name", metavar="NAME", help="What to call the fork, beside its id.")
+@track_option
+@process_options
+def fork_(
+    run: str,
+    step: int | None,
+    overrides: tuple[str, ...],
+    runs: str,
+    name: str | None,
+    track: tuple[str, ...],
+    processes: int,
+    restarts: int,
+    timeout: float,
+    mailbox: str | None,
+    deadline: float | None,
+) -> None:
+    """Go on from a stored checkpoint of RUN as another run, with other knobs: -o method.inner.lr=0.001.
+
+    The RUN stays as it is. The same fork has the same folder: one that was cut off goes on.
+    """
+    from lab.runs.fork import fork
+    from lab.runs.index import named
+
+    folder = fork(run, step, overrides, runs=runs)
+    with named(folder, name):
+        _train(folder.recipe(), folder, processes, restarts, timeout, False, track, mailbox, deadline)
+
+
 @main.command(name="name")
 @click.argument("run")
 @click.argument("name")
@@ -310,7 +343,7 @@ class _Terminal:
 
     def __call__(self, event: Event) -> None:
         from lab.costs.network import human
-        from lab.events import Ended, Evaluated, KnobChanged, Started, Stepped, Warned
+        from lab.events import Ended, Evaluated, Forked, KnobChanged, Started, Stepped, Warned
 
         self.progress(event)
         match event:
@@ -334,6 +367,8 @@ class _Terminal:
                     click.echo(f"step {event.step:>6}  validation {event.loss:.4f}  sent {sent}")
             case KnobChanged():
                 self.note(f"from step {event.step} on: {event.knob} = {json.dumps(event.value)}")
+            case Forked():
+                self.note(event.words)
             case Warned():
                 self.note(f"note: {event.message}")
             case Ended():
@@ -349,8 +384,13 @@ class _Terminal:
             f"{plain(str(self.folder.path))}: {steps} steps, "
             + (f"validation loss {loss:.4f} {self.recipe.loss_unit}, " if loss is not None else "")
             + f"{human(self.progress.bytes_sent)} of payload from {self.recipe.num_workers} worker{'s' * (self.recipe.num_workers != 1)}"
+            + (f", {human(columns.own_payload_bytes)} of it since the fork" if columns.forked else "")
             + (f", {speed:,.0f} {self.recipe.counted}/s" if speed else "")
         )
+        if self.recipe.keep_every and (saved := self.folder.saved()):
+            click.echo(
+                f"  {len(saved)} checkpoints are kept, {human(sum(saved.values()))}: lab fork {self.folder.path} --step …"
+            )
         for line in _findings(columns):
             click.echo(f"  {plain(line)}")
 
@@ -1114,10 +1154,12 @@ def _in_short(run: Summary) -> str:
     words = f"{run.status:<12}{run.model} on {run.data}, {done}{run.steps:,} steps"
     words += "" if run.loss is None else f", validation loss {run.loss:.4f}"
     words += f", sent {human(run.payload_bytes)}" if run.payload_bytes else ""
+    words += f" ({human(run.own_payload_bytes)} itself)" if run.origin and run.own_payload_bytes is not None else ""
     options = as_options(run.differs)
     if options:
         more = f" and {len(options) - SPECIAL} more" if len(options) > SPECIAL else ""
         words += f" · {run.preset} with {' '.join(options[:SPECIAL])}{more}" if run.preset else ""
+    words += f" · forked from {run.origin} after step {run.forked:,}" if run.origin else ""
     return words + (f' · "{run.name}"' if run.name else "")
 
 

@@ -25,6 +25,7 @@ The loop that makes them, in pseudo-code::
         Measured …              the metrics that the recipe asks for
         Routed                  every routing_every steps: where the routers send their tokens
         Checkpointed            every checkpoint_every steps
+        Forked                  after the last event that a fork has from the run it comes from (`lab.runs.fork`)
         Warned                  when the reader should know something
     Saturated                   how early the routers chose as they do in the end
     Ended
@@ -653,6 +654,23 @@ class Checkpointed:
 
 
 @dataclass(frozen=True)
+class Forked:
+    """What comes before is of another run, from whose checkpoint this one went on (`lab.runs.fork`); what comes after is its own."""
+
+    kind: ClassVar[str] = "forked"
+    step: int  # the last one of that run
+    run: str  # its id
+    sha256: str  # of the checkpoint's file
+    changed: dict[str, list[Any]]  # by option (``method.inner.lr``): the value there, and here
+
+    @property
+    def words(self) -> str:
+        """Where it comes from and what is other, in one line."""
+        options = ", ".join(f"{key} {json.dumps(was)} → {json.dumps(now)}" for key, (was, now) in self.changed.items())
+        return f"forked from {self.run} after step {self.step:,}: {options or 'nothing changed'}"
+
+
+@dataclass(frozen=True)
 class Warned:
     kind: ClassVar[str] = "warned"
     step: int
@@ -853,6 +871,7 @@ Event = (
     | Weighted
     | Measured
     | Checkpointed
+    | Forked
     | Warned
     | Orchestrated
     | Defended

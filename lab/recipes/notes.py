@@ -41,6 +41,8 @@ def _never(recipe: Recipe) -> Iterator[str]:
         yield f"metrics_every = {recipe.metrics_every:,} is longer than {end}: metrics are not measured"
     if recipe.placement.moves(recipe.num_workers) and recipe.placement.every * round_steps(recipe.method) >= steps:
         yield f"placement.every = {recipe.placement.every:,} rounds are not over before {end}: no expert moves"
+    if recipe.keep_every > steps:
+        yield f"keep_every = {recipe.keep_every:,} is longer than {end}: the last checkpoints alone stay"
     if recipe.buffers.kind == "averaged" and (recipe.buffers.every or 0) > steps:
         yield f"buffers.every = {recipe.buffers.every:,} is longer than {end}: buffers are not averaged"
     if recipe.adaptation.asked_for and recipe.adaptation.every > steps:

@@ -197,6 +197,9 @@ class Recipe:
         how often the averaged model is scored (0: never but at the end), and on how many validation windows.
     checkpoint_every
         steps between two checkpoints (0: none).
+    keep_every
+        of checkpoints, the last two stay; and those of steps that this divides (0: no others), a multiple of ``checkpoint_every``. A run
+        can be forked from each that is there (`lab.runs.fork`); each has the size of parameters and states of all workers.
     dtype
         of parameters, gradients and states, and so of what travels.
     compute
@@ -239,6 +242,7 @@ class Recipe:
     eval_every: Annotated[int, Field(ge=0)] = 50
     eval_windows: Count = 64
     checkpoint_every: Annotated[int, Field(ge=0)] = 100
+    keep_every: Annotated[int, Field(ge=0)] = 0
     dtype: Literal["float32", "float64", "bfloat16"] = "float32"
     compute: Compute = Field(default_factory=Compute)
     privacy: Privacy = Field(default_factory=Privacy)
@@ -262,6 +266,7 @@ class Recipe:
         ):
             part.check(self)
         _check_groups(self)
+        _check_kept(self.keep_every, self.checkpoint_every)
         check_method(self.method, self)
         self.weighting.check_method(self.method)
         averaged = ("buffers",) if self.buffers.kind == "averaged" else ()
@@ -352,7 +357,7 @@ class Recipe:
 
 
 # Fields that recipes of earlier versions do not have: left out where they say nothing, so that those keep their ids.
-UNSAID: dict[str, Any] = {"data": None, "own": {}, "groups": ""} | to_jsonable_python(
+UNSAID: dict[str, Any] = {"data": None, "own": {}, "groups": "", "keep_every": 0} | to_jsonable_python(
     {
         "clients": Clients(),
         "adaptation": Adaptation(),
@@ -426,6 +431,15 @@ def _check_groups(recipe: Recipe) -> None:
     if recipe.groups and isinstance(recipe.groups, str) and recipe.data is None:
         raise RecipeError(
             f"groups = {recipe.groups!r} names a column of examples, which text does not have: list clients, as in [[0,1],[2,3]]"
+        )
+
+
+def _check_kept(keep_every: int, checkpoint_every: int) -> None:
+    """Raises RecipeError for checkpoints that are to stay, where none is written."""
+    if keep_every and (not checkpoint_every or keep_every % checkpoint_every):
+        raise RecipeError(
+            f"keep_every = {keep_every:,} keeps checkpoints that are written every {checkpoint_every:,} steps (checkpoint_every): give a "
+            + (f"multiple of {checkpoint_every:,}" if checkpoint_every else "checkpoint_every above 0")
         )
 
 

@@ -26,6 +26,7 @@ from lab.events import (
     Ended,
     Evaluated,
     Event,
+    Forked,
     GroupsScored,
     Iterated,
     KnobChanged,
@@ -69,6 +70,7 @@ _LISTS |= {
     Iterated: "iterated",
     Weighted: "weighted",
     Measured: "measured",
+    Forked: "forked",
 }
 
 
@@ -111,6 +113,7 @@ class Columns:
     adapted: list[Adapted] = field(default_factory=list)
     groups_scored: list[GroupsScored] = field(default_factory=list)
     measured: list[Measured] = field(default_factory=list)
+    forked: list[Forked] = field(default_factory=list)
     row_ends: list[int] = field(
         default_factory=list
     )  # of each row that has sent all it will: records in the ledger by then
@@ -206,6 +209,12 @@ class Columns:
             return sent
         before = self.row_ends[-1] if self.row_ends else 0  # the last row may send more
         return np.append(sent, sent[-1:].sum() + sum(r.bytes_all for r in self.ledger.records[before:]))
+
+    @property
+    def own_payload_bytes(self) -> int:
+        """Payload of all workers in the steps that are this run's own: of a fork, those after the one that it goes on from."""
+        since = self.forked[-1].step if self.forked else 0
+        return sum(sent.bytes_all for sent in self.ledger.records if sent.step > since)
 
     @property
     def tokens_per_second(self) -> float:

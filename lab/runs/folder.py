@@ -485,8 +485,10 @@ class RunFolder:
                 self._file.cut(before)
                 raise
         self._kept = self._file.num_bytes
-        for _, old in [(number, file) for number, file in self._checkpoints() if number <= step][:-KEEP]:
-            _remove(old)
+        often = self._recipe.get("keep_every", 0)
+        for number, old in [(number, file) for number, file in self._checkpoints() if number <= step][:-KEEP]:
+            if not often or number % often:
+                _remove(old)
         return event
 
     def load(self, recipe: Recipe | None = None) -> tuple[Checkpoint | None, list[str]]:
@@ -528,6 +530,35 @@ class RunFolder:
         if num and not notes:
             notes.append("its checkpoints are missing")
         return None, notes
+
+    def saved(self) -> dict[int, int]:
+        """The steps of which there is a checkpoint, and its size in bytes; whether it is whole is seen when it is loaded."""
+        return {step: file.stat().st_size for step, file in self._checkpoints()}
+
+    def load_step(self, step: int) -> Checkpoint:
+        """The checkpoint after a step, verified. Changes nothing.
+
+        Raises
+        ------
+        RecipeError
+            where there is none of that step, or it is of another recipe; with the steps that there are.
+        Damaged
+            where it, or the events that it counts on, are not what was written.
+        """
+        there = self.saved()
+        if step not in there:
+            steps = ", ".join(f"{number:,}" for number in there) or "none: run it with checkpoint_every above 0"
+            raise RecipeError(
+                f"{self.path.name} has no checkpoint of step {step:,}; those that it has: {steps} (-o keep_every=… keeps more than the "
+                f"last {KEEP})"
+            )
+        file = self.checkpoint_file(step)
+        try:
+            return self._usable(step, file, self.recipe())
+        except _Unusable as problem:
+            raise Damaged(
+                f"checkpoint {file.name} of {self.path.name} is damaged ({problem}): put back the file that was there"
+            ) from None
 
     def _usable(self, step: int, file: Path, recipe: Recipe) -> Checkpoint:
         """What a checkpoint holds, if it can be gone on from.
@@ -784,7 +815,7 @@ def find_run(name: str, runs: str | Path = "runs") -> RunFolder:
         raise RecipeError("'' names no run: give its id, the beginning of its id, or its folder")
     if "\0" not in name and RunFolder(Path(name)).exists:
         return RunFolder(Path(name))
-    for folder in (runs := Path(runs), *_elsewhere(runs)):
+    for folder in (runs := Path(runs), *elsewhere(runs)):
         for place in PLACES:
             if "\0" not in name and RunFolder(folder / f"{place}{name}").exists:
                 return RunFolder(folder / f"{place}{name}")
@@ -810,7 +841,7 @@ def runs_called(name: str, runs: str | Path) -> list[RunFolder]:
     return []
 
 
-def _elsewhere(runs: Path) -> Iterator[Path]:
+def elsewhere(runs: Path) -> Iterator[Path]:
     """Folders of the same name in the project around the working directory: up to the one with a ``pyproject.toml``, or to one's home."""
     if runs.is_absolute():
         return

@@ -12,14 +12,18 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pydantic_core
+
 from lab.errors import LabError
-from lab.events import Sent, read
+from lab.events import Forked, Sent, read
 from lab.files import open_plain, write_atomically
 from lab.methods import name_of
 from lab.recipes.presets import PRESETS
@@ -27,7 +31,7 @@ from lab.recipes.recipe import SIZES, UNSAID, Recipe
 from lab.runs.folder import PLACES, UNREADABLE, RunFolder, stored
 
 INDEX = ".index.json"
-VERSION = 1
+VERSION = 2
 READ = ("recipe.json", "events.jsonl", "name.txt")  # what a summary is made of
 
 
@@ -45,8 +49,10 @@ class Summary:
         finished local steps, of ``steps``; None where that is not known without reading all of it.
     loss
         the last one on the validation data, if it was near the end of the events.
-    payload_bytes
-        of all workers together, as far as the run has come.
+    payload_bytes, own_payload_bytes
+        of all workers together, as far as the run has come; and of a fork, since it is one.
+    origin, forked
+        of a fork (`lab.runs.fork`): the id of the run that it comes from, and after which step.
     preset, differs
         the preset of its method that is nearest, and the fields of which the recipe has other values, by options as one would type them.
     changed
@@ -70,6 +76,9 @@ class Summary:
     preset: str = ""
     differs: dict[str, Any] = field(default_factory=dict)
     changed: float = 0.0
+    own_payload_bytes: int | None = None
+    origin: str = ""
+    forked: int | None = None
 
 
 @contextlib.contextmanager
@@ -96,28 +105,49 @@ def summaries(runs: str | Path = "runs") -> list[Summary]:
     RecipeError
         where it is no folder.
     """
-    folder = Path(runs)
-    known, found = _known(folder), dict[str, dict[str, Any]]()
+    made = remembered(Path(runs), INDEX, VERSION, lambda run, path: asdict(_summary(run, path)), lambda x: Summary(**x))
+    return [Summary(**value) for value in made.values()]
+
+
+def remembered(
+    folder: Path,
+    index: str,
+    version: int,
+    make: Callable[[RunFolder, str], dict[str, Any]],
+    check: Callable[[dict[str, Any]], object],
+    seconds: float = math.inf,
+) -> dict[str, dict[str, Any]]:
+    """What ``make`` says of each run, by its path from the folder; where no file of a run has changed, from the index of that name.
+
+    ``check`` fails for what is no such thing. After so many ``seconds`` nothing more is made: the runs that are not known are left out.
+    """
+    known, found, until = (
+        _known(folder / index, version, check),
+        dict[str, dict[str, Any]](),
+        time.monotonic() + seconds,
+    )
     for run in (run for place in PLACES for run in stored(folder, place)):
         path, stamp = run.path.relative_to(folder).as_posix(), _stamp(run)
         entry = known.get(path)
         if entry is None or entry.get("stamp") != stamp:
-            entry = {"stamp": stamp, "summary": asdict(_summary(run, path))}
+            if time.monotonic() > until:
+                continue
+            entry = {"stamp": stamp, "says": make(run, path)}
         found[path] = entry
     if found != known:
         with contextlib.suppress(OSError):
-            write_atomically(folder / INDEX, json.dumps({"version": VERSION, "runs": found}).encode())
-    return [Summary(**entry["summary"]) for entry in found.values()]
+            write_atomically(folder / index, json.dumps({"version": version, "runs": found}).encode())
+    return {path: entry["says"] for path, entry in found.items()}
 
 
-def _known(folder: Path) -> dict[str, dict[str, Any]]:
-    """What the index says; nothing where it is missing, damaged or of another version."""
+def _known(file: Path, version: int, check: Callable[[dict[str, Any]], object]) -> dict[str, dict[str, Any]]:
+    """What an index says; nothing where it is missing, damaged or of another version."""
     try:
-        with open_plain(folder / INDEX) as file:
-            index = json.loads(file.read())
-        entries: dict[str, dict[str, Any]] = index["runs"] if index["version"] == VERSION else {}
+        with open_plain(file) as f:
+            index = pydantic_core.from_json(f.read())
+        entries: dict[str, dict[str, Any]] = index["runs"] if index["version"] == version else {}
         for entry in entries.values():
-            Summary(**entry["summary"])
+            check(entry["says"])
     except (OSError, LabError, *UNREADABLE):
         return {}
     return entries
@@ -145,6 +175,7 @@ def _summary(run: RunFolder, path: str) -> Summary:
         return Summary(run.path.name, path, run.name, problem=str(error), changed=changed)
     named = recipe.to_dict()["model"].get("name", type(recipe.model).__name__)
     preset, differs = nearest(recipe)
+    sent, fork = _sent(events)
     return Summary(
         run.path.name,
         path,
@@ -159,23 +190,29 @@ def _summary(run: RunFolder, path: str) -> Summary:
         ended.step if ended else None,
         recipe.steps,
         None if last is None else last.loss,
-        _payload_bytes(events),
+        None if sent is None else sum(event.bytes_all for event in sent),
         preset,
         differs,
         changed,
+        None if sent is None else sum(event.bytes_all for event in sent if fork is None or event.step > fork.step),
+        fork.run if fork else "",
+        fork.step if fork else None,
     )
 
 
-def _payload_bytes(events: Path) -> int | None:
-    """What all workers have handed over, from the lines that say so; None where one of them cannot be read."""
-    total = 0
+SAID = (b'{"kind":"sent"', b'{"kind":"forked"')  # how the lines begin that are read of a run
+
+
+def _sent(events: Path) -> tuple[list[Sent] | None, Forked | None]:
+    """What was handed over, from the lines that say so, and whether it is a fork; None where one of them cannot be read."""
     try:
         with open_plain(events) as file:
-            lines = b"".join(line for line in file if line.startswith(b'{"kind":"sent"') and line.endswith(b"\n"))
-        total += sum(event.bytes_all for event in read(lines) if isinstance(event, Sent)) if lines else 0
+            lines = b"".join(line for line in file if line.startswith(SAID) and line.endswith(b"\n"))
+        found = read(lines) if lines else []
     except (OSError, LabError, *UNREADABLE):
-        return None
-    return total
+        return None, None
+    forks = [event for event in found if isinstance(event, Forked)]
+    return [event for event in found if isinstance(event, Sent)], forks[-1] if forks else None
 
 
 # --- what is special about a recipe -----------------------------------------------------------------------------------
@@ -186,9 +223,9 @@ def nearest(recipe: Recipe) -> tuple[str, dict[str, Any]]:
 
     Keys are options as one would type them (``method.inner.lr``). An empty name, and nothing, where its method has no preset.
     """
-    mine, best = _flat(UNSAID | recipe.to_dict()), ("", dict[str, Any]())
+    mine, best = flat(UNSAID | recipe.to_dict()), ("", dict[str, Any]())
     for name in _presets_of(name_of(recipe.method)):
-        theirs = _flat_preset(name)
+        theirs = _fields_of_preset(name)
         differs = {key: value for key, value in mine.items() if key not in theirs or theirs[key] != value}
         differs |= {key: None for key in theirs.keys() - mine.keys() if theirs[key] is not None}
         if not best[0] or len(differs) < len(best[1]):
@@ -211,11 +248,12 @@ def _presets_of(method: str) -> tuple[str, ...]:
 
 
 @functools.cache
-def _flat_preset(name: str) -> dict[str, Any]:
-    return _flat(UNSAID | Recipe.of(name).to_dict())
+def _fields_of_preset(name: str) -> dict[str, Any]:
+    return flat(UNSAID | Recipe.of(name).to_dict())
 
 
-def _flat(raw: Mapping[str, Any]) -> dict[str, Any]:
+def flat(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a recipe by options as one would type them (``method.inner.lr``)."""
     return dict(_fields(raw, ()))
 
 

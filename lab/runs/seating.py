@@ -120,7 +120,7 @@ class Seating(Part):
         )
         if setup.world.first:
             self.store.put(self.rounds - 1, {clients[w]: {k: x.cpu() for k, x in handed[w].items()} for w in there})
-            self.store.tidy(self._saved[0] if len(self._saved) == KEEP else 0)
+            self.store.tidy(self._saved[0] if len(self._saved) == KEEP and not self.recipe.keep_every else 0)
 
     def sit_down(self, t: int) -> Seated:
         """The clients of the round that begins with local step ``t`` take their rows."""

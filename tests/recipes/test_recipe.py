@@ -140,6 +140,7 @@ CHANGES: dict[str, Any] = {
     "lora": {"ranks": [4]},
     "compute": {"accumulate": 2},
     "privacy": {"delta": 1e-6},
+    "keep_every": 100,
     "mean": {"by": "median"},
     "weighting": {"by": "uniform"},
 }

@@ -399,7 +399,7 @@ def test_events_read_back_bit_for_bit(event: Event) -> None:
 def test_every_kind_of_event_is_known() -> None:
     """Each kind on disk has its class; reading an unknown one fails rather than guesses."""
     assert {cls.kind for cls in KINDS.values()} == set(KINDS)
-    assert len(KINDS) == 33
+    assert len(KINDS) == 34
     with pytest.raises(KeyError):
         from_json('{"kind": "exploded"}')
 
