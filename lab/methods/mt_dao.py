@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 from pydantic import Field
 from torch import Tensor
 
 from lab.config import Period, Positive, RecipeView, config
 from lab.engine.comm import Communicator
-from lab.engine.optim import Optimizer
+from lab.engine.optim import ELEMENTWISE, Optimizer
 from lab.engine.stack import clip_
 from lab.engine.state import Grad, State
 from lab.errors import RecipeError, one_of
 from lab.methods.registry import method, never_synced
 from lab.optimizers.quasi_hyperbolic import momenta
 
-QUASI_HYPERBOLIC = ("QHADOPT", "QHAdam", "QHM")
+SLOW = ("QHADOPT", "QHAdam", "QHM", "Muon")  # whose steps may mix the fresh gradient into a slow momentum
 
 
 def QHADOPT(
@@ -56,7 +59,8 @@ class MTDAO:
         for all, the paper's choice: with one momentum 32 / 3 = 10.67 times fewer bytes than DDP.
     inner
         QHADOPT (the paper's runs), QHAdam or QHM (its theory). Default β = (0.999, 0.999), ω = 0.98 from the run
-        configurations; their N = 2 is betas (0.9, 0.999, 0.999), weights (0.05, 0.9).
+        configurations; their N = 2 is betas (0.9, 0.999, 0.999), weights (0.05, 0.9). Or Muon, as a variant in the authors' code has it
+        (momentum 0.95, and 0.999 after the switch): ``weight`` is its ω, which the source does not give there; None is Nesterov's form.
     warm
         steps with other decays and weights before the switch. Without it a momentum with β = 0.999 starts at zero and takes
         thousands of steps to fill. None by default.
@@ -72,8 +76,8 @@ class MTDAO:
 
     def __post_init__(self) -> None:
         for inner in (self.inner, *([self.warm.inner] if self.warm else [])):
-            if inner.name not in QUASI_HYPERBOLIC:
-                raise RecipeError(one_of("inner optimizer of mt_dao", inner.name, QUASI_HYPERBOLIC))
+            if inner.name not in SLOW:
+                raise RecipeError(one_of("inner optimizer of mt_dao", inner.name, SLOW))
             if (inner.name, inner.state_names) != (self.inner.name, self.inner.state_names):
                 raise RecipeError(
                     "warm.inner must have the states of inner: the same optimizer with as many momenta "
@@ -111,7 +115,7 @@ class MTDAO:
     def step(self, s: State, grad: Grad, comm: Communicator, t: int) -> Tensor:
         inner = self.warm.inner if self.warm is not None and t <= self.warm.steps else self.inner
         optimizer = s.optimizers["inner"]
-        optimizer.param_groups[0].update(optimizer.defaults | inner.options)  # decays and weights of this step
+        optimizer.param_groups[0].update(optimizer.defaults | _settings(inner))  # decays and weights of this step
         self._forget_late_(s)
         loss_W = grad(s)
         clip_(s.grads, self.max_norm)
@@ -140,6 +144,17 @@ class MTDAO:
 
     def _momenta(self) -> list[str]:
         return momenta(len(self.inner.state_names) - ("exp_avg_sq" in self.inner.state_names))
+
+
+@functools.cache
+def _defaults(name: str) -> dict[str, Any]:
+    parameters = inspect.signature(ELEMENTWISE[name]).parameters.values()
+    return {p.name: p.default for p in parameters if p.default is not p.empty and p.name != "lr"}
+
+
+def _settings(inner: Optimizer) -> dict[str, Any]:
+    """All options of an optimizer, those that are not given as they are by default."""
+    return _defaults(inner.name) | inner.options
 
 
 def kept(beta: float, steps: int) -> float:

@@ -48,10 +48,13 @@ def orthogonalised(x: Tensor, steps: int = 5) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Of matrices: B = μ·B + (1 − μ)·G;  O = NS((1 − μ)·G + μ·B);  θ = θ·(1 − lr·wd) − lr·s·O.  Of all else: AdamW.
+    """Of matrices: B = μ·B + (1 − μ)·G;  O = NS((1 − ω)·G + ω·B);  θ = θ·(1 − lr·wd) − lr·s·O.  Of all else: AdamW.
+
+    ω is μ (Nesterov's form, as in torch), or ``weight``, as of a quasi-hyperbolic momentum: one that forgets slowly keeps more of the
+    fresh gradient. Without Nesterov it is 1, and O = NS(B).
 
     s is 0.2·√max(p, q) (``match_rms_adamw``: a step is as large as one of AdamW, so that one rate serves both), or √max(1, p/q)
-    (``original``). Without Nesterov O = NS(B). Tensors of more than two axes are matrices with all but the first joined. States:
+    (``original``). Tensors of more than two axes are matrices with all but the first joined. States:
     ``exp_avg`` (B, and AdamW's first moment) and ``exp_avg_sq`` (AdamW's second; of matrices it stays zero).
 
     A parameter is ``[H, P]`` with ``rows`` (`Rows`) as an attribute that says which tensors are in it, or without it one tensor.
@@ -68,9 +71,12 @@ class Muon(torch.optim.Optimizer):
         weight_decay: float = 0.1,
         ns_steps: int = 5,
         adjust_lr_fn: Literal["original", "match_rms_adamw"] = "match_rms_adamw",
+        weight: float | None = None,
     ):
+        if weight is not None and not (nesterov and 0 <= weight <= 1):
+            raise ValueError(f"weight {weight} must lie in [0, 1], and needs nesterov")
         defaults = {"lr": lr, "momentum": momentum, "nesterov": nesterov, "betas": betas, "eps": eps}
-        defaults |= {"weight_decay": weight_decay, "ns_steps": ns_steps, "adjust_lr_fn": adjust_lr_fn}
+        defaults |= {"weight_decay": weight_decay, "ns_steps": ns_steps, "adjust_lr_fn": adjust_lr_fn, "weight": weight}
         super().__init__(params, defaults | {"differentiable": False})
 
     @torch.no_grad()
@@ -97,7 +103,8 @@ class Muon(torch.optim.Optimizer):
     def _matrix_(self, x: Tensor, g: Tensor, u: Tensor, shape: Sequence[int], group: dict[str, Any]) -> None:
         """``[H, elements]``, or the matrix itself."""
         u.lerp_(g, 1 - group["momentum"])
-        towards = g.lerp(u, group["momentum"]) if group["nesterov"] else u
+        weight = group["momentum"] if group["weight"] is None else group["weight"]
+        towards = g.lerp(u, weight) if group["nesterov"] else u
         p, q = shape[0], math.prod(shape[1:])
         step = orthogonalised(towards.reshape(-1, p, q), group["ns_steps"]).reshape(x.shape)
         scale = 0.2 * math.sqrt(max(p, q)) if group["adjust_lr_fn"] == "match_rms_adamw" else math.sqrt(max(1.0, p / q))

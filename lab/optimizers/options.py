@@ -41,6 +41,7 @@ KINDS: dict[str, Any] = {
     "etas": tuple[Annotated[float, Field(gt=0, lt=1)], Growth],
     "step_sizes": tuple[Positive, Positive],
     "weights": tuple[Fraction, ...],
+    "weight": Fraction | None,
     "clip_exponent": Size | None,
     "ns_steps": Annotated[int, Field(ge=1, le=99)],
     "adjust_lr_fn": Literal["original", "match_rms_adamw"],

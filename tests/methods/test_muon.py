@@ -14,6 +14,7 @@ from lab.methods.ddp import DDP
 from lab.methods.des_loc import DESLOC
 from lab.methods.diloco import DiLoCo
 from lab.methods.local_sgd import LocalSGD
+from lab.methods.mt_dao import MTDAO, Warm
 from lab.optimizers.muon import COEFFICIENTS, Muon, orthogonalised
 from tests.support.bench import F64, Bench, Net, batch, close, drawn, fill_, flat
 
@@ -95,6 +96,53 @@ def test_momenta_are_averaged_on_their_own_period() -> None:
     assert close(bench.of(0, "exp_avg"), bench.of(2, "exp_avg"))
     assert not close(bench.of(0), bench.of(2), 1e-6)
     assert {r.state for r in bench.records} == {"params", "exp_avg"}
+
+
+def test_a_weight_mixes_the_fresh_gradient_in() -> None:
+    """ω = μ is Nesterov's form, ω = 1 the momentum alone, ω = 0 the gradient alone; between them what is orthogonalised is mixed."""
+
+    def moved(**options: Any) -> Tensor:
+        x = nn.Parameter(drawn(6, 4, purpose="start"))
+        muon = Muon([x], 0.02, 0.9, weight_decay=0.0, **options)
+        for t in range(3):
+            x.grad = drawn(6, 4, purpose=("grad", t))
+            muon.step()
+        return x.detach() - drawn(6, 4, purpose="start")
+
+    assert torch.equal(moved(weight=0.9), moved())
+    assert torch.equal(moved(weight=1.0), moved(nesterov=False))
+    assert close(moved(weight=0.0), moved_along_gradients(), 1e-12)
+    assert not close(moved(weight=0.5), moved(), 1e-4)
+    with pytest.raises(ValueError, match="needs nesterov"):
+        moved(weight=0.5, nesterov=False)
+
+
+def moved_along_gradients() -> Tensor:
+    steps = [orthogonalised(drawn(6, 4, purpose=("grad", t))) for t in range(3)]
+    return -0.02 * 0.2 * math.sqrt(6) * sum(steps, torch.zeros(6, 4, dtype=F64))
+
+
+def test_mt_dao_switches_muon_to_a_slow_momentum() -> None:
+    """Two steps with μ = 0.8, then every momentum is zero and μ = 0.99 with ω = 0.9; bias and head by torch's AdamW."""
+    options: dict[str, Any] = {"betas": [0.8, 0.95], "weight_decay": 0.05}
+    fast = Optimizer("Muon", 0.03, options | {"momentum": 0.8})
+    slow = Optimizer("Muon", 0.01, options | {"momentum": 0.99, "weight": 0.9})
+    bench = Bench(MTDAO({"params": 99}, slow, Warm(2, fast), max_norm=None)).run(5)
+    net = Net()
+    fill_(net)
+    muon = Muon([net.hidden], 0.03, 0.8, weight_decay=0.05)
+    adam = torch.optim.AdamW([net.bias, net.out], 0.03, (0.8, 0.95), weight_decay=0.05)
+    for t in range(1, 6):
+        net.zero_grad()
+        net.loss(*batch(1, t)).backward()
+        muon.step()
+        adam.step()
+        if t == 2:
+            for x in (net.hidden, net.bias, net.out):
+                (muon if x is net.hidden else adam).state[x]["exp_avg"].zero_()
+            muon.param_groups[0].update(lr=0.01, momentum=0.99, weight=0.9)
+            adam.param_groups[0].update(lr=0.01)
+    assert close(bench.of(1), flat(net))
 
 
 def test_steps_are_as_large_as_those_of_adamw() -> None:

@@ -184,7 +184,7 @@ OPTIONS: dict[str, set[str]] = {
     "PlainAdam": {"betas", "eps"},
     "QHM": {"betas", "weights"},
     "FedMom": {"momentum"},
-    "Muon": {"momentum", "nesterov", "betas", "eps", "weight_decay", "ns_steps", "adjust_lr_fn"},
+    "Muon": {"momentum", "nesterov", "betas", "eps", "weight_decay", "ns_steps", "adjust_lr_fn", "weight"},
     "FedAdam": {"betas", "tau"},
 }
 LEFT_OUT = {"self", "params", "lr", "maximize", "capturable", "differentiable", "foreach", "fused"}
@@ -213,6 +213,7 @@ MEANINGLESS: dict[str, list[Any]] = {
     "etas": [[1.2, 0.5], [0.5], [0, 2]],
     "step_sizes": [[5, 1], [0, 1]],
     "weights": [[2], [-0.1], "x"],
+    "weight": [2, -0.1, "x", True],
     "lr_decay": [-1],
     "initial_accumulator_value": [-1],
     "momentum_decay": [-1],

@@ -166,6 +166,11 @@ LISTED: dict[str, Method] = {
     "diloco Muon": DiLoCo(2, Optimizer("Muon", 1e-2)),
     "demo one wave": DeMo(decay=0.9, topk=1, chunk=2, max_norm=0.5),
     "demo no sign": DeMo(SGD, 0.8, 2, 3, sign=False),
+    "mt_dao Muon": MTDAO(
+        {"params": 3, "exp_avg": 2},
+        Optimizer("Muon", 1e-2, {"momentum": 0.99, "weight": 0.9}),
+        Warm(3, Optimizer("Muon", 1e-2, {"momentum": 0.8})),
+    ),
     "mt_dao QHM": MTDAO({"params": 3, "exp_avg": 2}, QHM),
     "fedprox AdamW": FedProx(2, 0.5, AdamW(3e-2), weight="samples", max_norm=0.5),
     "fedprox kept": FedProx(2, 1.0, SGDM, "kept"),
