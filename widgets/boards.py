@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -138,6 +139,9 @@ def _moved(mark: dict[str, Any], x: _Span, y: _Span, number: str) -> dict[str, A
     for axis, span in (("x", x), ("y", y)):
         if mark.get(f"{axis}ref") == "paper":
             out |= {key: span.at(mark[key]) for key in (axis, f"{axis}0", f"{axis}1") if key in mark}
+            if axis == "y" and "path" in mark:
+                parts = re.split(r"(?<=,)([\d.]+)", mark["path"])  # heights are every second one
+                out["path"] = "".join(f"{span.at(float(part)):.5g}" if k % 2 else part for k, part in enumerate(parts))
         else:
             out[f"{axis}ref"] = f"{axis}{number}"
     return out

@@ -30,6 +30,7 @@ from lab.runs.live import LIVE, Run, start
 from lab.runs.plan import Plan, plan
 from lab.study.tables import Entry, html_table
 from widgets.communication_budget import CommunicationBudget
+from widgets.moments import Moments
 from widgets.panel import STYLE, Controls, NetworkFollower, Refusals, Status, Whole, bar, on_screen
 from widgets.static_fallback import StaticFallback
 from widgets.training_losses import Losses
@@ -95,6 +96,7 @@ class RunSetup:
         )
         self.go.on_click(lambda _: self.refusals.attempt(self.start))
         self.controls = ipywidgets.VBox()
+        self.line: ipywidgets.HTML | None = None  # how far the run is
         self.forecast_soon = Debounce(self.foresee)
         for field in (self.workers, self.steps, self.corpus, self.network):
             field.observe(lambda _: self._changed(), "value")
@@ -102,10 +104,8 @@ class RunSetup:
         self._show_periods()
         chosen = [self.method, self.workers, self.steps, self.corpus, self.network]
         title = ipywidgets.HTML(f"<b>Run {letter}</b>")
-        left = ipywidgets.VBox([title, *chosen, self.period_box, bar([self.go])])
-        right = ipywidgets.VBox([self.forecast, self.problem])
-        self.widget = ipywidgets.VBox([bar([left, right], align="flex-start"), self.controls])
-        self.widget.layout.flex = "1 1 380px"
+        rows = [title, self.controls, *chosen, self.period_box, bar([self.go]), self.problem, self.forecast]
+        self.widget = ipywidgets.VBox(rows)
         self._changed()
 
     # choosing
@@ -196,8 +196,11 @@ class RunSetup:
         self.cockpit.prepare(self, f"{self.letter}: {name_of(recipe.method)}")
         self.run = start(recipe, name=name, folder=folder, again=again, views=[self.cockpit.losses.lane(self.label)])
         controls = Controls(self.run, self.network.value)
-        self.controls.children = [controls.widget]
+        controls.status.views = self.views
+        controls.status.foresee()
+        self.controls.children, self.line = [controls.steering], controls.line
         self.cockpit.show_pictures()
+        self.run.watch(self.cockpit.moments.lane(self.label))
         self.run.watch(*self.views, controls, NetworkFollower(self.views), _Ending(self.cockpit))
 
 
@@ -219,11 +222,13 @@ class Cockpit:
 
     def __init__(self, recipes: Sequence[Recipe], folder: Path):
         self.folder, self.number = folder, next(self.counter)
-        self.losses = Losses()
+        self.losses, self.moments = Losses(), Moments()
         self.pictures = ipywidgets.Output()
         self.display_ids: list[str] = []  # of the pictures that stay, once the cockpit is shown
         self.setups = [RunSetup(letter, recipe, self) for letter, recipe in zip("AB", recipes, strict=False)]
-        self.row = bar([setup.widget for setup in self.setups], align="flex-start")
+        self.lines = ipywidgets.VBox()
+        self.lines.add_class("isthmus-status")
+        self.row = ipywidgets.VBox([setup.widget for setup in self.setups])
         self.large = ipywidgets.ToggleButton(
             False, description="Large type", icon="text-height", tooltip="For a projector", layout={"width": "auto"}
         )
@@ -235,8 +240,11 @@ class Cockpit:
         self.compare.layout.display = "none" if len(self.setups) > 1 else ""
         top = bar([self.large, self.compare])
         self.fallback = StaticFallback(words=SAVED)
-        self.widget = ipywidgets.VBox([ipywidgets.HTML(STYLE), top, self.row, self.pictures, self.fallback])
+        columns = ipywidgets.Box([self.row, self.pictures])
+        columns.add_class("isthmus-columns")
+        self.widget = ipywidgets.VBox([ipywidgets.HTML(STYLE), top, self.lines, columns, self.fallback])
         self.widget.add_class("isthmus-panel")
+        self.widget.add_class("isthmus-cockpit")
         self.fallback.controls = self.widget.model_id
 
     def add_setup(self) -> None:
@@ -258,16 +266,20 @@ class Cockpit:
         """Before a run starts: pictures for it, and beside them those of the other, which goes on in them or stays in sight."""
         beside = [other for other in self.setups if other is not setup and other.run is not None]
         self.losses.leave(setup.label)
+        self.moments.leave(setup.label)
         setup.label, setup.views = label, [CommunicationBudget(network=setup.network.value)]
         if not any(other.is_running for other in beside):
-            self.losses = Losses()
+            self.losses, self.moments = Losses(), Moments()
             self.losses.lane(label)
             for other in beside:
                 assert other.run is not None
+                self.moments.add(*other.run.events, run=other.label)
                 self.losses.lane(other.label).add(*other.run.events)
         for one in self.setups if len(self.setups) > 1 else ():
             for view in one.views:
                 view.heading = one.label
+        for view in self.shown():
+            view.moments = self.moments
 
     def shown(self) -> list[View]:
         """The pictures of all runs that were started, first what they share."""
@@ -275,6 +287,7 @@ class Cockpit:
 
     def show_pictures(self) -> None:
         self.fallback.words = ""  # whoever loads the page again while it runs finds the controls
+        self.lines.children = [setup.line for setup in self.setups if setup.line is not None]
         self.pictures.clear_output()
         with self.pictures:
             for view in self.shown():

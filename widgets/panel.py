@@ -6,8 +6,10 @@ place, so that a saved notebook holds no dead widget. Where a program executes t
 
 from __future__ import annotations
 
+import contextlib
 import html
 import re
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
@@ -16,14 +18,18 @@ from typing import Any
 import ipywidgets
 from IPython.display import display, update_display
 
-from lab.costs.network import NETWORKS
+from lab.costs.network import NETWORKS, human
 from lab.errors import LabError, RecipeError
 from lab.events import Ended, Event, KnobChanged, WorkersChanged
 from lab.runs.knobs import named_network, periods, validate_knob
 from lab.runs.live import EventSink, Run
 from lab.runs.progress import Progress, report
-from widgets.communication_budget import CommunicationBudget
+from widgets.answers import percent, plural
+from widgets.communication_budget import Budget, CommunicationBudget
+from widgets.forecasts import forecast
+from widgets.moments import Moments
 from widgets.routing_stability import RoutingStability
+from widgets.time_axis import BAND, KNOB, OUTAGE
 from widgets.training_losses import Losses
 from widgets.view import BATCH, View, surroundings
 
@@ -32,6 +38,31 @@ STYLE = """<style>
 .isthmus-panel .widget-html-content { color: var(--jp-ui-font-color1, inherit); line-height: 1.4; }
 .isthmus-panel td, .isthmus-panel th { padding-right: 12px; text-align: right; }
 .isthmus-panel td:first-child, .isthmus-panel th:first-child { text-align: left; }
+.isthmus-status { position: sticky; top: 0; z-index: 5; overflow: visible; background: var(--jp-layout-color0, Canvas);
+  border-bottom: 1px solid var(--jp-border-color2, #ccc); }
+.isthmus-status .widget-html, .isthmus-status .widget-html-content { height: auto; width: 100%; }
+.isthmus-status progress { display: block; width: 100%; height: 6px; accent-color: var(--jp-brand-color1, #1976d2); }
+.isthmus-knobs { overflow: visible; gap: 4px; }
+.isthmus-key .widget-html-content { font-size: 13px; }
+.isthmus-key i { display: inline-block; width: 12px; height: 12px; margin: 0 5px -2px 0; }
+/* A panel and the pictures of its cell: how far it is above all, knobs at the left, pictures at the right; one column where the cell is narrow.
+   What JupyterLab puts around the panel has no box of its own, so that its parts have places in the grid of the cell. */
+.jp-Cell-outputWrapper:has(.isthmus-steering), .isthmus-cockpit { container-type: inline-size; }
+.jp-OutputArea:has(> .jp-OutputArea-child .isthmus-steering) { display: grid; grid-template-columns: minmax(0, 1fr); align-items: start; overflow: visible; }
+.jp-OutputArea-child.jp-OutputArea-child:has(.isthmus-steering), .jp-OutputArea-child > :has(.isthmus-steering),
+  .jp-OutputArea-child :has(> .isthmus-steering), .jp-OutputArea-child .isthmus-steering { display: contents; }
+.jp-OutputArea-child:has(.isthmus-steering) ~ .jp-OutputArea-child > .jp-OutputPrompt, .jp-OutputArea-child:has(.isthmus-steering) > .jp-OutputPrompt { display: none; }
+.jp-OutputArea:has(> .jp-OutputArea-child .isthmus-steering) .jp-OutputArea-promptOverlay { display: none; }
+.jp-OutputArea-child:has(.isthmus-cockpit), .jp-OutputArea-output:has(.isthmus-cockpit), .isthmus-cockpit, .isthmus-columns { overflow: visible; }
+.isthmus-columns { display: grid; grid-template-columns: minmax(0, 1fr); }
+@container (min-width: 780px) {
+  .jp-OutputArea:has(> .jp-OutputArea-child .isthmus-steering), .isthmus-columns {
+    grid-template-columns: 300px minmax(0, 1fr); column-gap: 8px; align-items: start; }
+  .jp-OutputArea:has(> .jp-OutputArea-child .isthmus-steering) > .jp-OutputArea-child { grid-column: 2; }
+  .isthmus-steering > .isthmus-status { grid-column: 1 / -1; grid-row: 1; }
+  .isthmus-steering > .isthmus-knobs { grid-column: 1; grid-row: 2 / span 40; position: sticky; top: 46px; }
+  .isthmus-columns > * { position: sticky; top: 46px; }
+}
 .isthmus-problem .widget-html-content { color: var(--jp-error-color1, #b00020); }
 .isthmus-panel button:focus-visible, .isthmus-panel input:focus-visible, .isthmus-panel select:focus-visible {
   outline: 2px solid var(--jp-brand-color1, #1976d2); outline-offset: 1px; }
@@ -113,6 +144,8 @@ class Status:
 
     def __init__(self, run: Run):
         self.run, self.progress = run, Progress(run.recipe.steps)
+        self.foreseen = 0  # bytes of all workers, by the dry run; 0 while not known
+        self.views: Sequence[EventSink] = ()  # among them those with a budget
 
     @classmethod
     def of(cls, run: Run) -> Status:
@@ -132,9 +165,45 @@ class Status:
         word = self.ended.status if self.ended is not None else self.run.status
         return f"{self.run.name}: {word} at {self.progress.text()}"
 
+    def foresee(self) -> threading.Thread:
+        """Count in a thread what the recipe will send; until that is known, and where it cannot be, nothing is said of it."""
+
+        def count() -> None:
+            with contextlib.suppress(Exception):  # the run says what is wrong with its recipe
+                self.foreseen = sum(record.bytes_all for record in forecast(self.run.recipe).sent)
+
+        thread = threading.Thread(target=count, name="forecast", daemon=True)
+        thread.start()
+        return thread
+
+    def beyond(self) -> list[str]:
+        """What the line does not say: steps left, and bytes against the forecast and the budget."""
+        sent, left = self.progress.bytes_sent, self.progress.steps - self.progress.step
+        said = [f"{plural(left, 'step')} left"] if left and self.ended is None else []
+        if self.foreseen:
+            said.append(f"{percent(sent / self.foreseen)} of {human(self.foreseen)} foreseen")
+        for view in self.views:
+            budget = Budget.of(view.budget) if isinstance(view, CommunicationBudget) else None
+            if budget is not None and budget.in_bytes:
+                said.append(f"{percent(sent / budget.amount)} of the budget of {budget.words}")
+        return said
+
+    def html(self) -> str:
+        """All of it for a page, above a bar of the steps."""
+        step, steps = self.progress.step, self.progress.steps
+        words = html.escape(" · ".join([self.text(), *(part.replace(" ", "\u00a0") for part in self.beyond())]))
+        label = html.escape(f"steps of {self.run.name}", quote=True)
+        return f'{words}<progress value="{step}" max="{steps}" aria-label="{label}"></progress>'
+
+
+KEY = (
+    f'<i style="border-left: 2px dashed {KNOB}"></i>a knob was turned<br><i style="background: {BAND}; outline: 1px solid {OUTAGE}; outline-offset: -1px"></i>a worker is down<br>'
+    '<i style="border-left: 1px solid currentColor; height: 6px; margin-bottom: 0"></i>a sync'
+)  # of the marks in all pictures
+
 
 class Controls:
-    """Buttons and knobs of one run as one widget, ``widget``. Feed it with the run's events.
+    """Buttons and knobs of one run, ``steering``, and the line that says how far it is, ``line``; ``widget`` has both. Feed it with the run's events.
 
     Its callbacks may come from any thread: they only leave word with the run. What the run refuses is said in one line.
     """
@@ -142,7 +211,7 @@ class Controls:
     def __init__(self, run: Run, network: str | None = None):
         self.run, self._link = run, network  # what views price on at first
         self.status = Status(run)
-        self.line = ipywidgets.HTML(html.escape(self.status.text()))
+        self.line = ipywidgets.HTML(self.status.html())
         self.refusals = Refusals()
         self.problem = self.refusals.line
         self._quiet = False  # a knob is being put back: no word to the run
@@ -155,13 +224,17 @@ class Controls:
             ),
             "stop": self._button("Stop", "stop", "End here and keep everything; starting again goes on", run.stop),
         }
-        rows: list[ipywidgets.Widget] = [ipywidgets.HTML(STYLE), bar(self.buttons.values()), self.line, self.problem]
         self.periods: dict[str, Whole] = {}
         self.workers: list[ipywidgets.ToggleButton] = []
-        if not run.is_replay:
-            rows[2:2] = self._knobs()
-        self.widget = ipywidgets.VBox(rows)
+        knobs = [] if run.is_replay else self._knobs()
+        key = ipywidgets.HTML(KEY)
+        key.add_class("isthmus-key")
+        self.steering = ipywidgets.VBox([bar(self.buttons.values()), *knobs, self.problem, key])
+        self.steering.add_class("isthmus-knobs")
+        self.line.add_class("isthmus-status")
+        self.widget = ipywidgets.VBox([ipywidgets.HTML(STYLE), self.line, self.steering])
         self.widget.add_class("isthmus-panel")
+        self.widget.add_class("isthmus-steering")
 
     def _button(self, label: str, icon: str, hint: str, do: Callable[[], None]) -> ipywidgets.Button:
         button = ipywidgets.Button(description=label, icon=icon, tooltip=hint, layout={"width": "auto"})
@@ -172,13 +245,15 @@ class Controls:
         run = self.run
         self.lr = ipywidgets.FloatLogSlider(
             1.0, base=2, min=-4, max=4, step=0.5, description="lr ×", continuous_update=False, readout_format=".3g",
+            layout={"width": "280px"}, style={"description_width": "40px"},
             tooltip="Factor on the learning rate, from the next step on",
         )  # fmt: skip
         self.lr.observe(lambda change: self._turn(self.lr, change, lambda v: run.set(lr=v)), "value")
         networks = [*([] if self._link else [("a network …", "")]), *((name, name) for name in NETWORKS)]
         self.network = ipywidgets.Dropdown(
-            options=networks, value=self._link or "", description="link", tooltip="What views price on"
-        )
+            options=networks, value=self._link or "", description="link", tooltip="What views price on",
+            layout={"width": "200px"}, style={"description_width": "40px"},
+        )  # fmt: skip
         self.network.observe(lambda change: self._turn(self.network, change, lambda v: run.set(network=v)), "value")
         now = periods(run.recipe.method)
         why_not = _refusal(run)
@@ -234,9 +309,9 @@ class Controls:
                 for w, switch in enumerate(self.workers):
                     _show_worker(switch, w, up=w in event.up)
         if events:
-            self.line.value = html.escape(self.status.text())
+            self.line.value = self.status.html()
         if self.status.ended is not None:
-            for widget in _within(self.widget):
+            for widget in _within(self.steering):
                 if isinstance(widget, ipywidgets.Button | ipywidgets.ToggleButton | Whole | ipywidgets.FloatLogSlider):
                     widget.disabled = True
 
@@ -257,8 +332,10 @@ def _show_worker(switch: ipywidgets.ToggleButton, worker: int, up: bool) -> None
 class _Panel:
     """The controls in a cell, and the line that takes their place when the run is over."""
 
-    def __init__(self, run: Run):
+    def __init__(self, run: Run, views: Sequence[EventSink]):
         self.controls = Controls(run)
+        self.controls.status.views = views
+        self.controls.status.foresee()
         self.display_id = uuid.uuid4().hex
         display(self.controls.widget, display_id=self.display_id)
 
@@ -272,12 +349,15 @@ class _Panel:
 def panel(run: Run, views: Sequence[EventSink] = ()) -> None:
     """Show a run's buttons and the pictures of these views (default: `standard`) in this cell."""
     where, views = surroundings(), views or standard(run)
+    moments = Moments()
+    run.watch(moments)
     if where == "live":
-        run.watch(_Panel(run))
+        run.watch(_Panel(run, views))
     elif where == "batch":
         run.watch(_StatusLine(run))
     for view in views:
         if isinstance(view, View):
+            view.moments = moments
             view.show()
     run.watch(*views, NetworkFollower(views))
 

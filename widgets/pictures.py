@@ -25,6 +25,7 @@ import plotly.io
 from lab.runs.growing import Extent, Growing, Numbers, Spread
 from widgets.axes import Axis, Box, head, layout_of, rounded
 from widgets.colours import COLOURS, LABEL, SOFT, TICK, through
+from widgets.time_axis import LEFT, RIGHT, TimeAxis
 
 MAX_POINTS = 400  # a line at rest
 FAINT_POINTS = 160  # a faint one
@@ -153,6 +154,12 @@ class Lines(Picture):
     hover: str = "{name}: {y} at {x}"
     bands: Sequence[Band] = ()
     reach: tuple[float, float] | None = None  # what ``y`` may be, and is drawn against, however little of it is used
+    time: TimeAxis | None = None  # shared with other pictures over steps
+
+    def height(self, width: int) -> int:
+        if self.time is None:
+            return Picture.height(self, width)
+        return 122 if self.time.compact else 264
 
     @property
     def names(self) -> list[str]:
@@ -161,7 +168,11 @@ class Lines(Picture):
 
     @property
     def wide(self) -> bool:
-        return sum(len(name) + 6 for name in self.names) > 60
+        return self.time is not None or sum(len(name) + 6 for name in self.names) > 60
+
+    def _beside(self, width: int) -> bool:
+        """Whether the legend stands beside the curves, and not above them."""
+        return width >= NARROW and self.time is None
 
     def axes(self) -> tuple[Axis, Axis]:
         beside = [v for band in self.bands for v in (band.low, band.high)]
@@ -169,7 +180,8 @@ class Lines(Picture):
         y = reduce(or_, (_extent(s.y) for s in self.series), Extent.of([self.floor[0]] if self.floor else []))
         y = reduce(or_, map(_extent, beside), y)
         y |= Extent.of(self.reach) if self.reach and y.low <= y.high else Extent()
-        return Axis.over(self.x, x, self.log_x), Axis.over(self.y, y, self.log_y, pad=0.06)
+        below = Axis.over(self.x, x, self.log_x) if self.time is None else self.time.axis(self.x)
+        return below, Axis.over(self.y, y, self.log_y, pad=0.06)
 
     def plotly(self, width: int = WIDTH) -> dict[str, Any]:
         x_axis, y_axis = self.axes()
@@ -196,29 +208,41 @@ class Lines(Picture):
             trace |= _evenly(x)
             data.append(trace | ({"hovertemplate": plotly_text(says)} if self._speaks(s) else {"hoverinfo": "skip"}))
         layout = layout_of(self.title, x_axis.plotly(), y_axis.plotly(), self.height(width))
-        if width < NARROW:
+        if self._beside(width):
+            layout["margin"]["r"] = 170
+        else:
             layout["legend"] = {"orientation": "h", "x": 0, "y": 1, "xanchor": "left", "yanchor": "bottom"}
             layout["margin"]["t"] = 36 + 18 * len(legend_rows(self.names, width - 66))
-        else:
-            layout["margin"]["r"] = 170
+        if self.time is not None:
+            self.time.mark(layout, words=True)
         if self.floor is not None:
             value, label = self.floor
             line = {"color": SOFT, "dash": "dot", "width": 1.5}
-            layout["shapes"] = [
-                {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": value, "y1": value, "line": line}
-            ]
+            across: dict[str, Any] = {
+                "type": "line",
+                "xref": "paper",
+                "x0": 0,
+                "x1": 1,
+                "y0": value,
+                "y1": value,
+                "line": line,
+            }
+            layout["shapes"] = [*layout.get("shapes", []), across]
             at = {"xref": "paper", "x": 1, "xanchor": "right", "y": math.log10(value) if self.log_y else value}
-            layout["annotations"] = [at | {"text": label, "showarrow": False, "yshift": 9}]
+            words = at | {"text": label, "showarrow": False, "yshift": 9}
+            layout["annotations"] = [*layout.get("annotations", []), words]
         return {"data": data, "layout": layout}
 
     def svg(self, width: int = WIDTH, height: int | None = None) -> str:
         x_axis, y_axis = self.axes()
-        beside = width >= NARROW
+        beside = self._beside(width)
         rows = [] if beside else legend_rows(self.names, width - 66)
-        box = Box(
-            width, height or self.height(width), x_axis, y_axis, right=170 if beside else 18, above=17 * len(rows)
-        )
+        left, right = (62, 170 if beside else 18) if self.time is None else (LEFT, RIGHT)
+        tall = height or self.height(width)
+        box = Box(width, tall, x_axis, y_axis, left=left, right=right, above=17 * len(rows))
+        box.left = left if self.time else box.left  # words in two lines have room there
         out, lines, marks = box.frame(self.title), [], []
+        out += self.time.svg(box, words=True) if self.time else []
         for s in self.series:
             points = [
                 (box.px(a), box.py(b)) if b is not None and x_axis.holds(a) and y_axis.holds(b) else None
@@ -285,6 +309,7 @@ class Lines(Picture):
             "series": lines,
             "floor": self.floor,
             "hover": self.hover,
+            "time": self.time and self.time.spec(held),
         }
 
     def _colour(self, s: Series) -> str:

@@ -14,6 +14,7 @@ from lab.runs.growing import Growing
 from widgets.axes import Axis, Box, layout_of, rounded
 from widgets.colours import COLOURS, INK, LABEL
 from widgets.pictures import WIDTH, Held, Picture, beside, legend_rows, listed
+from widgets.time_axis import LEFT, RIGHT, TimeAxis
 
 PLANNED = 0.4  # how high what is planned is, as a part of what is done
 MAX_MARKS = 300  # different places of strokes in a row at rest
@@ -59,6 +60,7 @@ class Calendar(Picture):
     last: int
     now: int | None = None
     tall: int = 30  # pixels of a row
+    time: TimeAxis | None = None  # shared with other pictures over steps
 
     @cached_property
     def legend(self) -> list[Marks]:
@@ -68,9 +70,14 @@ class Calendar(Picture):
         return [min((m for m in others if m.name == name), key=lambda m: m.faint) for name in names]
 
     def height(self, width: int) -> int:
-        return 100 + self.tall * len(self.rows) + 17 * len(self._legend_rows(width))
+        legend = 17 * len(self._legend_rows(width))
+        if self.time is not None and self.time.compact:
+            return 42 + legend + min(self.tall, max(8, 66 // len(self.rows)), 18) * len(self.rows)
+        return 100 + self.tall * len(self.rows) + legend
 
     def axis(self) -> Axis:
+        if self.time is not None:
+            return self.time.axis(self.x)
         return Axis(self.x, -0.01 * self.last, 1.01 * self.last, whole=True)
 
     def plotly(self, width: int = WIDTH) -> dict[str, Any]:
@@ -99,19 +106,23 @@ class Calendar(Picture):
         y_axis |= {"tickvals": list(range(len(self.rows))), "ticktext": list(self.rows)}
         layout = layout_of(self.title, self.axis().plotly(), y_axis, self.height(width) + 30)
         layout["margin"] |= {"l": beside(self.rows), "t": 44 + 17 * len(self._legend_rows(width))}
+        if self.time is not None:
+            self.time.mark(layout, words=False)
         layout["legend"] = {"orientation": "h", "x": 0, "y": 1, "xanchor": "left", "yanchor": "bottom"}
         layout["barmode"] = "overlay"
         if self.now is not None:
             line = {"color": layout["font"]["color"], "width": 1}
             at = {"yref": "paper", "y0": 0, "y1": 1, "x0": self.now, "x1": self.now}
-            layout["shapes"] = [{"type": "line", "line": line} | at]
+            layout["shapes"] = [*layout.get("shapes", []), {"type": "line", "line": line} | at]
         return {"data": data, "layout": layout}
 
     def svg(self, width: int = WIDTH, height: int | None = None) -> str:
         legend = self._legend_rows(width)
-        left = beside(self.rows)
-        box = Box(width, height or self.height(width), self.axis(), None, left=left, above=17 * len(legend))
+        left, right = (beside(self.rows), 24) if self.time is None else (LEFT, RIGHT)
+        whole = height or self.height(width)
+        box = Box(width, whole, self.axis(), None, left=left, right=right, above=17 * len(legend))
         out = box.frame(self.title)
+        out += self.time.svg(box, words=False) if self.time else []
         looks = {m.name: m for m in self.legend}
         for r, row in enumerate(legend):
             for dx, name in row:
@@ -168,6 +179,7 @@ class Calendar(Picture):
             "rows": list(self.rows),
             "marks": marks,
             "now": self.now,
+            "time": self.time and self.time.spec(held),
             "legend": [
                 {
                     "name": m.name,
@@ -193,4 +205,5 @@ class Calendar(Picture):
 
     def _legend_rows(self, width: int) -> list[list[tuple[float, str]]]:
         names = [m.name for m in self.legend]
-        return legend_rows(names, width - beside(self.rows) - 24) if names else []
+        left = beside(self.rows) if self.time is None else LEFT
+        return legend_rows(names, width - left - 24) if names else []

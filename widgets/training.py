@@ -1,4 +1,4 @@
-"""Training from a notebook: one line that says how far it is, and the columns at the end."""
+"""Training from a notebook: lines that say how far it is, in front of a person a picture that moves, and the columns at the end."""
 
 from __future__ import annotations
 
@@ -9,37 +9,57 @@ from typing import Any
 
 from IPython.display import display
 
+from lab.costs.network import duration
 from lab.events import Event, Stepped
+from lab.files import located
 from lab.recipes.recipe import Recipe
 from lab.runs.columns import Columns
 from lab.runs.folder import Busy, RunFolder
 from lab.runs.progress import Progress, report
 from lab.runs.trainer import train
 from lab.study.stored import Stored
+from widgets.training_losses import Losses
+from widgets.view import surroundings
 
 LINES = 16  # of finished runs that are shown
+MOST = 8  # runs in the picture: of more the last ones
 
 
 class _Lines:
-    """Text that shows itself and is changed twice a second at most; one line per finished run (of many the last), and one for the present."""
+    """Text that shows itself and is changed twice a second at most; one line per finished run (of many the last), and one for the present.
 
-    def __init__(self, names: list[str]):
-        self.width, self.num = max(map(len, names)), len(names)
+    ``to_come``: the local steps of each run, 0 where it is finished already.
+    """
+
+    def __init__(self, to_come: Mapping[str, int]):
+        self.width, self.to_come = max(map(len, to_come)), dict(to_come)
+        self.num = len(to_come)
         self.done: list[str] = []
         self.shown = 0.0
-        self.handle: Any = display({"text/plain": "starting …"}, raw=True, display_id=True)
+        first = next(iter(to_come))
+        self.handle: Any = display({"text/plain": f"{first:<{self.width}}  starting …"}, raw=True, display_id=True)
 
     def begin(self, name: str, recipe: Recipe) -> None:
         self.name, self.progress = name, Progress(recipe.steps)
+        self.to_come[name] = 0
 
     def __call__(self, event: Event) -> None:
         self.progress(event)
         if isinstance(event, Stepped) and time.monotonic() - self.shown > 0.5:
-            self._show(f"{self.name:<{self.width}}  {len(self.done) + 1} of {self.num}: {self.progress.text()}")
+            self._show(
+                f"{self.name:<{self.width}}  {len(self.done) + 1} of {self.num}{self._all_left()}: {self.progress.text()}"
+            )
 
     def end(self) -> None:
         self.done.append(f"{self.name:<{self.width}}  {self.progress.summary()}")
         self._show()
+
+    def _all_left(self) -> str:
+        """How long this run and those after it will take, if their steps take as long as its last ones."""
+        left, steps = self.progress.seconds_left, sum(self.to_come.values())
+        if not left or not steps:
+            return ""
+        return f", {duration(round(left * (1 + steps / (self.progress.steps - self.progress.step))))} for all"
 
     def _show(self, *present: str) -> None:
         report([*self.done, *present][-1])
@@ -49,9 +69,35 @@ class _Lines:
         self.shown = time.monotonic()
 
 
+class _Picture:
+    """The losses of runs that are trained one after another, in front of a person; nothing where all are finished or nobody looks."""
+
+    def __init__(self, to_come: Mapping[str, int]):
+        self.view = Losses() if surroundings() == "live" and any(to_come.values()) else None
+        self.names: list[str] = []
+        if self.view is not None:
+            if len(to_come) > MOST:
+                self.view.heading = f"The last {MOST} of {len(to_come)} runs"
+            for name in [*to_come][:MOST]:
+                self.view.lane(name)
+            self.view.show()
+
+    def begin(self, name: str) -> Callable[[Event], None]:
+        if self.view is None:
+            return lambda event: None
+        self.names.append(name)
+        if len(self.names) > MOST:
+            self.view.leave(self.names[-1 - MOST])
+        return self.view.lane(name)
+
+    def rest(self) -> None:
+        if self.view is not None:
+            self.view.rest()
+
+
 def progress(name: str, recipe: Recipe) -> Callable[[Event], None]:
     """A line under the cell that says how far a run is; give it every event of the run."""
-    lines = _Lines([name])
+    lines = _Lines({name: recipe.steps})
     lines.begin(name, recipe)
     return lines
 
@@ -61,28 +107,47 @@ def train_all(
 ) -> dict[str, Columns]:
     """Train recipes one after another; each is written to ``runs/<id>/`` and read from there if it is finished already.
 
-    A run that another process is training (a notebook beside this one) is waited for. ``stored``: a folder of finished runs in small form
-    (`lab.study.stored`), which are read from there; what is trained is added. Returns the columns of each under its label.
+    In front of a person their losses are drawn meanwhile. A run that another process is training (a notebook beside this one) is
+    waited for. ``stored``: a folder of finished runs in small form (`lab.study.stored`), which are read from there; what is trained is
+    added. Returns the columns of each under its label.
     """
-    lines, out = _Lines(list(recipes)), {}
+    folders = {name: Path(runs) / recipe.id for name, recipe in recipes.items()}
     small = Stored(stored) if stored else None
-    for name, recipe in recipes.items():
-        lines.begin(name, recipe)
-        folder = Path(runs) / recipe.id
-        if small is not None and recipe in small:
-            out[name] = _as_stored(small.events(recipe), lines)
-        else:
-            out[name] = _when_free(recipe, folder, lines)
-            if small is not None:
-                small.add(recipe, RunFolder(folder).events())
-        lines.end()
+    known = {n for n, recipe in recipes.items() if (small is not None and recipe in small) or _is_done(folders[n])}
+    to_come = {name: 0 if name in known else recipe.steps for name, recipe in recipes.items()}
+    lines, picture, out = _Lines(to_come), _Picture(to_come), dict[str, Columns]()
+    try:
+        for name, recipe in recipes.items():
+            lines.begin(name, recipe)
+            out[name] = _one(recipe, folders[name], small, lines, picture.begin(name))
+            lines.end()
+    finally:
+        picture.rest()
     return out
 
 
-def _as_stored(events: list[Event], lines: _Lines) -> Columns:
-    for event in events:
-        lines.progress(event)
-    return Columns.of(events)
+def _one(recipe: Recipe, folder: Path, small: Stored | None, lines: _Lines, draw: Callable[[Event], None]) -> Columns:
+    """One run: as it is stored, or trained now."""
+    if small is not None and recipe in small:
+        events = small.events(recipe)
+        for event in events:
+            lines.progress(event)
+            draw(event)
+        return Columns.of(events)
+
+    def each(event: Event) -> None:
+        lines(event)
+        draw(event)
+
+    columns = _when_free(recipe, folder, each)
+    if small is not None:
+        small.add(recipe, RunFolder(folder).events())
+    return columns
+
+
+def _is_done(folder: Path) -> bool:
+    ended = RunFolder(located(folder)).ended()
+    return ended is not None and ended.status == "done"
 
 
 def _when_free(recipe: Recipe, folder: Path, each: Callable[[Event], None], wait: float = 1.0) -> Columns:

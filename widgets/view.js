@@ -25,6 +25,12 @@ const STYLE = `
 .isthmus-controls:empty { display: none; }
 .isthmus-controls select, .isthmus-controls input { font: inherit; color: inherit; background: var(--jp-layout-color1, Canvas); padding: 2px 4px;
   border: 1px solid var(--jp-content-font-color2, currentColor); border-radius: 3px; margin-left: 6px; max-width: 15em; }
+.isthmus-compact h3 { grid-column: 1 / span 3; margin: 0 0 1px 14px; font-size: 14px; }
+.isthmus-compact .isthmus-controls { grid-column: 4 / -1; grid-row: 1; justify-content: flex-end; margin: 0; }
+.isthmus-board.isthmus-compact p.isthmus-answer { font-size: 13px; margin-bottom: 0; line-height: 1.3; }
+.isthmus-compact.isthmus-board { padding: 2px 0 0; }
+.isthmus-compact .isthmus-panel { border: 0; padding: 0; }
+.isthmus-compact .isthmus-controls input { width: 8em; }
 .isthmus-panel { position: relative; min-width: 0; }
 .isthmus-panel canvas { display: block; width: 100%; }
 .isthmus-readout { position: absolute; z-index: 3; pointer-events: none; width: max-content; max-width: 340px; padding: 5px 9px; border-radius: 4px;
@@ -84,10 +90,65 @@ function titled(p, left, right, below = 44) {
   g.textBaseline = "alphabetic";
   g.fillStyle = colours.ink;
   g.font = `600 14px ${FONT}`;
-  const lines = wrap(g, p.spec.title, width - 28);
+  const { time } = p.spec;
+  const lines = time?.compact && p.alone ? [] : wrap(g, p.spec.title, width - 28);
   lines.forEach((line, k) => g.fillText(line, 14, 22 + 17 * k));
   g.font = `12px ${FONT}`;
-  return { left, right: Math.max(left + 20, width - right), top: 21 + 17 * lines.length, bottom: height - below };
+  if (time) [left, right] = time.sides;
+  const top = (lines.length ? 21 : 8) + 17 * lines.length;
+  return { left, right: Math.max(left + 20, width - right), top, bottom: height - (time?.compact ? 22 : below) };
+}
+
+/** What happened when, the same in all pictures over one time axis: who was down, which knob was turned, syncs. */
+function moments(p, box, said) {
+  const { g, spec, colours } = p;
+  if (!spec.time) return;
+  const { syncs, knobs, outages, colours: [knob, outage, band] } = spec.time;
+  const across = (v) => box.left + (box.right - box.left) * at(spec.x, v);
+  g.save();
+  g.fillStyle = band;
+  g.strokeStyle = outage;
+  g.lineWidth = 1;
+  for (const [first, last] of outages) {
+    const place = [across(first - 1), box.top, Math.max(1, across(last) - across(first - 1)), box.bottom - box.top];
+    g.fillRect(...place);
+    g.strokeRect(...place);
+  }
+  g.fillStyle = colours.soft;
+  let free = -Infinity;
+  for (const v of p.column(syncs)) {
+    const x = across(v);
+    if (x < free) continue;
+    g.fillRect(x - 0.5, box.bottom - 6, 1, 6);
+    free = x + 3;
+  }
+  g.strokeStyle = knob;
+  g.fillStyle = colours.ink;
+  g.lineWidth = 1.2;
+  g.font = `12px ${FONT}`;
+  g.textAlign = "left";
+  g.setLineDash([5, 3]);
+  let end = p.width; // of words that stand close to each other the last are there
+  for (const [v, words] of [...knobs].reverse()) {
+    const x = across(v);
+    line(g, [[x, box.top], [x, box.bottom]]);
+    if (!said || x + g.measureText(words).width + 10 > end) continue;
+    g.fillText(words, x + 4, box.top + 10);
+    end = x;
+  }
+  g.restore();
+}
+
+/** What the marks under the pointer say, if it is near one at the edge of the picture where they are. */
+function moment(p, box, x, y) {
+  if (!p.spec.time) return null;
+  const across = (v) => box.left + (box.right - box.left) * at(p.spec.x, v);
+  const { knobs, outages } = p.spec.time;
+  if (y < box.top || y > box.top + 16) return null;
+  const turned = knobs.filter(([v]) => Math.abs(across(v) - x) < 5).map(([v, words]) => `${words} from step ${v}`);
+  const away = outages.filter(([a, b]) => across(a - 1) <= x && x <= across(b)).map(([a, b, words]) => `${words} in steps ${a} to ${b}`);
+  const words = [...turned, ...away].join("\n");
+  return words ? { x, y, words } : null;
 }
 
 /** Titles of axes, in two lines where one is too long; a second line beside takes its room from the box. */
@@ -96,9 +157,15 @@ function labels(p, box, x, y, most = 2) {
   g.fillStyle = colours.ink;
   g.font = `13px ${FONT}`;
   g.textAlign = "center";
-  const below = x ? broken(g, x, p.width - 8, most) : [];
+  const row = p.spec.time?.compact; // the words at the left of the numbers, which costs no height
+  if (row) {
+    g.textAlign = "right";
+    g.fillText("local step", box.left - 10, box.bottom + 16);
+    g.textAlign = "center";
+  }
+  const below = x && !row ? broken(g, x, p.width - 8, most) : [];
   const beside = y ? broken(g, y, height - 34, 2) : [];
-  if (beside.length > 1) box.left += 14;
+  if (beside.length > 1 && !p.spec.time) box.left += 14;
   below.forEach((words, k) =>
     g.fillText(words, between(g, words, (box.left + box.right) / 2, 4, p.width - 4), height - (below.length === 1 ? 9 : 3 + 13 * (below.length - 1 - k))),
   );
@@ -208,7 +275,7 @@ const KINDS = {
   lines(p) {
     const { g, spec, width, colours } = p;
     const named = spec.series.filter((s, k) => !s.faint && spec.series.findIndex((o) => !o.faint && o.name === s.name) === k);
-    const beside = width >= NARROW;
+    const beside = width >= NARROW && !spec.time;
     const box = titled(p, 62, beside ? 170 : 18);
     g.font = `13px ${FONT}`;
     let [x0, y0] = beside ? [box.right + 14, box.top + 10] : [box.left, box.top + 3];
@@ -232,6 +299,7 @@ const KINDS = {
       line(g, [[box.left, y], [box.right, y]]);
       g.fillText(label, box.left - 6, y + 4);
     }
+    moments(p, box, true);
     for (const b of spec.bands || []) {
       const [xs, low, high] = [p.column(b.x), p.column(b.low), p.column(b.high)];
       const where = (v, k) => [box.left + (box.right - box.left) * at(spec.x, xs[k]), box.bottom - (box.bottom - box.top) * at(spec.y, v)];
@@ -282,6 +350,8 @@ const KINDS = {
       g.fillText(spec.floor[1], box.right - 4, y - 5);
     }
     return (x, y) => {
+      const happened = moment(p, box, x, y);
+      if (happened) return happened;
       let best = null;
       let near = Infinity;
       spec.series.forEach((s, k) => {
@@ -348,6 +418,7 @@ const KINDS = {
     ticksBelow(p, box, spec.x);
     const each = (box.bottom - box.top) / Math.max(1, spec.rows.length);
     const across = (v) => box.left + (box.right - box.left) * at(spec.x, v);
+    moments(p, box, false);
     for (const marks of spec.marks) {
       const [top, tall] = [box.top + each * (marks.row + marks.lane[0]), each * (marks.lane[1] - marks.lane[0])];
       const [from, to] = [p.column(marks.at), marks.to === null ? null : p.column(marks.to)];
@@ -372,6 +443,8 @@ const KINDS = {
       line(g, [[across(spec.now), box.top], [across(spec.now), box.bottom]]);
     }
     return (x, y) => {
+      const happened = moment(p, box, x, y);
+      if (happened) return happened;
       const row = Math.floor((y - box.top) / each);
       let [best, near] = [null, 12];
       for (const marks of spec.marks) {
@@ -542,7 +615,7 @@ class Panel {
     });
   }
 
-  draw(spec, most, column) {
+  draw(spec, most, column, alone) {
     const colours = theme(this.el);
     this.el.style.gridColumn = `span ${6 / Math.min(spec.per_row, most)}`;
     this.canvas.style.height = `${spec.height}px`;
@@ -557,7 +630,7 @@ class Panel {
     const g = this.canvas.getContext("2d");
     g.setTransform(dots, 0, 0, dots, 0, 0);
     g.clearRect(0, 0, width, height);
-    const find = KINDS[spec.kind]({ g, spec, width, height, colours, column });
+    const find = KINDS[spec.kind]({ g, spec, width, height, colours, column, alone });
     const found = this.pointer && find(...this.pointer);
     this.readout.hidden = !found;
     if (!found) return;
@@ -735,6 +808,7 @@ export default () => {
       const { head, panels: specs } = held;
       const most = root.clientWidth >= THREE ? 3 : root.clientWidth >= TWO ? 2 : 1;
       root.style.color = theme(root).ink;
+      root.classList.toggle("isthmus-compact", Boolean(head.compact));
       title.textContent = head.title || "Waiting for the first event …";
       if (answer.textContent !== (head.answer || "")) answer.textContent = head.answer || "";
       answer.hidden = !head.answer;
@@ -742,7 +816,7 @@ export default () => {
       if (head.at_rest) timer ||= setTimeout(() => model.send({ ask: "rest" }), 1500); // usually replaced before that
       while (panels.length > specs.length) panels.pop().el.remove();
       while (panels.length < specs.length) panels.push(new Panel(root, view.request));
-      specs.forEach((spec, k) => panels[k].draw(spec, most, held.column));
+      specs.forEach((spec, k) => panels[k].draw(spec, most, held.column, specs.length === 1));
     };
     const view = {
       request() {

@@ -59,6 +59,7 @@ from lab.events import Ended, Event, Started
 from widgets.boards import Board
 from widgets.canvas import Canvas
 from widgets.menus import padded, with_menu
+from widgets.moments import Moments
 from widgets.pictures import Note, Picture, bundle, stored
 
 RATE = 8  # drawings of a view a second, at most
@@ -110,11 +111,13 @@ class View:
     detail = BRIEF  # of a view that leads: how much is shown
 
     heading = ""  # before the title, where views of several runs stand beside each other
+    moments: Moments | None = None  # what happened when, where pictures of several views share one time axis
 
     _lock: ClassVar = threading.RLock()  # a run feeds views from one thread, a person chooses in another
     _screen: Screen | None = None
     _changed = False
     _at_rest = False
+    _resting = False  # it comes to rest, or has: all pictures, in full
     _dropped: Note | None = None
     _several = True  # pictures, when it was drawn last
     _run = ""  # the name of the run that the present event belongs to, for views that compare
@@ -132,7 +135,7 @@ class View:
             for event in events:
                 if isinstance(event, self.reads):
                     self.fold(event)
-            self._at_rest = True
+            self._at_rest = self._resting = True
         return self
 
     def board(self) -> Board:
@@ -143,15 +146,23 @@ class View:
                 return Board(title, [self._dropped])
             pictures = self.pictures()
             self._several = len(pictures) > 1
-            return Board(title, pictures[:1] if self._brief else pictures, self.answer())
+            shown = pictures[:1] if self._leads and self.detail == BRIEF else pictures
+            if self.moments is not None:
+                shown = [self.moments.over(picture, self._compact) for picture in shown]
+            return Board(title, shown, self.answer())
 
     @property
-    def _brief(self) -> bool:
-        return self.leads and self.detail == BRIEF
+    def _compact(self) -> bool:
+        """Whether it moves among others on one screen."""
+        return self.moments is not None and not self._resting
+
+    @property
+    def _leads(self) -> bool:
+        return self.leads or self._compact
 
     def _controls(self) -> list[Control]:
         more = Control("detail", "show", self.detail, [BRIEF, WHOLE])
-        return [*([more] if self.leads and self._several else []), *self.controls()]
+        return [*([more] if self._leads and self._several else []), *self.controls()]
 
     def bundle(self) -> dict[str, Any]:
         """What a notebook keeps: the board, in plotly with a menu where there is something to choose."""
@@ -223,7 +234,7 @@ class View:
 
     def _take(self, event: Event, run: str) -> None:
         if self._at_rest and isinstance(event, Started):  # a new run, in a new place
-            self._screen, self._at_rest = None, False
+            self._screen, self._at_rest, self._resting = None, False, False
         if isinstance(event, self.reads):
             self._run = run
             self.fold(event)
@@ -265,6 +276,7 @@ class View:
         """
         with self._lock:
             if not self._at_rest:
+                self._resting = True
                 self._place().rest(self.board(), self.bundle)
                 self._at_rest = True
 
@@ -276,7 +288,7 @@ class View:
 
     def _draw(self, board: Board | None = None) -> None:
         if self._screen is not None and not self._at_rest:
-            self._screen.draw(self.board if board is None else lambda: board, self._controls())
+            self._screen.draw(self.board if board is None else lambda: board, self._controls(), self._compact)
             self._changed = False
 
     def _drop(self, error: Exception) -> None:
@@ -323,9 +335,12 @@ class Screen:
         self,
         where: str,
         clock: Callable[[], float] = time.monotonic,
+        work: Callable[
+            [], float
+        ] = time.thread_time,  # what drawing took: time in which others had the processor does not count
         choose: Callable[[str, str], None] = lambda name, value: None,
     ):
-        self.where, self.clock = where, clock
+        self.where, self.clock, self.work = where, clock, work
         self.canvas = Canvas(choose) if where == "live" else None
         self.display_id = uuid.uuid4().hex
         self.drawn, self.next = -math.inf, -math.inf  # when it was, and when it may be again
@@ -343,13 +358,14 @@ class Screen:
     def is_due(self) -> bool:
         return self.canvas is not None and self.clock() >= self.next
 
-    def draw(self, board: Callable[[], Board], controls: Sequence[Control] = ()) -> None:
+    def draw(self, board: Callable[[], Board], controls: Sequence[Control] = (), compact: bool = False) -> None:
         if self.canvas is not None:
-            began = self.clock()
-            self.canvas.draw(board(), controls=[asdict(c) for c in controls])
+            began, worked = self.clock(), self.work()
+            self.canvas.draw(board(), controls=[asdict(c) for c in controls], compact=compact)
             self.drawn = ended = self.clock()
+            took = self.work() - worked
             num_live = sum(abs(ended - screen.drawn) < LIVELY for screen in Screen.made)  # they share `SHARE`
-            self.next = max(began + 1 / RATE, ended + (ended - began) * num_live / SHARE)
+            self.next = max(began + 1 / RATE, ended + took * num_live / SHARE)
 
     def rest(self, board: Board, forms: Callable[[], dict[str, Any]]) -> None:
         """One output for good. The canvas stays behind it for a page that was loaded again and no longer knows the cell."""

@@ -195,6 +195,46 @@ def test_two_notebooks_at_once(lab: JupyterLab) -> None:
         nb.close()
 
 
+REPLAY = """
+import lab
+from widgets import Drift, Knobs, Losses, SyncCalendar
+again = lab.replay(STORED, 1.0, name="stored run")
+again.panel(Losses(networks={}), SyncCalendar(), Drift(), Knobs())
+"""
+PLACES = """() => {
+  const of = (found) => [...document.querySelectorAll(found)].map((el) => el.getBoundingClientRect()).map((b) => [b.left, b.top, b.right, b.bottom]);
+  const [sides] = [[...document.querySelectorAll('.isthmus-board')].map((b) => JSON.stringify(b.held.panels[0].time?.sides))];
+  return { boards: of('.isthmus-board'), knobs: of('.isthmus-knobs')[0], status: of('.isthmus-status')[0], notebook: of('.jp-WindowedPanel-outer')[0], sides };
+}"""
+
+
+def test_cause_and_effect_on_one_screen(lab: JupyterLab) -> None:
+    """What the classroom replays: buttons beside pictures that stand above each other on one time axis, all within 1400 × 900; in
+    a narrow page one column; the line that says how far it is stays in sight.
+    """
+    nb = lab.open("screen.ipynb", [REPLAY.replace("STORED", repr(str(STORED))).strip()])
+    nb.page.set_viewport_size({"width": 1400, "height": 900})
+    nb.run(0)
+    nb.page.wait_for_function(
+        "() => [...document.querySelectorAll('.isthmus-board')].filter((b) => b.held.panels[0]?.time).length === 4"
+    )
+    nb.press("Pause")
+    seen = nb.js(PLACES)
+    assert len({*seen["sides"]}) == 1
+    assert len({(board[0], board[2]) for board in seen["boards"]}) == 1
+    assert seen["knobs"][2] <= seen["boards"][0][0]
+    assert seen["boards"][0][1] >= seen["status"][3] - 1
+    assert seen["boards"][-1][3] <= seen["notebook"][3]
+    nb.page.set_viewport_size({"width": 800, "height": 900})
+    nb.page.wait_for_function(f"() => {{ const p = ({PLACES})(); return p.boards[0][1] >= p.knobs[3] - 1; }}")
+    nb.js("() => document.querySelector('.jp-WindowedPanel-outer').scrollTo(0, 350)")
+    nb.page.wait_for_function(f"() => {{ const p = ({PLACES})(); return Math.abs(p.status[1] - p.notebook[1]) < 2; }}")
+    nb.press("Stop")
+    nb.page.wait_for_selector("canvas", state="detached")
+    assert at_rest(nb) == 4
+    nb.close()
+
+
 def test_the_cockpit(lab: JupyterLab) -> None:
     """Its controls stay in the page; what is saved while nothing runs holds words and pictures."""
     source = "import widgets\nfrom tests.support.recipes import recipe\nwidgets.cockpit(recipe(steps=60))"

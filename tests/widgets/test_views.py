@@ -431,7 +431,7 @@ def test_drawing_is_rare_and_only_when_something_changed(monkeypatch):
             return RoutingStability.pictures(self)
 
     view = Slow()
-    view._screen = widgets.view.Screen("live", clock=lambda: now[0])
+    view._screen = widgets.view.Screen("live", clock=lambda: now[0], work=lambda: now[0])
     stream = [e for e in routing(looks=40) if isinstance(e, Started | Routed)]
     for event in stream[:40]:
         view(event)

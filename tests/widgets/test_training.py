@@ -1,0 +1,115 @@
+"""Training from a cell: how long it will take, and a picture from the first step on where somebody looks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+import widgets.training
+import widgets.view
+from lab.events import Started, Stepped
+from tests.support.recipes import recipe
+from widgets.training import MOST, _Lines, _Picture, train_all
+from widgets.training_losses import Losses
+
+pytestmark = pytest.mark.usefixtures("nothing_left_behind")
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    said: list[str] = []
+
+    class Handle:
+        def update(self, forms: dict[str, str], raw: bool) -> None:
+            said.append(forms["text/plain"])
+
+    monkeypatch.setattr("widgets.training.display", lambda *_, **__: Handle())
+    return said
+
+
+def test_the_line_says_how_long_all_of_them_take(told: list[str]) -> None:
+    """At the pace of this run; what is finished already takes no time."""
+    lines, now = _Lines({"a": 10, "b": 30, "c": 0}), [0.0]
+    lines.begin("a", recipe(steps=10))
+    lines.progress._clock = lambda: now[0]
+    lines(Started(1, {}, 1, [1], 30, None, 1.0, {}))
+    for step in (1, 2, 3):
+        now[0] += 2.0
+        lines.shown = -1e9
+        lines(Stepped(step, [1.0], 1.0, 0.1))
+    assert told[-1].startswith("a  1 of 3, 74 s for all: step 3 of 10")  # 7 steps and 30 more, 2 s each
+    assert told[-1].endswith("14 s left")
+    lines.end()
+    lines.begin("b", recipe(steps=30))
+    lines.shown = -1e9
+    lines(Stepped(1, [1.0], 1.0, 0.1))
+    assert "for all" not in told[-1]  # the last: what is left of it is what is left
+
+
+@pytest.fixture
+def looking(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """In front of a person; (runs in the picture, points of the one that is trained) at every drawing."""
+    drawn: list[tuple[int, int]] = []
+
+    class Canvas:
+        def __init__(self, choose: Any):
+            self.forms: dict[str, Any] = {}
+
+        def _repr_mimebundle_(self) -> dict[str, Any]:
+            return {}
+
+        def draw(self, board: Any, **head: Any) -> None:
+            (picture,) = board.pictures
+            drawn.append((len(picture.names), max(len(s.x) for s in picture.series)))
+
+    for place in (widgets.training, widgets.view):
+        monkeypatch.setattr(place, "surroundings", lambda: "live")
+    for name in ("display", "update_display"):
+        monkeypatch.setattr(widgets.view, name, lambda *_, **__: None)
+    monkeypatch.setattr(widgets.view, "Canvas", Canvas)
+    monkeypatch.setattr(widgets.view, "RATE", 1e9)
+    monkeypatch.setattr(widgets.view, "SHARE", 1e9)
+    return drawn
+
+
+def test_a_picture_from_the_first_step_on(told: list[str], looking: list[tuple[int, int]], tmp_path: Any) -> None:
+    """All runs are in its legend before the first has begun; finished ones are not trained again, and there is no picture of them alone."""
+    runs = {"one": recipe(steps=4), "two": recipe("ddp", steps=4)}
+    done = train_all(runs, tmp_path)
+    assert looking[0] == (2, 0)
+    assert (2, 1) in looking
+    assert looking[-1] == (2, 4)
+    assert [len(columns.step) for columns in done.values()] == [4, 4]
+    looking.clear()
+    assert train_all(runs, tmp_path)["two"].loss.tolist() == done["two"].loss.tolist()
+    assert looking == []
+
+
+def test_what_is_interrupted_leaves_a_picture_at_rest(
+    told: list[str], looking: list[tuple[int, int]], tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rested: list[bool] = []
+    monkeypatch.setattr(Losses, "rest", lambda self: rested.append(True))
+
+    def cut_off(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(widgets.training, "train", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        train_all({"one": recipe(steps=4)}, tmp_path)
+    assert rested == [True]
+
+
+def test_of_many_runs_the_last_are_shown(looking: list[tuple[int, int]]) -> None:
+    names = [f"r{k}" for k in range(MOST + 3)]
+    picture = _Picture(dict.fromkeys(names, 4))
+    for name in names:
+        picture.begin(name)
+    assert picture.view is not None
+    assert [*picture.view.runs] == names[3:]
+    assert picture.view.board().title == f"The last {MOST} of {MOST + 3} runs · Does it learn?"
+
+
+def test_nobody_looks_no_picture(told: list[str], tmp_path: Any) -> None:
+    assert _Picture({"one": 4}).view is None
