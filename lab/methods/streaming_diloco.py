@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable
-from typing import Annotated, Literal
+from typing import Annotated
 
 import torch
 from pydantic import Field
@@ -17,6 +15,7 @@ from lab.engine.outer import descend_
 from lab.engine.stack import Stack, clip_
 from lab.engine.state import Grad, State
 from lab.errors import RecipeError
+from lab.methods.fragments import Pattern, fragments
 from lab.methods.registry import method
 
 
@@ -47,7 +46,7 @@ class StreamingDiLoCo:
 
     sync_every: Period = 32
     num_fragments: Period = 2
-    pattern: Literal["strided", "contiguous"] = "strided"
+    pattern: Pattern = "strided"
     overlap: Annotated[int, Field(ge=0)] = 1
     mix: Fraction = 0.5
     inner: Optimizer = Field(default_factory=lambda: AdamW(lr=3e-3))
@@ -112,25 +111,3 @@ class StreamingDiLoCo:
 
     def _due(self, p: int, t: int) -> bool:
         return t >= 1 and (t - p * self.sync_every // self.num_fragments) % self.sync_every == 0
-
-
-def fragments(names: Iterable[str], num: int, pattern: str = "strided") -> list[list[str]]:
-    """Tensors by fragment: whole layers (``….3.…`` is layer 3), in the order of the model.
-
-    Raises
-    ------
-    RecipeError
-        if there are fewer layers than fragments.
-    """
-    layers: dict[str, list[str]] = {}
-    for name in names:
-        inside = re.match(r"(.*?\.\d+)\.", name)
-        layers.setdefault(inside[1] if inside else name, []).append(name)
-    if num > len(layers):
-        raise RecipeError(
-            f"num_fragments = {num} is more than the {len(layers)} layers and single tensors of the model"
-        )
-    out: list[list[str]] = [[] for _ in range(num)]
-    for i, layer in enumerate(layers.values()):
-        out[i % num if pattern == "strided" else i * num // len(layers)] += layer
-    return out

@@ -120,6 +120,15 @@ PRESETS: dict[str, dict[str, Any]] = {
         "method": {"name": "streaming_diloco", "sync_every": 16, "num_fragments": 2, "inner": _ADAMW},
         "codecs": {"params": "e3m0"},
     },
+    "streaming_des_loc": _SMALL
+    | {
+        "method": {
+            "name": "streaming_des_loc",
+            "sync_every": {"params": 16, "exp_avg": 48, "exp_avg_sq": 96},
+            "num_fragments": 2,
+            "inner": _ADAMW,
+        }
+    },
     # DiLoCo over Muon is MuLoCo (Thérien et al. 2025, arXiv 2505.23725); the rate is ours.
     "muloco": _SMALL
     | {

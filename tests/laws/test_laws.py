@@ -51,6 +51,8 @@ HANDED_IN = ("reduce", "gather")  # to a server
 IN_PARTS = (
     "streaming_diloco",
     "streaming_diloco three",
+    "streaming_des_loc",
+    "streaming_des_loc two",
     "noloco",
     "noloco pull",
     "sparse_loco",
@@ -512,7 +514,7 @@ def test_a_run_that_blows_up_says_so() -> None:
 
 WITH_MEMORY = ["ddp", "diloco", "des_loc", "des_loc outer", "local_sgd reset", "mt_dao two momenta", "photon FedMom"]
 WITH_MEMORY += ["lordo error feedback", "streaming_diloco three", "noloco pull", "sparta outer", "demo", "sparse_loco"]
-WITH_MEMORY += ["async_diloco paces"]
+WITH_MEMORY += ["async_diloco paces", "streaming_des_loc two"]
 
 
 @pytest.mark.parametrize("name", WITH_MEMORY)

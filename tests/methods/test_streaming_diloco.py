@@ -17,7 +17,8 @@ from lab.engine.optim import AdamW, Nesterov, Optimizer
 from lab.errors import RecipeError
 from lab.events import Sent
 from lab.methods.diloco import DiLoCo
-from lab.methods.streaming_diloco import StreamingDiLoCo, fragments
+from lab.methods.fragments import fragments
+from lab.methods.streaming_diloco import StreamingDiLoCo
 from lab.runs.trainer import Trainer, dry_run
 from tests.support.bench import F64, Bench, close, drawn
 from tests.support.points import START, points, slope, values

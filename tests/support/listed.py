@@ -34,6 +34,7 @@ from lab.methods.server_labels import ServerTraining
 from lab.methods.sparse_loco import SparseLoCo
 from lab.methods.sparsyfed import SparsyFed
 from lab.methods.sparta import SPARTA
+from lab.methods.streaming_des_loc import StreamingDESLOC
 from lab.methods.streaming_diloco import StreamingDiLoCo
 from lab.methods.term import TERM
 from lab.methods.top_k import TopK
@@ -154,6 +155,10 @@ LISTED: dict[str, Method] = {
     "photon FedYogi": Photon(3, ADOPT, inner_states="kept", outer=Optimizer("FedYogi", 0.01)),
     "streaming_diloco one": StreamingDiLoCo(2, 1, overlap=0, mix=0.0),
     "streaming_diloco three": StreamingDiLoCo(4, 3, "contiguous", overlap=2, mix=0.25, inner=SGDM),
+    "streaming_des_loc one": StreamingDESLOC({"params": 2, "exp_avg": 3, "exp_avg_sq": 4}, 1, overlap=0),
+    "streaming_des_loc two": StreamingDESLOC(
+        {"params": 3, "exp_avg": 4}, 2, "contiguous", 2, 0.25, outer=Nesterov(0.7, 0.9)
+    ),
     "noloco pull": NoLoCo(2, SGDM, lr=0.5, momentum=0.3, pull=0.9, pair_seed=4),
     "noloco all": NoLoCo(2, pull=0.0, group_size=9),
     "sparta a third": SPARTA(2, 0.3, SGDM),
