@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -187,6 +188,18 @@ class Claims:
     rows: tuple[Claim, ...]
 
     @property
+    def answer(self) -> str:
+        """How many hold, and which are contradicted, in a sentence; empty where there is no claim."""
+        counts = tally(self.rows)
+        if not counts:
+            return ""
+        words = {"holds": "hold", "inconclusive": "undecided"}
+        parts = ", ".join(f"{n} {words.get(verdict, verdict)}" for verdict, n in counts.items())
+        against = list(dict.fromkeys(c.says for c in self.rows if c.verdict == "contradicted"))
+        which = f"; not so: {'; '.join(against)}" if against else ""
+        return f"So: of {len(self.rows)} claim{'s' * (len(self.rows) != 1)} {parts}{which}."
+
+    @property
     def looks(self) -> str:
         """How many claims were judged by intervals, and what that means for those decided; empty if none was."""
         tested = [c for c in self.rows if any(e.line_interval for e in c.effects)]
@@ -201,7 +214,7 @@ class Claims:
         return words + "."
 
     def to_text(self) -> str:
-        lines = []
+        lines = [self.answer]
         for c in self.rows:
             lines.append(f"{SIGN[c.verdict]} {c.verdict:<13} {c.paper}: {c.says} [{c.setting}]")
             counts = f" (counts: {c.what_counts})" if c.effects else ""
@@ -215,7 +228,8 @@ class Claims:
             for c in self.rows
         ]
         table = html_table(head, rows, style="text-align:left;vertical-align:top")
-        return table + (f"<p>{self.looks}</p>" if self.looks else "")
+        answer = f"<p><b>{html.escape(self.answer)}</b></p>" if self.answer else ""
+        return answer + table + (f"<p>{self.looks}</p>" if self.looks else "")
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
         return {

@@ -235,6 +235,23 @@ def test_many_looks_are_said() -> None:
     assert Claims("n", tuple(rows[3:])).looks == ""
 
 
+def test_a_table_begins_with_its_answer() -> None:
+    rows = (
+        Claim.exact("P", "twice <as> few", "any", 2, 2),
+        Claim.exact("P", "three times", "any", 2, 3),
+        Claim.effect("P", "better", "any", [1.0, 1.1, 1.2], [2.0, 2.2, 2.1], 0),
+        Claim.effect("P", "much better", "any", [1.0], [2.0], 0),
+        Claim.untested("P", "faster", "GPUs", "no GPU"),
+    )
+    claims = Claims("n", rows)
+    says = "So: of 5 claims 1 exact, 1 hold, 1 contradicted, 1 undecided, 1 not tested; not so: three times."
+    assert claims.answer == claims.to_text().splitlines()[0] == says
+    assert f"<b>{says}</b>" in claims.to_html()
+    assert Claims("n", (Claim.exact("P", "a <b> c", "any", 2, 3),)).to_html().count("not so: a &lt;b&gt; c") == 1
+    assert Claims("n", ()).answer == ""
+    assert Claims("n", ()).to_text() == ""
+
+
 def test_what_a_notebook_keeps_comes_back_and_what_it_kept_before_too() -> None:
     """Effects with runs that diverged are strict JSON; verdicts of earlier versions are inconclusive where they had no interval."""
     rows = (
