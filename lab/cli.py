@@ -1087,7 +1087,7 @@ def _named(kind: str) -> list[tuple[str, str]]:
     from lab.engine.optim import ELEMENTWISE
     from lab.methods import METHODS, declared
     from lab.models.registry import MODELS
-    from lab.recipes.presets import PRESETS
+    from lab.recipes.presets import PRESETS, in_words
     from lab.recipes.recipe import SIZES
 
     match kind:
@@ -1108,9 +1108,11 @@ def _named(kind: str) -> list[tuple[str, str]]:
             )
         case "networks":
             return [(name, described(net)) for name, net in NETWORKS.items()]
+        case "presets":
+            return [(name, in_words(name)) for name in PRESETS]
         case "tasks":
             return [(f"task:{name}", "") for name in TASKS]
-    of: dict[str, Any] = {"presets": PRESETS, "optimizers": ELEMENTWISE, "corpora": CORPORA, "devices": DEVICES}
+    of: dict[str, Any] = {"optimizers": ELEMENTWISE, "corpora": CORPORA, "devices": DEVICES}
     return [(name, "") for name in of[kind]]
 
 

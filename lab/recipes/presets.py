@@ -382,3 +382,20 @@ PRESETS: dict[str, dict[str, Any]] = {
         "schedule": {"kind": "cosine", "warmup": 1000, "final": 0.1},
     },
 }
+
+
+def in_words(name: str) -> str:
+    """A preset in a few words, as it is written: ``des_loc, nano, stdlib, 4 workers, 384 steps``. Nothing is made or checked for that."""
+    of = PRESETS[name]
+    model, data = of.get("model", "nano"), of.get("data") or of.get("corpus", "stdlib")
+    shape = model if isinstance(model, str) else model.get("size") or model.get("name") or f"width {model.get('dim')}"
+    what = data if isinstance(data, str) else data.get("name", "")
+    clients = of.get("clients", {}).get("num")
+    workers = of.get("num_workers", 4)
+    who = f"{clients:,} clients" if clients else f"{workers} worker{'s' * (workers != 1)}"
+    parts = (_name(of["method"]), shape, what.partition("?")[0], who, f"{of.get('steps', 0):,} steps")
+    return ", ".join(dict.fromkeys(part for part in parts if part))
+
+
+def _name(method: Any) -> str:
+    return str(method if isinstance(method, str) else method["name"])

@@ -30,8 +30,8 @@ from lab.models.shape import Shape
 from lab.optimizers.options import KINDS, options_of
 from lab.optimizers.schedule import Schedule
 from lab.recipes.notes import notes
-from lab.recipes.presets import PRESETS
-from lab.recipes.recipe import Recipe
+from lab.recipes.presets import PRESETS, in_words
+from lab.recipes.recipe import SIZES, Recipe
 from lab.recipes.scenario import Scenario
 from lab.runs.build import check_memory, check_size
 from lab.runs.trainer import Trainer
@@ -681,3 +681,14 @@ def test_experts_whose_numbers_are_drawn() -> None:
 def test_what_is_odd_and_means_something_is_taken(preset: str, overrides: list[str]) -> None:
     """At least one element is sent, a rank is cut to the shorter side, an outage may last to the end: documented, so no note."""
     assert notes(Recipe.of(preset, overrides)) == []
+
+
+def test_presets_in_words_are_what_they_are() -> None:
+    for name in PRESETS:
+        recipe, (method, *others) = Recipe.of(name), in_words(name).split(", ")
+        assert METHODS[method] is type(recipe.method), name
+        workers = f"{recipe.clients.num:,} clients" if recipe.clients.num else f"{recipe.num_workers} worker"
+        assert any(words.startswith(workers) for words in others), name
+        assert others[-1] == f"{recipe.steps:,} steps", name
+        model = next((size for size, shape in SIZES.items() if shape == recipe.model), None)
+        assert model is None or model in others, name
