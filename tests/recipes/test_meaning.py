@@ -31,7 +31,7 @@ from lab.optimizers.options import KINDS, options_of
 from lab.optimizers.schedule import Schedule
 from lab.recipes.notes import notes
 from lab.recipes.presets import PRESETS, in_words
-from lab.recipes.recipe import SIZES as SHAPES
+from lab.recipes.recipe import SIZES as NAMED
 from lab.recipes.recipe import Recipe
 from lab.recipes.scenario import Scenario
 from lab.runs.build import check_memory, check_size
@@ -691,5 +691,5 @@ def test_presets_in_words_are_what_they_are() -> None:
         workers = f"{recipe.clients.num:,} clients" if recipe.clients.num else f"{recipe.num_workers} worker"
         assert any(words.startswith(workers) for words in others), name
         assert others[-1] == f"{recipe.steps:,} steps", name
-        model = next((size for size, shape in SHAPES.items() if shape == recipe.model), None)
+        model = next((size for size, shape in NAMED.items() if shape == recipe.model), None)
         assert model is None or model in others, name
