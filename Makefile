@@ -12,11 +12,12 @@ LOCKED ?= yes
 JOBS ?= logical
 BIN := .venv/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS)
+FRONTEND = $(BIN)/python -m widgets.resting
 TORCH = $(PIP) -c constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
 ifeq ($(LOCKED),yes)
-INSTALL = $(PIP) --require-hashes --no-deps -r $(1).lock && $(TORCH) && $(PIP) --no-deps --no-build-isolation -e .
+INSTALL = $(PIP) --require-hashes --no-deps -r $(1).lock && $(TORCH) && $(PIP) --no-deps --no-build-isolation -e . && $(FRONTEND)
 else
-INSTALL = $(TORCH) && $(PIP) -e ".[$(2)]"
+INSTALL = $(TORCH) && $(PIP) -e ".[$(2)]" && $(FRONTEND)
 endif
 
 .PHONY: demo test quick lab bench lint site lock clean

@@ -109,6 +109,7 @@ class Axis:
             "low": rounded(self.low),
             "high": rounded(self.high),
             "log": self.log,
+            "whole": self.whole,
             "unit": self.unit,
             "ticks": ticks,
         }

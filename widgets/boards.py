@@ -12,7 +12,7 @@ from typing import Any
 
 from widgets.axes import FLUID, head, layout_of
 from widgets.colours import INK, LABEL, TITLE
-from widgets.pictures import Held, Picture, listed
+from widgets.pictures import Figure, Held, Picture, listed
 
 BOARD = 960  # width in pixels
 _MOST = 3  # pictures in a row
@@ -61,7 +61,7 @@ class Board(Picture):
     def _answer(self, width: int) -> list[str]:
         return textwrap.wrap(self.answer, int((width - 28) / _LETTERS))
 
-    def plotly(self, width: int = BOARD) -> dict[str, Any]:
+    def plotly(self, width: int = BOARD) -> Figure:
         whole = self.height(width)
         layout = layout_of(self.title, {}, {}, whole)
         layout |= {"margin": {"l": 0, "r": 0, "t": 0, "b": 0}, "shapes": [], "annotations": []}
@@ -97,7 +97,7 @@ class Board(Picture):
             at = {"x": (left + 12) / width, "y": 1 - (top + 8) / whole, "xanchor": "left", "yanchor": "top"}
             words = {"text": html.escape(picture.title), "showarrow": False, "font": {"size": TITLE, "weight": 600}}
             layout["annotations"].append({"xref": "paper", "yref": "paper"} | at | words)
-        return {"data": data, "layout": layout}
+        return Figure(data=data, layout=layout)
 
     def svg(self, width: int = BOARD, height: int | None = None) -> str:
         out = head(width, height or self.height(width), self.title, size=16, says=self.answer)

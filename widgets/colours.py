@@ -20,6 +20,7 @@ GROUND = "#ffffff"  # below SVG and plotly
 INK = "#24292f"  # titles, names, words
 SOFT = "#555555"  # numbers at ticks, notes, frames of cells, rings of dots, lines that mark a level
 GRID = "#e3e3e3"  # lines behind, of which nothing is read that ticks do not say
+DARK_GROUND, DARK_INK, DARK_SOFT = "#111111", "#e6e6e6", "#b0b0b0"  # of a page of our own, where the system is dark
 CONTROL = "#f1f1f1"  # below the words of a menu or a slider
 
 TITLE, LABEL, TICK = 14, 13, 12  # pixels: a title, a name or a sentence, a number at a tick

@@ -12,7 +12,7 @@ from lab.runs.growing import Extent
 from widgets.axes import Axis, Box, layout_of, rounded
 from widgets.colours import CIVIDIS, COLOURS, LABEL, SOFT, TICK
 from widgets.matrices import colour_bar
-from widgets.pictures import DASHES, SVG_DASHES, WIDTH, Held, Picture, legend_rows, listed, plotly_text
+from widgets.pictures import DASHES, SVG_DASHES, WIDTH, Figure, Held, Picture, legend_rows, listed, plotly_text
 
 UNKNOWN = COLOURS[6]  # of a dot without a value
 NARROWEST = 600  # pixels at which labels must not touch
@@ -70,7 +70,7 @@ class Graph(Picture):
             return None
         return Axis(self.unit, known.low, known.high if known.high > known.low else known.low + 1)
 
-    def plotly(self, width: int = WIDTH) -> dict[str, Any]:
+    def plotly(self, width: int = WIDTH) -> Figure:
         data, first = list[dict[str, Any]](), {id(link) for link in self.legend}
         by_look = sorted(self.links, key=lambda link: (link.name, link.width, id(link) not in first))
         for (name, wide), links in groupby(by_look, lambda link: (link.name, link.width)):
@@ -94,7 +94,7 @@ class Graph(Picture):
         layout = layout_of(self.title, x_axis, {"range": [1, top]} | axis, tall)
         layout["margin"] |= {"l": SIDES[0], "r": SIDES[1], "t": above, "b": 74}
         layout["legend"] = {"orientation": "h", "x": 0, "y": 1, "xanchor": "left", "yanchor": "bottom"}
-        return {"data": data, "layout": layout}
+        return Figure(data=data, layout=layout)
 
     def _plotly_dots(self, dots: Sequence[Dot], scale: Axis | None) -> dict[str, Any]:
         marker: dict[str, Any] = {"size": 2 * self.radius, "line": {"color": SOFT, "width": 1}, "color": UNKNOWN}

@@ -14,7 +14,7 @@ import numpy as np
 
 from widgets.axes import Axis, Box, layout_of, rounded
 from widgets.colours import CIVIDIS, GROUND, HELD, INK, LABEL, SOFT, TICK
-from widgets.pictures import WIDTH, Held, Picture, listed, plotly_text
+from widgets.pictures import WIDTH, Figure, Held, Picture, listed, plotly_text
 
 MAX_COLUMNS = 200
 MAX_TICKS = 16  # of rows
@@ -82,7 +82,7 @@ class Matrix(Picture):
             edges=ends[1:-1],
         )
 
-    def plotly(self, width: int = WIDTH) -> dict[str, Any]:
+    def plotly(self, width: int = WIDTH) -> Figure:
         c = self.cells
         says = self.hover.replace("{row}", "%{y}").replace("{column}", "%{x}").replace("{value}", "%{z}")
         last = len(self.colours) - 1
@@ -120,7 +120,7 @@ class Matrix(Picture):
             {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": e - 0.5, "y1": e - 0.5, "line": line}
             for e in c.edges
         ]
-        return {"data": [trace], "layout": layout}
+        return Figure(data=[trace], layout=layout)
 
     def svg(self, width: int = WIDTH, height: int | None = None) -> str:
         c = self.cells
@@ -241,7 +241,7 @@ class Grid(Picture):
     def height(self, width: int) -> int:
         return 88 + max(84, min(18 * len(self.rows), 256))
 
-    def plotly(self, width: int = WIDTH) -> dict[str, Any]:
+    def plotly(self, width: int = WIDTH) -> Figure:
         return self.matrix().plotly(width)
 
     def svg(self, width: int = WIDTH, height: int | None = None) -> str:

@@ -6,12 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from widgets.colours import COLOURS, CONTROL, INK, LABEL, TICK
+from widgets.pictures import Figure
 
 MODE_BAR = 60  # pixels that plotly's own buttons take in the corner of a menu
 SLIDER = 84  # pixels that a slider needs below a figure
 
 
-def padded(lead: dict[str, Any], whole: dict[str, Any]) -> dict[str, Any]:
+def padded(lead: dict[str, Any], whole: dict[str, Any]) -> Figure:
     """A figure of the first pictures of another, with what else that has unseen, so that a menu can turn one into the other."""
     first, layout = len(lead["data"]), dict(lead["layout"])
     unseen = [trace | {"visible": False} for trace in whole["data"][first:]]
@@ -21,10 +22,10 @@ def padded(lead: dict[str, Any], whole: dict[str, Any]) -> dict[str, Any]:
     for name, part in whole["layout"].items():
         if name not in layout:  # axes and legends
             layout[name] = part | {"visible": False} if isinstance(part, dict) else part
-    return {"data": [*lead["data"], *unseen], "layout": layout}
+    return Figure(data=[*lead["data"], *unseen], layout=layout)
 
 
-def with_menu(figures: Mapping[str, dict[str, Any]], active: str, label: str) -> dict[str, Any]:
+def with_menu(figures: Mapping[str, dict[str, Any]], active: str, label: str) -> Figure:
     """The figure ``active``, with a menu of all.
 
     Raises
@@ -35,10 +36,10 @@ def with_menu(figures: Mapping[str, dict[str, Any]], active: str, label: str) ->
     menu = {"buttons": _entries(figures, active, label), "type": "dropdown", "showactive": True}
     menu |= {"active": list(figures).index(active), "x": 1, "xanchor": "right", "y": 1, "yanchor": "top"}
     menu |= {"pad": {"t": 2, "r": MODE_BAR}, "font": {"size": TICK}, "bgcolor": CONTROL, "bordercolor": INK}
-    return {"data": figures[active]["data"], "layout": figures[active]["layout"] | {"updatemenus": [menu]}}
+    return Figure(data=figures[active]["data"], layout=figures[active]["layout"] | {"updatemenus": [menu]})
 
 
-def with_slider(figures: Mapping[str, dict[str, Any]], active: str, label: str) -> dict[str, Any]:
+def with_slider(figures: Mapping[str, dict[str, Any]], active: str, label: str) -> Figure:
     """The figure ``active``, with a slider below it that goes through all of them; they must be equally high.
 
     Raises
@@ -60,7 +61,7 @@ def with_slider(figures: Mapping[str, dict[str, Any]], active: str, label: str) 
         "tickcolor": INK,
     }
     room = {"height": height, "margin": layout["margin"] | {"b": layout["margin"]["b"] + SLIDER}}
-    return {"data": figures[active]["data"], "layout": layout | room | {"sliders": [slider]}}
+    return Figure(data=figures[active]["data"], layout=layout | room | {"sliders": [slider]})
 
 
 def _entries(

@@ -1,5 +1,5 @@
-"""Pictures: what is to be seen, once, in four forms that agree — canvas (while a run goes on), plotly (at rest), SVG
-(everywhere), text.
+"""Pictures: what is to be seen, once, in four forms that agree — canvas (live and at rest), SVG (where no
+script runs), text, and plotly for who asks for it.
 
 A picture answers one question, which stands above it. Colours and sizes of words are those of `widgets.colours`; every
 series also has its own dash or marker. Scales and ticks come from `widgets.axes`, so no form has its own idea of them.
@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import plotly.io
 
 from lab.runs.growing import Extent, Growing, Numbers, Spread
 from widgets.axes import Axis, Box, head, layout_of, rounded
 from widgets.colours import COLOURS, LABEL, SOFT, TICK, through
+from widgets.resting import MIME, document, lone, packed
 from widgets.time_axis import LEFT, RIGHT, TimeAxis
 
 MAX_POINTS = 400  # a line at rest
@@ -36,6 +36,8 @@ NARROW = 640  # below this width, legends stand above the curves instead of besi
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 SVG_DASHES = ("", "7 4", "2 3", "7 3 2 3", "11 4", "11 3 2 3")
 
+PLOTLY = "application/vnd.plotly.v1+json"
+
 Held = Callable[[Growing | list[Any]], Any]  # how a canvas refers to numbers that it holds already
 
 
@@ -44,13 +46,20 @@ def listed(numbers: Growing | list[Any]) -> Any:
     return [None if math.isnan(v) else v for v in numbers.values.tolist()] if isinstance(numbers, Growing) else numbers
 
 
+class Figure(dict[str, Any]):
+    """A plotly figure as plain JSON (``go.Figure(f)`` takes it). It shows itself where plotly is known."""
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
+        return {PLOTLY: stored(self), "text/plain": f"a plotly figure: {self['layout']['title']['text']}"}
+
+
 class Picture:
     """What all pictures can do: show themselves in a notebook, be saved, and say what a canvas has to draw."""
 
     title: str
 
-    def plotly(self, width: int = WIDTH) -> dict[str, Any]:
-        """A plotly figure as plain JSON, laid out for this width; its margins leave room for all that stands in them."""
+    def plotly(self, width: int = WIDTH) -> Figure:
+        """A plotly figure, laid out for this width, to be explored; its margins leave room for all that stands in them."""
         raise NotImplementedError
 
     def svg(self, width: int = WIDTH, height: int | None = None) -> str:
@@ -82,7 +91,7 @@ class Picture:
         if path.suffix == ".svg":
             path.write_text(self.svg(), encoding="utf-8")
         elif path.suffix == ".html":
-            plotly.io.write_html(self.plotly(), path, include_plotlyjs=True, validate=False)
+            path.write_text(document(self.title, resting(self), self.svg()), encoding="utf-8")
         else:
             raise ValueError(f"{path}: a picture is saved as .svg or .html")
 
@@ -183,7 +192,7 @@ class Lines(Picture):
         below = Axis.over(self.x, x, self.log_x) if self.time is None else self.time.axis(self.x)
         return below, Axis.over(self.y, y, self.log_y, pad=0.06)
 
-    def plotly(self, width: int = WIDTH) -> dict[str, Any]:
+    def plotly(self, width: int = WIDTH) -> Figure:
         x_axis, y_axis = self.axes()
         data = list(map(_filled, self.bands))
         for s in self.series:
@@ -231,7 +240,7 @@ class Lines(Picture):
             at = {"xref": "paper", "x": 1, "xanchor": "right", "y": math.log10(value) if self.log_y else value}
             words = at | {"text": label, "showarrow": False, "yshift": 9}
             layout["annotations"] = [*layout.get("annotations", []), words]
-        return {"data": data, "layout": layout}
+        return Figure(data=data, layout=layout)
 
     def svg(self, width: int = WIDTH, height: int | None = None) -> str:
         x_axis, y_axis = self.axes()
@@ -344,7 +353,7 @@ class Bars(Picture):
     def axis(self) -> Axis:
         return Axis(self.x, 0.0, 1.02 * (max(self.values, default=1.0) or 1.0))  # the longest has a label as well
 
-    def plotly(self, width: int = WIDTH) -> dict[str, Any]:
+    def plotly(self, width: int = WIDTH) -> Figure:
         bar = {
             "type": "bar",
             "orientation": "h",
@@ -361,7 +370,7 @@ class Bars(Picture):
         layout = layout_of(self.title, self.axis().plotly(), y_axis, self.height(width) + 30)
         left, right = self._beside(width)
         layout["margin"] |= {"l": left, "r": right}
-        return {"data": [bar], "layout": layout}
+        return Figure(data=[bar], layout=layout)
 
     def svg(self, width: int = WIDTH, height: int | None = None) -> str:
         left, right = self._beside(width)
@@ -413,13 +422,13 @@ class Note(Picture):
     def height(self, width: int) -> int:
         return 60 + 18 * len(self._lines(width))
 
-    def plotly(self, width: int = WIDTH) -> dict[str, Any]:
+    def plotly(self, width: int = WIDTH) -> Figure:
         layout = layout_of(self.title, {"visible": False}, {"visible": False}, self.height(width) + 40)
         words = {"text": "<br>".join(map(html.escape, self._lines(width))), "showarrow": False, "align": "left"}
         at = {"xref": "paper", "yref": "paper", "x": 0, "y": 1, "xanchor": "left", "yanchor": "top"}
         layout["annotations"] = [words | at]
         layout["margin"]["l"] = 12
-        return {"data": [], "layout": layout}
+        return Figure(data=[], layout=layout)
 
     def svg(self, width: int = WIDTH, height: int | None = None) -> str:
         out = head(width, height or self.height(width), self.title)
@@ -448,12 +457,18 @@ def numbered(pictures: Sequence[Picture]) -> list[Picture]:
 
 
 def bundle(picture: Picture) -> dict[str, Any]:
-    """What a notebook stores: drawn by plotly where it can be, as SVG elsewhere, as text in a terminal."""
+    """What a notebook stores: what `view.js` draws where it is known, SVG elsewhere, text in a terminal."""
     return {
-        "application/vnd.plotly.v1+json": stored(picture.plotly()),
+        MIME: resting(picture),
         "image/svg+xml": picture.svg(),
         "text/plain": picture.text(),
     }
+
+
+def resting(picture: Picture) -> dict[str, Any]:
+    """A picture, or a board of them, as it is drawn at rest."""
+    spec = picture.spec()
+    return packed({"": spec if spec["kind"] == "board" else lone(spec, picture.height(WIDTH))})
 
 
 def stored(figure: dict[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,8 @@ from IPython.display import display, update_display
 from widgets.boards import Board
 from widgets.menus import with_slider
 from widgets.panel import STYLE, bar
-from widgets.pictures import Bars, Note, Picture, bundle, stored
+from widgets.pictures import Bars, Figure, Note, Picture, bundle
+from widgets.resting import MIME, packed
 from widgets.static_fallback import StaticFallback
 from widgets.view import surroundings
 
@@ -104,9 +105,14 @@ class Question:
     def bundle(self) -> dict[str, Any]:
         """What a notebook keeps: the pictures of all places behind a slider, and that of ``at`` as SVG and text."""
         forms = bundle(self.board())
-        figures = {place: self.board(place).plotly() for place in self.places}
-        forms["application/vnd.plotly.v1+json"] = stored(with_slider(figures, self.at, self.slider))
+        control = {"name": "at", "label": self.slider, "value": self.at, "options": list(self.places), "slider": True}
+        forms[MIME] = packed({place: self.board(place).spec() for place in self.places}, control)
         return forms
+
+    def plotly(self) -> Figure:
+        """The same as a plotly figure, to be explored."""
+        figures = {place: self.board(place).plotly() for place in self.places}
+        return with_slider(figures, self.at, self.slider)
 
     def show(self) -> None:
         """Appear in this cell: ask for the prediction, or show what is so."""

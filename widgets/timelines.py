@@ -13,7 +13,7 @@ import numpy as np
 from lab.runs.growing import Growing
 from widgets.axes import Axis, Box, layout_of, rounded
 from widgets.colours import COLOURS, INK, LABEL
-from widgets.pictures import WIDTH, Held, Picture, beside, legend_rows, listed
+from widgets.pictures import WIDTH, Figure, Held, Picture, beside, legend_rows, listed
 from widgets.time_axis import LEFT, RIGHT, TimeAxis
 
 PLANNED = 0.4  # how high what is planned is, as a part of what is done
@@ -80,7 +80,7 @@ class Calendar(Picture):
             return self.time.axis(self.x)
         return Axis(self.x, -0.01 * self.last, 1.01 * self.last, whole=True)
 
-    def plotly(self, width: int = WIDTH) -> dict[str, Any]:
+    def plotly(self, width: int = WIDTH) -> Figure:
         data: list[dict[str, Any]] = []
         for m in self.marks:
             if not len(m.at):
@@ -114,7 +114,7 @@ class Calendar(Picture):
             line = {"color": layout["font"]["color"], "width": 1}
             at = {"yref": "paper", "y0": 0, "y1": 1, "x0": self.now, "x1": self.now}
             layout["shapes"] = [*layout.get("shapes", []), {"type": "line", "line": line} | at]
-        return {"data": data, "layout": layout}
+        return Figure(data=data, layout=layout)
 
     def svg(self, width: int = WIDTH, height: int | None = None) -> str:
         legend = self._legend_rows(width)

@@ -1,8 +1,9 @@
 // Draws a board of pictures on canvases, one canvas a picture.
 //
-// What is drawn was decided in Python: series, scales, ticks, colours, words. Here it gets pixels, the theme's colours and a
-// readout of the nearest point or cell. Numbers that may be many are in columns, which grow; `widgets/canvas.py` says which
-// messages go to and fro. A page that is loaded again finds all of it in the model's one trait.
+// What is drawn was decided in Python: series, scales, ticks, colours, words. Here it gets pixels, the theme's colours, a
+// readout of the nearest point or cell, and a closer look. Live, numbers that may be many are in columns, which grow;
+// `widgets/canvas.py` says which messages go to and fro, and a page that is loaded again finds all of it in the model's one
+// trait. At rest (`rest`, below) all of it is one JSON object, which `widgets/resting.py` makes.
 
 const FONT = "system-ui, -apple-system, 'Segoe UI', sans-serif";
 const THREE = 840; // from this width on, pictures may stand three in a row,
@@ -17,6 +18,7 @@ const REST =
 
 const STYLE = `
 .isthmus-board { position: relative; display: grid; grid-template-columns: repeat(6, minmax(0, 1fr)); gap: 0 16px; padding: 4px 0; font-family: ${FONT}; }
+.jp-OutputArea:has(.isthmus-large) .isthmus-rest { zoom: 1.5; }
 .isthmus-board h3 { grid-column: 1 / -1; margin: 2px 0 4px 14px; font-size: 16px; font-weight: 600; line-height: 1.3; }
 .isthmus-board p, .isthmus-controls { grid-column: 1 / -1; margin: 0 0 6px 14px; font-size: 13px; }
 .isthmus-board p.isthmus-answer { font-size: 14px; line-height: 1.4; }
@@ -64,6 +66,39 @@ const say = (pattern, words) => pattern.replace(/\{(\w+)\}/g, (whole, key) => (k
 /** 0 at the low end of an axis, 1 at its high end; not finite where a logarithm has no place for it. */
 function at(axis, v) {
   return ((axis.log ? Math.log10(v) : v) - axis.low) / (axis.high - axis.low);
+}
+
+/** Round places along an axis; `Axis.ticks` in axes.py is the same rule. */
+function ticks({ low, high, log, whole }) {
+  const upTo = (from, to) => Array.from({ length: Math.max(0, to - from + 1) }, (_, k) => from + k);
+  if (log) {
+    const powers = upTo(Math.ceil(low), Math.floor(high)).map((k) => 10 ** k);
+    if (powers.length >= 2) return powers.filter((_, k) => k % Math.max(1, Math.floor(powers.length / 7)) === 0);
+    const near = upTo(Math.floor(low), Math.ceil(high)).flatMap((k) => [1, 2, 5].map((m) => m * 10 ** k));
+    return near.filter((v) => low <= Math.log10(v) && Math.log10(v) <= high);
+  }
+  const raw = (high - low) / 6;
+  const size = 10 ** Math.floor(Math.log10(raw));
+  const step = [1, 2, 2.5, 5, 10].map((m) => m * size).find((v) => v >= raw) ?? 10 * size;
+  const even = whole ? Math.max(1, Math.ceil(step)) : step;
+  return upTo(Math.ceil(low / even), Math.floor(high / even)).map((k) => even * k);
+}
+
+/** A part of an axis, from one place to another (0: its low end, 1: its high end). */
+function part(axis, from, to) {
+  const wide = axis.high - axis.low;
+  const closer = { ...axis, low: axis.low + wide * from, high: axis.low + wide * to };
+  return { ...closer, ticks: ticks(closer).map((v) => [at(closer, v), short(v, axis.unit)]) };
+}
+
+/** What is drawn stays within its box. */
+function within(g, box, draw) {
+  g.save();
+  g.beginPath();
+  g.rect(box.left - 4, box.top - 4, box.right - box.left + 8, box.bottom - box.top + 8);
+  g.clip();
+  draw();
+  g.restore();
 }
 
 /** Words broken into lines that fit. */
@@ -299,47 +334,53 @@ const KINDS = {
       line(g, [[box.left, y], [box.right, y]]);
       g.fillText(label, box.left - 6, y + 4);
     }
-    moments(p, box, true);
-    for (const b of spec.bands || []) {
-      const [xs, low, high] = [p.column(b.x), p.column(b.low), p.column(b.high)];
-      const where = (v, k) => [box.left + (box.right - box.left) * at(spec.x, xs[k]), box.bottom - (box.bottom - box.top) * at(spec.y, v)];
-      g.fillStyle = g.strokeStyle = b.colour;
-      g.lineWidth = EDGE;
-      g.setLineDash([]);
-      let piece = [];
-      for (let k = 0; k <= Math.min(xs.length, low.length, high.length); k++) {
-        if (Number.isFinite(low[k]) && Number.isFinite(high[k]) && k < xs.length) piece.push(k);
-        else if (piece.length) {
-          g.beginPath();
-          for (const i of piece) g.lineTo(...where(low[i], i));
-          for (const i of piece.reverse()) g.lineTo(...where(high[i], i));
-          g.closePath();
-          g.globalAlpha = b.strength;
-          g.fill();
-          g.globalAlpha = 1;
-          g.stroke();
-          piece = [];
+    p.box = box;
+    within(g, box, () => moments(p, box, true));
+    const bands = () => {
+      for (const b of spec.bands || []) {
+        const [xs, low, high] = [p.column(b.x), p.column(b.low), p.column(b.high)];
+        const where = (v, k) => [box.left + (box.right - box.left) * at(spec.x, xs[k]), box.bottom - (box.bottom - box.top) * at(spec.y, v)];
+        g.fillStyle = g.strokeStyle = b.colour;
+        g.lineWidth = EDGE;
+        g.setLineDash([]);
+        let piece = [];
+        for (let k = 0; k <= Math.min(xs.length, low.length, high.length); k++) {
+          if (Number.isFinite(low[k]) && Number.isFinite(high[k]) && k < xs.length) piece.push(k);
+          else if (piece.length) {
+            g.beginPath();
+            for (const i of piece) g.lineTo(...where(low[i], i));
+            for (const i of piece.reverse()) g.lineTo(...where(high[i], i));
+            g.closePath();
+            g.globalAlpha = b.strength;
+            g.fill();
+            g.globalAlpha = 1;
+            g.stroke();
+            piece = [];
+          }
         }
+        g.fillStyle = colours.soft;
       }
-      g.fillStyle = colours.soft;
-    }
+    };
+    within(g, box, bands);
     const traces = spec.series.map((s) => trace(p.column(s.x), p.column(s.y), spec, box));
-    spec.series.forEach((s, k) => {
-      stroke(g, s);
-      g.beginPath();
-      traces[k].forEach((q, i) => {
-        if (!q) return;
-        if (i && traces[k][i - 1]) g.lineTo(q[0], q[1]);
-        else {
-          g.moveTo(q[0], q[1]);
-          g.lineTo(q[0] + 0.01, q[1]); // a point between two gaps shows as a dot
-        }
-      });
-      g.stroke();
-      g.setLineDash([]);
-      if (s.marked) for (const q of traces[k]) if (q) dot(g, q, 3, s.colour);
-    });
-    if (spec.floor) {
+    within(g, box, () =>
+      spec.series.forEach((s, k) => {
+        stroke(g, s);
+        g.beginPath();
+        traces[k].forEach((q, i) => {
+          if (!q) return;
+          if (i && traces[k][i - 1]) g.lineTo(q[0], q[1]);
+          else {
+            g.moveTo(q[0], q[1]);
+            g.lineTo(q[0] + 0.01, q[1]); // a point between two gaps shows as a dot
+          }
+        });
+        g.stroke();
+        g.setLineDash([]);
+        if (s.marked) for (const q of traces[k]) if (q) dot(g, q, 3, s.colour);
+      }),
+    );
+    if (spec.floor && at(spec.y, spec.floor[0]) >= 0 && at(spec.y, spec.floor[0]) <= 1) {
       const y = box.bottom - (box.bottom - box.top) * at(spec.y, spec.floor[0]);
       g.strokeStyle = g.fillStyle = colours.soft;
       g.lineWidth = 1;
@@ -357,7 +398,7 @@ const KINDS = {
       spec.series.forEach((s, k) => {
         if (!s.speaks) return;
         for (const q of traces[k]) {
-          if (!q) continue;
+          if (!q || q[0] < box.left - 4 || q[0] > box.right + 4 || q[1] < box.top - 4 || q[1] > box.bottom + 4) continue;
           const far = Math.hypot(q[0] - x, q[1] - y) + (s.faint ? 4 : 0);
           if (far < near) [near, best] = [far, [s, q]];
         }
@@ -418,26 +459,29 @@ const KINDS = {
     ticksBelow(p, box, spec.x);
     const each = (box.bottom - box.top) / Math.max(1, spec.rows.length);
     const across = (v) => box.left + (box.right - box.left) * at(spec.x, v);
-    moments(p, box, false);
-    for (const marks of spec.marks) {
-      const [top, tall] = [box.top + each * (marks.row + marks.lane[0]), each * (marks.lane[1] - marks.lane[0])];
-      const [from, to] = [p.column(marks.at), marks.to === null ? null : p.column(marks.to)];
-      g.fillStyle = marks.colour;
-      let free = -Infinity; // marks that would fall on one another are drawn once
-      from.forEach((v, k) => {
-        const x = across(v);
-        if (to) g.fillRect(x, top, Math.max(1, across(to[k] + 1) - x), tall);
-        else if (x >= free) {
-          g.fillRect(x - 0.8, top, 1.6, tall);
-          free = x + 1;
-        }
-      });
-    }
+    p.box = box;
+    within(g, box, () => moments(p, box, false));
+    within(g, box, () => {
+      for (const marks of spec.marks) {
+        const [top, tall] = [box.top + each * (marks.row + marks.lane[0]), each * (marks.lane[1] - marks.lane[0])];
+        const [from, to] = [p.column(marks.at), marks.to === null ? null : p.column(marks.to)];
+        g.fillStyle = marks.colour;
+        let free = -Infinity; // marks that would fall on one another are drawn once
+        from.forEach((v, k) => {
+          const x = across(v);
+          if (to) g.fillRect(x, top, Math.max(1, across(to[k] + 1) - x), tall);
+          else if (x >= free) {
+            g.fillRect(x - 0.8, top, 1.6, tall);
+            free = x + 1;
+          }
+        });
+      }
+    });
     g.font = `13px ${FONT}`;
     g.textAlign = "right";
     g.fillStyle = colours.ink;
     spec.rows.forEach((name, k) => g.fillText(name, box.left - 6, box.top + each * (k + 0.5) + 4));
-    if (spec.now !== null) {
+    if (spec.now !== null && across(spec.now) >= box.left && across(spec.now) <= box.right) {
       g.strokeStyle = colours.ink;
       g.lineWidth = 1;
       line(g, [[across(spec.now), box.top], [across(spec.now), box.bottom]]);
@@ -480,7 +524,7 @@ const KINDS = {
     const edge = (from, size, k) => (spec.gap ? from + size * k : Math.round(from + size * k)); // whole pixels: no seams
     spec.values.forEach((row, r) =>
       row.forEach((v, c) => {
-        if (v === null) return;
+        if (v === null || Number.isNaN(v)) return;
         const level = Math.round(Math.min(1, Math.max(0, at(spec.scale, v))) * last);
         g.fillStyle = spec.colours[level];
         const [x, y] = [edge(box.left, broad, c), edge(box.top, tall, r)];
@@ -506,7 +550,7 @@ const KINDS = {
       const [r, c] = [Math.floor((y - box.top) / tall), Math.floor((x - box.left) / broad)];
       if (r < 0 || r >= R || c < 0 || c >= C) return null;
       const v = spec.values[r][c];
-      const words = { row: spec.rows[r], column: spec.columns[c], value: v === null ? "not known" : short(v) };
+      const words = { row: spec.rows[r], column: spec.columns[c], value: v === null || Number.isNaN(v) ? "not known" : short(v) };
       const mark = () => {
         g.strokeStyle = colours.ink;
         g.lineWidth = 1.5;
@@ -602,21 +646,58 @@ class Panel {
     this.readout = this.el.appendChild(document.createElement("div"));
     this.readout.className = "isthmus-readout";
     this.readout.hidden = true;
-    this.pointer = null;
-    this.canvas.addEventListener("pointermove", (e) => {
+    this.pointer = this.from = this.closer = null;
+    const where = (e) => {
       const box = this.canvas.getBoundingClientRect(); // in the page's pixels, which large type makes more than the canvas's
       const scale = this.canvas.clientWidth / box.width;
-      this.pointer = [(e.clientX - box.left) * scale, (e.clientY - box.top) * scale];
-      changed();
+      return [(e.clientX - box.left) * scale, (e.clientY - box.top) * scale];
+    };
+    const on = (name, act) =>
+      this.canvas.addEventListener(name, (e) => {
+        act(e);
+        changed();
+      });
+    on("pointermove", (e) => (this.pointer = where(e)));
+    on("pointerdown", (e) => {
+      if (e.button === 0 && this.inside(where(e))) this.from = where(e);
     });
-    this.canvas.addEventListener("pointerleave", () => {
-      this.pointer = null;
-      changed();
+    on("pointerup", (e) => {
+      this.look(where(e));
+      this.from = null;
     });
+    on("dblclick", () => (this.closer = null));
+    on("pointerleave", () => (this.pointer = this.from = null));
   }
 
-  draw(spec, most, column, alone) {
-    const colours = theme(this.el);
+  inside([x, y]) {
+    const box = this.box;
+    return box && x >= box.left && x <= box.right && y >= box.top && y <= box.bottom;
+  }
+
+  /** What was dragged over, in pixels of the box; up and down all of it where the drag went along. */
+  dragged(to) {
+    const [box, from] = [this.box, this.from];
+    const cut = (v, low, high) => Math.min(high, Math.max(low, v));
+    const [left, right] = [from[0], cut(to[0], box.left, box.right)].sort((a, b) => a - b);
+    const [top, bottom] = [from[1], cut(to[1], box.top, box.bottom)].sort((a, b) => a - b);
+    const flat = bottom - top < 12 || this.rows;
+    return { left, right, top: flat ? box.top : top, bottom: flat ? box.bottom : bottom };
+  }
+
+  /** Look closer at what was dragged over. */
+  look(to) {
+    if (!this.from || !this.box || Math.abs(to[0] - this.from[0]) < 8) return;
+    const [box, area] = [this.box, this.dragged(to)];
+    const along = (v) => (v - box.left) / (box.right - box.left);
+    const up = (v) => (box.bottom - v) / (box.bottom - box.top);
+    const inner = ([a, b], from, to) => [a + (b - a) * from, a + (b - a) * to]; // of what is closer already
+    const before = this.closer || { x: [0, 1], y: [0, 1] };
+    this.closer = { x: inner(before.x, along(area.left), along(area.right)), y: inner(before.y, up(area.bottom), up(area.top)) };
+  }
+
+  draw(whole, most, column, alone) {
+    const [colours, closer] = [theme(this.el), this.closer];
+    const spec = closer && whole.x?.ticks ? { ...whole, x: part(whole.x, ...closer.x), ...(whole.y && { y: part(whole.y, ...closer.y) }) } : whole;
     this.el.style.gridColumn = `span ${6 / Math.min(spec.per_row, most)}`;
     this.canvas.style.height = `${spec.height}px`;
     this.canvas.setAttribute("aria-label", spec.text);
@@ -630,8 +711,25 @@ class Panel {
     const g = this.canvas.getContext("2d");
     g.setTransform(dots, 0, 0, dots, 0, 0);
     g.clearRect(0, 0, width, height);
-    const find = KINDS[spec.kind]({ g, spec, width, height, colours, column, alone });
-    const found = this.pointer && find(...this.pointer);
+    const picture = { g, spec, width, height, colours, column, alone };
+    const find = KINDS[spec.kind](picture);
+    [this.box, this.rows] = [picture.box, !spec.y];
+    this.canvas.style.cursor = this.box ? "crosshair" : "";
+    if (closer) {
+      g.font = `12px ${FONT}`;
+      g.fillStyle = colours.soft;
+      g.textAlign = "right";
+      g.fillText("double-click: all of it", width - 8, 14);
+    }
+    if (this.from && this.pointer && this.box) {
+      const area = this.dragged(this.pointer);
+      g.strokeStyle = colours.ink;
+      g.lineWidth = 1;
+      g.setLineDash([4, 3]);
+      g.strokeRect(area.left, area.top, area.right - area.left, area.bottom - area.top);
+      g.setLineDash([]);
+    }
+    const found = this.pointer && !this.from && find(...this.pointer);
     this.readout.hidden = !found;
     if (!found) return;
     found.mark?.();
@@ -689,6 +787,7 @@ class Held {
   }
 
   column = (number) => {
+    if (typeof number === "object") return Array.isArray(number) ? Float32Array.from(number, (v) => v ?? NaN) : number; // at rest
     const held = this.columns.get(number);
     return held ? held.data.subarray(0, held.size) : new Float32Array(0);
   };
@@ -711,20 +810,33 @@ class Controls {
     this.made = now;
     this.shape = JSON.stringify(controls.map((c) => ({ ...c, value: "" })));
     controls.forEach((c, k) => {
-      const field = this.el.children[k].lastChild;
+      const field = this.el.children[k].querySelector("select, input");
       if (same && field === document.activeElement && field.tagName === "INPUT") return; // somebody is typing
-      field.value = c.value;
+      field.value = c.slider ? c.options.indexOf(c.value) : c.value;
+      if (c.slider) field.oninput();
     });
   }
 
-  make({ name, label, options, hint }) {
+  make({ name, label, options, hint, slider }) {
     const el = document.createElement("label");
     el.append(label);
+    if (slider) return this.slide(el, name, options);
     const field = el.appendChild(document.createElement(options.length ? "select" : "input"));
     for (const option of options) field.appendChild(document.createElement("option")).textContent = option;
     if (!options.length) [field.type, field.placeholder] = ["text", hint];
     field.addEventListener("change", () => this.choose(name, field.value));
     field.addEventListener("keydown", (e) => e.stopPropagation()); // letters are no commands of the notebook here
+    return el;
+  }
+
+  /** Places in a row, and the name of the one that is chosen. */
+  slide(el, name, options) {
+    const field = el.appendChild(document.createElement("input"));
+    const word = el.appendChild(document.createElement("output"));
+    Object.assign(field, { type: "range", min: 0, max: options.length - 1, step: 1 });
+    field.oninput = () => (word.textContent = options[field.value]) && field.setAttribute("aria-valuetext", options[field.value]);
+    field.addEventListener("input", () => this.choose(name, options[field.value]));
+    field.addEventListener("keydown", (e) => e.stopPropagation());
     return el;
   }
 }
@@ -740,29 +852,100 @@ function keep(model, { rest, id }) {
   return true;
 }
 
-/** JupyterLab's plotly adds a PNG to every figure that it draws, larger than all the rest: take it out of what is saved. */
-function tidy(model) {
-  for (const { outputs } of model.widget_manager?.context?.model?.cells || [])
-    for (let k = 0; k < (outputs?.length || 0); k++) {
-      const output = outputs.get(k);
-      const { "image/png": picture, ...data } = output.data;
-      if (picture && data["application/vnd.plotly.v1+json"]?.layout?.meta?.isthmus) output.setData({ data });
-    }
+/** A board below an element: title, answer, controls, pictures; drawn when something calls `request`. */
+function show(el, held, choose, stays = () => {}) {
+  const root = el.appendChild(document.createElement("div"));
+  root.className = "isthmus-board";
+  root.held = held; // for who wants to know what a picture is made of, tests first
+  root.appendChild(document.createElement("style")).textContent = STYLE;
+  const title = root.appendChild(document.createElement("h3"));
+  const answer = root.appendChild(document.createElement("p"));
+  answer.className = "isthmus-answer";
+  const controls = new Controls(root, (name, value) => {
+    view.say("");
+    choose(name, value);
+  });
+  const hint = root.appendChild(document.createElement("p"));
+  hint.setAttribute("role", "status");
+  hint.hidden = true;
+  const panels = [];
+  let [frame, timer] = [0, 0];
+
+  const draw = () => {
+    frame = 0;
+    const { head, panels: specs } = held;
+    const most = root.clientWidth >= THREE ? 3 : root.clientWidth >= TWO ? 2 : 1;
+    root.style.color = theme(root).ink;
+    root.classList.toggle("isthmus-compact", Boolean(head.compact));
+    title.textContent = head.title ?? "Waiting for the first event …";
+    title.hidden = head.title === "";
+    if (answer.textContent !== (head.answer || "")) answer.textContent = head.answer || "";
+    answer.hidden = !head.answer;
+    controls.show(head.controls || []);
+    if (head.at_rest) timer ||= setTimeout(stays, 1500); // usually replaced before that
+    while (panels.length > specs.length) panels.pop().el.remove();
+    while (panels.length < specs.length) panels.push(new Panel(root, view.request));
+    specs.forEach((spec, k) => panels[k].draw(spec, most, held.column, specs.length === 1));
+  };
+  const view = {
+    request() {
+      frame ||= requestAnimationFrame(draw);
+    },
+    say(words) {
+      hint.textContent = words;
+      hint.hidden = !words;
+    },
+    remove() {
+      cancelAnimationFrame(frame);
+      clearTimeout(timer);
+      sized.disconnect();
+      themed.disconnect();
+      dark.removeEventListener("change", view.request);
+      root.remove();
+    },
+  };
+  const sized = new ResizeObserver(view.request);
+  sized.observe(root);
+  const themed = new MutationObserver(view.request); // JupyterLab switches its theme by attributes of the body
+  themed.observe(document.body, { attributes: true });
+  const dark = matchMedia("(prefers-color-scheme: dark)"); // and a page by that of the system
+  dark.addEventListener("change", view.request);
+  view.request();
+  return view;
+}
+
+/** A board at rest, from what `widgets/resting.py` has packed; returns what removes it. */
+export function rest(el, { packed }) {
+  const { boards, columns, control } = JSON.parse(packed);
+  const numbers = columns.map((text) => new Float32Array(Uint8Array.from(atob(text), (c) => c.charCodeAt(0)).buffer));
+  const filled = (v) => {
+    if (v === null || typeof v !== "object") return v;
+    if (Array.isArray(v)) return v.map(filled);
+    return "column" in v ? numbers[v.column] : Object.fromEntries(Object.entries(v).map(([key, inner]) => [key, filled(inner)]));
+  };
+  const held = new Held();
+  const put = (name) => {
+    const { panels, ...head } = filled(boards[name]);
+    held.panels = panels;
+    held.head = { ...head, controls: control ? [{ ...control, value: name }] : [] };
+  };
+  put(control ? control.value : Object.keys(boards)[0]);
+  const view = show(el, held, (_, value) => {
+    put(value);
+    view.request();
+  });
+  el.firstElementChild.classList.add("isthmus-rest");
+  return view.remove;
 }
 
 // A factory: what `initialize` and `render` share lies in its closure, since each of them gets a proxy of the model.
 export default () => {
   const held = new Held();
   const views = new Set();
-  let [asked, tidying] = [false, 0];
+  let asked = false;
 
   function initialize({ model }) {
-    const changed = () => {
-      views.forEach((view) => view.request());
-      if (!held.head.at_rest || tidying) return;
-      tidying = setInterval(() => tidy(model), 1000);
-      setTimeout(() => clearInterval(tidying), 30_000);
-    };
+    const changed = () => views.forEach((view) => view.request());
     const load = () => {
       held.load(model.get("board"));
       asked = false;
@@ -779,67 +962,18 @@ export default () => {
     model.on("msg:custom", take);
     load();
     return () => {
-      clearInterval(tidying);
       model.off("change:board", load);
       model.off("msg:custom", take);
     };
   }
 
   function render({ model, el }) {
-    const root = el.appendChild(document.createElement("div"));
-    root.className = "isthmus-board";
-    root.held = held; // for who wants to know what a picture is made of, tests first
-    root.appendChild(document.createElement("style")).textContent = STYLE;
-    const title = root.appendChild(document.createElement("h3"));
-    const answer = root.appendChild(document.createElement("p"));
-    answer.className = "isthmus-answer";
-    const controls = new Controls(root, (name, value) => {
-      view.say("");
-      model.send({ choose: name, value });
-    });
-    const hint = root.appendChild(document.createElement("p"));
-    hint.setAttribute("role", "status");
-    hint.hidden = true;
-    const panels = [];
-    let [frame, timer] = [0, 0];
-
-    const draw = () => {
-      frame = 0;
-      const { head, panels: specs } = held;
-      const most = root.clientWidth >= THREE ? 3 : root.clientWidth >= TWO ? 2 : 1;
-      root.style.color = theme(root).ink;
-      root.classList.toggle("isthmus-compact", Boolean(head.compact));
-      title.textContent = head.title || "Waiting for the first event …";
-      if (answer.textContent !== (head.answer || "")) answer.textContent = head.answer || "";
-      answer.hidden = !head.answer;
-      controls.show(head.controls || []);
-      if (head.at_rest) timer ||= setTimeout(() => model.send({ ask: "rest" }), 1500); // usually replaced before that
-      while (panels.length > specs.length) panels.pop().el.remove();
-      while (panels.length < specs.length) panels.push(new Panel(root, view.request));
-      specs.forEach((spec, k) => panels[k].draw(spec, most, held.column, specs.length === 1));
-    };
-    const view = {
-      request() {
-        frame ||= requestAnimationFrame(draw);
-      },
-      say(words) {
-        hint.textContent = words;
-        hint.hidden = !words;
-      },
-    };
+    const choose = (name, value) => model.send({ choose: name, value });
+    const view = show(el, held, choose, () => model.send({ ask: "rest" }));
     views.add(view);
-    const sized = new ResizeObserver(view.request);
-    sized.observe(root);
-    const themed = new MutationObserver(view.request); // JupyterLab switches its theme by attributes of the body
-    themed.observe(document.body, { attributes: true });
-    view.request();
     return () => {
       views.delete(view);
-      cancelAnimationFrame(frame);
-      clearTimeout(timer);
-      sized.disconnect();
-      themed.disconnect();
-      root.remove();
+      view.remove();
     };
   }
 

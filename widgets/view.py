@@ -29,7 +29,7 @@ A new view says which events it reads, folds them, and makes pictures of what it
 
 The same call does the right thing everywhere. In front of a person (JupyterLab and its like) a canvas is drawn
 (`widgets.canvas`), at most `RATE` times a second, in at most `SHARE` of the time for all views together, and only when the
-fold has changed. When the run has ended, one output of plotly, SVG and text takes its place, which a saved notebook keeps.
+fold has changed. When the run has ended, one output takes its place, which a saved notebook keeps.
 Where a program executes the notebook, and in a terminal, there is only that last output.
 
 It appears in the cell that feeds it the first event. A run in a thread has no cell: there, the view appears in the cell that
@@ -50,7 +50,6 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 from weakref import WeakSet
 
-import plotly.io
 from ipykernel.zmqshell import ZMQInteractiveShell
 from IPython.core.getipython import get_ipython
 from IPython.display import display, update_display
@@ -60,7 +59,8 @@ from widgets.boards import Board
 from widgets.canvas import Canvas
 from widgets.menus import padded, with_menu
 from widgets.moments import Moments
-from widgets.pictures import Note, Picture, bundle, stored
+from widgets.pictures import Figure, Note, Picture, bundle
+from widgets.resting import MIME, document, packed
 
 RATE = 8  # drawings of a view a second, at most
 SHARE = 0.02  # of the time that drawing all views together may take
@@ -165,28 +165,42 @@ class View:
         return [*([more] if self._leads and self._several else []), *self.controls()]
 
     def bundle(self) -> dict[str, Any]:
-        """What a notebook keeps: the board, in plotly with a menu where there is something to choose."""
+        """What a notebook keeps: the board, with a menu where there is something to choose."""
         with self._lock:
-            forms = bundle(self.board())
-            menu = next((c for c in self._controls() if c.options), None)
-            if menu is None or self._dropped:
-                return forms
-            figures = {}
-            for option in menu.options:
-                vars(self)[menu.name] = option
-                figures[option] = self.board().plotly()
-            vars(self)[menu.name] = menu.value
+            forms, (menu, boards) = bundle(self.board()), self._choices_at_rest()
+            if menu is not None:
+                forms[MIME] = packed({option: board.spec() for option, board in boards.items()}, asdict(menu))
+            return forms
+
+    def plotly(self) -> Figure:
+        """The same as a plotly figure, to be explored: as the last line of a cell it shows itself where plotly is known."""
+        with self._lock:
+            menu, boards = self._choices_at_rest()
+            if menu is None:
+                return self.board().plotly()
+            figures = {option: board.plotly() for option, board in boards.items()}
             if menu.name == "detail":
                 figures[BRIEF] = padded(figures[BRIEF], figures[WHOLE])
-            forms["application/vnd.plotly.v1+json"] = stored(with_menu(figures, menu.value, menu.label))
-            return forms
+            return with_menu(figures, menu.value, menu.label)
+
+    def _choices_at_rest(self) -> tuple[Control | None, dict[str, Board]]:
+        """The first menu, and what each of its options shows; None where there is nothing to choose."""
+        self.board()  # which sees how many pictures there are
+        menu = next((c for c in self._controls() if c.options), None)
+        if menu is None or self._dropped:
+            return None, {}
+        boards = {}
+        for option in menu.options:
+            vars(self)[menu.name] = option
+            boards[option] = self.board()
+        vars(self)[menu.name] = menu.value
+        return menu, boards
 
     def save(self, path: str | Path) -> None:
         """Write a ``.svg``, or a ``.html`` that is interactive and needs no network."""
         if Path(path).suffix == ".html":
-            figure = self.bundle()["application/vnd.plotly.v1+json"]
-            config = figure.pop("config")
-            plotly.io.write_html(figure, path, config=config, include_plotlyjs=True, validate=False)
+            forms = self.bundle()
+            Path(path).write_text(document(self.title, forms[MIME], forms["image/svg+xml"]), encoding="utf-8")
         else:
             self.board().save(path)
 

@@ -11,6 +11,7 @@ from click.testing import CliRunner
 
 from lab.cli import main
 from lab.study.claims import claims_in
+from widgets.resting import MIME
 
 NOTEBOOKS = sorted(Path("notebooks").glob("[0-9]*.ipynb"))
 TINY = {
@@ -178,9 +179,11 @@ def test_runs_ends_with_claims_and_makes_a_page(path, tmp_path):
     assert executed.stat().st_size < 400_000
 
     page = executed.with_suffix(".html").read_text()
-    figures = sum("application/vnd.plotly.v1+json" in o.get("data", {}) for c in cells for o in c.get("outputs", []))
+    figures = sum(MIME in o.get("data", {}) for c in cells for o in c.get("outputs", []))
     assert figures >= 4
-    assert page.count("Plotly.newPlot(") >= figures
+    assert page.count('<figure class="board">') == figures
+    assert len(page.encode()) < 400_000
+    assert not list(executed.parent.glob("*.js"))
     assert len(list(executed.parent.glob("*.svg"))) == figures
     outside = re.findall(r'<(?:script|link|img)[^>]+(?:src|href)="(https?://[^"]+)"', page)
     assert outside == []

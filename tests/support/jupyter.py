@@ -15,6 +15,7 @@ from typing import Any
 import nbformat
 
 from tests.support import ROOT
+from widgets.resting import install
 
 CELL = "window.jupyterapp.shell.currentWidget.content.widgets[k]"
 SETTINGS = {
@@ -39,6 +40,7 @@ class JupyterLab:
         }
         env = os.environ | {key: str(folder / name) for key, name in own.items()}
         env |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        env["JUPYTER_PATH"] = str(install(folder / ".own").parents[1])
         command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--port={self.port}"]
         command += [
             "--IdentityProvider.token=",
@@ -160,19 +162,6 @@ class Notebook:
             "num => { const held = document.querySelector('.isthmus-board')?.held; "
             "return held?.panels[0]?.series?.length && held.column(held.panels[0].series[0].x).length >= num; }",
             arg=num,
-        )
-
-    def until_tidy(self) -> None:
-        """Until plotly's PNG has come and gone, or has not come in four seconds."""
-        self.page.wait_for_function(
-            """() => {
-              const { content } = window.jupyterapp.shell.currentWidget;
-              const held = content.widgets.flatMap((cell) => cell.model.outputs?.toJSON() ?? []);
-              const there = held.some((output) => "image/png" in (output.data ?? {}));
-              window.seen = { since: performance.now(), came: there, ...window.seen, ...(there && { came: true }) };
-              return !there && (window.seen.came || performance.now() - window.seen.since > 4000);
-            }""",
-            polling=50,
         )
 
     def close(self) -> None:

@@ -549,9 +549,7 @@ def endless(steps: int, num_workers: int = 4) -> Iterator[Event]:
 def check_well_formed(picture: Picture) -> None:
     """Plotly's own validation takes the figure, the SVG is XML, all bear the titles, and all of it is strict JSON."""
     forms = bundle(picture)
-    figure = dict(forms["application/vnd.plotly.v1+json"])
-    figure.pop("config")
-    drawn = go.Figure(figure)
+    drawn = go.Figure(picture.plotly())
     words = [e.text for e in ET.fromstring(forms["image/svg+xml"]).iter() if e.text]
     spec = picture.spec()
     json.dumps([forms, spec], allow_nan=False)

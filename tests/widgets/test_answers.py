@@ -360,7 +360,7 @@ def test_a_page_begins_with_the_answers_of_its_views(tmp_path: Path) -> None:
     assert (
         html.index("A page")
         < html.index(f"<strong>{view.title}</strong> {view.answer()}</li>")
-        < html.index('plotly-graph-div"')
+        < html.index('<figure class="board">')
     )
 
 

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from tests.support import ROOT
+from tests.support.contrast import MARKS, WORDS, contrast, linear
 from widgets import colours
 
-WORDS, MARKS = 4.5, 3.0  # contrast at least: of text, of large text and of what carries meaning
 WHITE, BLACK, VS_CODE = "#ffffff", "#111111", "#1e1e1e"
 GROUNDS = (WHITE, BLACK, VS_CODE)  # JupyterLab's light and dark (held to its own files below), and VS Code's dark
 
@@ -24,18 +24,21 @@ GROUNDS = (WHITE, BLACK, VS_CODE)  # JupyterLab's light and dark (held to its ow
 TOKENS = {
     "INK": (WORDS, (colours.GROUND, colours.CONTROL)),
     "SOFT": (WORDS, (colours.GROUND,)),
+    "DARK_INK": (WORDS, (colours.DARK_GROUND,)),
+    "DARK_SOFT": (WORDS, (colours.DARK_GROUND,)),
     **{f"COLOURS[{k}]": (MARKS, GROUNDS) for k in range(len(colours.COLOURS))},
 }
 SILENT = {
     "GROUND": "ground",
     "CONTROL": "ground",
+    "DARK_GROUND": "ground",
     "GRID": "nothing is read of it that ticks do not say",
     "NOTHING": "an empty cell, within a frame",
     "STOPS": "a scale: what a cell says is where it lies between the ends, which differ by more than 3 : 1; a frame surrounds it",
 }
 
 # What a page of the lab is made of: (light, dark) for each name in its style sheet.
-PAGE_WORDS = {"ink", "soft", "link", "holds", "contradicted", "inconclusive", "exact", "not-tested"}
+PAGES = {"widgets/pages.py": {"ink", "soft", "link"}}
 PAGE_SILENT = {"line": "between rows", "paper": "ground", "side": "ground"}
 
 # Names of JupyterLab's themes that we use.
@@ -50,20 +53,6 @@ JUPYTER = {
     "border-color2": 0.0,  # between parts of a panel
 }
 LITERAL = re.compile(r"#[0-9a-fA-F]{3,8}\b|rgba?\([\d., ]+\)")
-
-
-def linear(colour: str) -> np.ndarray:
-    """Red, green, blue as light, 0 to 1."""
-    digits = colour.lstrip("#")
-    digits = "".join(2 * c for c in digits) if len(digits) == 3 else digits
-    c = np.array([int(digits[i : i + 2], 16) for i in (0, 2, 4)]) / 255
-    return np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4)
-
-
-def contrast(one: str, other: str) -> float:
-    """WCAG's: 1 of equal colours, 21 of black and white."""
-    dark, light = sorted(float(linear(c) @ [0.2126, 0.7152, 0.0722]) for c in (one, other))
-    return (light + 0.05) / (dark + 0.05)
 
 
 def on(ground: str, colour: str) -> str:
@@ -106,7 +95,6 @@ def test_no_colour_stands_elsewhere() -> None:
     known = {
         "widgets/view.js": {"#fff", "rgba(128, 128, 128, 0.25)", "rgba(0, 0, 0, 0.3)"},  # ground, grid, shadow
         "widgets/panel.py": {"#ccc", "#b00020", "#1976d2"},  # where there is no theme
-        "widgets/pages.py": {"#666"},
     }
     assert (
         min(contrast("#b00020", WHITE) / WORDS, contrast("#1976d2", WHITE) / MARKS, contrast("#666", WHITE) / WORDS)
@@ -114,7 +102,7 @@ def test_no_colour_stands_elsewhere() -> None:
     )
     for file in sorted([*(ROOT / "widgets").glob("*.py"), *(ROOT / "widgets").glob("*.js")]):
         name = file.relative_to(ROOT).as_posix()
-        if name != "widgets/colours.py":
+        if name != "widgets/colours.py" and name not in PAGES:
             assert set(LITERAL.findall(file.read_text(encoding="utf-8"))) <= known.get(name, set()), name
 
 
@@ -126,22 +114,29 @@ def test_nothing_shines_through_but_areas() -> None:
         assert not re.findall(r'opacity="?[\d.]|"opacity": [\d.]', file.read_text(encoding="utf-8")), file.name
 
 
-@pytest.mark.parametrize("page", ["comparison.py"])
+@pytest.mark.parametrize("page", PAGES)
 def test_words_of_a_page(page: str) -> None:
-    """Pages that are no notebooks, light and dark."""
-    style = re.search(r'_STYLE = """(.*?)"""', (ROOT / "lab/study" / page).read_text(encoding="utf-8"), re.S)
+    """Style sheets of pages, light and dark: names that are words, on the ground of the page and of what stands out from it."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    themes = re.split(r"@media ?\(prefers-color-scheme: ?dark\)", text[text.index(":root") :], maxsplit=1)
+    assert len(themes) == 2
+    for theme in themes:
+        named = dict(re.findall(r"--([\w-]+): ?(#\w+)", theme))
+        assert set(named) == PAGES[page] | set(PAGE_SILENT)
+        seen = {(n, g): contrast(named[n], named[g]) for n in PAGES[page] for g in ("paper", "side")}
+        assert {key: c for key, c in seen.items() if c < WORDS} == {}
+    loose = re.sub(r"--[\w-]+: ?#\w+", "", text)
+    assert LITERAL.findall(loose) == []
+
+
+def test_words_of_the_page_of_a_sweep() -> None:
+    style = re.search(r'_STYLE = """(.*?)"""', (ROOT / "lab/study/comparison.py").read_text(encoding="utf-8"), re.S)
     assert style is not None
     themes = style[1].split("@media(prefers-color-scheme:dark)")
     assert len(themes) == 2
     for theme in themes:
-        named = dict(re.findall(r"--([\w-]+):(#\w+)", theme))
-        if named:
-            assert set(named) == PAGE_WORDS | set(PAGE_SILENT)
-            seen = {(n, g): contrast(named[n], named[g]) for n in PAGE_WORDS for g in ("paper", "side")}
-            assert {key: c for key, c in seen.items() if c < WORDS} == {}
-        else:
-            words, (paper,) = re.findall(r"(?<!-)color:(#\w+)", theme), re.findall(r"background:(#\w+)", theme)
-            assert {c for c in words if contrast(c, paper) < WORDS} == set()
+        words, (paper,) = re.findall(r"(?<!-)color:(#\w+)", theme), re.findall(r"background:(#\w+)", theme)
+        assert {c for c in words if contrast(c, paper) < WORDS} == set()
 
 
 def jupyter(theme: str) -> dict[str, str]:

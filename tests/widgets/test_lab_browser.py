@@ -20,11 +20,12 @@ from tests.support.browser import CHROMIUM, needs_chromium
 from tests.support.jupyter import JupyterLab, Notebook
 from tests.support.stories import story
 from widgets import View
+from widgets.resting import MIME as MIME_AT_REST
 
 pytestmark = [needs_chromium, pytest.mark.processes, pytest.mark.slow]
 
-PLOTLY = "application/vnd.plotly.v1+json"
-RESTING = {PLOTLY, "image/svg+xml", "text/plain"}
+RESTING = {MIME_AT_REST, "image/svg+xml", "text/plain"}
+REST, LIVE = ".isthmus-rest", ".isthmus-board:not(.isthmus-rest)"
 START = """
 import threading, time
 from tests.support.pictures import endless
@@ -77,11 +78,10 @@ def test_live_then_at_rest(lab: JupyterLab, again: bool) -> None:
     nb.page.locator(".isthmus-controls select").select_option("bytes")
     nb.page.wait_for_function("() => document.querySelector('canvas').ariaLabel.includes('bytes')")
     nb.run(2)
-    nb.page.wait_for_selector("canvas", state="detached")
+    nb.page.wait_for_selector(LIVE, state="detached")
     (output,) = kinds(nb.outputs(0))
-    assert RESTING <= output <= RESTING | {"image/png"}  # which JupyterLab's plotly adds
-    nb.page.wait_for_selector(".jp-OutputArea .js-plotly-plot, .jp-OutputArea .plotly")
-    nb.until_tidy()
+    assert output == RESTING
+    nb.page.wait_for_selector(f".jp-OutputArea {REST} canvas")
     saved = nb.save()
     assert "widgets" not in saved.metadata
     assert set(saved.cells[0].outputs[0]["data"]) == RESTING
@@ -89,7 +89,7 @@ def test_live_then_at_rest(lab: JupyterLab, again: bool) -> None:
     nb.close()
     reopened = lab.browser.new_page()
     reopened.goto(f"http://127.0.0.1:{lab.port}/lab/tree/{nb.file.name}?reset", wait_until="domcontentloaded")
-    reopened.wait_for_selector(".jp-OutputArea .js-plotly-plot, .jp-OutputArea .plotly", timeout=90_000)
+    reopened.wait_for_selector(f".jp-OutputArea {REST} canvas", timeout=90_000)
     reopened.close()
 
 
@@ -117,12 +117,8 @@ def cells(name: str, *more: str, steps: int = 20_000) -> list[str]:
 
 def at_rest(nb: Notebook, k: int = 0) -> int:
     """Every output of this cell is text or a picture with all its forms; returns how many pictures there are."""
-    for _ in range(10):  # plotly's PNG is taken out once a second, and comes late on a busy machine
-        saved = nb.save()
-        shown = [set(output["data"]) for output in saved.cells[k].outputs]
-        if not any("image/png" in forms for forms in shown):
-            break
-        nb.page.wait_for_timeout(1000)
+    saved = nb.save()
+    shown = [set(output["data"]) for output in saved.cells[k].outputs]
     assert "widgets" not in saved.metadata
     assert all(forms in (RESTING, {"text/plain"}) for forms in shown), shown
     return shown.count(RESTING)
@@ -172,7 +168,7 @@ def test_steered_by_hand(lab: JupyterLab) -> None:
     assert "goes on from there" in error["evalue"]
     status, t, _, alive, _, num_rows = nb.ask(1)
     assert (status, alive, num_rows) == ("stopped", [], t)
-    nb.page.wait_for_selector("canvas", state="detached")
+    nb.page.wait_for_selector(LIVE, state="detached")
     assert at_rest(nb) == 5
     nb.close()
 
@@ -186,7 +182,7 @@ def test_two_notebooks_at_once(lab: JupyterLab) -> None:
         nb.until_held(3)
     left, right = both
     left.press("Stop")
-    left.page.wait_for_selector("canvas", state="detached")
+    left.page.wait_for_selector(LIVE, state="detached")
     assert left.ask(1)[0] == "stopped"
     status, t, *_ = right.ask(1)
     assert status == "running"
@@ -230,7 +226,7 @@ def test_cause_and_effect_on_one_screen(lab: JupyterLab) -> None:
     nb.js("() => document.querySelector('.jp-WindowedPanel-outer').scrollTo(0, 350)")
     nb.page.wait_for_function(f"() => {{ const p = ({PLACES})(); return Math.abs(p.status[1] - p.notebook[1]) < 2; }}")
     nb.press("Stop")
-    nb.page.wait_for_selector("canvas", state="detached")
+    nb.page.wait_for_selector(LIVE, state="detached")
     assert at_rest(nb) == 4
     nb.close()
 
@@ -242,9 +238,8 @@ def test_the_cockpit(lab: JupyterLab) -> None:
     nb.run(0)
     nb.press("Start")
     nb.page.wait_for_selector("canvas")
-    nb.page.wait_for_selector("canvas", state="detached")
-    nb.page.wait_for_selector(".jp-OutputArea .js-plotly-plot, .jp-OutputArea .plotly")
-    nb.until_tidy()
+    nb.page.wait_for_selector(LIVE, state="detached")
+    nb.page.wait_for_selector(f".jp-OutputArea {REST} canvas")
     assert at_rest(nb) == 2
     assert nb.file.stat().st_size < 300_000
     assert "done at step 60 of 60" in nb.save().cells[0].outputs[0]["data"]["text/plain"]
@@ -284,11 +279,12 @@ def test_two_runs_in_the_cockpit(lab: JupyterLab) -> None:
     assert titles == ["Does it learn?", "A: diloco · What does it send?", "B: ddp · What does it send?"]
     for k in (0, 1):
         page.locator(".isthmus-panel button", has_text="Stop").nth(k).click()
-    page.wait_for_selector("canvas", state="detached")
-    page.wait_for_function("() => document.querySelectorAll('.js-plotly-plot').length === 3")
-    legend = {name.strip() for name in page.locator(".js-plotly-plot").first.locator(".legendtext").all_text_contents()}
-    assert legend == {"A: diloco", "B: ddp"}
-    nb.until_tidy()
+    page.wait_for_selector(LIVE, state="detached")
+    page.wait_for_function("() => document.querySelectorAll('.isthmus-rest').length === 3")
+    legend = page.locator(REST).first.evaluate(
+        "el => el.held.panels[0].series.filter((s) => !s.faint).map((s) => s.name)"
+    )
+    assert legend == ["A: diloco", "B: ddp"]
     assert at_rest(nb) == 3
     assert "dropped" not in json.dumps(nb.save().cells[0].outputs)
     nb.close()
@@ -341,7 +337,7 @@ def test_parts_of_ones_own_from_cells(lab: JupyterLab) -> None:
     assert (status, turned, notes) == ("running", [[paused_at + 1, "sync_every", 4]], [])
 
     nb.press("Stop")
-    nb.page.wait_for_selector("canvas", state="detached")
+    nb.page.wait_for_selector(LIVE, state="detached")
     status, stopped_at, *_ = nb.ask(tell)
     assert status == "stopped"
     for k in (method, recipe, live):
@@ -352,7 +348,7 @@ def test_parts_of_ones_own_from_cells(lab: JupyterLab) -> None:
     assert t > stopped_at
     assert f"resumed after step {stopped_at}" in notes
     nb.press("Stop")
-    nb.page.wait_for_selector("canvas", state="detached")
+    nb.page.wait_for_selector(LIVE, state="detached")
     assert at_rest(nb, live) == 3
 
     nb.run(few)
@@ -360,7 +356,6 @@ def test_parts_of_ones_own_from_cells(lab: JupyterLab) -> None:
         nb.run(k)
     claims = nb.outputs(code[-1])[0]["data"][MIME]
     assert [row["verdict"] for row in claims["rows"]] == ["exact"] * 7 + ["not tested", "inconclusive"]
-    nb.until_tidy()
     assert at_rest(nb, live) == 3
     nb.close()
 
@@ -372,7 +367,7 @@ def test_the_same_numbers_everywhere(lab: JupyterLab, tmp_path: Path, monkeypatc
     nb.run(2)
     nb.run(3)
     folders = [Path(nb.outputs(3)[0]["text"].strip())]
-    assert nb.page.locator(".jp-OutputArea .js-plotly-plot, .jp-OutputArea .plotly").count() > 0
+    assert nb.page.locator(f".jp-OutputArea {REST} canvas").count() > 0
     nb.close()
 
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
@@ -404,7 +399,7 @@ STORED = ROOT / "notebooks/stored/turned"
 AT_REST = (
     f"from widgets import Losses; from lab.runs.folder import RunFolder; Losses.of(RunFolder({str(STORED)!r}).events())"
 )
-TALL = "k => document.querySelectorAll('.js-plotly-plot')[k].clientHeight"
+TALL = "k => document.querySelectorAll('.isthmus-rest canvas')[k].clientHeight"
 
 
 def test_predict_then_move_the_slider(lab: JupyterLab) -> None:
@@ -420,28 +415,24 @@ def test_predict_then_move_the_slider(lab: JupyterLab) -> None:
     nb.wait("idle")  # a key that is pressed while the cell still runs on a busy machine can be lost
     nb.page.locator(".isthmus-panel input").fill("3")
     nb.page.locator(".isthmus-panel input").press("Enter")
-    nb.page.wait_for_selector(".slider-rail-touch-rect", state="attached")
+    slider = nb.page.locator(f"{REST} input[type=range]")
+    slider.wait_for()
     nb.run(1)
-    nb.page.wait_for_selector(".updatemenu-header")
-    before = [nb.js(TALL, k) for k in (0, 1)]
-    rail = nb.page.locator(".slider-rail-touch-rect")
-    box = rail.bounding_box()
-    assert box is not None
-    rail.click(position={"x": 0.98 * box["width"], "y": box["height"] / 2})
-    nb.page.wait_for_function(
-        "() => document.querySelector('.slider-container').textContent.startsWith('period: K = 4')"
-    )
-    nb.page.wait_for_function("() => document.querySelector('.js-plotly-plot').textContent.includes('4 B')")
-    nb.page.locator(".updatemenu-header").click()
-    nb.page.locator(".updatemenu-dropdown-button", has_text="bytes").click()
-    nb.page.wait_for_function(
-        "() => document.querySelectorAll('.js-plotly-plot')[1].textContent.includes('payload sent')"
-    )
-    assert [nb.js(TALL, k) for k in (0, 1)] == before
-    assert min(before) > 250
+    menu = nb.page.locator(f"{REST} select")
+    menu.wait_for()
+    before = [nb.js(TALL, k) for k in (0, 1, 2)]
+    slider.focus()
+    slider.press("End")
+    says = "words => [...document.querySelectorAll('.isthmus-rest canvas')].some((c) => c.ariaLabel.includes(words))"
+    nb.page.wait_for_function(says, arg="other: 4 B")
+    assert slider.get_attribute("aria-valuetext") == "K = 4"
+    menu.select_option("bytes")
+    nb.page.wait_for_function(says, arg="payload sent")
+    assert [nb.js(TALL, k) for k in (0, 1, 2)] == before
+    assert min(before) > 180
     saved = nb.save()
     assert "widgets" not in saved.metadata
-    assert all(RESTING <= set(cell.outputs[0]["data"]) <= RESTING | {"image/png"} for cell in saved.cells)
+    assert all(set(cell.outputs[0]["data"]) == RESTING for cell in saved.cells)
     nb.page.close()
 
 
@@ -487,18 +478,13 @@ SHOWN = {
     "late Bars": "late(lambda: PICTURES['bytes'])",
     "late panel": "run = lab.start(recipe(steps=40), keep=False); run.panel(Losses(), Drift()); await run",
 }
-# Of every plotly figure in a cell: is it as wide as its place, its height twice, what it says, how many lines and cells it
-# has, and how high its axes are. Numbers at axes depend on the width.
-LOOK = """(k) => [...(window.jupyterapp.shell.currentWidget.content.widgets[k]?.node.querySelectorAll('.js-plotly-plot') ?? [])].map((gd) => {
-  const all = (what) => [...gd.querySelectorAll(what)];
-  return {
-    fits: Math.abs(gd.clientWidth - gd.querySelector('.main-svg').clientWidth) < 2,
-    height: [gd.clientHeight, gd.querySelector('.main-svg').clientHeight],
-    words: all('.gtitle, .annotation-text, .legendtext, .bartext').map((e) => e.textContent.trim()),
-    drawn: ['.scatterlayer .trace', '.barlayer .point', '.hm image', '.shapelayer path'].map((e) => all(e).length),
-    tall: all('.nsewdrag').map((e) => Math.round(e.getAttribute('height') / 10)),
-  };
-})"""
+# Of every picture at rest in a cell: is it as wide as its place, how high, what it says, and whether anything is drawn.
+LOOK = """(k) => [...(window.jupyterapp.shell.currentWidget.content.widgets[k]?.node.querySelectorAll('.isthmus-rest canvas') ?? [])].map((c) => ({
+  fits: Math.abs(c.clientWidth - c.parentElement.clientWidth) < 2 && c.width === Math.round(c.clientWidth * window.devicePixelRatio),
+  height: c.clientHeight,
+  words: c.ariaLabel,
+  inked: c.width > 0 && c.getContext('2d').getImageData(0, 0, c.width, c.height).data.some((v, i) => i % 4 === 3 && v),
+}))"""
 
 
 @pytest.mark.parametrize("windowing", ["none", "contentVisibility", "full"])
@@ -508,17 +494,22 @@ def test_pictures_at_rest_stay_as_they_are(lab: JupyterLab, windowing: str) -> N
     """
     nb = lab.open(f"rest-{windowing}.ipynb", [MANY.replace("STORED", repr(str(STORED))), *SHOWN.values()], windowing)
     nb.command("notebook:run-all-cells")
-    nb.page.wait_for_function("() => document.querySelectorAll('.js-plotly-plot').length >= 3")
+    nb.page.wait_for_function("() => document.querySelectorAll('.isthmus-rest').length >= 3")
     nb.away()
-    nb.page.wait_for_function("num => document.querySelectorAll('.js-plotly-plot').length >= num", arg=len(SHOWN) + 1)
+    nb.page.wait_for_function("num => document.querySelectorAll('.isthmus-rest').length >= num", arg=len(SHOWN) + 1)
     nb.back()
     nb.wait("idle")
-    nb.until_tidy()
-    heights = [
-        [output["data"][PLOTLY]["layout"]["height"] for output in nb.outputs(k) if PLOTLY in output["data"]]
+    boards = [
+        [
+            json.loads(output["data"][MIME_AT_REST]["packed"])
+            for output in nb.outputs(k)
+            if MIME_AT_REST in output["data"]
+        ]
         for k in range(1, len(SHOWN) + 1)
     ]
-    assert [len(each) for each in heights] == [1] * (len(SHOWN) - 1) + [2]  # the panel has two
+    assert [len(each) for each in boards] == [1] * (len(SHOWN) - 1) + [2]  # the panel has two
+    shown = [[made["boards"][(made["control"] or {"value": ""})["value"]] for made in each] for each in boards]
+    heights = [[panel["height"] for board in each for panel in board["panels"]] for each in shown]
 
     def settled() -> list[dict[str, Any]]:
         """Once every picture is as high as it was made, and as wide as its place where JupyterLab tells it of its place."""
@@ -527,17 +518,16 @@ def test_pictures_at_rest_stay_as_they_are(lab: JupyterLab, windowing: str) -> N
             if windowing == "full":
                 nb.js("k => window.jupyterapp.shell.currentWidget.content.scrollToItem(k)", k)
             ready = f"([k, high, any]) => {{ const now = ({LOOK})(k); return now.length === high.length && now.every((p, i) => "
-            ready += "p.height.every((h) => h === high[i]) && (p.fits || any)); }"
+            ready += "p.height === high[i] && (p.fits && p.inked || any)); }"
             try:
                 nb.page.wait_for_function(ready, arg=[k, high, windowing != "none"], timeout=60_000)
             except Exception as error:
                 raise AssertionError(f"{list(SHOWN)[k - 1]}, made {high} high: {nb.js(LOOK, k)}") from error
             seen += nb.js(LOOK, k)
-        assert all(min(p["tall"], default=9) >= 2 for p in seen)
-        return [{key: p[key] for key in ("words", "drawn")} for p in seen]
+        return [p["words"] for p in seen]
 
     first = settled()
-    assert all(any(p["words"]) for p in first)
+    assert all(first)
     nb.command("application:toggle-left-area")
     assert settled() == first
     for width in (600, 2500, 1280):

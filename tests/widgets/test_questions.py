@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import re
-from pathlib import Path
 from typing import Any
 
 import ipywidgets
-import nbformat
 import pytest
 
 import widgets.questions
@@ -19,9 +15,9 @@ from lab.runs.knobs import network_fields
 from tests.support import ROOT
 from widgets.knobs import Knobs
 from widgets.menus import SLIDER, with_slider
-from widgets.pages import page
 from widgets.pictures import Bars, Note
 from widgets.questions import Question, _Asking
+from widgets.resting import MIME
 from widgets.timelines import Calendar
 
 STORED = ROOT / "notebooks/stored/turned"
@@ -57,7 +53,7 @@ def test_prediction_and_truth_stand_beside_each_other(question: Question, words:
     """In every form that a notebook keeps, with the picture of the place in question."""
     forms = question.bundle()
     assert question.verdict() == words
-    for form in (forms["text/plain"], forms["image/svg+xml"], json.dumps(forms["application/vnd.plotly.v1+json"])):
+    for form in (forms["text/plain"], forms["image/svg+xml"], forms[MIME]["packed"]):
         assert words in form
         assert ("your prediction" in form) == ("your prediction" in words) or question.prediction is not None
         assert "16 B" in form
@@ -82,7 +78,7 @@ def test_mistakes_of_whoever_asks() -> None:
 
 def test_the_slider_turns_each_figure_into_each_other() -> None:
     """Every step holds what differs from one place to another, and the height, which JupyterLab would forget."""
-    figure = number(64).bundle()["application/vnd.plotly.v1+json"]
+    figure = number(64).plotly()
     (slider,) = figure["layout"]["sliders"]
     assert [step["label"] for step in slider["steps"]] == list(PLACES)
     assert slider["active"] == 1
@@ -213,21 +209,3 @@ def test_every_knob_has_words() -> None:
     assert len({m.colour for m in picture.marks}) == 6
     view.replay([started])
     assert isinstance(view.pictures()[0], Note)
-
-
-# --- pages -----------------------------------------------------------------------------------------------------------
-
-
-def test_what_is_folded_in_a_notebook_is_folded_on_its_page(tmp_path: Path) -> None:
-    """Cells say so by their class, a script of the page folds them; without it they are to be read as any other."""
-    nb = nbformat.v4.new_notebook()
-    nb.cells = [nbformat.v4.new_code_cell(source) for source in ("'open'", "'code'", "'all'")]
-    nb.cells[1].metadata = {"jupyter": {"source_hidden": True}}
-    nb.cells[2].metadata = {"jupyter": {"source_hidden": True, "outputs_hidden": True}, "tags": ["solution"]}
-    nbformat.write(nb, tmp_path / "x.ipynb")
-    page(tmp_path / "x.ipynb", tmp_path / "x.html")
-    text = (tmp_path / "x.html").read_text()
-    tags = [re.findall(r"celltag_(\w+)", words) for words in re.findall(r'class="jp-Cell ([^"]*)"', text)]
-    assert tags == [[], ["source_hidden"], ["solution", "source_hidden", "outputs_hidden"]]
-    assert text.count('className: "folded"') == 1
-    assert text.rstrip().endswith("</html>")

@@ -757,7 +757,7 @@ def test_a_menu_turns_a_figure_into_every_other(events: list[Event]) -> None:
             view.choose(control.name, option)
             figures[option] = view.board().plotly()
         view.choose(control.name, control.value)
-        figure = untyped(view.bundle()["application/vnd.plotly.v1+json"])
+        figure = untyped(stored(view.plotly()))
         del figure["layout"]["meta"]
         (menu,) = figure["layout"].pop("updatemenus")
         assert [b["label"] for b in menu["buttons"]] == list(control.options)

@@ -23,6 +23,7 @@ from widgets import Bars, Board, Grid, Lines, Matrix, RoutingStability, Series, 
 from widgets.boards import BOARD
 from widgets.matrices import MAX_COLUMNS
 from widgets.pictures import Note, Picture
+from widgets.resting import MIME
 from widgets.view import BRIEF, WHOLE
 
 # --- a stream of events ----------------------------------------------------------------------------------------------
@@ -305,7 +306,7 @@ def test_the_first_picture_answers_and_the_others_are_behind_a_menu():
     assert [p.title for p in brief.pictures] == ["How many choices changed?"] == titles(view)[:1]
     assert [p.title for p in everything.pictures] == titles(view)
     view.choose("detail", BRIEF)
-    figure = view.bundle()["application/vnd.plotly.v1+json"]
+    figure = view.plotly()
     shown = [trace for trace in figure["data"] if trace.get("visible", True)]
     assert len(shown) == len(brief.plotly()["data"]) < len(figure["data"]) == len(everything.plotly()["data"])
     words = [mark["text"] for mark in figure["layout"]["annotations"] if mark.get("visible", True)]
@@ -338,7 +339,7 @@ def test_a_share_is_drawn_against_all_that_it_may_be():
 # --- where a view shows itself ---------------------------------------------------------------------------------------
 
 
-RESTING = {"application/vnd.plotly.v1+json", "image/svg+xml", "text/plain"}
+RESTING = {MIME, "image/svg+xml", "text/plain"}
 
 
 def test_live_is_a_widget_that_becomes_one_picture(monkeypatch):
@@ -547,7 +548,7 @@ def test_an_executed_notebook_holds_one_picture_that_needs_no_network(tmp_path):
     assert file.stat().st_size < 350_000
     page(file, tmp_path / "executed.html")
     text = (tmp_path / "executed.html").read_text()
-    assert text.count("Plotly.newPlot(") >= 3
+    assert text.count('<figure class="board">') == 3
     assert re.findall(r'<(?:script|link|img)[^>]+(?:src|href)="(https?://[^"]+)"', text) == []
 
 

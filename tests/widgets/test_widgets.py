@@ -22,9 +22,7 @@ from widgets.pictures import MAX_POINTS, Lines, Series, bundle, thin
 def test_every_form_is_well_formed(picture):
     """Plotly's own validation takes the figure, the SVG is XML, both bear the title, and all of it is strict JSON."""
     forms = bundle(picture)
-    figure = dict(forms["application/vnd.plotly.v1+json"])
-    figure.pop("config")
-    assert go.Figure(figure).layout.title.text == picture.title
+    assert go.Figure(picture.plotly()).layout.title.text == picture.title
     texts = [e.text for e in ET.fromstring(forms["image/svg+xml"]).iter() if e.tag.endswith("text")]
     assert picture.title in texts
     assert picture.title in forms["text/plain"]
