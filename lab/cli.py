@@ -851,6 +851,7 @@ def _differ(rows: list[dict[str, Any]], what: str) -> bool:
     "--firm", is_flag=True, help="With their firm profile: long runs, tuned rates, five seeds, from stored runs."
 )
 @click.option("--plan", "only_plan", is_flag=True, help="Say how many hours --firm takes, and end.")
+@click.option("--single-file", is_flag=True, help="Pages that need nothing beside them, to be sent.")
 def reproduce(
     notebooks: tuple[str, ...],
     parameters: tuple[str, ...],
@@ -860,6 +861,7 @@ def reproduce(
     jobs: int | None,
     firm: bool,
     only_plan: bool,
+    single_file: bool,
 ) -> None:
     """Execute NOTEBOOKs (default: all in notebooks/) and end with a table of what holds of the papers' claims."""
     from lab.errors import RecipeError
@@ -870,7 +872,7 @@ def reproduce(
         raise RecipeError(f"--all means all of notebooks/: leave it out, or leave out {notebooks[0]}")
     if only_plan and not firm:
         raise RecipeError("--plan is of --firm: what is quick needs none")
-    pages = Pages.installed()
+    pages = Pages.installed(single_file)
     sys.exit(execute(notebooks, parameters, Path(out), pages, again=again, jobs=jobs, firm=firm, plan=only_plan))
 
 

@@ -318,7 +318,7 @@ class Lines(Picture):
             "series": lines,
             "floor": self.floor,
             "hover": self.hover,
-            "time": self.time and self.time.spec(held),
+            "time": self.time and self.time.spec(held, held is listed),
         }
 
     def _colour(self, s: Series) -> str:

@@ -54,11 +54,11 @@ class TimeAxis:
         said += [f"{len(self.syncs):,} syncs"] if len(self.syncs) else []
         return "; ".join(said)
 
-    def spec(self, held: Any) -> dict[str, Any]:
+    def spec(self, held: Any, at_rest: bool) -> dict[str, Any]:
         return {
             "sides": [LEFT, RIGHT],
             "compact": self.compact,
-            "syncs": held(self.syncs),
+            "syncs": self.strokes if at_rest else held(self.syncs),
             "knobs": [list(k) for k in self.knobs],
             "outages": [list(o) for o in self.outages],
             "colours": [KNOB, OUTAGE, BAND],

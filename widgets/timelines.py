@@ -179,7 +179,7 @@ class Calendar(Picture):
             "rows": list(self.rows),
             "marks": marks,
             "now": self.now,
-            "time": self.time and self.time.spec(held),
+            "time": self.time and self.time.spec(held, held is listed),
             "legend": [
                 {
                     "name": m.name,

@@ -34,15 +34,16 @@ from lab.study.profiles import FIRM, QUICK
 class Pages:
     """What makes a page of an executed notebook: a program, called as ``program notebook.ipynb page.html``.
 
-    ``sources``: files that decide, beside the notebook and the lab, what comes out. Where one has changed since, a notebook is
+    ``single_file``: called with ``--single-file`` as well. ``sources``: files that decide, beside the notebook and the lab, what comes out. Where one has changed since, a notebook is
     executed again.
     """
 
     program: Path
     sources: tuple[Path, ...] = ()
+    single_file: bool = False  # with nothing beside the page, to be sent
 
     @classmethod
-    def installed(cls) -> Pages:
+    def installed(cls, single_file: bool = False) -> Pages:
         """The module that an installed package has registered for it (entry point ``isthmus.pages``), with all of that package.
 
         Raises RecipeError where there is none.
@@ -51,7 +52,7 @@ class Pages:
             package, *path = point.module.split(".")
             found = find_spec(package)  # does not import it, which would take seconds
             for folder in map(Path, (found and found.submodule_search_locations) or ()):
-                return cls(folder.joinpath(*path).with_suffix(".py"), tuple(sorted(folder.rglob("*.py"))))
+                return cls(folder.joinpath(*path).with_suffix(".py"), tuple(sorted(folder.rglob("*.py"))), single_file)
         raise RecipeError(
             "nothing that is installed makes pages of notebooks: install isthmus again (pip install -e .)"
         )
@@ -59,6 +60,7 @@ class Pages:
     def make(self, notebook: Path) -> str | None:
         """The page beside an executed notebook; what went wrong, or None."""
         command = [sys.executable, "-P", str(self.program), str(notebook), str(notebook.with_suffix(".html"))]
+        command += ["--single-file"] if self.single_file else []
         done = subprocess.run(
             command, env=child.environment(), capture_output=True, text=True, encoding="utf-8", errors="replace"
         )
@@ -279,6 +281,7 @@ def order(execution: Execution, pages: Pages, outcome: Path, core: int | None = 
         "parameters": execution.parameters,
         "firm": execution.firm,
         "program": str(pages.program),
+        "single_file": pages.single_file,
         "core": core,
         "outcome": str(outcome),
     }
@@ -333,7 +336,11 @@ def _child(given: dict[str, Any]) -> None:
             cores = sorted(os.sched_getaffinity(0))
             os.sched_setaffinity(0, {cores[given["core"] % len(cores)]})
     problem = execute(
-        Path(given["source"]), Path(given["target"]), given["parameters"], Pages(Path(given["program"])), given["firm"]
+        Path(given["source"]),
+        Path(given["target"]),
+        given["parameters"],
+        Pages(Path(given["program"]), (), given["single_file"]),
+        given["firm"],
     )
     write_atomically(Path(given["outcome"]), json.dumps(problem).encode())
 

@@ -36,7 +36,7 @@ def reproduce(
     Each notebook leaves ``<name>-<hash>.ipynb`` and ``.html`` (which ``pages`` makes) in ``out``; the hash is of its source, its
     parameters, the lab's own code and that of the pages, and what is there already is not executed again. Several are executed
     side by side, ``jobs`` at a time (default: the cores), a core for each; one alone has all cores. ``claims.html`` in ``out``
-    has every claim of them all. A claim that is contradicted, or that nothing decides, is no failure.
+    has every claim of them all. Pages that are a ``single_file`` are made again where a notebook was executed before. A claim that is contradicted, or that nothing decides, is no failure.
     """
     notebooks = _notebooks(names, firm)
     if firm:
@@ -49,6 +49,8 @@ def reproduce(
     for one in executions:
         word = "executing …" if one in missing else f"already done, {shown(one.target.with_suffix('.html'))}"
         click.echo(f"{one.name}: {word}")
+        if pages.single_file and one not in missing:
+            one.problem = pages.make(one.target)  # what was executed before may have a page with something beside it
     if len(missing) == 1 or jobs == 1:
         for one in missing:
             execute_alone(one, pages)

@@ -178,3 +178,20 @@ def test_where_no_script_runs_there_are_pictures(browser: Any, notebook: Path, t
     shown.goto((tmp_path / "a.html").as_uri())
     assert [shown.locator("img").nth(k).bounding_box()["height"] > 200 for k in (0, 1)] == [True, True]
     context.close()
+
+
+@needs_chromium
+@pytest.mark.processes
+def test_large_type_reaches_pictures_at_rest(browser: Any, tmp_path: Path) -> None:
+    """The classroom's switch makes pictures larger that stay below it in its cell, once their run has ended."""
+    view = RoutingStability.of(routing())
+    view.save(tmp_path / "a.html")
+    shown = browser.new_page()
+    shown.goto((tmp_path / "a.html").as_uri())
+    shown.wait_for_selector(".isthmus-rest canvas")
+    tall = "document.querySelector('canvas').getBoundingClientRect().height"
+    before = shown.evaluate(tall)
+    shown.evaluate("document.body.className = 'jp-OutputArea'")
+    shown.evaluate("document.body.appendChild(document.createElement('div')).className = 'isthmus-large'")
+    assert shown.evaluate(tall) == pytest.approx(1.5 * before)
+    shown.close()

@@ -14,7 +14,7 @@ import widgets
 from tests.support.browser import CHROMIUM, Bare, needs_chromium
 from tests.support.pictures import PICTURES, TABLES, routing
 from widgets import Board, Growing, Lines, Matrix, RoutingStability, Series
-from widgets.axes import short
+from widgets.axes import Axis, short
 from widgets.canvas import Canvas
 from widgets.view import WHOLE
 
@@ -376,3 +376,51 @@ def test_a_number_under_the_pointer_is_that_of_a_tick(browser: Any) -> None:
     assert [words for words, _ in of_bytes] == [short(v, "B") for _, v in of_bytes]
     assert [short(v, "B") for v in (0, 999, 1000, 1.5e9, 2e13)] == ["0 B", "999 B", "1 kB", "1.5 GB", "20 TB"]
     assert [short(v) for v in (1536.0, 9999.6, 12_345.0, 1e-7)] == ["1536", "10k", "12.35k", "1e-7"]
+
+
+AXES = [
+    Axis("x", 0.0, 97.0),
+    Axis("x", -3.2, 3.9),
+    Axis("loss", 2.31, 2.38),
+    Axis("step", 3.0, 9.0, whole=True),
+    Axis("x", 0.0, 5.0, log=True),
+    Axis("x", 1.1, 1.9, log=True),
+    Axis("bytes", 0.0, 2.4e9),
+]
+
+
+def test_ticks_of_a_closer_look_are_those_of_axes(browser: Any) -> None:
+    """One rule in Python and in the page."""
+    script = (Path(widgets.__file__).parent / "view.js").read_text(encoding="utf-8")
+    (source,) = re.findall(r"^function ticks\(.*?^\}", script, flags=re.M | re.S)
+    page = browser.new_page()
+    said = page.evaluate(f"(axes) => {{ {source}; return axes.map(ticks); }}", [axis.spec() for axis in AXES])
+    page.close()
+    for axis, ticks in zip(AXES, said, strict=True):
+        assert ticks == pytest.approx(axis.ticks(), abs=1e-9), axis
+
+
+DRAG = """async ([k, from, to]) => {
+  const c = canvases()[k], box = c.getBoundingClientRect();
+  const at = (kind, [x, y]) => c.dispatchEvent(new PointerEvent(kind, { clientX: box.left + x, clientY: box.top + y, button: 0 }));
+  at("pointerdown", from); at("pointermove", to); at("pointerup", to);
+  await settle();
+}"""
+
+
+def test_a_closer_look(bare: Any) -> None:
+    """Dragging over a part shows it larger; what lies outside is not found; a double click brings all of it back."""
+    canvas = Canvas()
+    page = bare(canvas)
+    canvas.draw(Board("?", [Lines("Up?", "x", "y", [Series("a", range(101), range(101))], hover="{x}")]))
+    page.settle()
+    whole = page.js("pixels(canvases()[0]).join()")
+    middle = [62 + 768 / 2, 150]
+    (before,) = page.js("([x, y]) => point(0, x, y)", middle)
+    page.js(DRAG, [0, [62 + 768 * 0.7, 150], [62 + 768 * 0.9, 152]])
+    (after,) = page.js("([x, y]) => point(0, x, y)", middle)
+    assert 35 < float(before) < 75 < float(after) < 90
+    page.js("canvases()[0].dispatchEvent(new MouseEvent('dblclick'))")
+    page.js("canvases()[0].dispatchEvent(new PointerEvent('pointerleave'))")
+    page.settle()
+    assert page.js("pixels(canvases()[0]).join()") == whole
