@@ -34,8 +34,14 @@ quick: .venv/installed-dev  ## under a minute: the laws on one variant a method,
 	$(BIN)/python -m pytest -n $(JOBS) --maxprocesses 4 --dist worksteal -m "not variant and not slow and not processes" \
 	  tests/laws tests/oracles tests/engine
 
-lab: .venv/installed  ## JupyterLab on the notebooks
-	$(BIN)/jupyter lab --notebook-dir=. notebooks/00_start_here.ipynb
+BOARD := runs/board.ipynb
+
+lab: .venv/installed  ## JupyterLab: on the first notebook, or once there are runs on all of them
+	@first=notebooks/00_start_here.ipynb; \
+	if ls runs/*/recipe.json runs/live/*/recipe.json notebooks/runs/*/recipe.json notebooks/runs/live/*/recipe.json 2>/dev/null | grep -q .; then \
+	  first=$(BOARD); make_board="$(BIN)/lab board --notebook $(BOARD)"; \
+	  if [ -e $(BOARD) ]; then $$make_board >/dev/null & else $$make_board >/dev/null; fi; \
+	fi; $(BIN)/jupyter lab --notebook-dir=. $$first
 
 bench: .venv/installed  ## speed and memory against the ceiling, as ratios
 	$(BIN)/python -m bench

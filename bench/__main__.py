@@ -16,6 +16,7 @@ ALL = (
     "live",
     "watching",
     "page",
+    "board",
     "real_ddp",
     "compute",
     "track",

@@ -26,6 +26,7 @@ _WHERE = {
     "Columns": "lab.runs.columns",
     "Network": "lab.costs.network",
     "network": "lab.costs.network",
+    "board": "lab.study.board",
     "Claim": "lab.study.claims",
     "Claims": "lab.study.claims",
     "Effect": "lab.study.effects",

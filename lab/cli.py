@@ -284,6 +284,25 @@ def fork_(
         _train(folder.recipe(), folder, processes, restarts, timeout, False, track, mailbox, deadline)
 
 
+@main.command()
+@click.option(
+    "--html", metavar="FILE", help="Write a page that needs no server.  [default: board.html in the folder of runs]"
+)
+@click.option("--notebook", metavar="FILE", help="Write a notebook that shows them, as make lab does.")
+@runs_option
+def board(html: str | None, notebook: str | None, runs: str) -> None:
+    """All runs on one page: filter, sort, losses against steps, bytes, or seconds on a link of your own."""
+    from lab.study.board import board as of_runs
+
+    made = of_runs(runs)
+    if notebook is not None:
+        made.write_notebook(notebook)
+    if html is not None or notebook is None:
+        made.save(html or Path(runs) / "board.html")
+    click.echo(made.answer())
+    click.echo(str(notebook if html is None and notebook is not None else html or Path(runs) / "board.html"))
+
+
 @main.command(name="name")
 @click.argument("run")
 @click.argument("name")

@@ -21,6 +21,7 @@ from widgets.pseudo_labels import PseudoLabels
 from widgets.questions import Question
 from widgets.rank_segments import RankSegments
 from widgets.routing_stability import RoutingStability, holdings
+from widgets.run_table import RunTable
 from widgets.sample_weights import SampleWeights
 from widgets.style_leak import StyleLeak
 from widgets.sync_calendar import SyncCalendar
@@ -57,6 +58,7 @@ __all__ = [
     "Question",
     "RankSegments",
     "RoutingStability",
+    "RunTable",
     "SampleWeights",
     "Series",
     "StyleLeak",

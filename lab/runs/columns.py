@@ -118,6 +118,7 @@ class Columns:
         default_factory=list
     )  # of each row that has sent all it will: records in the ledger by then
     eval_row: list[int] = field(default_factory=list)  # of each evaluation: the row that it came after
+    _read: tuple[Started, Recipe] | None = field(default=None, init=False, repr=False, compare=False)
     _curves: Curves = field(default_factory=lambda: Curves(), init=False, repr=False, compare=False)
 
     @classmethod
@@ -189,7 +190,9 @@ class Columns:
     @property
     def recipe(self) -> Recipe:
         assert self.started is not None
-        return Recipe.recorded(self.started.recipe)
+        if self._read is None or self._read[0] is not self.started:
+            self._read = self.started, Recipe.recorded(self.started.recipe)
+        return self._read[1]
 
     @property
     def num_workers(self) -> int:

@@ -105,7 +105,9 @@ def summaries(runs: str | Path = "runs") -> list[Summary]:
     RecipeError
         where it is no folder.
     """
-    made = remembered(Path(runs), INDEX, VERSION, lambda run, path: asdict(_summary(run, path)), lambda x: Summary(**x))
+    made = remembered(
+        Path(runs), INDEX, VERSION, lambda run, path: asdict(summary_of(run, path)), lambda x: Summary(**x)
+    )
     return [Summary(**value) for value in made.values()]
 
 
@@ -166,7 +168,8 @@ def _stamp(run: RunFolder) -> list[list[int]]:
     return found
 
 
-def _summary(run: RunFolder, path: str) -> Summary:
+def summary_of(run: RunFolder, path: str) -> Summary:
+    """Of one run, from its files; ``path`` is where it is from the folder of runs."""
     events = run.path / "events.jsonl"
     changed = events.stat().st_mtime if events.exists() else 0.0
     try:

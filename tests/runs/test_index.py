@@ -57,8 +57,8 @@ def test_a_summary_says_what_the_run_says(runs: Path) -> None:
 def test_what_has_not_changed_is_not_read_again(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = summaries(runs)
     looked: list[str] = []
-    inner = index._summary
-    monkeypatch.setattr(index, "_summary", lambda run, path: looked.append(path) or inner(run, path))
+    inner = index.summary_of
+    monkeypatch.setattr(index, "summary_of", lambda run, path: looked.append(path) or inner(run, path))
     assert summaries(runs) == before
     assert looked == []
     RunFolder(runs / "diloco-4w-bbbb").call("second")
