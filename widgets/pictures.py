@@ -30,6 +30,7 @@ from widgets.time_axis import LEFT, RIGHT, TimeAxis
 MAX_POINTS = 400  # a line at rest
 FAINT_POINTS = 160  # a faint one
 FEW_POINTS = 12  # up to so many, each is marked
+LEGEND = 0.3  # of a picture that a legend beside its curves may take
 EDGE = 0.75  # pixels of the edge of a band
 WIDTH = 760  # of a picture that stands alone, in pixels
 NARROW = 640  # below this width, legends stand above the curves instead of beside them
@@ -181,7 +182,12 @@ class Lines(Picture):
 
     def _beside(self, width: int) -> bool:
         """Whether the legend stands beside the curves, and not above them."""
-        return width >= NARROW and self.time is None
+        return width >= NARROW and self.time is None and self._room <= LEGEND * width
+
+    @property
+    def _room(self) -> int:
+        """Pixels for a legend beside the curves."""
+        return max(170, round(44 + 7.4 * max(map(len, self.names), default=0)))
 
     def axes(self) -> tuple[Axis, Axis]:
         beside = [v for band in self.bands for v in (band.low, band.high)]
@@ -218,7 +224,7 @@ class Lines(Picture):
             data.append(trace | ({"hovertemplate": plotly_text(says)} if self._speaks(s) else {"hoverinfo": "skip"}))
         layout = layout_of(self.title, x_axis.plotly(), y_axis.plotly(), self.height(width))
         if self._beside(width):
-            layout["margin"]["r"] = 170
+            layout["margin"]["r"] = self._room
         else:
             layout["legend"] = {"orientation": "h", "x": 0, "y": 1, "xanchor": "left", "yanchor": "bottom"}
             layout["margin"]["t"] = 36 + 18 * len(legend_rows(self.names, width - 66))
@@ -246,7 +252,7 @@ class Lines(Picture):
         x_axis, y_axis = self.axes()
         beside = self._beside(width)
         rows = [] if beside else legend_rows(self.names, width - 66)
-        left, right = (62, 170 if beside else 18) if self.time is None else (LEFT, RIGHT)
+        left, right = (62, self._room if beside else 18) if self.time is None else (LEFT, RIGHT)
         tall = height or self.height(width)
         box = Box(width, tall, x_axis, y_axis, left=left, right=right, above=17 * len(rows))
         box.left = left if self.time else box.left  # words in two lines have room there
@@ -403,9 +409,9 @@ class Bars(Picture):
 
     def _beside(self, width: int) -> tuple[int, int]:
         """Pixels for names and for labels; where the picture is narrow, bars keep a third of it, or nearly so."""
-        left, right = beside(self.names), 170
+        left, right = beside(self.names), max(170, beside(self.labels))
         if width - left - right < width / 3:
-            right = min(right, beside(self.labels))
+            right = beside(self.labels)
         return min(left, max(40, int(0.75 * width) - right)), right
 
     def _colour(self, row: int) -> str:

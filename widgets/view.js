@@ -9,6 +9,7 @@ const FONT = "system-ui, -apple-system, 'Segoe UI', sans-serif";
 const THREE = 840; // from this width on, pictures may stand three in a row,
 const TWO = 560; // and from this one on two
 const NARROW = 640; // below it, the legend stands above the curves
+const LEGEND = 0.3; // of a picture that a legend beside its curves may take; pictures.py
 const EDGE = 0.75; // pixels of the edge of a band; pictures.py
 const PLANNED = 0.4; // how high what is planned is in a legend; timelines.py
 
@@ -310,8 +311,10 @@ const KINDS = {
   lines(p) {
     const { g, spec, width, colours } = p;
     const named = spec.series.filter((s, k) => !s.faint && spec.series.findIndex((o) => !o.faint && o.name === s.name) === k);
-    const beside = width >= NARROW && !spec.time;
-    const box = titled(p, 62, beside ? 170 : 18);
+    g.font = `13px ${FONT}`;
+    const room = Math.max(170, ...named.map((s) => g.measureText(s.name).width + 44)); // for a legend beside the curves
+    const beside = width >= NARROW && !spec.time && room <= LEGEND * width;
+    const box = titled(p, 62, beside ? room : 18);
     g.font = `13px ${FONT}`;
     let [x0, y0] = beside ? [box.right + 14, box.top + 10] : [box.left, box.top + 3];
     for (const s of named) {
@@ -414,7 +417,8 @@ const KINDS = {
     const { g, spec, colours } = p;
     g.font = `13px ${FONT}`;
     const names = Math.max(50, ...spec.bars.map((b) => g.measureText(b.name).width));
-    const box = titled(p, names + 20, 150);
+    const said = Math.max(...spec.bars.map((b) => g.measureText(b.label).width), 0);
+    const box = titled(p, names + 20, Math.max(Math.min(150, p.width / 4), said + 14));
     labels(p, box, spec.x.label);
     ticksBelow(p, box, spec.x);
     const each = (box.bottom - box.top) / Math.max(1, spec.bars.length);

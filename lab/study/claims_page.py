@@ -196,7 +196,7 @@ def _legend() -> str:
 
 
 _STYLE = """:root{--ink:#1a1a1a;--soft:#595959;--line:#d4d4d4;--paper:#fff;--side:#e8f0f6;--holds:#0072b2;--contradicted:#b84a00;
---inconclusive:#666;--exact:#00735a;--not-tested:#777;--link:#0b57d0}
+--inconclusive:#666;--exact:#00735a;--not-tested:#636363;--link:#0b57d0}
 @media(prefers-color-scheme:dark){:root{--ink:#e6e6e6;--soft:#a8a8a8;--line:#3c3c3c;--paper:#161616;--side:#22303a;--holds:#6cbcf0;
 --contradicted:#f0954a;--inconclusive:#b0b0b0;--exact:#4fc9a4;--not-tested:#999;--link:#8ab4f8}}
 *{box-sizing:border-box}body{font:15px/1.45 system-ui,sans-serif;margin:0 auto;max-width:92rem;padding:1.25rem;color:var(--ink);

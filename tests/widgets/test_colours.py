@@ -38,7 +38,10 @@ SILENT = {
 }
 
 # What a page of the lab is made of: (light, dark) for each name in its style sheet.
-PAGES = {"widgets/pages.py": {"ink", "soft", "link"}}
+PAGES = {
+    "widgets/pages.py": {"ink", "soft", "link"},
+    "lab/study/claims_page.py": {"ink", "soft", "link", "holds", "contradicted", "inconclusive", "exact", "not-tested"},
+}
 PAGE_SILENT = {"line": "between rows", "paper": "ground", "side": "ground"}
 
 # Names of JupyterLab's themes that we use.
