@@ -849,7 +849,8 @@ def elsewhere(runs: Path) -> Iterator[Path]:
     if (here / "notebooks" / runs).is_dir():
         yield here / "notebooks" / runs
     for above in () if (here / "pyproject.toml").exists() else here.parents:
-        if (above / runs).is_dir():
-            yield above / runs
+        for folder in (above / runs, above / "notebooks" / runs):
+            if folder.is_dir() and folder != here / runs:
+                yield folder
         if (above / "pyproject.toml").exists() or above == Path.home():
             return

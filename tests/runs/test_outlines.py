@@ -103,3 +103,14 @@ def test_a_damaged_run_is_there_with_its_problem(tmp_path: Path) -> None:
     (one,), _ = outlines(tmp_path)
     assert (one.curve, one.end, one.of) == ({}, {}, "")
     assert one.summary.run == folder.name
+
+
+def test_from_anywhere_in_a_project_all_of_its_runs_are_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "pyproject.toml").write_text("")
+    for seed, place in enumerate(("runs", "notebooks/runs")):
+        ran(tmp_path / place, seed=seed)
+    for here in ("", "notebooks", "runs"):
+        monkeypatch.chdir(tmp_path / here)
+        found, _ = outlines("runs")
+        assert sorted(one.summary.seed for one in found) == [0, 1]
+        assert all((Path(one.where) / one.summary.path / "events.jsonl").is_file() for one in found)
