@@ -396,6 +396,7 @@ class _Terminal:
     def sum_up(self, columns: Columns) -> None:
         from lab.costs.network import human
         from lab.errors import plain
+        from lab.runs.answers import answered, lines
 
         steps = columns.step[-1] if columns.step else 0
         loss, speed = self.progress.validation, columns.tokens_per_second
@@ -410,6 +411,8 @@ class _Terminal:
             click.echo(
                 f"  {len(saved)} checkpoints are kept, {human(sum(saved.values()))}: lab fork {self.folder.path} --step …"
             )
+        for line in lines(answered(self.folder.events)):
+            click.echo(plain(line))
         for line in _findings(columns):
             click.echo(f"  {plain(line)}")
 
@@ -588,6 +591,25 @@ def agents(overrides: tuple[str, ...], runs: str, again: bool) -> None:
     click.echo(f"record: {record.path}")
     if settings.start is None:
         click.echo(f"policy: {record.path / POLICY} (-o start=… tests it elsewhere)")
+
+
+@main.command()
+@click.argument("run")
+@runs_option
+def answers(run: str, runs: str) -> None:
+    """Say what came of a stored RUN: the question of every view that has something to say, and its answer in one sentence."""
+    from lab.errors import LabError, plain
+    from lab.runs.answers import answered, lines
+    from lab.runs.folder import find_run
+
+    folder = find_run(run, runs)
+    said = lines(answered(folder.events), indent="")
+    if not said:
+        raise LabError(
+            f"nothing to say of {folder.path}: it has taken no step, or no views are installed (pip install isthmus)"
+        )
+    for line in said:
+        click.echo(plain(line))
 
 
 @main.command()

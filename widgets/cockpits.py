@@ -31,7 +31,7 @@ from lab.runs.plan import Plan, plan
 from lab.study.tables import Entry, html_table
 from widgets.communication_budget import CommunicationBudget
 from widgets.moments import Moments
-from widgets.panel import STYLE, Controls, NetworkFollower, Refusals, Status, Whole, bar, on_screen
+from widgets.panel import STYLE, Controls, NetworkFollower, OwnKeys, Refusals, Status, Whole, bar, on_screen
 from widgets.static_fallback import StaticFallback
 from widgets.training_losses import Losses
 from widgets.view import View, surroundings
@@ -242,7 +242,7 @@ class Cockpit:
         self.fallback = StaticFallback(words=SAVED)
         columns = ipywidgets.Box([self.row, self.pictures])
         columns.add_class("isthmus-columns")
-        self.widget = ipywidgets.VBox([ipywidgets.HTML(STYLE), top, self.lines, columns, self.fallback])
+        self.widget = ipywidgets.VBox([ipywidgets.HTML(STYLE), top, self.lines, columns, OwnKeys(), self.fallback])
         self.widget.add_class("isthmus-panel")
         self.widget.add_class("isthmus-cockpit")
         self.fallback.controls = self.widget.model_id

@@ -15,6 +15,7 @@ import uuid
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import anywidget
 import ipywidgets
 from IPython.display import display, update_display
 
@@ -77,7 +78,24 @@ STYLE = """<style>
 .isthmus-large .isthmus-period { width: auto !important; }
 .isthmus-large .isthmus-period input { min-width: 90px; }
 </style>"""
+# JupyterLab takes arrows and letters for commands of the notebook, whatever in it has the focus, unless that says that it wants them.
+KEYS = """export default { render({ el }) {
+  const own = (e) => e.target.setAttribute?.("data-lm-suppress-shortcuts", "true");
+  const place = setInterval(() => {
+    const panel = el.isConnected && el.closest(".isthmus-panel");
+    if (!panel) return;
+    panel.addEventListener("focusin", own);
+    clearInterval(place);
+  }, 50);
+  return () => clearInterval(place);
+} };"""
 MOST_TOGGLES = 16  # workers with a switch each; of more, the one to kill is typed
+
+
+class OwnKeys(anywidget.AnyWidget):
+    """Nothing to be seen: within the panel that it is part of, keys belong to the field that has the focus."""
+
+    _esm = KEYS
 
 
 # What recipes call a thing, and what the screen calls it; in this order.
@@ -229,7 +247,7 @@ class Controls:
         knobs = [] if run.is_replay else self._knobs()
         key = ipywidgets.HTML(KEY)
         key.add_class("isthmus-key")
-        self.steering = ipywidgets.VBox([bar(self.buttons.values()), *knobs, self.problem, key])
+        self.steering = ipywidgets.VBox([bar(self.buttons.values()), *knobs, self.problem, key, OwnKeys()])
         self.steering.add_class("isthmus-knobs")
         self.line.add_class("isthmus-status")
         self.widget = ipywidgets.VBox([ipywidgets.HTML(STYLE), self.line, self.steering])
@@ -243,9 +261,10 @@ class Controls:
 
     def _knobs(self) -> list[ipywidgets.Widget]:
         run = self.run
-        self.lr = ipywidgets.FloatLogSlider(
-            1.0, base=2, min=-4, max=4, step=0.5, description="lr ×", continuous_update=False, readout_format=".3g",
-            layout={"width": "280px"}, style={"description_width": "40px"},
+        factors = [2 ** (k / 2) for k in range(-8, 9)]
+        self.lr = ipywidgets.Dropdown(  # a slider of ipywidgets has no name for a screen reader
+            options=[(f"{factor:.3g}", factor) for factor in factors], value=1.0, description="lr ×",
+            layout={"width": "200px"}, style={"description_width": "40px"},
             tooltip="Factor on the learning rate, from the next step on",
         )  # fmt: skip
         self.lr.observe(lambda change: self._turn(self.lr, change, lambda v: run.set(lr=v)), "value")
@@ -312,8 +331,10 @@ class Controls:
             self.line.value = self.status.html()
         if self.status.ended is not None:
             for widget in _within(self.steering):
-                if isinstance(widget, ipywidgets.Button | ipywidgets.ToggleButton | Whole | ipywidgets.FloatLogSlider):
+                if isinstance(widget, ipywidgets.Button | ipywidgets.ToggleButton | Whole):
                     widget.disabled = True
+            if not self.run.is_replay:
+                self.lr.disabled = True
 
     def close(self) -> None:
         """Nothing but the line is left."""

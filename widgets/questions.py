@@ -14,7 +14,7 @@ from IPython.display import display, update_display
 
 from widgets.boards import Board
 from widgets.menus import with_slider
-from widgets.panel import STYLE, bar
+from widgets.panel import STYLE, OwnKeys, bar
 from widgets.pictures import Bars, Figure, Note, Picture, bundle
 from widgets.resting import MIME, packed
 from widgets.static_fallback import StaticFallback
@@ -159,7 +159,7 @@ class _Asking:
         self.problem.add_class("isthmus-problem")
         words = f"{question.title}\nNo prediction yet: run this cell to predict."
         self.fallback = StaticFallback(words=words)
-        rows = [ipywidgets.HTML(STYLE), self.title, bar([self.field, self.go]), self.problem, self.fallback]
+        rows = [ipywidgets.HTML(STYLE), self.title, bar([self.field, self.go]), self.problem, OwnKeys(), self.fallback]
         self.widget = ipywidgets.VBox(rows)
         self.widget.add_class("isthmus-panel")
         self.fallback.controls = self.widget.model_id

@@ -829,7 +829,8 @@ class Controls {
     for (const option of options) field.appendChild(document.createElement("option")).textContent = option;
     if (!options.length) [field.type, field.placeholder] = ["text", hint];
     field.addEventListener("change", () => this.choose(name, field.value));
-    field.addEventListener("keydown", (e) => e.stopPropagation()); // letters are no commands of the notebook here
+    field.setAttribute("data-lm-suppress-shortcuts", "true"); // arrows and letters are no commands of JupyterLab here,
+    field.addEventListener("keydown", (e) => e.stopPropagation()); // nor of other notebooks
     return el;
   }
 

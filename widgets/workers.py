@@ -123,14 +123,14 @@ class Workers(View):
         away = [f"{what} for {steps[what]:,}" for what in LOOKS if what not in (COMPUTES, SLOWLY) and steps[what]]
         slow = f"; {steps[SLOWLY]:,} steps were slow" if steps[SLOWLY] else ""
         done, of = steps[COMPUTES] + steps[SLOWLY], sum(steps.values())
-        if self._quiet:
+        if self.quiet:
             return f"{when} nothing happened: all {plural(num, 'worker')} computed in every step."
         return f"{when}, {done:,} of {of:,} steps of {plural(num, 'worker')} were taken{'; ' * bool(away)}{', '.join(away)}{slow}."
 
     def pictures(self) -> list[Picture]:
         if not self.spans:
             return [Note("Who does what?", "No run yet, and no recipe to look ahead with.")]
-        if self._quiet:
+        if self.quiet:
             return []
         num = len(self.spans)
         if self.turns and num > MANY:
@@ -146,7 +146,7 @@ class Workers(View):
         return out
 
     @property
-    def _quiet(self) -> bool:
+    def quiet(self) -> bool:
         """Whether every worker computes in every step, so far and in the plan."""
         return not self.turns and not any({*spans} - {COMPUTES} for spans in (*self.spans, *self.plan))
 
