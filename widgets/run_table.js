@@ -6,7 +6,7 @@
 const STYLE = `
 .runs { --ink: #24292f; --soft: #555; --line: #d0d0d0; --ground: #fff; --field: #f4f4f4; --mark: #0550ae; font: 14px/1.45 system-ui, sans-serif;
   color: var(--ink); background: var(--ground); padding: 4px 12px 12px; }
-.runs.dark { --ink: #e6e6e6; --soft: #b4b4b4; --line: #444; --ground: #161616; --field: #242424; --mark: #8ab4f8; }
+.runs.dark { --ink: #e6e6e6; --soft: #b4b4b4; --line: #444; --ground: #111111; --field: #242424; --mark: #8ab4f8; }
 .runs h2 { font-size: 17px; margin: 6px 0 2px; }
 .runs p { margin: 4px 0; }
 .runs .answer { font-size: 15px; max-width: 72em; }

@@ -22,7 +22,7 @@ from lab.files import write_atomically
 from lab.runs.outlines import Outline, defaults, outlines, plain
 from lab.study.tables import html_table
 from widgets.answers import plural
-from widgets.colours import COLOURS
+from widgets.colours import COLOURS, DARK_GROUND, DARK_INK
 from widgets.view import surroundings
 
 SCRIPT = Path(__file__).with_name("run_table.js")
@@ -126,7 +126,7 @@ class RunTable(anywidget.AnyWidget):
         return (
             '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Runs</title>'
             '<meta name="viewport" content="width=device-width"><meta name="color-scheme" content="light dark">'
-            "<style>body{margin:0}@media(prefers-color-scheme:dark){body{background:#161616;color:#e6e6e6}}</style></head>"
+            f"<style>body{{margin:0}}@media(prefers-color-scheme:dark){{body{{background:{DARK_GROUND};color:{DARK_INK}}}}}</style></head>"
             f'<body><main id="runs">{self._at_rest()}</main><script type="application/json" id="data">{data}</script>'
             f'<script type="module">{script}\nmount(document.getElementById("runs"), '
             'JSON.parse(document.getElementById("data").textContent));</script></body></html>'

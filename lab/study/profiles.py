@@ -18,11 +18,13 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lab.errors import RecipeError
 from lab.files import shown
-from lab.study.stored import Stored
+
+if TYPE_CHECKING:
+    from lab.study.stored import Stored
 
 QUICK, FIRM = "quick", "firm"
 FOLDER = "firm"  # beside the notebooks
@@ -39,6 +41,8 @@ class Firm:
 
     @property
     def stored(self) -> Stored:
+        from lab.study.stored import Stored  # with torch, which who asks for help need not wait for
+
         return Stored(self.notebook.parent / FOLDER / self.notebook.stem)
 
     @property

@@ -97,6 +97,7 @@ def test_no_colour_stands_elsewhere() -> None:
     """What draws takes colours from `widgets.colours`; `view.js` and style sheets have a few words of their own, which are these."""
     known = {
         "widgets/view.js": {"#fff", "rgba(128, 128, 128, 0.25)", "rgba(0, 0, 0, 0.3)"},  # ground, grid, shadow
+        "widgets/run_table.js": {colour for theme in themes_of_runs() for colour in theme.values()},  # held below
         "widgets/panel.py": {"#ccc", "#b00020", "#1976d2"},  # where there is no theme
     }
     assert (
@@ -107,6 +108,23 @@ def test_no_colour_stands_elsewhere() -> None:
         name = file.relative_to(ROOT).as_posix()
         if name != "widgets/colours.py" and name not in PAGES:
             assert set(LITERAL.findall(file.read_text(encoding="utf-8"))) <= known.get(name, set()), name
+
+
+def themes_of_runs() -> list[dict[str, str]]:
+    """What the names of the table of runs are, light and dark."""
+    text = (ROOT / "widgets/run_table.js").read_text(encoding="utf-8")
+    return [
+        dict(re.findall(r"--([\w-]+): (#\w+);", rule))
+        for rule in re.findall(r"\.runs(?:\.dark)? \{([^}]*--ink[^}]*)\}", text)
+    ]
+
+
+def test_words_of_the_table_of_runs() -> None:
+    light, dark = themes_of_runs()
+    for named in (light, dark):
+        assert set(named) == {"ink", "soft", "mark", "line", "ground", "field"}
+        seen = {(n, g): contrast(named[n], named[g]) for n in ("ink", "soft", "mark") for g in ("ground", "field")}
+        assert {key: c for key, c in seen.items() if c < WORDS} == {}
 
 
 def test_nothing_shines_through_but_areas() -> None:
