@@ -162,7 +162,7 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.timeout(600)
 def test_a_sweep_as_an_array_of_jobs(tmp_path: Path, slurm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two tasks, one of which is killed: it is named, submitted again alone by the same command, and both end as they would anywhere."""
-    monkeypatch.setattr("lab.study.slurm.SETTLE_SECONDS", 1.0)
+    monkeypatch.setattr("lab.study.slurm.SETTLE_SECONDS", 8.0)
     asks = ("--slurm", "--partition", "short", "--time", "30", "--cpus", "2", "--gpus", "1", "--sbatch", "account=abc")
     monkeypatch.setattr("submitit.slurm.slurm.SlurmInfoWatcher.is_done", lambda self, job, mode="standard": gone(job))
 
