@@ -41,7 +41,9 @@ def test_what_the_page_says(tmp_path: Path) -> None:
     rows = re.findall(r"<tr data-paper=.*?</tr>", page)
     assert [row.count("<svg") for row in rows] == [1, 2, 1, 0, 0]
     assert ["class=ci" in row for row in rows] == [True, False, True, False, False]
-    assert 'data-paper="A &amp; B" data-notebook="n" data-profile="quick" data-verdict="holds" data-size="toy"' in rows[0]
+    assert (
+        'data-paper="A &amp; B" data-notebook="n" data-profile="quick" data-verdict="holds" data-size="toy"' in rows[0]
+    )
     assert "<div>1 against 2</div>" in rows[0]
     assert "counts: lower by more than 0.1" in rows[0]
     assert "at 4: median" in rows[1]
