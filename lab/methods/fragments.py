@@ -1,4 +1,7 @@
-"""Fragments: whole layers that travel together, each fragment at a time of its own."""
+"""Fragments: whole layers that travel together, each fragment at a time of its own, while training goes on.
+
+What methods share that send them: which tensors they are, which times are allowed, and what a worker does when one arrives.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,12 @@ import re
 from collections.abc import Iterable
 from typing import Literal
 
+import torch
+
+from lab.engine.optim import states
+from lab.engine.outer import descend_
+from lab.engine.stack import Stack
+from lab.engine.state import State
 from lab.errors import RecipeError
 
 Pattern = Literal["strided", "contiguous"]
@@ -45,3 +54,40 @@ def fragments(
     for i, layer in enumerate(inner):
         out[i % num if pattern == "strided" else i * num // len(inner)] += layer
     return out
+
+
+def check_times(num_fragments: int, overlap: int, period: int, option: str = "sync_every") -> None:
+    """Raises RecipeError where fragments cannot all be sent, and arrive ``overlap`` steps later, within a period (the value of ``option``)."""
+    if overlap >= period:
+        raise RecipeError(
+            f"overlap = {overlap} must be less than {option} = {period}: a fragment has to arrive before it is sent again"
+        )
+    if num_fragments > period:
+        raise RecipeError(
+            f"num_fragments = {num_fragments} is more than the {option} = {period} steps there are to send them in"
+        )
+
+
+def why_fixed(method: str, overlap: int) -> str | None:
+    """Why periods cannot be turned while a run goes on; None where they can."""
+    if not overlap:
+        return None
+    return (
+        f"the periods of {method} with overlap = {overlap} are fixed: what is on its way would never arrive; "
+        "use method.overlap=0"
+    )
+
+
+def outer_step_(s: State, p: int, moved: Stack) -> Stack:
+    """The outer step of fragment ``p`` of the parameters; ``moved`` is E[local − shared] and is used up. Returns what is shared now."""
+    shared, optimizer = s.shared[f"params.{p}"], s.optimizers[f"outer.{p}"]
+    descend_(optimizer, moved, s.fleet.up)
+    s.shared.update({f"{name}.{p}": stack for name, stack in states(optimizer, shared).items()})
+    return shared
+
+
+@torch.no_grad()
+def mix_(s: State, state: str, agreed: Stack, keep: float) -> None:
+    """Every worker that is up takes what is agreed of some tensors of a state, and keeps a part of its own."""
+    mine = s.local[state].select(agreed.names())
+    s.local[state].put_(mine.map(lambda x, y: y + keep * (x - y), agreed), s.fleet.up)

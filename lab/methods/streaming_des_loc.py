@@ -11,12 +11,10 @@ from torch import Tensor
 
 from lab.config import Fraction, Period, Positive, RecipeView, config
 from lab.engine.comm import Communicator
-from lab.engine.optim import AdamW, Optimizer, states
-from lab.engine.outer import descend_
+from lab.engine.optim import AdamW, Optimizer
 from lab.engine.stack import Stack, clip_
 from lab.engine.state import Grad, State
-from lab.errors import RecipeError
-from lab.methods.fragments import Pattern, fragments
+from lab.methods.fragments import Pattern, check_times, fragments, mix_, outer_step_, why_fixed
 from lab.methods.registry import method, never_synced
 
 
@@ -59,27 +57,14 @@ class StreamingDESLOC:
     def __post_init__(self) -> None:
         self.inner.check_periods(self.sync_every)
         shortest = min(self.sync_every, key=self.sync_every.__getitem__)
-        period = self.sync_every[shortest]
-        if self.overlap >= period:
-            raise RecipeError(
-                f"overlap = {self.overlap} must be less than sync_every.{shortest} = {period}: a fragment has to arrive before it is sent again"
-            )
-        if self.num_fragments > period:
-            raise RecipeError(
-                f"num_fragments = {self.num_fragments} is more than the sync_every.{shortest} = {period} steps there are to send them in"
-            )
+        check_times(self.num_fragments, self.overlap, self.sync_every[shortest], f"sync_every.{shortest}")
 
     @property
     def averages(self) -> tuple[str, ...]:
         return tuple(self.sync_every)
 
     def fixed_periods(self, recipe: RecipeView) -> str | None:
-        if not self.overlap:
-            return None
-        return (
-            f"the periods of streaming_des_loc with overlap = {self.overlap} are fixed: what is on its way would never arrive; "
-            "use method.overlap=0"
-        )
+        return why_fixed("streaming_des_loc", self.overlap)
 
     def notes(self, recipe: RecipeView) -> Iterator[str]:
         yield from never_synced(self.sync_every, recipe.steps)
@@ -103,11 +88,10 @@ class StreamingDESLOC:
         loss_W = grad(s)
         clip_(s.grads, self.max_norm)
         self.inner.step_(s, t)
-        parts = self._fragments(s)
         for state, period in self.sync_every.items():
-            for p, names in enumerate(parts):
+            for p in range(self.num_fragments):
                 if self._arrives(p, t + self.overlap, period):
-                    mean = self._mean(s, comm, state, p, names)
+                    mean = self._mean(s, comm, state, p)
                     if self.overlap and any(s.fleet.up):
                         torch._foreach_copy_(s.shared[f"pending.{state}.{p}"].blocks, mean.blocks)
                         s.facts[f"pending.{state}.{p}"] = True
@@ -118,21 +102,17 @@ class StreamingDESLOC:
                         self._arrive_(s, state, p, s.shared[f"pending.{state}.{p}"])
         return loss_W
 
-    def _mean(self, s: State, comm: Communicator, state: str, p: int, names: list[str]) -> Stack:
+    def _mean(self, s: State, comm: Communicator, state: str, p: int) -> Stack:
         minus = s.shared[f"params.{p}"] if state == "params" and self.outer is not None else None
-        return comm.mean(s.local[state].select(names), state, minus=minus)
+        return comm.mean(s.local[state].select(self._fragments(s)[p]), state, minus=minus)
 
     @torch.no_grad()
     def _arrive_(self, s: State, state: str, p: int, mean: Stack) -> None:
         """Every worker that is up takes what has arrived of one fragment of one state."""
-        keep = self.mix if state == "params" else 0.0
-        if state == "params" and self.outer is not None:
-            shared, optimizer = s.shared[f"params.{p}"], s.optimizers[f"outer.{p}"]
-            descend_(optimizer, mean, s.fleet.up)
-            s.shared.update({f"{name}.{p}": stack for name, stack in states(optimizer, shared).items()})
-            mean = shared
-        mine = s.local[state].select(mean.names())
-        s.local[state].put_(mine.map(lambda x, agreed: agreed + keep * (x - agreed), mean), s.fleet.up)
+        if state != "params":
+            mix_(s, state, mean, keep=0.0)
+        else:
+            mix_(s, state, mean if self.outer is None else outer_step_(s, p, mean), self.mix)
 
     def _fragments(self, s: State) -> list[list[str]]:
         return fragments(s.local["params"].names(), self.num_fragments, self.pattern, "first")

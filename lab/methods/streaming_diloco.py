@@ -10,12 +10,10 @@ from torch import Tensor
 
 from lab.config import Fraction, Period, Positive, RecipeView, config
 from lab.engine.comm import Communicator
-from lab.engine.optim import AdamW, Nesterov, Optimizer, states
-from lab.engine.outer import descend_
+from lab.engine.optim import AdamW, Nesterov, Optimizer
 from lab.engine.stack import Stack, clip_
 from lab.engine.state import Grad, State
-from lab.errors import RecipeError
-from lab.methods.fragments import Pattern, fragments
+from lab.methods.fragments import Pattern, check_times, fragments, mix_, outer_step_, why_fixed
 from lab.methods.registry import method
 
 
@@ -54,28 +52,14 @@ class StreamingDiLoCo:
     max_norm: Positive | None = 1.0
 
     def __post_init__(self) -> None:
-        if self.overlap >= self.sync_every:
-            raise RecipeError(
-                f"overlap = {self.overlap} must be less than sync_every = {self.sync_every}: a fragment has to arrive before "
-                "it is sent again"
-            )
-        if self.num_fragments > self.sync_every:
-            raise RecipeError(
-                f"num_fragments = {self.num_fragments} is more than the sync_every = {self.sync_every} steps there are to "
-                "send them in"
-            )
+        check_times(self.num_fragments, self.overlap, self.sync_every)
 
     @property
     def averages(self) -> tuple[str, ...]:
         return ("params",)
 
     def fixed_periods(self, recipe: RecipeView) -> str | None:
-        if not self.overlap:
-            return None
-        return (
-            f"the periods of streaming_diloco with overlap = {self.overlap} are fixed: what is on its way would never arrive; "
-            "use method.overlap=0"
-        )
+        return why_fixed("streaming_diloco", self.overlap)
 
     def init(self, s: State) -> None:
         s.optimizers["inner"] = self.inner.over(s.local["params"], s.grads)
@@ -102,12 +86,9 @@ class StreamingDiLoCo:
     @torch.no_grad()
     def _arrive_(self, s: State, p: int, moved: Stack) -> None:
         """The outer step of one fragment; every worker that is up mixes the result into what it has by now."""
-        shared, optimizer = s.shared[f"params.{p}"], s.optimizers[f"outer.{p}"]
-        descend_(optimizer, moved, s.fleet.up)
+        shared = outer_step_(s, p, moved)
         moved.zero_()  # nothing is on its way any more
-        s.shared.update({f"{name}.{p}": stack for name, stack in states(optimizer, shared).items()})
-        mine = s.local["params"].select(shared.names())
-        s.local["params"].put_(mine.map(lambda x, agreed: agreed + self.mix * (x - agreed), shared), s.fleet.up)
+        mix_(s, "params", shared, self.mix)
 
     def _due(self, p: int, t: int) -> bool:
         return t >= 1 and (t - p * self.sync_every // self.num_fragments) % self.sync_every == 0

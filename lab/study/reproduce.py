@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import click
@@ -13,8 +13,8 @@ from lab.study.claims import Claims, tally
 from lab.study.claims_page import claims_page
 from lab.study.execution import Execution, Pages, execute_all, execute_alone, finished
 from lab.study.notebooks import Notebook, find, given
+from lab.study.profiles import Firm, firm_profiles
 from lab.study.profiles import firm as firm_profile
-from lab.study.profiles import firm_profiles
 
 
 def reproduce(
@@ -39,12 +39,12 @@ def reproduce(
     has every claim of them all. Pages that are a ``single_file`` are made again where a notebook was executed before. A claim that is contradicted, or that nothing decides, is no failure.
     """
     notebooks = _notebooks(names, firm)
-    if firm:
-        for notebook in notebooks:
-            click.echo(f"{notebook.stem}, firm: {firm_profile(notebook).words}")
+    profiles = {notebook: firm_profile(notebook) for notebook in notebooks} if firm else {}
+    for notebook, profile in profiles.items():
+        click.echo(f"{notebook.stem}, firm: {profile.words}")
     if plan:
         return 0
-    executions = _executions(notebooks, parameters, located(out), pages, firm)
+    executions = _executions(notebooks, parameters, located(out), pages, profiles)
     missing = [one for one in executions if again or not one.is_done]
     for one in executions:
         word = "executing …" if one in missing else f"already done, {shown(one.target.with_suffix('.html'))}"
@@ -81,7 +81,7 @@ def _notebooks(names: Sequence[str], firm: bool) -> list[Path]:
 
 
 def _executions(
-    notebooks: Sequence[Path], parameters: Sequence[str], out: Path, pages: Pages, firm: bool
+    notebooks: Sequence[Path], parameters: Sequence[str], out: Path, pages: Pages, profiles: Mapping[Path, Firm]
 ) -> list[Execution]:
     """What is to be executed; nothing is yet. Makes the folder ``out``."""
     texts = given(parameters)
@@ -89,9 +89,9 @@ def _executions(
     for source in notebooks:
         notebook = Notebook.read(source)
         values = {key: notebook.value(key, text) for key, text in texts.items()}
-        if firm:
-            values = firm_profile(source).values | values
-        executions.append(Execution.of(source, values, out, pages, firm))
+        if source in profiles:
+            values = profiles[source].values | values
+        executions.append(Execution.of(source, values, out, pages, source in profiles))
     out.mkdir(parents=True, exist_ok=True)
     return executions
 

@@ -37,11 +37,7 @@ class Stored:
         return self.folder / f"{recipe.id}{ENDING}"
 
     def __len__(self) -> int:
-        return len(self.files)
-
-    @property
-    def files(self) -> list[Path]:
-        return sorted(self.folder.glob(f"*{ENDING}"))
+        return sum(1 for _ in self.folder.glob(f"*{ENDING}"))
 
     def __contains__(self, recipe: Recipe) -> bool:
         return self.file(recipe).exists()
