@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import os
 import shutil
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -19,6 +21,18 @@ needs_chromium = pytest.mark.skipif(
     CHROMIUM is None,
     reason="needs Chromium: apt-get install chromium, or playwright install chromium and CHROMIUM=/path/to/it",
 )
+
+
+@contextlib.contextmanager
+def headless() -> Iterator[Any]:
+    """A Chromium of playwright, for as long as it is needed."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        yield chromium
+        chromium.close()
+
 
 FAKE = """
 const unpack = (text) => new DataView(Uint8Array.from(atob(text), (c) => c.charCodeAt(0)).buffer);

@@ -16,7 +16,7 @@ from lab.events import Stepped
 from lab.runs.folder import RunFolder
 from lab.study.claims import MIME
 from tests.support import ROOT, axe
-from tests.support.browser import CHROMIUM, needs_chromium
+from tests.support.browser import headless, needs_chromium
 from tests.support.jupyter import JupyterLab, Notebook
 from tests.support.stories import story
 from widgets import View
@@ -48,14 +48,10 @@ view
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[JupyterLab]:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+    with headless() as chromium:
         server = JupyterLab(tmp_path_factory.mktemp("lab"), chromium)
         yield server
-        chromium.close()
-        server.close()
+    server.close()
 
 
 def kinds(outputs: list[dict[str, Any]]) -> list[set[str]]:

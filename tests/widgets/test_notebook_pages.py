@@ -11,7 +11,7 @@ import nbformat
 import pytest
 from pygments.styles import get_style_by_name
 
-from tests.support.browser import CHROMIUM, needs_chromium
+from tests.support.browser import headless, needs_chromium
 from tests.support.contrast import WORDS, contrast
 from tests.support.pictures import routing, unlearned
 from widgets import RoutingStability, Unlearning
@@ -117,12 +117,8 @@ def test_code_can_be_read(style: str) -> None:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+    with headless() as chromium:
         yield chromium
-        chromium.close()
 
 
 @needs_chromium

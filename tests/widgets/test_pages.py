@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import widgets
-from tests.support.browser import CHROMIUM, Bare, needs_chromium
+from tests.support.browser import Bare, headless, needs_chromium
 from tests.support.pictures import PICTURES, TABLES, routing
 from widgets import Board, Growing, Lines, Matrix, RoutingStability, Series
 from widgets.axes import Axis, short
@@ -23,12 +23,8 @@ pytestmark = [needs_chromium, pytest.mark.processes]
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+    with headless() as chromium:
         yield chromium
-        chromium.close()
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from lab.runs.fork import fork
 from lab.runs.trainer import train
 from lab.study import board
 from tests.support import ROOT
-from tests.support.browser import CHROMIUM, needs_chromium
+from tests.support.browser import headless, needs_chromium
 from tests.support.recipes import SHORT, recipe
 from widgets import RunTable
 
@@ -103,18 +103,14 @@ def test_the_lab_finds_what_is_registered(runs: Path, monkeypatch: pytest.Monkey
 
 @pytest.fixture
 def page(runs: Path, tmp_path: Path) -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright
-
     RunTable(runs).save(tmp_path / "b.html")
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+    with headless() as chromium:
         page, wrong = chromium.new_page(viewport={"width": 1200, "height": 900}), list[str]()
         page.on("pageerror", lambda error: wrong.append(str(error)))
         page.goto((tmp_path / "b.html").as_uri())
         page.wait_for_selector(".runs tbody tr")
         yield page
         assert wrong == []
-        chromium.close()
 
 
 @needs_chromium
