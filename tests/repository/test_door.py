@@ -26,7 +26,8 @@ def folders(top: str) -> set[str]:
         place = file.parent.relative_to(ROOT)
         made = {"__pycache__", ".ipynb_checkpoints"} & set(place.parts) or place.parts[:2] == ("notebooks", "runs")
         if file.is_file() and not made:
-            parts = place.parts[: place.parts.index("stored") + 1] if "stored" in place.parts else place.parts
+            kept = [place.parts.index(name) + 1 for name in ("stored", "firm") if name in place.parts]
+            parts = place.parts[: min(kept, default=None)]
             found |= {"/".join(parts[:n]) for n in range(1, len(parts) + 1)}
     return found
 
