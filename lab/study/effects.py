@@ -323,3 +323,33 @@ def holm(ps: Sequence[float]) -> list[float]:
         highest = max(highest, min(1.0, (len(ps) - k) * ps[i]))
         out[i] = highest
     return out
+
+
+def paired_seeds(text: str, settings: Sequence[str]) -> dict[str, list[int]]:
+    """The seeds of each setting: ``0,1,2`` or ``5-36`` for all of them, or a list for each with ``;`` between (``5-36; 5-20``).
+
+    Seeds that a first look was taken at do not belong among those that judge: take fresh ones, as many as that look said would decide.
+
+    Raises
+    ------
+    ValueError
+        for what is no seed, a seed given twice, and other than one list or as many as there are settings.
+    """
+    lists = [_seeds(one) for one in text.split(";")]
+    if len(lists) not in (1, len(settings)):
+        raise ValueError(
+            f"seeds {text!r}: {len(lists)} lists for {len(settings)} settings ({', '.join(settings)}); give one for all, or one for each"
+        )
+    return dict(zip(settings, lists * len(settings) if len(lists) == 1 else lists, strict=True))
+
+
+def _seeds(text: str) -> list[int]:
+    found: list[int] = []
+    for part in text.split(","):
+        first, _, last = part.strip().partition("-")
+        if not (first.isdigit() and (last or first).isdigit()):
+            raise ValueError(f"seeds {text.strip()!r}: {part.strip()!r} is none; write 0,1,2 or 5-36")
+        found += range(int(first), int(last or first) + 1)
+    if len(set(found)) < max(1, len(found)):
+        raise ValueError(f"seeds {text.strip()!r}: each once, and a range from its lower end")
+    return found

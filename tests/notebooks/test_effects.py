@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from scipy.stats import nct, t, ttest_1samp, ttest_rel
 
 from lab.study.claims import MIME, Claim, Claims, claims_in
-from lab.study.effects import Effect, holm
+from lab.study.effects import Effect, holm, paired_seeds
 
 INF, NAN = math.inf, math.nan
 
@@ -274,3 +275,26 @@ def test_what_a_notebook_keeps_comes_back_and_what_it_kept_before_too() -> None:
     assert loaded is not None
     assert [c.verdict for c in loaded.rows] == ["exact", "inconclusive", "inconclusive", "not tested"]
     assert loaded.rows[1].note == "judged without an interval then: holds"
+
+
+def test_seeds_of_each_setting() -> None:
+    assert paired_seeds("0,1,2", ["a", "b"]) == {"a": [0, 1, 2], "b": [0, 1, 2]}
+    assert paired_seeds("5-7; 9,11-12", ["a", "b"]) == {"a": [5, 6, 7], "b": [9, 11, 12]}
+    assert paired_seeds("4", ["a"]) == {"a": [4]}
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "'' is none"),
+        ("0,,1", "'' is none"),
+        ("-3", "'-3' is none"),
+        ("0,x", "'x' is none"),
+        ("7-5", "each once, and a range from its lower end"),
+        ("1,0-2", "each once"),
+        ("0;1;2", "3 lists for 2 settings (a, b)"),
+    ],
+)
+def test_what_is_no_list_of_seeds(text: str, says: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(says)):
+        paired_seeds(text, ["a", "b"])
