@@ -161,7 +161,7 @@ class Recipe:
         ``corpus``, ``tokenizer`` and ``context`` say.
     start
         where its first values come from: drawn from the seed (none), ``pretrained`` (a model that the lab trains once on the
-        standard library and keeps), or the path of a ``.safetensors`` file.
+        standard library and keeps; ``pretrained:micro``, ``pretrained:24x2`` for another size, or width × layers), or the path of a ``.safetensors`` file.
     lora
         low-rank adapters: then the model is frozen, and they are what is trained.
     placement

@@ -17,7 +17,7 @@ from lab.runs.pretrain import base_file, base_size
 
 @torch.no_grad()
 def start_values_(module: nn.Module, start: str, base_model: Callable[[str], Path] = base_file) -> None:
-    """Fill a module with named values: ``pretrained`` (nano), ``pretrained:<size>``, or the path of a ``.safetensors`` file.
+    """Fill a module with named values: ``pretrained`` (nano), ``pretrained:<size>`` (see `lab.runs.pretrain.base_recipe`), or the path of a ``.safetensors`` file.
 
     ``base_model``: the file of a base model of a size, which it may make first.
 

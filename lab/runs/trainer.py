@@ -460,7 +460,7 @@ def pretrained(
 ) -> Path:
     """The file of a base model, trained now where the cache does not have it (with a line of progress on stderr).
 
-    Two workers train by `ddp`. ``size`` is a named size of `lab.recipes.recipe.SIZES`; ``steps`` and ``batch_size`` (of a worker) are
+    Two workers train by `ddp`. ``size`` is a named size of `lab.recipes.recipe.SIZES`, or width × layers (``24x2``); ``steps`` and ``batch_size`` (of a worker) are
     those of `lab.runs.pretrain.PLANS` where they are not given; ``context`` is the longest that a task may have; ``cache`` is a folder instead
     of the user's own.
 

@@ -29,7 +29,7 @@ from lab.data.tokenizer import load_tokenizer
 from lab.errors import LabError, RecipeError
 from lab.models.gpt import GPT
 from lab.models.lora import cut_to
-from lab.runs.start import load_values
+from lab.runs.start import load_values, start_values_
 from lab.runs.trainer import pretrained
 from lab.seeds import generator
 from tests.support import ROOT
@@ -632,6 +632,16 @@ def test_pretrained_is_what_the_run_agreed_on(tmp_path: Path) -> None:
     for name, value in load_values(path).items():
         copies = trainer.state.local["params"][name]
         assert torch.equal(copies.mean(0), value)
+
+
+def test_pretrained_of_a_shape(tmp_path: Path) -> None:
+    """Width times layers where the size has no name; the values fill a model of that shape, and no other."""
+    path = pretrained("8x3", **TINY, cache=tmp_path, progress=False)
+    for layers, fits in ((3, contextlib.nullcontext()), (2, fails("blocks.2.*lacks"))):
+        with fits:
+            start_values_(GPT(dim=8, num_layers=layers, num_heads=2).build(256, 32), "pretrained:8x3", lambda _: path)
+    with fails("dim must be an even multiple"):
+        pretrained("7x1", **TINY, cache=tmp_path, progress=False)
 
 
 def test_pretrained_errors(tmp_path: Path) -> None:

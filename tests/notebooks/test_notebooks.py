@@ -112,7 +112,7 @@ TINY = {
     "21_for_real": ["steps=4", "first=0", 'rates="1000"', 'methods="DDP,DES-LOC"', "period=2", "batch=1"],
     "24_sites": ["steps=16", "first=0", "kill_after=4", "hold_after=4", "deadline=4.0", "batch=1"],
     "25_outside_evidence": ["steps=4", 'periods="1,2"', 'rates="0.1"', "dim=16", "context=16"],
-    "26_scale": ['sizes="16x1"', "tokens=0.5", 'seeds="0"', "period=2", 'corpus="grammar?tokens=40000"'],
+    "26_scale": ['sizes="16x1"', "tokens=0.5", 'seeds="0"', "period=2", 'corpus="grammar?tokens=40000"', 'base=""'],
     "20_compare": [
         'methods="ddp,mt_dao,noloco"',
         "steps=16",

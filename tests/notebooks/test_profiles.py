@@ -216,7 +216,9 @@ def test_what_the_repository_stores_is_firm() -> None:
         of_four = 4 if recipe.num_workers == 1 and recipe.batch_size == 8 else 1  # one client alone of four
         assert of_four * recipe.steps * started.tokens_per_step >= 20 * started.num_params
     judged = [found - {100} for found in seeds.values() if found != {100}]  # by 100 rates are chosen
-    assert all(len(found) >= 5 and min(found) >= 5 for found in judged), "at least five, none of the first look (0 to 4)"
+    assert all(len(found) >= 5 and min(found) >= 5 for found in judged), (
+        "at least five, none of the first look (0 to 4)"
+    )
     assert len(judged) >= 3 * 21  # sizes, methods and readings
 
 
