@@ -190,14 +190,11 @@ class Claims:
     @property
     def answer(self) -> str:
         """How many hold, and which are contradicted, in a sentence; empty where there is no claim."""
-        counts = tally(self.rows)
-        if not counts:
+        if not self.rows:
             return ""
-        words = {"holds": "hold", "inconclusive": "undecided"}
-        parts = ", ".join(f"{n} {words.get(verdict, verdict)}" for verdict, n in counts.items())
         against = list(dict.fromkeys(c.says for c in self.rows if c.verdict == "contradicted"))
         which = f"; not so: {'; '.join(against)}" if against else ""
-        return f"So: of {len(self.rows)} claim{'s' * (len(self.rows) != 1)} {parts}{which}."
+        return f"So: of {len(self.rows)} claim{'s' * (len(self.rows) != 1)} {tally(self.rows)}{which}."
 
     @property
     def looks(self) -> str:
@@ -246,10 +243,11 @@ def spread(values: Sequence[float], digits: int = 3, signed: bool = False) -> st
     return (mean if len(values) == 1 else f"{mean} ({min(values):{form}} … {max(values):{form}})").replace("inf", "∞")
 
 
-def tally(claims: Iterable[Claim]) -> dict[str, int]:
-    """How many there are of each verdict, in the order of verdicts; without those of which there are none."""
-    words = [c.verdict for c in claims]
-    return {word: words.count(word) for word in SIGN if word in words}
+def tally(claims: Iterable[Claim]) -> str:
+    """How many there are of each verdict, in the order of verdicts: ``2 exact, 1 holds, 3 inconclusive``; empty where there is no claim."""
+    verdicts = [c.verdict for c in claims]
+    counts = {verdict: verdicts.count(verdict) for verdict in SIGN if verdict in verdicts}
+    return ", ".join(f"{n} {'hold' if verdict == 'holds' and n > 1 else verdict}" for verdict, n in counts.items())
 
 
 def claims_in(notebook: dict[str, Any]) -> Claims | None:

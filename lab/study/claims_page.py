@@ -20,14 +20,12 @@ from lab.study.profiles import FOLDER
 from lab.study.tables import Entry, html_table
 
 WIDTH, HEIGHT, EDGE = 220, 20, 6  # of the picture of one effect, and what stays free at both sides, pixels
-WORDS = {"exact": "exact", "holds": "hold", "contradicted": "contradicted", "inconclusive": "inconclusive"}
 
 
 def claims_page(executions: Sequence[Execution]) -> str:
     """The page, with links to the executed notebooks beside it and to their sources."""
     rows = [(one, c) for one in executions for c in (one.claims.rows if one.claims is not None else ())]
-    counts = tally(c for _, c in rows)
-    said = ", ".join(f"{n} {WORDS.get(verdict, verdict)}" for verdict, n in counts.items()) or "none"
+    said = tally(c for _, c in rows) or "none"
     many = f"{len(rows)} claim{'s' * (len(rows) != 1)} in {len(executions)} notebook{'s' * (len(executions) != 1)}"
     looks = [f"{one.name}: {one.claims.looks}" for one in executions if one.claims is not None and one.claims.looks]
     body = (

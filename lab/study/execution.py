@@ -106,7 +106,7 @@ class Execution:
             return f"failed: {self.problem}"
         if self.claims is None:
             return "done"
-        return ", ".join(f"{n} {verdict}" for verdict, n in tally(self.claims.rows).items())
+        return tally(self.claims.rows)
 
     @classmethod
     def of(cls, source: Path, parameters: Mapping[str, Any], out: Path, pages: Pages, firm: bool = False) -> Execution:

@@ -112,4 +112,4 @@ def _report(tables: list[Claims]) -> None:
         click.echo(f"\nwhat holds of the claims: {table.notebook}\n{table.to_text()}")
     counts = tally(claim for table in tables for claim in table.rows)
     if counts:
-        click.echo("\nclaims: " + ", ".join(f"{n} {verdict}" for verdict, n in counts.items()))
+        click.echo(f"\nclaims: {counts}")

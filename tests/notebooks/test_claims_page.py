@@ -36,7 +36,7 @@ def executions(folder: Path) -> list[Execution]:
 def test_what_the_page_says(tmp_path: Path) -> None:
     """The counts in a sentence; a picture for each effect, with an interval where there is one; links that exist; nothing from elsewhere."""
     page = claims_page(executions(tmp_path))
-    said = "5 claims in 2 notebooks: <b>1 exact, 1 hold, 1 contradicted, 1 inconclusive, 1 not tested</b>."
+    said = "5 claims in 2 notebooks: <b>1 exact, 1 holds, 1 contradicted, 1 inconclusive, 1 not tested</b>."
     assert said in page
     rows = re.findall(r"<tr data-paper=.*?</tr>", page)
     assert [row.count("<svg") for row in rows] == [1, 2, 1, 0, 0]

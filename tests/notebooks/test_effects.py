@@ -245,7 +245,7 @@ def test_a_table_begins_with_its_answer() -> None:
         Claim.untested("P", "faster", "GPUs", "no GPU"),
     )
     claims = Claims("n", rows)
-    says = "So: of 5 claims 1 exact, 1 hold, 1 contradicted, 1 undecided, 1 not tested; not so: three times."
+    says = "So: of 5 claims 1 exact, 1 holds, 1 contradicted, 1 inconclusive, 1 not tested; not so: three times."
     assert claims.answer == claims.to_text().splitlines()[0] == says
     assert f"<b>{says}</b>" in claims.to_html()
     assert Claims("n", (Claim.exact("P", "a <b> c", "any", 2, 3),)).to_html().count("not so: a &lt;b&gt; c") == 1
