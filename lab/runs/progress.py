@@ -18,7 +18,7 @@ RECENT = 64  # steps from whose pace the time that is left follows
 class Progress:
     """A fold of a run's events; feed it all of them. ``steps`` are those of the recipe.
 
-    ``loss`` is that of the last step in words, ``validation`` in nats per token (None before there is one),
+    ``loss`` is that of the last step in words, with how many workers are up where not all are; ``validation`` in nats per token (None before there is one),
     ``bytes_sent`` the payload of all workers, ``seconds`` what all steps took here.
     """
 
@@ -42,7 +42,9 @@ class Progress:
             case Stepped():
                 tokens = self.started.tokens_per_step * event.num_up / len(event.loss_W) if self.started else 0
                 self.tokens_per_second = tokens / event.seconds if event.seconds else 0.0
-                self.step, self.loss = event.step, event.words
+                some = 0 < event.num_up < len(event.loss_W)
+                up = f" ({event.num_up} of {len(event.loss_W)} workers up)" if some else ""
+                self.step, self.loss = event.step, event.words + up
                 self.seconds += event.seconds
                 self._recent.append((self._clock(), event.step))
             case Sent():

@@ -23,7 +23,7 @@ def test_it_says_where_the_run_is() -> None:
     assert progress.text() == "step 0 of 2,000, 0 B sent by all"
     for event in (STARTED, stepped(1, 1.0, None, 2.0), Sent(1, "all_reduce", "params", (0, 2), {"all": 500})):
         progress(event)
-    assert progress.text() == "step 1 of 2,000, loss 1.500, 200 tokens/s, 1 kB sent by all"
+    assert progress.text() == "step 1 of 2,000, loss 1.500 (2 of 3 workers up), 200 tokens/s, 1 kB sent by all"
     now[0] = 0.5
     progress(stepped(2, None, None, None))
     assert progress.text() == "step 2 of 2,000, no worker is up, 0 tokens/s, 1 kB sent by all, 16.6 min left"
