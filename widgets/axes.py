@@ -14,7 +14,6 @@ from widgets.colours import GRID, GROUND, INK, LABEL, SOFT, TICK, TITLE
 
 FLUID = ' style="max-width:100%;height:auto"'  # of an SVG: never wider than its page
 LETTER = 0.56  # width of a letter, as a part of its height, on average
-FOUR_DIGITS = Context(prec=4, rounding=ROUND_HALF_UP)  # as JavaScript rounds, where Python would round 12345 to 12340
 
 
 def rounded(v: float, digits: int = 6) -> float:
@@ -26,20 +25,20 @@ def rounded(v: float, digits: int = 6) -> float:
 BYTES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (0.0, ""))
 
 
-def short(v: float, unit: str = "") -> str:
-    """A number in four digits, for a tick or under the pointer, where ``view.js`` says it by the same rule.
+def short(v: float, unit: str = "", digits: int = 4) -> str:
+    """A number in so many digits, for a tick or under the pointer, where ``view.js`` says it by the same rule.
 
     Up to 9999 all of it is there, as one would say a local step; then come units. With ``unit`` it is bytes: ``1.5 GB``.
     """
-    v = float(FOUR_DIGITS.create_decimal_from_float(v))
+    v = float(Context(prec=digits, rounding=ROUND_HALF_UP).create_decimal_from_float(v))  # as JavaScript rounds
     if unit:
         size, prefix = next((size, prefix) for size, prefix in BYTES if abs(v) >= size)
-        return f"{v / (size or 1):.4g} {prefix}{unit}"
+        return f"{v / (size or 1):.{digits}g} {prefix}{unit}"
     for limit, size, unit in ((1e12, 1e12, "T"), (1e9, 1e9, "G"), (1e6, 1e6, "M"), (1e4, 1e3, "k")):
         if abs(v) >= limit:
-            return f"{v / size:.4g}{unit}"
-    digits, e, exponent = f"{v:.4g}".partition("e")
-    return f"{digits}e{int(exponent)}" if e else digits
+            return f"{v / size:.{digits}g}{unit}"
+    number, e, exponent = f"{v:.{digits}g}".partition("e")
+    return f"{number}e{int(exponent)}" if e else number
 
 
 @dataclass(frozen=True)
@@ -70,9 +69,6 @@ class Axis:
         """``B`` where the label says that it is bytes."""
         return "B" if "bytes" in self.label else ""
 
-    def says(self, v: float) -> str:
-        return short(v, self.unit)
-
     def holds(self, v: float) -> bool:
         return v > 0 or not self.log
 
@@ -94,16 +90,25 @@ class Axis:
         step = max(1.0, math.ceil(step)) if self.whole else step
         return [step * k for k in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
+    def said(self) -> list[tuple[float, str]]:
+        """Ticks with words that tell them apart: four digits, or as many more as that takes."""
+        ticks = self.ticks()
+        for digits in range(4, 9):
+            words = [short(v, self.unit, digits) for v in ticks]
+            if len({*words}) == len(words):
+                break
+        return list(zip(ticks, words, strict=True))
+
     def plotly(self) -> dict[str, Any]:
         ends = [rounded(self.low), rounded(self.high)]
         few: dict[str, Any] = {"dtick": 1} if self.whole and self.high - self.low < 6 else {}
         if self.unit:  # plotly's own words for large numbers are others
-            ticks = self.ticks()
-            few = {"tickmode": "array", "tickvals": list(map(rounded, ticks)), "ticktext": list(map(self.says, ticks))}
+            ticks, words = zip(*self.said(), strict=True) if self.ticks() else ((), ())
+            few = {"tickmode": "array", "tickvals": list(map(rounded, ticks)), "ticktext": list(words)}
         return {"title": {"text": self.label}, "range": ends, "type": "log" if self.log else "linear"} | few
 
     def spec(self) -> dict[str, Any]:
-        ticks = [[rounded(self.at(v)), self.says(v)] for v in self.ticks()]
+        ticks = [[rounded(self.at(v)), words] for v, words in self.said()]
         return {
             "label": self.label,
             "low": rounded(self.low),
@@ -136,19 +141,17 @@ class Box:
     def frame(self, title: str, ticks: bool = True, most: int = 2) -> list[str]:
         """Title, labels (that below in at most so many lines) and, unless the caller sets its own, the ticks."""
         out = head(self.width, self.height, title)
-        for v in self.x.ticks() if ticks else ():
+        for v, words in self.x.said() if ticks else ():
             p = self.px(v)
-            out.append(f'<path d="M{p:.1f},{self.top}V{self.bottom}" stroke="{GRID}"/>{self.below(p, self.x.says(v))}')
+            out.append(f'<path d="M{p:.1f},{self.top}V{self.bottom}" stroke="{GRID}"/>{self.below(p, words)}')
         middle, lines = (self.left + self.right) / 2, broken(self.x.label, self.width - 8, most)
         for k, line in enumerate(lines):
             y0 = self.height - (10 if len(lines) == 1 else 4 + 13 * (len(lines) - 1 - k))
             out.append(_title(line, f'x="{_between(middle, line, 4, self.width - 4):.1f}" y="{y0}"'))
         if self.y is not None:
-            for v in self.y.ticks():
+            for v, words in self.y.said():
                 p = self.py(v)
-                out.append(
-                    f'<path d="M{self.left},{p:.1f}H{self.right}" stroke="{GRID}"/>{self.beside(p, self.y.says(v))}'
-                )
+                out.append(f'<path d="M{self.left},{p:.1f}H{self.right}" stroke="{GRID}"/>{self.beside(p, words)}')
             middle, lines = (self.top + self.bottom) / 2, self._beside
             for k, line in enumerate(lines):
                 cy = _between(middle, line, 30, self.height - 4)

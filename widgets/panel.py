@@ -39,7 +39,7 @@ STYLE = """<style>
 .isthmus-panel .widget-html-content { color: var(--jp-ui-font-color1, inherit); line-height: 1.4; }
 .isthmus-panel td, .isthmus-panel th { padding-right: 12px; text-align: right; }
 .isthmus-panel td:first-child, .isthmus-panel th:first-child { text-align: left; }
-.isthmus-status { position: sticky; top: 0; z-index: 5; overflow: visible; background: var(--jp-layout-color0, Canvas);
+.isthmus-status { position: sticky; top: 0; z-index: 5; overflow: visible; background: var(--jp-layout-color0, Canvas); color: var(--jp-ui-font-color1, CanvasText);
   border-bottom: 1px solid var(--jp-border-color2, #ccc); }
 .isthmus-status .widget-html, .isthmus-status .widget-html-content { height: auto; width: 100%; }
 .isthmus-status progress { display: block; width: 100%; height: 6px; accent-color: var(--jp-brand-color1, #1976d2); }

@@ -13,6 +13,8 @@ const LEGEND = 0.3; // of a picture that a legend beside its curves may take; pi
 const EDGE = 0.75; // pixels of the edge of a band; pictures.py
 const PLANNED = 0.4; // how high what is planned is in a legend; timelines.py
 
+const CELL = ".jp-OutputArea, .cell_container, .cell"; // what holds the pictures of one cell: in JupyterLab, in VS Code, on our pages
+
 const REST =
   "The run has ended. This page cannot change its cell by itself (it was loaded again meanwhile): show the view in a new cell, " +
   "and the notebook keeps its picture.";
@@ -26,7 +28,7 @@ const STYLE = `
 .isthmus-board p[hidden] { display: none; }
 .isthmus-controls { display: flex; flex-wrap: wrap; gap: 4px 18px; }
 .isthmus-controls:empty { display: none; }
-.isthmus-controls select, .isthmus-controls input { font: inherit; color: inherit; background: var(--jp-layout-color1, Canvas); padding: 2px 4px;
+.isthmus-controls select, .isthmus-controls input { font: inherit; color: var(--jp-content-font-color1, CanvasText); background: var(--jp-layout-color1, Canvas); padding: 2px 4px;
   border: 1px solid var(--jp-content-font-color2, currentColor); border-radius: 3px; margin-left: 6px; max-width: 15em; }
 .isthmus-compact h3 { grid-column: 1 / span 3; margin: 0 0 1px 14px; font-size: 14px; }
 .isthmus-compact .isthmus-controls { grid-column: 4 / -1; grid-row: 1; justify-content: flex-end; margin: 0; }
@@ -36,29 +38,64 @@ const STYLE = `
 .isthmus-compact .isthmus-controls input { width: 8em; }
 .isthmus-panel { position: relative; min-width: 0; }
 .isthmus-panel canvas { display: block; width: 100%; }
+.isthmus-panel canvas:focus-visible { outline: 2px solid var(--jp-brand-color1, currentColor); outline-offset: -2px; }
+.isthmus-whole { position: absolute; z-index: 2; top: 1px; right: 4px; font: inherit; font-size: 13px; padding: 0 8px; border-radius: 3px;
+  color: var(--jp-content-font-color1, CanvasText); background: var(--jp-layout-color1, Canvas); border: 1px solid var(--jp-content-font-color2, currentColor); cursor: pointer; }
+.isthmus-whole[hidden] { display: none; }
 .isthmus-readout { position: absolute; z-index: 3; pointer-events: none; width: max-content; max-width: 340px; padding: 5px 9px; border-radius: 4px;
   font-size: 13px; line-height: 1.4; white-space: pre-line; box-shadow: 0 1px 5px rgba(0, 0, 0, 0.3); }
 `;
 
-/** The colours of the notebook's theme; without Jupyter, of the page. */
+const mixer = document.createElement("canvas").getContext("2d");
+
+/** Red, green, blue and how much of it there is, each from 0 to 1, of any colour that CSS knows. */
+function mixed(colour) {
+  mixer.fillStyle = "#fff";
+  mixer.fillStyle = colour;
+  const [whole, hex] = [mixer.fillStyle, /[0-9a-f]{2}/g];
+  if (whole.startsWith("#")) return [...whole.match(hex).map((v) => parseInt(v, 16) / 255), 1];
+  const [r, g, b, alpha] = whole.match(/[\d.]+/g).map(Number);
+  return [r / 255, g / 255, b / 255, alpha];
+}
+
+/** How light a colour is on a ground (relative luminance of WCAG 2). */
+function light(colour, ground = colour) {
+  const [below, { 3: alpha, ...above }] = [mixed(ground), mixed(colour)];
+  const [r, g, b] = [0, 1, 2].map((k) => alpha * above[k] + (1 - alpha) * below[k]).map((v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4));
+  return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+}
+
+/**
+ * The colours of the notebook's theme; without Jupyter, of the page. The ground is what is really behind: VS Code lays white behind every
+ * widget, in its dark themes too. Words that could not be read on it are black or white.
+ */
 function theme(el) {
   const css = getComputedStyle(el);
   const of = (name, fallback) => css.getPropertyValue(name).trim() || fallback;
-  const ink = of("--jp-content-font-color1", css.color);
-  const ground = of("--jp-layout-color0", of("--vscode-editor-background", "#fff"));
-  return { ink, ground, soft: of("--jp-content-font-color2", ink), grid: "rgba(128, 128, 128, 0.25)" };
+  let [ground, at] = ["", el];
+  for (; at && !ground; at = at.parentElement ?? at.getRootNode().host) {
+    const { backgroundColor } = getComputedStyle(at);
+    if (mixed(backgroundColor)[3] > 0.5) ground = backgroundColor;
+  }
+  ground ||= of("--jp-layout-color0", "#fff");
+  const readable = (colour) => {
+    const [one, other] = [light(colour, ground), light(ground)].sort((a, b) => a - b);
+    return (other + 0.05) / (one + 0.05) >= 4.5 ? colour : light(ground) > 0.18 ? "#000" : "#fff";
+  };
+  const ink = readable(of("--jp-content-font-color1", css.color));
+  return { ink, ground, soft: readable(of("--jp-content-font-color2", ink)), grid: "rgba(128, 128, 128, 0.25)" };
 }
 
-/** A number in four digits; `short` in axes.py is the same rule. */
-function short(v, unit) {
+/** A number in so many digits; `short` in axes.py is the same rule. */
+function short(v, unit, digits = 4) {
   if (!Number.isFinite(v) || (v === 0 && !unit)) return String(v);
-  v = Number(v.toPrecision(4));
+  v = Number(v.toPrecision(digits));
   if (unit) {
     const [size, prefix] = [[1e15, "P"], [1e12, "T"], [1e9, "G"], [1e6, "M"], [1e3, "k"], [0, ""]].find(([size]) => Math.abs(v) >= size);
-    return `${Number((v / (size || 1)).toPrecision(4))} ${prefix}${unit}`;
+    return `${Number((v / (size || 1)).toPrecision(digits))} ${prefix}${unit}`;
   }
   for (const [limit, size, unit] of [[1e12, 1e12, "T"], [1e9, 1e9, "G"], [1e6, 1e6, "M"], [1e4, 1e3, "k"]])
-    if (Math.abs(v) >= limit) return Number((v / size).toPrecision(4)) + unit;
+    if (Math.abs(v) >= limit) return Number((v / size).toPrecision(digits)) + unit;
   return Math.abs(v) < 1e-4 ? v.toExponential() : String(v);
 }
 
@@ -85,18 +122,29 @@ function ticks({ low, high, log, whole }) {
   return upTo(Math.ceil(low / even), Math.floor(high / even)).map((k) => even * k);
 }
 
-/** A part of an axis, from one place to another (0: its low end, 1: its high end). */
-function part(axis, from, to) {
-  const wide = axis.high - axis.low;
-  const closer = { ...axis, low: axis.low + wide * from, high: axis.low + wide * to };
-  return { ...closer, ticks: ticks(closer).map((v) => [at(closer, v), short(v, axis.unit)]) };
+/** Ticks with words that tell them apart; `Axis.said` in axes.py is the same rule. */
+function said(axis) {
+  const places = ticks(axis);
+  let [words, digits] = [[], 4];
+  do words = places.map((v) => short(v, axis.unit, digits));
+  while (new Set(words).size < words.length && ++digits <= 8);
+  return { digits, ticks: places.map((v, k) => [at(axis, v), words[k]]) };
 }
 
-/** What is drawn stays within its box. */
-function within(g, box, draw) {
+/** A part of an axis; all of it where `ends` is null, or lies elsewhere. */
+function part(axis, ends) {
+  const [low, high] = ends ? [Math.max(ends[0], axis.low), Math.min(ends[1], axis.high)] : [0, 0];
+  if (!(low < high)) return axis;
+  const closer = { ...axis, low, high, cut: true };
+  return { ...closer, ...said(closer) };
+}
+
+/** What is drawn stays within its box; sideways of it where more goes on there. */
+function within({ g, spec }, box, draw) {
+  const [aside, above] = [spec.x.cut ? 0 : 4, spec.y?.cut ? 0 : 4]; // for the ends of thick lines
   g.save();
   g.beginPath();
-  g.rect(box.left - 4, box.top - 4, box.right - box.left + 8, box.bottom - box.top + 8);
+  g.rect(box.left - aside, box.top - above, box.right - box.left + 2 * aside, box.bottom - box.top + 2 * above);
   g.clip();
   draw();
   g.restore();
@@ -338,7 +386,7 @@ const KINDS = {
       g.fillText(label, box.left - 6, y + 4);
     }
     p.box = box;
-    within(g, box, () => moments(p, box, true));
+    within(p, box, () => moments(p, box, true));
     const bands = () => {
       for (const b of spec.bands || []) {
         const [xs, low, high] = [p.column(b.x), p.column(b.low), p.column(b.high)];
@@ -364,9 +412,9 @@ const KINDS = {
         g.fillStyle = colours.soft;
       }
     };
-    within(g, box, bands);
+    within(p, box, bands);
     const traces = spec.series.map((s) => trace(p.column(s.x), p.column(s.y), spec, box));
-    within(g, box, () =>
+    within(p, box, () =>
       spec.series.forEach((s, k) => {
         stroke(g, s);
         g.beginPath();
@@ -408,7 +456,7 @@ const KINDS = {
       });
       if (!best) return null;
       const [s, q] = best;
-      const words = { name: s.name, x: short(p.column(s.x)[q[2]], spec.x.unit), y: short(p.column(s.y)[q[2]], spec.y.unit) };
+      const words = { name: s.name, x: short(p.column(s.x)[q[2]], spec.x.unit, spec.x.digits), y: short(p.column(s.y)[q[2]], spec.y.unit, spec.y.digits) };
       return { x: q[0], y: q[1], words: say(spec.hover, words), mark: () => dot(g, q, 5, s.colour, colours.ground) };
     };
   },
@@ -464,8 +512,8 @@ const KINDS = {
     const each = (box.bottom - box.top) / Math.max(1, spec.rows.length);
     const across = (v) => box.left + (box.right - box.left) * at(spec.x, v);
     p.box = box;
-    within(g, box, () => moments(p, box, false));
-    within(g, box, () => {
+    within(p, box, () => moments(p, box, false));
+    within(p, box, () => {
       for (const marks of spec.marks) {
         const [top, tall] = [box.top + each * (marks.row + marks.lane[0]), each * (marks.lane[1] - marks.lane[0])];
         const [from, to] = [p.column(marks.at), marks.to === null ? null : p.column(marks.to)];
@@ -640,24 +688,48 @@ function dot(g, [x, y], radius, colour, ring) {
   g.stroke();
 }
 
-/** One picture: a canvas, and a readout that follows the pointer. */
+/** Keys that change what is seen of an axis: which axis, and where its ends go to, in parts of what was seen. */
+const KEYS = {
+  "+": ["x", 0.25, -0.25],
+  "=": ["x", 0.25, -0.25], // plus, without Shift
+  "-": ["x", -0.5, 0.5],
+  ArrowLeft: ["x", -0.25, -0.25],
+  ArrowRight: ["x", 0.25, 0.25],
+  ArrowUp: ["y", 0.25, 0.25],
+  ArrowDown: ["y", -0.25, -0.25],
+  "Shift ArrowUp": ["y", 0.25, -0.25],
+  "Shift ArrowDown": ["y", -0.5, 0.5],
+};
+
+/**
+ * One picture: a canvas, a readout that follows the pointer, and what is seen of its axes.
+ *
+ * `closer` has the ends of the part of each axis that is shown, null for all of it; `move` says which part of x is to be shown, since
+ * pictures over one time axis share that. The ends are values of the axis (powers of ten where it is logarithmic), so a part stays where it
+ * is while a run goes on.
+ */
 class Panel {
-  constructor(parent, changed) {
+  constructor(parent, changed, move) {
     this.el = parent.appendChild(document.createElement("div"));
     this.el.className = "isthmus-panel";
+    this.el.picture = this; // for who wants to know what is seen, tests first
     this.canvas = this.el.appendChild(document.createElement("canvas"));
     this.canvas.setAttribute("role", "img");
     this.readout = this.el.appendChild(document.createElement("div"));
     this.readout.className = "isthmus-readout";
     this.readout.hidden = true;
-    this.pointer = this.from = this.closer = null;
+    this.whole = this.el.appendChild(document.createElement("button"));
+    Object.assign(this.whole, { className: "isthmus-whole", textContent: "all of it", title: "or Escape, or a double click", hidden: true });
+    this.pointer = this.from = null;
+    this.closer = { x: null, y: null };
+    this.move = move;
     const where = (e) => {
       const box = this.canvas.getBoundingClientRect(); // in the page's pixels, which large type makes more than the canvas's
       const scale = this.canvas.clientWidth / box.width;
       return [(e.clientX - box.left) * scale, (e.clientY - box.top) * scale];
     };
-    const on = (name, act) =>
-      this.canvas.addEventListener(name, (e) => {
+    const on = (name, act, el = this.canvas) =>
+      el.addEventListener(name, (e) => {
         act(e);
         changed();
       });
@@ -669,8 +741,11 @@ class Panel {
       this.look(where(e));
       this.from = null;
     });
-    on("dblclick", () => (this.closer = null));
+    on("dblclick", () => this.show(null, null));
+    on("click", () => (this.show(null, null), this.canvas.focus()), this.whole);
     on("pointerleave", () => (this.pointer = this.from = null));
+    on("pointercancel", () => (this.pointer = this.from = null)); // a finger that scrolls
+    this.canvas.setAttribute("aria-keyshortcuts", "+ - ArrowLeft ArrowRight ArrowUp ArrowDown Shift+ArrowUp Shift+ArrowDown Escape");
   }
 
   inside([x, y]) {
@@ -684,24 +759,61 @@ class Panel {
     const cut = (v, low, high) => Math.min(high, Math.max(low, v));
     const [left, right] = [from[0], cut(to[0], box.left, box.right)].sort((a, b) => a - b);
     const [top, bottom] = [from[1], cut(to[1], box.top, box.bottom)].sort((a, b) => a - b);
-    const flat = bottom - top < 12 || this.rows;
+    const flat = bottom - top < 12 || !this.axes.y;
     return { left, right, top: flat ? box.top : top, bottom: flat ? box.bottom : bottom };
   }
 
   /** Look closer at what was dragged over. */
   look(to) {
     if (!this.from || !this.box || Math.abs(to[0] - this.from[0]) < 8) return;
-    const [box, area] = [this.box, this.dragged(to)];
-    const along = (v) => (v - box.left) / (box.right - box.left);
-    const up = (v) => (box.bottom - v) / (box.bottom - box.top);
-    const inner = ([a, b], from, to) => [a + (b - a) * from, a + (b - a) * to]; // of what is closer already
-    const before = this.closer || { x: [0, 1], y: [0, 1] };
-    this.closer = { x: inner(before.x, along(area.left), along(area.right)), y: inner(before.y, up(area.bottom), up(area.top)) };
+    const [box, area, { x, y }] = [this.box, this.dragged(to), this.axes];
+    const along = (v) => x.low + ((x.high - x.low) * (v - box.left)) / (box.right - box.left);
+    const up = (v) => y.low + ((y.high - y.low) * (box.bottom - v)) / (box.bottom - box.top);
+    this.show([along(area.left), along(area.right)], y && (area.top > box.top || area.bottom < box.bottom) ? [up(area.bottom), up(area.top)] : this.closer.y);
   }
 
-  draw(whole, most, column, alone) {
-    const [colours, closer] = [theme(this.el), this.closer];
-    const spec = closer && whole.x?.ticks ? { ...whole, x: part(whole.x, ...closer.x), ...(whole.y && { y: part(whole.y, ...closer.y) }) } : whole;
+  /** The same by keys. What would change nothing is left to others: arrows go to the next cell, say. */
+  key(e) {
+    const [name, from, to] = KEYS[(e.key.startsWith("Arrow") && e.shiftKey ? "Shift " : "") + e.key] || [];
+    if (!this.box || e.ctrlKey || e.metaKey || e.altKey || (name ? !this.axes[name] : e.key !== "Escape")) return;
+    const closer = from > 0 && to < 0;
+    if (!closer && (name ? !this.axes[name].cut : this.whole.hidden)) return;
+    e.preventDefault();
+    e.stopPropagation();
+    if (!name) return this.show(null, null);
+    const [{ low, high }, all] = [this.axes[name], this.all[name]];
+    const wide = high - low;
+    let [first, last] = [low + from * wide, high + to * wide];
+    const back = from === to ? Math.max(0, all.low - first) - Math.max(0, last - all.high) : 0; // along, and not beyond an end
+    [first, last] = [Math.max(all.low, first + back), Math.min(all.high, last + back)];
+    this.show(...["x", "y"].map((each) => (each === name ? [first, last] : this.closer[each])));
+  }
+
+  /** Show a part of each axis; what is no part, or too small a one, changes nothing. */
+  show(x, y) {
+    const ends = (name, ends, before) => {
+      const all = this.all?.[name];
+      if (!ends || !all || (ends[0] <= all.low && ends[1] >= all.high)) return null;
+      return ends[1] - ends[0] > Math.max(1e-5 * (all.high - all.low), all.whole ? 2 : 0) ? ends : before;
+    };
+    this.closer = { x: ends("x", x, this.closer.x), y: ends("y", y, this.closer.y) };
+    this.move(this.closer.x, this.timed);
+  }
+
+  /** The picture with its axes as far as they are seen; `time` is the part of the time axis that all see. */
+  seen(whole, time) {
+    const of = `${whole.kind} ${whole.x?.label} ${whole.x?.log} ${whole.y?.label}`;
+    if (this.of !== of) [this.of, this.closer] = [of, { x: null, y: null }]; // another picture
+    this.timed = Boolean(whole.time);
+    if (this.timed) this.closer.x = time;
+    if (!whole.x?.ticks) return whole;
+    this.all = { x: whole.x, y: whole.y };
+    this.axes = { x: part(whole.x, this.closer.x), ...(whole.y && { y: part(whole.y, this.closer.y) }) };
+    return { ...whole, ...this.axes };
+  }
+
+  draw(whole, { most, time, ...shared }) {
+    const [spec, { colours }] = [this.seen(whole, time), shared];
     this.el.style.gridColumn = `span ${6 / Math.min(spec.per_row, most)}`;
     this.canvas.style.height = `${spec.height}px`;
     this.canvas.setAttribute("aria-label", spec.text);
@@ -715,16 +827,12 @@ class Panel {
     const g = this.canvas.getContext("2d");
     g.setTransform(dots, 0, 0, dots, 0, 0);
     g.clearRect(0, 0, width, height);
-    const picture = { g, spec, width, height, colours, column, alone };
+    const picture = { g, spec, width, height, ...shared };
     const find = KINDS[spec.kind](picture);
-    [this.box, this.rows] = [picture.box, !spec.y];
+    this.box = picture.box;
     this.canvas.style.cursor = this.box ? "crosshair" : "";
-    if (closer) {
-      g.font = `12px ${FONT}`;
-      g.fillStyle = colours.soft;
-      g.textAlign = "right";
-      g.fillText("double-click: all of it", width - 8, 14);
-    }
+    this.canvas.tabIndex = this.box ? 0 : -1;
+    this.whole.hidden = !(this.box && (spec.x.cut || spec.y?.cut));
     if (this.from && this.pointer && this.box) {
       const area = this.dragged(this.pointer);
       g.strokeStyle = colours.ink;
@@ -874,13 +982,23 @@ function show(el, held, choose, stays = () => {}) {
   hint.setAttribute("role", "status");
   hint.hidden = true;
   const panels = [];
-  let [frame, timer] = [0, 0];
+  let [frame, timer, time] = [0, 0, null];
+  root.over = (part) => {
+    time = part;
+    view.request();
+  };
+  /** What one picture shows of x is to be shown by all over the same time axis: those of this cell, or of a page without cells. */
+  const move = (part, timed) => {
+    if (timed) for (const board of (root.closest(CELL) || document.body).querySelectorAll(".isthmus-board")) board.over(part);
+    view.request();
+  };
 
   const draw = () => {
     frame = 0;
     const { head, panels: specs } = held;
     const most = root.clientWidth >= THREE ? 3 : root.clientWidth >= TWO ? 2 : 1;
-    root.style.color = theme(root).ink;
+    const colours = theme(root);
+    root.style.color = colours.ink;
     root.classList.toggle("isthmus-compact", Boolean(head.compact));
     title.textContent = head.title ?? "Waiting for the first event …";
     title.hidden = head.title === "";
@@ -889,8 +1007,9 @@ function show(el, held, choose, stays = () => {}) {
     controls.show(head.controls || []);
     if (head.at_rest) timer ||= setTimeout(stays, 1500); // usually replaced before that
     while (panels.length > specs.length) panels.pop().el.remove();
-    while (panels.length < specs.length) panels.push(new Panel(root, view.request));
-    specs.forEach((spec, k) => panels[k].draw(spec, most, held.column, specs.length === 1));
+    while (panels.length < specs.length) panels.push(new Panel(root, view.request, move));
+    const shared = { most, time, colours, column: held.column, alone: specs.length === 1 };
+    specs.forEach((spec, k) => panels[k].draw(spec, shared));
   };
   const view = {
     request() {
@@ -906,9 +1025,12 @@ function show(el, held, choose, stays = () => {}) {
       sized.disconnect();
       themed.disconnect();
       dark.removeEventListener("change", view.request);
+      removeEventListener("keydown", keys, true);
       root.remove();
     },
   };
+  const keys = (e) => panels.find((panel) => panel.canvas === e.target)?.key(e);
+  addEventListener("keydown", keys, true); // of the window, where they come by before JupyterLab takes them for commands of the notebook
   const sized = new ResizeObserver(view.request);
   sized.observe(root);
   const themed = new MutationObserver(view.request); // JupyterLab switches its theme by attributes of the body

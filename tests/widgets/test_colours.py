@@ -96,7 +96,12 @@ def test_every_token_is_checked_or_says_nothing() -> None:
 def test_no_colour_stands_elsewhere() -> None:
     """What draws takes colours from `widgets.colours`; `view.js` and style sheets have a few words of their own, which are these."""
     known = {
-        "widgets/view.js": {"#fff", "rgba(128, 128, 128, 0.25)", "rgba(0, 0, 0, 0.3)"},  # ground, grid, shadow
+        "widgets/view.js": {
+            "#000",
+            "#fff",
+            "rgba(128, 128, 128, 0.25)",
+            "rgba(0, 0, 0, 0.3)",
+        },  # ground and words where none is known, grid, shadow
         "widgets/run_table.js": {colour for theme in themes_of_runs() for colour in theme.values()},  # held below
         "widgets/panel.py": {"#ccc", "#b00020", "#1976d2"},  # where there is no theme
     }

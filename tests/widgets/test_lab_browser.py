@@ -217,6 +217,18 @@ def test_cause_and_effect_on_one_screen(lab: JupyterLab) -> None:
     assert seen["knobs"][2] <= seen["boards"][0][0]
     assert seen["boards"][0][1] >= seen["status"][3] - 1
     assert seen["boards"][-1][3] <= seen["notebook"][3]
+    part = "[...document.querySelectorAll('.isthmus-board .isthmus-panel')].map(({ picture }) => picture.axes.x).map((x) => [x.low, x.high])"
+    nb.page.locator("canvas").nth(2).focus()
+    (whole,) = {tuple(ends) for ends in nb.js(part)}
+    nb.page.keyboard.press("+")  # a part of one picture is that part of all
+    nb.page.wait_for_function(
+        f"whole => {{ const now = {part}; return new Set(now.map(String)).size === 1 && now[0][0] > whole[0]; }}",
+        arg=whole,
+    )
+    nb.page.locator("canvas").nth(2).focus()
+    nb.page.keyboard.press("ArrowRight")
+    nb.page.keyboard.press("Escape")
+    nb.page.wait_for_function(f"whole => {part}.every((ends) => String(ends) === String(whole))", arg=whole)
     nb.page.set_viewport_size({"width": 800, "height": 900})
     nb.page.wait_for_function(f"() => {{ const p = ({PLACES})(); return p.boards[0][1] >= p.knobs[3] - 1; }}")
     nb.js("() => document.querySelector('.jp-WindowedPanel-outer').scrollTo(0, 350)")

@@ -363,7 +363,7 @@ NUMBERS += [3.14159265, -0.001234567, 1.25e-7, 6e-12, 2**0.5 * 1e3]
 def test_a_number_under_the_pointer_is_that_of_a_tick(browser: Any) -> None:
     """One rule in Python and in the page: four digits, thousands from 10 000 on."""
     script = (Path(widgets.__file__).parent / "view.js").read_text(encoding="utf-8")
-    (source,) = re.findall(r"^function short\(v, unit\) \{.*?^\}", script, flags=re.M | re.S)
+    (source,) = re.findall(r"^function short\(.*?^\}", script, flags=re.M | re.S)
     page = browser.new_page()
     said = page.evaluate(f"(numbers) => {{ {source}; return numbers.map((v) => [short(v), short(v, 'B')]); }}", NUMBERS)
     page.close()
@@ -382,18 +382,26 @@ AXES = [
     Axis("x", 0.0, 5.0, log=True),
     Axis("x", 1.1, 1.9, log=True),
     Axis("bytes", 0.0, 2.4e9),
+    Axis("bytes", 1.2341e9, 1.2349e9),
+    Axis("bytes", 2.2, 9.1, log=True),
+    Axis("step", 12_340.0, 12_348.0, whole=True),
+    Axis("loss", 2.3102, 2.3109),
 ]
 
 
 def test_ticks_of_a_closer_look_are_those_of_axes(browser: Any) -> None:
     """One rule in Python and in the page."""
     script = (Path(widgets.__file__).parent / "view.js").read_text(encoding="utf-8")
-    (source,) = re.findall(r"^function ticks\(.*?^\}", script, flags=re.M | re.S)
+    source = "\n".join(re.findall(r"^function (?:short|at|ticks|said)\(.*?^\}", script, flags=re.M | re.S))
     page = browser.new_page()
-    said = page.evaluate(f"(axes) => {{ {source}; return axes.map(ticks); }}", [axis.spec() for axis in AXES])
+    found = page.evaluate(
+        f"(axes) => {{ {source}; return axes.map((a) => [ticks(a), said(a).ticks]); }}", [a.spec() for a in AXES]
+    )
     page.close()
-    for axis, ticks in zip(AXES, said, strict=True):
+    for axis, (ticks, said) in zip(AXES, found, strict=True):
         assert ticks == pytest.approx(axis.ticks(), abs=1e-9), axis
+        assert [words for _, words in said] == [words for _, words in axis.said()], axis
+        assert len({words for _, words in said}) == len(said), axis
 
 
 DRAG = """async ([k, from, to]) => {
