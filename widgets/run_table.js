@@ -47,6 +47,8 @@ const WIDE = 8; // columns of fields that differ, unless more are asked for
 const DASHES = ["", "7 3", "2 3", "9 3 2 3", "", "7 3", "2 3"];
 const BASE = ["run", "method", "seed", "steps", "loss", "bytes", "seconds", "status"];
 const NUMBERS = new Set(["seed", "steps", "loss", "bytes", "seconds", "workers", "changed"]);
+const GIVES = ["replay", "export", "fork"]; // what there is code for
+let tables = 0; // in this page, so that ids differ
 const AXES = { step: "local step", bytes: "payload of all workers", seconds: "seconds on this link" };
 
 const escape = (text) => String(text).replace(/[&<>"]/g, (c) => ({ "&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;" })[c]);
@@ -280,6 +282,15 @@ function named(groups, k, state) {
   return [run.summary.name || run.summary.method, ...tell, ...fork, ...seeds].join(" · ");
 }
 
+/** Whether the ground behind an element is dark; undefined where there is none. */
+function darkBehind(el) {
+  for (let at = el; at; at = at.parentElement ?? at.getRootNode().host) {
+    const [r, g, b, alpha = 1] = (getComputedStyle(at).backgroundColor.match(/[\d.]+/g) || []).map(Number);
+    if (alpha > 0.5 && Number.isFinite(b)) return 0.2126 * r + 0.7152 * g + 0.0722 * b < 128;
+  }
+  return undefined;
+}
+
 // --- the page ----------------------------------------------------------------------------------------------------------
 
 export function mount(el, data, ask = null) {
@@ -287,21 +298,22 @@ export function mount(el, data, ask = null) {
     data, filter: "", sort: "changed", down: true, axis: "step", log: false, picked: new Set(), only: false, rows: PAGE, more: new Set(),
     link: { bits: data.link.bits_per_second, latency: data.link.latency_seconds }, code: "", step: null, changes: "",
   };
-  const root = document.createElement("section");
+  const root = document.createElement("section"), unique = `runs-${(tables += 1)}`;
+  const codeButton = (what) => `<button type="button" data-do="${what}" aria-expanded="false" aria-controls="${unique}-code"
+      title="Shows what to run in a terminal or a notebook; nothing is started here">Code to ${what}</button>`;
   root.className = "runs";
   root.setAttribute("aria-label", "Runs");
   root.innerHTML = `<style>${STYLE}</style><h2>Runs</h2><p class="answer" role="status"></p><p class="soft note"></p>
-    <form><label class="wide">filter<input type="search" name="filter" autocomplete="off" placeholder="method=des_loc seed<3 lr>=0.001" aria-describedby="runs-hint"></label>
+    <form><label class="wide">filter<input type="search" name="filter" autocomplete="off" placeholder="method=des_loc seed<3 lr>=0.001" aria-describedby="${unique}-hint"></label>
       <label>loss against<select name="axis">${Object.entries(AXES).map(([key, words]) => `<option value="${key}">${words}</option>`).join("")}</select></label>
       <label>Mbit/s of a link<input type="number" name="mbit" min="0.001" step="any"></label>
       <label>latency, ms<input type="number" name="ms" min="0" step="any"></label>
       <label class="beside"><input type="checkbox" name="log"> logarithmic</label></form>
-    <p class="soft" id="runs-hint">Filter by words, or by fields with = != &lt; &lt;= &gt; &gt;= and ~ (contains); * stands for anything, lr for method.inner.lr.</p>
+    <p class="soft" id="${unique}-hint">Filter by words, or by fields with = != &lt; &lt;= &gt; &gt;= and ~ (contains); * stands for anything, lr for method.inner.lr.</p>
     <div class="pic"></div><ul class="key"></ul>
-    <div class="bar"><button type="button" data-do="compare">Compare</button><button type="button" data-do="replay">Replay</button>
-      <button type="button" data-do="export">Export</button><button type="button" data-do="fork">Fork</button>
-      ${ask ? '<button type="button" data-do="again">Look again</button>' : ""}<span class="soft picked"></span></div>
-    <div class="code" hidden></div>
+    <div class="bar"><button type="button" data-do="compare" title="Only the chosen runs, and code that compares them">Compare</button>${GIVES.map(codeButton).join("")}
+      ${ask ? '<button type="button" data-do="again" title="Read what has changed in the folders of runs">Look again</button>' : ""}<span class="soft picked"></span></div>
+    <p class="soft said" role="status"></p><div class="code" id="${unique}-code" role="region" aria-label="Code" hidden></div>
     <div class="scroll" tabindex="0" role="region" aria-label="Table of runs"><table><thead></thead><tbody></tbody></table></div>
     <div class="bar"><button type="button" data-do="rows">Show more rows</button><span class="soft counted"></span></div>
     <details class="columns"><summary>Columns</summary><fieldset></fieldset></details>`;
@@ -370,10 +382,11 @@ export function mount(el, data, ask = null) {
     const num = state.picked.size;
     for (const button of root.querySelectorAll("[data-do]")) {
       const what = button.dataset.do;
-      button.disabled = what === "compare" ? num < 1 && !state.only : ["replay", "export", "fork"].includes(what) ? num !== 1 : false;
+      button.disabled = what === "compare" ? num < 1 && !state.only : GIVES.includes(what) ? num !== 1 : false;
+      if (GIVES.includes(what)) button.setAttribute("aria-expanded", String(what === state.code));
     }
     $('[data-do="compare"]').textContent = state.only ? "Show all again" : "Compare";
-    $(".picked").textContent = num ? `${plural(num, "run")} chosen` : "Choose runs in the table: one to replay, export or fork, several to compare.";
+    $(".picked").textContent = num ? `${plural(num, "run")} chosen` : "Choose runs in the table: one for code to replay, export or fork it, several to compare.";
   }
 
   const path = (run) => idOf(run);
@@ -392,10 +405,14 @@ export function mount(el, data, ask = null) {
       `fork = lab.fork(${python(at)}, ${state.step}, ${python(changes)})\nrun = lab.start(fork.recipe(), folder=fork.path)`];
   }
 
+  function say(words) { $(".said").textContent = words; }
+
   function showCode(what) {
     const runs = state.data.runs.filter((run) => state.picked.has(idOf(run))), box = $(".code"), steps = runs[0]?.saved ?? [];
     state.code = what;
     box.hidden = !what;
+    buttons();
+    say(what && `Below: code to ${what} ${runs.length === 1 ? valueOf(runs[0], "run", state) : plural(runs.length, "run")}, for a terminal and for a notebook.`);
     if (!what) return;
     if (what === "fork" && !steps.length) {
       box.innerHTML = `<p>${escape(valueOf(runs[0], "run", state))} has no checkpoint to fork from: run it with checkpoint_every above 0, and keep_every for more than the last two.</p>`;
@@ -405,7 +422,7 @@ export function mount(el, data, ask = null) {
     const fork = what !== "fork" ? "" : `<div class="bar"><label>after step<select data-fork="step">${steps.map((s) => `<option ${s === state.step ? "selected" : ""}>${s}</option>`).join("")}</select></label>
       <label class="wide">what is other<input data-fork="changes" placeholder="method.inner.lr=0.001 steps=400" value="${escape(state.changes)}"></label></div>`;
     box.innerHTML = `${fork}<label>in a terminal<textarea readonly rows="2" data-code="0"></textarea></label><label>in a notebook (import lab)<textarea readonly rows="3" data-code="1"></textarea></label>
-      <button type="button" data-copy="0">Copy for the terminal</button> <button type="button" data-copy="1">Copy for the notebook</button> <span role="status" class="soft"></span>`;
+      <button type="button" data-copy="0">Copy for the terminal</button> <button type="button" data-copy="1">Copy for the notebook</button>`;
     fill();
     function fill() { code(what, runs).forEach((text, k) => { box.querySelector(`[data-code="${k}"]`).value = text; }); }
     box.oninput = (event) => {
@@ -419,7 +436,7 @@ export function mount(el, data, ask = null) {
       const area = box.querySelector(`[data-code="${k}"]`);
       let copied = true;
       try { await navigator.clipboard.writeText(area.value); } catch { area.select(); copied = false; }
-      box.querySelector("[role=status]").textContent = copied ? "copied" : "selected: copy it with Ctrl+C";
+      say(copied ? `Copied for the ${k === "0" ? "terminal" : "notebook"}: ${area.value.split("\n")[0]}` : "This page may not copy by itself. It is selected: copy it with Ctrl+C.");
     };
   }
 
@@ -458,12 +475,13 @@ export function mount(el, data, ask = null) {
     if (what === "again") ask({ ask: "again" });
     if (what === "rows") { state.rows += PAGE; draw(); }
     if (what === "compare") { state.only = !state.only; draw(); showCode(state.only ? "compare" : ""); }
-    if (["replay", "export", "fork"].includes(what)) showCode(what);
+    if (GIVES.includes(what)) showCode(state.code === what ? "" : what);
   });
 
+  /** As dark as what is around it: by JupyterLab's word, else by the ground behind, else by the system. */
   function theme() {
     const jupyter = document.body.dataset.jpThemeLight;
-    root.classList.toggle("dark", jupyter !== undefined ? jupyter === "false" : matchMedia("(prefers-color-scheme: dark)").matches);
+    root.classList.toggle("dark", jupyter !== undefined ? jupyter === "false" : (darkBehind(el) ?? matchMedia("(prefers-color-scheme: dark)").matches));
   }
   theme();
   const seen = new MutationObserver(theme), media = matchMedia("(prefers-color-scheme: dark)");

@@ -22,7 +22,7 @@ from lab.runs.columns import Columns
 from lab.runs.fork import fork
 from lab.runs.trainer import train
 from lab.study import board
-from tests.support import ROOT
+from tests.support import ROOT, axe
 from tests.support.browser import headless, needs_chromium
 from tests.support.recipes import SHORT, recipe
 from widgets import RunTable
@@ -169,10 +169,24 @@ def test_on_the_page(page: Any, runs: Path) -> None:
     done = CliRunner().invoke(main, [*command[1:], "--runs", str(runs)])
     assert done.exit_code == 0, done.output
     assert "method.inner.lr 0.003 → 0.02" in done.output
+    assert page.inner_text("[data-do=fork]") == "Code to fork"
+    assert page.get_attribute("[data-do=fork]", "aria-expanded") == "true"
+    assert page.inner_text(".said") == "Below: code to fork first, for a terminal and for a notebook.".replace(
+        "first", "<first>"
+    )
     for what in ("replay", "export"):
         page.click(f"[data-do={what}]")
         assert page.input_value('[data-code="0"]').startswith(f"lab {what} ")
         compile(page.input_value('[data-code="1"]'), "code", "exec")
+        assert page.get_attribute("[data-do=fork]", "aria-expanded") == "false"
+    page.click("[data-copy='0']")
+    page.wait_for_function(
+        "() => /^Copied for the terminal: lab export |^This page may not copy/.test(document.querySelector('.said').textContent)"
+    )
+    assert page.get_attribute(".said", "role") == "status"
+    assert axe.serious(page, ".runs") == []
+    page.click("[data-do=export]")
+    assert page.locator(".code").is_hidden()
     page.fill("[name=filter]", "")
     page.check("tbody tr:last-child input")
     page.click("[data-do=compare]")
