@@ -1,18 +1,20 @@
 """Screenshots of every view, live in a real JupyterLab, in its light and its dark theme.
 
-``python -m tools.screens`` rewrites ``docs/screens/``; ``python -m tools.screens drift workers`` only these views. It
-needs Chromium and what the tests need, and ``pip install pillow``.
+``python -m tools.screens`` rewrites ``docs/screens/``; ``python -m tools.screens drift workers`` only these views;
+``python -m tools.screens --widths 600 1400 --to FOLDER`` shows all of them in pages of these widths, to be looked at. It needs Chromium
+and what the tests need, and ``pip install pillow``.
 """
 
 from __future__ import annotations
 
+import argparse
 import io
-import sys
 import tempfile
 from pathlib import Path
 
 FOLDER = Path(__file__).parent.parent / "docs/screens"
 STORED = Path(__file__).parent.parent / "notebooks" / "stored" / "turned"
+WIDTH = 1280  # pixels of the page
 THEMES = {"light": "JupyterLab Light", "dark": "JupyterLab Dark"}
 
 SETUP = """
@@ -23,10 +25,10 @@ from lab.agents.orchestrate import Orchestration, orchestrate
 from lab.events import Ended
 from lab.costs.network import NETWORKS
 from lab.recipes.recipe import Recipe
-from lab.runs.trainer import Trainer
+from lab.runs.trainer import Trainer, train
 from lab.recipes.scenario import Scenario
 from lab.runs.folder import RunFolder
-from widgets import AgentGraph, CommunicationBudget, Drift, Fairness, FederationTree, Knobs, Iterations, Losses, MaskAgreement, PrivacyLevels, PseudoLabels, RankSegments, RoutingStability, SampleWeights, StyleLeak, SyncCalendar, Underperformers, Unlearning, Workers
+from widgets import AgentGraph, CommunicationBudget, Drift, Fairness, FederationTree, Knobs, Iterations, Losses, MaskAgreement, PrivacyLevels, PseudoLabels, RankSegments, RoutingStability, RunTable, SampleWeights, StyleLeak, SyncCalendar, Underperformers, Unlearning, Workers
 import lab
 import widgets
 
@@ -105,6 +107,14 @@ def answer(view):
     time.sleep(6)
     view.add()
 
+def runs():
+    for method in (["des_loc", "method.sync_every.exp_avg=8", "method.sync_every.exp_avg_sq=12"], ["local_adam"], ["diloco", "method.inner.lr=0.001"]):
+        for seed in (1, 2):
+            preset, *more = method
+            r = Recipe.of(preset, [*small, "steps=48", f"seed={seed}", "checkpoint_every=24", *more])
+            train(r, "board/" + r.id)
+    return RunTable("board")
+
 def watch(view, run):
     if id(run) not in seen:
         seen[id(run)] = list((run if run is turned else Trainer(run)).events())
@@ -134,11 +144,12 @@ VIEWS = {
     "privacy_levels": "levels()",
     "federation_tree": "watch(FederationTree(), worldlm)",
     "knobs": "watch(Knobs(), turned)",
+    "run_table": "runs()",
     "cockpit": "widgets.cockpit(des_loc.but(steps=4000, scenario=Scenario()))",
 }
 
 
-def main(*names: str) -> None:
+def main(names: list[str], widths: list[int], folder: Path) -> None:
     if unknown := set(names) - set(VIEWS):
         raise SystemExit(f"no view is called {', '.join(sorted(unknown))}: there are {', '.join(VIEWS)}")
     views = {name: cell for name, cell in VIEWS.items() if not names or name in names}
@@ -155,37 +166,44 @@ def main(*names: str) -> None:
         few.save(file, optimize=True)  # others lose the colours of thin strokes
         print(f"{file}: {file.stat().st_size / 1000:.0f} kB")
 
-    with sync_playwright() as playwright, tempfile.TemporaryDirectory() as folder:
+    with sync_playwright() as playwright, tempfile.TemporaryDirectory() as place:
         chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-        server = JupyterLab(Path(folder), chromium)
+        server = JupyterLab(Path(place), chromium)
         nb = server.open("screens.ipynb", [SETUP.replace("STORED", str(STORED)), *views.values()])
         nb.page.set_default_timeout(60_000)
-        nb.page.set_viewport_size({"width": 1280, "height": 3000})
+        nb.page.set_viewport_size({"width": widths[0], "height": 3000})
         nb.command("application:toggle-left-area")
         for k in range(len(views) + 1):
             nb.run(k)
             for output in nb.outputs(k):
                 if output["output_type"] == "error":
                     raise SystemExit(output["evalue"])
-        panel = nb.page.locator(".isthmus-panel:has(button)").first
         if "cockpit" in views:
             nb.press("Start")
-            panel.locator("canvas").first.wait_for()
+            nb.page.locator(".isthmus-cockpit canvas").first.wait_for()
             nb.page.wait_for_timeout(15_000)
             nb.press("Pause")
             nb.page.wait_for_timeout(2000)
-        for name, theme in THEMES.items():
-            nb.js("theme => window.jupyterapp.commands.execute('apputils:change-theme', { theme })", theme)
-            nb.page.wait_for_timeout(3000)
-            for k, view in enumerate(views):
-                place = panel if view == "cockpit" else nb.page.locator(".isthmus-board").nth(k)
-                place.scroll_into_view_if_needed()
-                nb.page.wait_for_timeout(700)
-                shoot(place, FOLDER / f"{view}_{name}.png")
+        for width in widths:
+            nb.page.set_viewport_size({"width": width, "height": 3000})
+            for name, theme in THEMES.items():
+                nb.js("theme => window.jupyterapp.commands.execute('apputils:change-theme', { theme })", theme)
+                nb.page.wait_for_timeout(3000)
+                for k, view in enumerate(views):
+                    what = {"cockpit": ".isthmus-cockpit", "run_table": ".runs"}.get(view, ".isthmus-board")
+                    shown = nb.page.locator(".jp-CodeCell").nth(k + 1).locator(what).first
+                    shown.scroll_into_view_if_needed()
+                    nb.page.wait_for_timeout(700)
+                    shoot(shown, folder / f"{view}_{name}{f'_{width}' if len(widths) > 1 else ''}.png")
         nb.close()
         chromium.close()
         server.close()
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("views", nargs="*")
+    parser.add_argument("--widths", nargs="+", type=int, default=[WIDTH], help="of the page, in pixels")
+    parser.add_argument("--to", type=Path, default=FOLDER)
+    given = parser.parse_args()
+    main(given.views, given.widths, given.to)

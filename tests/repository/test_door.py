@@ -36,7 +36,7 @@ def test_the_tree_names_what_is_there() -> None:
     """Every folder of the repository, each with its reason, and none that is gone."""
     (tree,) = re.findall(r"```text\n(lab/.*?)```", ARCHITECTURE, flags=re.S)
     named = dict(line.split(maxsplit=1) for line in tree.splitlines())
-    tops = ("lab", "widgets", "notebooks", "tests", "bench", "docs", "tools", ".ci", ".github")
+    tops = ("lab", "widgets", "notebooks", "tests", "bench", "docs", "tools", ".binder", ".ci", ".github")
     assert {name.rstrip("/") for name in named} == set().union(*map(folders, tops))
 
 
