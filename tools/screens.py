@@ -170,7 +170,7 @@ def main(names: list[str], widths: list[int], folder: Path) -> None:
         chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
         server = JupyterLab(Path(place), chromium)
         nb = server.open("screens.ipynb", [SETUP.replace("STORED", str(STORED)), *views.values()])
-        nb.page.set_default_timeout(60_000)
+        nb.page.set_default_timeout(600_000)  # a busy machine
         nb.page.set_viewport_size({"width": widths[0], "height": 3000})
         nb.command("application:toggle-left-area")
         for k in range(len(views) + 1):

@@ -6,8 +6,8 @@
 // trait. At rest (`rest`, below) all of it is one JSON object, which `widgets/resting.py` makes.
 
 const FONT = "system-ui, -apple-system, 'Segoe UI', sans-serif";
-const THREE = 840; // from this width on, pictures may stand three in a row,
-const TWO = 560; // and from this one on two
+const THREE = 900; // from this width on, pictures may stand three in a row,
+const TWO = 640; // and from this one on two
 const NARROW = 640; // below it, the legend stands above the curves
 const LEGEND = 0.3; // of a picture that a legend beside its curves may take; pictures.py
 const EDGE = 0.75; // pixels of the edge of a band; pictures.py
@@ -23,7 +23,7 @@ const STYLE = `
 .isthmus-board { position: relative; display: grid; grid-template-columns: repeat(6, minmax(0, 1fr)); gap: 0 16px; padding: 4px 0; font-family: ${FONT}; }
 .jp-OutputArea:has(.isthmus-large) .isthmus-rest { zoom: 1.5; }
 .isthmus-board h3 { grid-column: 1 / -1; margin: 2px 0 4px 14px; font-size: 16px; font-weight: 600; line-height: 1.3; }
-.isthmus-board p, .isthmus-controls { grid-column: 1 / -1; margin: 0 0 6px 14px; font-size: 13px; }
+.isthmus-board p, .isthmus-controls { grid-column: 1 / -1; margin: 0 14px 6px; font-size: 13px; }
 .isthmus-board p.isthmus-answer { font-size: 14px; line-height: 1.4; }
 .isthmus-board p[hidden] { display: none; }
 .isthmus-controls { display: flex; flex-wrap: wrap; gap: 4px 18px; }
@@ -235,7 +235,7 @@ function moment(p, box, x, y) {
   return words ? { x, y, words } : null;
 }
 
-/** Titles of axes, in two lines where one is too long; a second line beside takes its room from the box. */
+/** Titles of axes, in two lines where one is too long; a second line takes its room from the box. */
 function labels(p, box, x, y, most = 2) {
   const { g, height, colours } = p;
   g.fillStyle = colours.ink;
@@ -250,6 +250,7 @@ function labels(p, box, x, y, most = 2) {
   const below = x && !row ? broken(g, x, p.width - 8, most) : [];
   const beside = y ? broken(g, y, height - 34, 2) : [];
   if (beside.length > 1 && !p.spec.time) box.left += 14;
+  if (below.length > 1 && most === 2) box.bottom -= 8;
   below.forEach((words, k) =>
     g.fillText(words, between(g, words, (box.left + box.right) / 2, 4, p.width - 4), height - (below.length === 1 ? 9 : 3 + 13 * (below.length - 1 - k))),
   );
@@ -282,22 +283,33 @@ function upwards(g, words, x, y) {
   g.restore();
 }
 
-/** Grid lines and numbers of the horizontal axis; numbers that would touch are left out. */
+/** Grid lines and numbers of the horizontal axis; where numbers would touch, one in so many is written. */
 function ticksBelow(p, box, axis) {
   const { g, colours } = p;
-  let free = -Infinity;
   g.textAlign = "center";
   g.strokeStyle = colours.grid;
   g.fillStyle = colours.soft;
   g.lineWidth = 1;
-  for (const [where, label] of axis.ticks) {
-    const x = box.left + (box.right - box.left) * where;
+  const places = axis.ticks.map(([where, label]) => [box.left + (box.right - box.left) * where, label, g.measureText(label).width / 2]);
+  const touch = (every) => places.some(([x, , half], k) => k >= every && k % every === 0 && x - half < places[k - every][0] + places[k - every][2] + 6);
+  let every = 1;
+  while (every < places.length && touch(every)) every++;
+  places.forEach(([x, label], k) => {
     line(g, [[x, box.top], [x, box.bottom]]);
-    const half = g.measureText(label).width / 2;
-    if (x - half < free) continue;
-    g.fillText(label, x, box.bottom + 16);
-    free = x + half + 6;
-  }
+    if (k % every === 0) g.fillText(label, x, box.bottom + 16);
+  });
+}
+
+/** Words over what is drawn, on a seam of the ground. */
+function over({ g, colours }, words, x, y) {
+  g.save();
+  g.setLineDash([]);
+  g.lineJoin = "round";
+  g.lineWidth = 4;
+  g.strokeStyle = colours.ground;
+  g.strokeText(words, x, y);
+  g.restore();
+  g.fillText(words, x, y);
 }
 
 function line(g, points) {
@@ -439,7 +451,7 @@ const KINDS = {
       line(g, [[box.left, y], [box.right, y]]);
       g.setLineDash([]);
       g.textAlign = "right";
-      g.fillText(spec.floor[1], box.right - 4, y - 5);
+      over(p, spec.floor[1], box.right - 4, y - 5);
     }
     return (x, y) => {
       const happened = moment(p, box, x, y);
@@ -464,8 +476,10 @@ const KINDS = {
   bars(p) {
     const { g, spec, colours } = p;
     g.font = `13px ${FONT}`;
-    const names = Math.max(50, ...spec.bars.map((b) => g.measureText(b.name).width));
     const said = Math.max(...spec.bars.map((b) => g.measureText(b.label).width), 0);
+    const most = Math.max(60, 0.75 * p.width - 34 - said); // pixels of a name, so that bars keep a quarter; longer ones are broken
+    const named = spec.bars.map((b) => broken(g, b.name, most, 2));
+    const names = Math.max(50, ...named.flat().map((words) => g.measureText(words).width));
     const box = titled(p, names + 20, Math.max(Math.min(150, p.width / 4), said + 14));
     labels(p, box, spec.x.label);
     ticksBelow(p, box, spec.x);
@@ -478,7 +492,7 @@ const KINDS = {
       g.fillRect(box.left, y, end - box.left, each * 0.64);
       g.fillStyle = colours.ink;
       g.textAlign = "right";
-      g.fillText(b.name, box.left - 6, y + each * 0.4);
+      named[k].forEach((words, i) => g.fillText(words, box.left - 6, y + each * 0.4 + 14 * i - 7 * (named[k].length - 1)));
       g.textAlign = "left";
       g.fillText(b.label, end + 6, y + each * 0.4);
     });
@@ -670,6 +684,16 @@ const KINDS = {
   },
 };
 
+/** How high a picture is in this width: as high as it was made, but that words which need more lines have them. */
+function tall({ g, spec, width }) {
+  if (spec.kind !== "note") return spec.height;
+  const lines = (font, words) => {
+    g.font = `${font} ${FONT}`;
+    return wrap(g, words, width - 28).length;
+  };
+  return Math.max(spec.height, 37 + 17 * lines("600 14px", spec.title) + 18 * lines("13px", spec.words));
+}
+
 function stroke(g, s) {
   g.strokeStyle = s.colour;
   g.lineWidth = s.faint ? 1 : 2.2;
@@ -815,16 +839,16 @@ class Panel {
   draw(whole, { most, time, ...shared }) {
     const [spec, { colours }] = [this.seen(whole, time), shared];
     this.el.style.gridColumn = `span ${6 / Math.min(spec.per_row, most)}`;
-    this.canvas.style.height = `${spec.height}px`;
     this.canvas.setAttribute("aria-label", spec.text);
     const zoom = this.el.currentCSSZoom || 1; // large type
-    const [width, height, dots] = [this.el.clientWidth, spec.height, (window.devicePixelRatio || 1) * zoom];
+    const [g, width, dots] = [this.canvas.getContext("2d"), this.el.clientWidth, (window.devicePixelRatio || 1) * zoom];
+    const height = width ? tall({ g, spec, width }) : spec.height;
+    this.canvas.style.height = `${height}px`;
     if (!width) return; // hidden: the observer calls again when it is seen
     if (this.canvas.width !== Math.round(width * dots) || this.canvas.height !== Math.round(height * dots)) {
       this.canvas.width = Math.round(width * dots);
       this.canvas.height = Math.round(height * dots);
     }
-    const g = this.canvas.getContext("2d");
     g.setTransform(dots, 0, 0, dots, 0, 0);
     g.clearRect(0, 0, width, height);
     const picture = { g, spec, width, height, ...shared };

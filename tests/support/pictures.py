@@ -51,6 +51,8 @@ from lab.models.lora import LoRA
 from lab.probes.fairness import histogram, spread
 from lab.recipes.recipe import Recipe
 from lab.runs.columns import Columns
+from lab.runs.folder import RunFolder
+from tests.support import ROOT
 from widgets import (
     Board,
     Grid,
@@ -699,3 +701,18 @@ def unlearned(
             for place, name in enumerate(("forget", "retain", "reference"))
         }
         yield Redirected(2, seed, 1, sets, sets | {"forget": sets["reference"]})
+
+
+def every_view() -> list[widgets.View]:
+    """One of each view of the lab, at rest, with enough in it to be looked at."""
+    w, turned = widgets, list(RunFolder(ROOT / "notebooks/stored/turned").events())
+    over_steps = (w.Losses, w.CommunicationBudget, w.SyncCalendar, w.Drift, w.Workers, w.Knobs)
+    views: list[widgets.View] = [view.of(turned) for view in over_steps]
+    views += [w.RoutingStability.of(routing()), w.RankSegments.of(federation()), w.Fairness.of(by_client())]
+    views += [w.MaskAgreement.of(masked()), w.Underperformers.of(compared()), w.Iterations.of(iterated())]
+    views += [w.SampleWeights.of(weighed()), w.AgentGraph.of(orchestrated()), w.Unlearning.of(unlearned())]
+    views += [w.StyleLeak.of(audited()), w.PseudoLabels.of(pseudo_labelled()), w.FederationTree.of(branched())]
+    views += [w.PrivacyLevels.of(levelled("by:person+sensor", groups=True))]
+    known = (it for name in w.__all__ if isinstance(it := getattr(w, name), type) and issubclass(it, w.View))
+    assert {*known} - {w.View} == {*map(type, views)}
+    return views

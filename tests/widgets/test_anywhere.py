@@ -15,7 +15,6 @@ import nbformat
 import pytest
 from nbconvert import HTMLExporter
 
-import widgets as w
 from lab.runs.folder import RunFolder
 from tests.support import ROOT
 from tests.support import pictures as made
@@ -117,33 +116,9 @@ def test_a_picture_at_rest_is_plain_shapes_and_words(pictures: dict[str, str]) -
 
 @pytest.fixture(scope="module")
 def pictures() -> dict[str, str]:
-    turned = list(stored())
-    views = [view.of(turned) for view in (w.Losses, w.CommunicationBudget, w.SyncCalendar, w.Drift, w.Workers, w.Knobs)]
-    views += [
-        w.RoutingStability.of(made.routing()),
-        w.RankSegments.of(made.federation()),
-        w.Fairness.of(made.by_client()),
-    ]
-    views += [
-        w.MaskAgreement.of(made.masked()),
-        w.Underperformers.of(made.compared()),
-        w.Iterations.of(made.iterated()),
-    ]
-    views += [
-        w.SampleWeights.of(made.weighed()),
-        w.AgentGraph.of(made.orchestrated()),
-        w.Unlearning.of(made.unlearned()),
-    ]
-    views += [
-        w.StyleLeak.of(made.audited()),
-        w.PseudoLabels.of(made.pseudo_labelled()),
-        w.FederationTree.of(made.branched()),
-    ]
-    views += [w.PrivacyLevels.of(made.levelled("by:person+sensor", groups=True))]
-    known = (it for name in w.__all__ if isinstance(it := getattr(w, name), type) and issubclass(it, w.View))
-    assert {*known} - {w.View} == {*map(type, views)}
     alone = made.PICTURES | made.TABLES
-    return {type(view).__name__: view.board().svg() for view in views} | {name: p.svg() for name, p in alone.items()}
+    views = {type(view).__name__: view.board().svg() for view in made.every_view()}
+    return views | {name: picture.svg() for name, picture in alone.items()}
 
 
 def stored() -> Any:
