@@ -1063,6 +1063,41 @@ def notebooks(folder: str) -> None:
     click.echo(f"open one with: jupyter lab {Path(folder) / '00_start_here.ipynb'}")
 
 
+@main.command()
+@click.argument("notebook", type=click.Path())
+@click.option("-p", "--parameter", "parameters", multiple=True, metavar="KEY=VALUE", help="A notebook parameter.")
+@click.option("--out", default="runs/notebooks", show_default=True, help="Folder for the executed notebook.")
+@click.option("--again", is_flag=True, help="Execute it even if it was.")
+@click.option("--single-file", is_flag=True, help="Slides that need nothing beside them, to be sent.")
+@click.option("--reveal", metavar="FILE", help="reveal.js-5.2.1.tgz, where there is no network to fetch it from once.")
+def slides(
+    notebook: str, parameters: tuple[str, ...], out: str, again: bool, single_file: bool, reveal: str | None
+) -> None:
+    """Make slides of a NOTEBOOK, such as a lesson, that need no network; it is executed first, unless it was."""
+    from lab.files import shown
+    from lab.study.slides import slides as make
+
+    made = make(notebook, parameters, Path(out), reveal=reveal, single_file=single_file, again=again)
+    click.echo(
+        f"{shown(made)}: arrows go through it, F fills the screen, S shows notes, ?print-pdf behind its name prints"
+    )
+
+
+@main.command(name="predictions")
+@click.argument("folder", type=click.Path(file_okay=False))
+@click.option("--csv", "csv_file", metavar="FILE", help="Write a table for a spreadsheet.")
+def predictions_(folder: str, csv_file: str | None) -> None:
+    """What learners predicted, and how their exercises stand: from notebooks that they handed in to FOLDER."""
+    from lab.files import located, write_atomically
+    from lab.study.predictions import gather
+
+    found = gather(folder)
+    if csv_file is None:
+        return click.echo(found.to_text())
+    write_atomically(located(csv_file), found.to_csv().encode("utf-8-sig"))  # with its mark, so that Excel reads UTF-8
+    click.echo(f"{csv_file}: {found.answer}")
+
+
 KINDS = ("methods", "presets", "models", "optimizers", "corpora", "tasks", "data", "networks", "devices", "runs")
 
 

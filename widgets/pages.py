@@ -46,11 +46,15 @@ TEMPLATE = """
 <div class="text">{{ cell.source | markdown2html | strip_files_prefix }}</div>
 {% endblock markdowncell %}
 """
-STYLE = """
+THEME = """
 :root { color-scheme: light dark; --ink: #24292f; --soft: #555555; --paper: #ffffff; --side: #f4f5f6; --line: #d0d4d8; --link: #0b57d0; }
 @media (prefers-color-scheme: dark) {
   :root { --ink: #e6e6e6; --soft: #b0b0b0; --paper: #111111; --side: #1e1e1e; --line: #444444; --link: #8ab4f8; }
 }
+"""
+STYLE = (
+    THEME
+    + """\
 body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 62rem; margin: 1.5rem auto; padding: 0 1rem; }
 a { color: var(--link); }
 h1, h2, h3 { line-height: 1.25; }
@@ -68,6 +72,7 @@ summary:focus-visible { outline: 2px solid var(--link); outline-offset: 2px; }
 .plotly-graph-div { height: auto !important; }
 figure { margin: 0.8rem 0; --jp-content-font-color1: var(--ink); --jp-content-font-color2: var(--soft); --jp-layout-color0: var(--paper); }
 """
+)
 
 
 def page(notebook: Path, out: Path, single_file: bool = False) -> None:
@@ -87,18 +92,18 @@ def page(notebook: Path, out: Path, single_file: bool = False) -> None:
             if answer := _answer(output["data"].get("text/plain", "")):
                 answers.append(answer)
             num_figures += 1
-            output["data"] = {"text/html": _figure(output["data"], kind, out, num_figures, single_file)}
+            output["data"] = {"text/html": figure(output["data"], kind, out, num_figures, single_file)}
     if answers:
         nb.cells.insert(min(1, len(nb.cells)), nbformat.v4.new_markdown_cell("\n".join(["**In short**", "", *answers])))
     nb.metadata.pop("widgets", None)
-    script = _plotly(out.parent, single_file) if PLOTLY in used else ""
-    draws = f"<script>(() => {{\n{_view()}\n{DRAW}}})();</script>" if BOARD in used else ""
+    script = plotly_script(out.parent, single_file) if PLOTLY in used else ""
+    draws = f"<script>(() => {{\n{view_script()}\n{DRAW}}})();</script>" if BOARD in used else ""
     exporter = HTMLExporter(raw_template=TEMPLATE)
     body, _ = exporter.from_notebook_node(nb)
-    _write(
+    write(
         out,
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1"><title>{html.escape(_title(nb, out))}</title>'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1"><title>{html.escape(title(nb, out))}</title>'
         f"<style>{STYLE}{_code_colours()}</style>{script}</head><body>\n<main>{body}</main>\n{draws}</body></html>\n",
     )
 
@@ -109,35 +114,35 @@ def _answer(text: str) -> str:
     return f"- **{title}** {says[0]}" if len(says) == 1 and says[0].endswith(".") else ""
 
 
-def _figure(data: dict[str, Any], kind: str, out: Path, number: int, single_file: bool) -> str:
+def figure(data: dict[str, Any], kind: str, out: Path, number: int, single_file: bool) -> str:
     """What a script draws, and the SVG where none runs."""
-    figure = data[kind]
+    drawn = data[kind]
     if kind == BOARD:
-        packed = figure["packed"].replace("</", "<\\/")
+        packed = drawn["packed"].replace("</", "<\\/")
         div = f'<script type="application/json">{packed}</script>'
     else:
         import plotly.io  # which takes a second that most pages do not need
 
-        config = figure.pop("config", None)
-        div = plotly.io.to_html(figure, config=config, include_plotlyjs=False, full_html=False, validate=False)
+        config = drawn.pop("config", None)
+        div = plotly.io.to_html(drawn, config=config, include_plotlyjs=False, full_html=False, validate=False)
     word = "board" if kind == BOARD else "plotly"
     svg, says = data.get("image/svg+xml", ""), html.escape(data.get("text/plain", ""))
     if svg and single_file:
         return f'<figure class="{word}">{div}<noscript>{svg}</noscript></figure>'
     if svg:
         beside = out.with_name(f"{out.stem}-{number}.svg")
-        _write(beside, svg)
+        write(beside, svg)
         return f'<figure class="{word}">{div}<noscript><img src="{html.escape(beside.name)}" alt="{says}"></noscript></figure>'
     return f'<figure class="{word}">{div}</figure>'
 
 
-def _view() -> str:
+def view_script() -> str:
     """`view.js`, as a script that is no module: pages that are files cannot import any."""
     source = Path(__file__).with_name("view.js").read_text(encoding="utf-8")
     return source.replace("export function", "function").replace("export default", "0,")
 
 
-def _plotly(folder: Path, single_file: bool) -> str:
+def plotly_script(folder: Path, single_file: bool) -> str:
     """Plotly's script: beside the pages of a folder, or within."""
     from plotly.offline import get_plotlyjs
 
@@ -146,7 +151,7 @@ def _plotly(folder: Path, single_file: bool) -> str:
         return f"<script>{source}</script>"
     name = f"plotly-{hashlib.sha256(source.encode()).hexdigest()[:12]}.min.js"
     if not (folder / name).is_file():
-        _write(folder / name, source)
+        write(folder / name, source)
     return f'<script src="{name}" charset="utf-8"></script>'
 
 
@@ -156,13 +161,13 @@ def _code_colours() -> str:
     return f"{light}\n@media (prefers-color-scheme: dark) {{\n{dark}\n}}"
 
 
-def _title(nb: Any, out: Path) -> str:
+def title(nb: Any, out: Path) -> str:
     """The first heading, or the name of the file."""
     lines = [line for cell in nb.cells if cell.cell_type == "markdown" for line in cell.source.splitlines()]
     return next((line.lstrip("# ").strip() for line in lines if line.startswith("# ")), out.stem)
 
 
-def _write(file: Path, text: str) -> None:
+def write(file: Path, text: str) -> None:
     """Whole or not at all; other processes may write the same."""
     temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
     temporary.write_text(text, encoding="utf-8")

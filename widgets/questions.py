@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import html
 import math
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-import ipywidgets
+import anywidget
+import traitlets
 from IPython.display import display, update_display
 
+from lab.study import predictions
+from lab.study.predictions import Prediction, now
 from widgets.boards import Board
 from widgets.menus import with_slider
-from widgets.panel import STYLE, OwnKeys, bar
 from widgets.pictures import Bars, Figure, Note, Picture, bundle
 from widgets.resting import MIME, packed
 from widgets.static_fallback import StaticFallback
 from widgets.view import surroundings
-
-EQUAL, NEAR = 0.02, 0.25  # relative: a prediction so close is called right, or close
 
 
 @dataclass(eq=False, repr=False)
@@ -28,7 +28,7 @@ class Question:
     """A question with a slider. It shows itself as the last line of a cell.
 
     In front of a person it first asks for a prediction; then one picture takes the place of the widget, with the prediction, the
-    truth and a slider that needs no kernel, and a saved notebook keeps it. Where a program executes the notebook, or with a
+    truth and a slider that needs no kernel, and a saved notebook keeps it, with what was predicted and when (`lab.study.predictions`). Where a program executes the notebook, or with a
     ``prediction`` given, there is that picture at once.
 
     title
@@ -55,6 +55,7 @@ class Question:
     unit: str = ""
     options: Sequence[str] = ()
     prediction: float | str | None = None
+    predicted: Prediction | None = field(default=None, init=False)  # the same with its time, as the notebook keeps it
 
     def __post_init__(self) -> None:
         if self.at not in self.places:
@@ -64,8 +65,8 @@ class Question:
         if self.prediction is not None:
             self.predict(self.prediction)
 
-    def predict(self, words: float | str) -> None:
-        """Take in a prediction, as it was typed or chosen.
+    def predict(self, words: float | str, at: str | None = None) -> None:
+        """Take in a prediction, as it was typed or chosen; ``at`` says when, by default now.
 
         Raises
         ------
@@ -75,7 +76,7 @@ class Question:
         if self.options:
             if words not in self.options:
                 raise ValueError(f"choose one of {', '.join(self.options)}")
-            self.prediction = words
+            self._take(words, at)
             return
         try:
             number = float(words)
@@ -83,18 +84,22 @@ class Question:
             number = math.nan
         if not 0 < number < math.inf:
             raise ValueError(f"{words!r} is no number greater than 0: write one, for example 12.5")
-        self.prediction = number
+        self._take(number, at)
+
+    def _take(self, said: float | str, at: str | None) -> None:
+        self.predicted = Prediction(self.title, said, self.truth, self.unit, at or now())
+        self.prediction = said
 
     def verdict(self) -> str:
         """Prediction and truth in words."""
         if self.prediction is None:
             return f"the lab finds {self._say(self.truth)}"
+        how = self.predicted.how if self.predicted is not None else ""
         if isinstance(self.truth, str) or isinstance(self.prediction, str):
-            right = self.prediction == self.truth
-            return f"{'right' if right else 'not so'}: you said {self.prediction}, the lab finds {self.truth}"
+            return f"{how}: you said {self.prediction}, the lab finds {self.truth}"
+        if how in ("right", "close"):
+            return f"your prediction is {how}"
         ratio = self.prediction / self.truth
-        if abs(ratio - 1) <= NEAR:
-            return f"your prediction is {'right' if abs(ratio - 1) <= EQUAL else 'close'}"
         high, factor = ("high", ratio) if ratio > 1 else ("low", 1 / ratio)
         return f"your prediction is {factor:.2g} times too {high}" if factor >= 2 else f"your prediction is too {high}"
 
@@ -107,6 +112,8 @@ class Question:
         forms = bundle(self.board())
         control = {"name": "at", "label": self.slider, "value": self.at, "options": list(self.places), "slider": True}
         forms[MIME] = packed({place: self.board(place).spec() for place in self.places}, control)
+        if self.predicted is not None:
+            forms[predictions.MIME] = self.predicted.to_json()
         return forms
 
     def plotly(self) -> Figure:
@@ -140,44 +147,44 @@ class Question:
         return value if isinstance(value, str) else f"{value:.4g} {self.unit}"
 
 
-class _Asking:
-    """The widget that asks, and the picture that takes its place."""
+class _Asking(anywidget.AnyWidget):
+    """The form that asks (`questions.js`), and the picture that takes its place.
+
+    The page sends ``{"predict": words, "at": time or null}``; what is refused stands in ``problem``. What is a prediction is answered by
+    ``{"say": words, "prediction": …}``, for whom to announce it and where to keep it, and by the picture.
+    """
+
+    _esm = Path(__file__).with_name("questions.js")
+    title = traitlets.Unicode().tag(sync=True)
+    unit = traitlets.Unicode().tag(sync=True)
+    options = traitlets.List(traitlets.Unicode()).tag(sync=True)
+    problem = traitlets.Unicode().tag(sync=True)
+    said = traitlets.Unicode().tag(sync=True)  # once it is answered
 
     def __init__(self, question: Question):
+        super().__init__(title=question.title, unit=question.unit, options=list(question.options))
         self.question, self.display_id = question, uuid.uuid4().hex
-        self.title = ipywidgets.HTML(f"<b>{html.escape(question.title)}</b>")
-        self.field: Any
-        if question.options:
-            self.field = ipywidgets.RadioButtons(options=list(question.options), value=None, layout={"width": "auto"})
-        else:
-            self.field = ipywidgets.Text(placeholder="a number", description=question.unit, layout={"width": "auto"})
-            self.field.style.description_width = "initial"
-            self.field.on_msg(lambda _, content, buffers: self.commit() if content.get("event") == "submit" else None)
-        self.go = ipywidgets.Button(description="Predict, then look", button_style="primary", layout={"width": "auto"})
-        self.go.on_click(lambda _: self.commit())
-        self.problem = ipywidgets.HTML()
-        self.problem.add_class("isthmus-problem")
+        self.on_msg(self._asked)
         words = f"{question.title}\nNo prediction yet: run this cell to predict."
-        self.fallback = StaticFallback(words=words)
-        rows = [ipywidgets.HTML(STYLE), self.title, bar([self.field, self.go]), self.problem, OwnKeys(), self.fallback]
-        self.widget = ipywidgets.VBox(rows)
-        self.widget.add_class("isthmus-panel")
-        self.fallback.controls = self.widget.model_id
-        forms = self.widget._repr_mimebundle_()
-        data = dict(forms[0] if isinstance(forms, tuple) else forms)
+        self.fallback = StaticFallback(words=words, controls=self.model_id)
+        forms = self._repr_mimebundle_()
+        data = dict((forms[0] if isinstance(forms, tuple) else forms) or {})
         display(data | {"text/plain": words}, raw=True, display_id=self.display_id)
 
-    def commit(self) -> None:
-        """Look, if there is a prediction."""
+    def _asked(self, _: Any, content: Mapping[str, Any], buffers: Any) -> None:
+        if "predict" in content and not self.said:
+            self.commit(content["predict"], content.get("at"))
+
+    def commit(self, words: float | str, at: str | None = None) -> None:
+        """Look, if that is a prediction. ``at``: when it was made, if not now."""
+        question = self.question
         try:
-            self.question.predict("" if self.field.value is None else self.field.value)
+            question.predict(words, at)
         except ValueError as error:
-            self.problem.value = f'<span role="alert">{html.escape(str(error))}</span>'
+            self.problem = ""  # said again, also where it is the same
+            self.problem = str(error)
             return
-        update_display(self.question.bundle(), raw=True, display_id=self.display_id)
-        words = f"{self.question.title} {self.question.verdict()}. Run this cell again to see the picture."
-        self.title.value = html.escape(words)  # for a page that was loaded again and knows only the widget
-        self.fallback.words = words
-        self.widget.children = [self.title, self.fallback]
-        for widget in (self.field, self.go, self.problem):
-            widget.close()
+        told = f"{question.title}: {question.verdict()}."
+        self.send({"say": told, "prediction": question.predicted.to_json() if question.predicted else None})
+        update_display(question.bundle(), raw=True, display_id=self.display_id)
+        self.said = self.fallback.words = f"{told} Run this cell again to see the picture."

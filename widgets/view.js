@@ -973,6 +973,7 @@ class Controls {
     Object.assign(field, { type: "range", min: 0, max: options.length - 1, step: 1 });
     field.oninput = () => (word.textContent = options[field.value]) && field.setAttribute("aria-valuetext", options[field.value]);
     field.addEventListener("input", () => this.choose(name, options[field.value]));
+    field.setAttribute("data-lm-suppress-shortcuts", "true");
     field.addEventListener("keydown", (e) => e.stopPropagation());
     return el;
   }

@@ -9,10 +9,11 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import wraps
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec
 
 import torch
 from torch import Tensor
@@ -27,17 +28,23 @@ from lab.runs.knobs import periods, with_periods
 from lab.runs.plan import Plan, plan
 from lab.runs.trainer import Trainer, dry_run
 from lab.seeds import generator
+from lab.study.predictions import CHECKED
 
 CLOSE = 0.005  # relative: three digits are enough
 RIGHT, NOT_YET, OPEN = "Right", "Not yet", "Not answered yet"
+P = ParamSpec("P")
 
 
 @dataclass(frozen=True)
 class Checked:
-    """What a check says: `RIGHT`, `NOT_YET` with hints, or `OPEN`. Shows itself as words."""
+    """What a check says: `RIGHT`, `NOT_YET` with hints, or `OPEN`. Shows itself as words.
+
+    ``exercise``: which it is, for whoever gathers them (`lab.study.predictions`).
+    """
 
     verdict: str
     hints: tuple[str, ...] = ()
+    exercise: str = ""
 
     @property
     def right(self) -> bool:
@@ -48,14 +55,33 @@ class Checked:
             return f"{self.verdict}: {self.hints[0]}." if self.hints else f"{self.verdict}."
         return f"{self.verdict}. Several slips would give this:\n" + "\n".join(f"- {hint}" for hint in self.hints)
 
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
+        """Words, and what is gathered from notebooks."""
+        kept = {"exercise": self.exercise, "verdict": self.verdict, "hints": list(self.hints)}
+        return {"text/plain": repr(self), CHECKED: kept}
 
-def _not_yet(*hints: str) -> Checked:
+
+def not_yet(*hints: str) -> Checked:
     return Checked(NOT_YET, hints)
+
+
+def exercise(name: str) -> Callable[[Callable[P, Checked]], Callable[P, Checked]]:
+    """Checks say which exercise they are of."""
+
+    def named(check: Callable[P, Checked]) -> Callable[P, Checked]:
+        @wraps(check)
+        def checked(*given: P.args, **options: P.kwargs) -> Checked:
+            return replace(check(*given, **options), exercise=name)
+
+        return checked
+
+    return named
 
 
 # --- how many bytes? -------------------------------------------------------------------------------------------------
 
 
+@exercise("bytes of one worker")
 def check_sent_bytes(answer: object, recipe: Recipe) -> Checked:
     """Is this the payload, in bytes, that one worker hands over in the whole run of ``recipe``?
 
@@ -72,7 +98,7 @@ def check_sent_bytes(answer: object, recipe: Recipe) -> Checked:
     if answer is None or answer is ...:
         return Checked(OPEN, ("put the number of bytes in place of the dots",))
     if isinstance(answer, bool) or not isinstance(answer, int | float) or not math.isfinite(answer) or answer <= 0:
-        return _not_yet(f"{answer!r} is no number of bytes: give one number greater than 0")
+        return not_yet(f"{answer!r} is no number of bytes: give one number greater than 0")
     right = forecast.payload_bytes
     if _close(answer, right):
         return Checked(RIGHT, ("the ledger of a dry run has the same number",))
@@ -80,9 +106,9 @@ def check_sent_bytes(answer: object, recipe: Recipe) -> Checked:
         hint for value, hint in _byte_slips(recipe, forecast) if _close(answer, value) and not _close(value, right)
     ]
     if slips:
-        return _not_yet(*dict.fromkeys(slips))
+        return not_yet(*dict.fromkeys(slips))
     far = "too much" if answer > right else "too little"
-    return _not_yet(
+    return not_yet(
         f"{far}. Take one state at a time: in how many steps does it travel, and how large is one copy of it"
     )
 
@@ -113,16 +139,19 @@ def _byte_slips(recipe: Recipe, forecast: Plan) -> Iterator[tuple[float, str]]:
             words = f"only {size} of {len(states)} states" if size > 1 else "one state alone"
             yield sum(some), f"{words} would give this: parameters and both moments travel, each on a period of its own"
     yield forecast.ddp_bytes, "that is one copy in every step, as DDP sends: here nothing travels between two syncs"
-    yield len(states) * forecast.ddp_bytes, "that is all states in every step: nothing travels between two syncs"
-    yield forecast.local_adam_bytes, "that is Local Adam: here the moments travel more rarely than the parameters"
+    if len(states) > 1:
+        yield len(states) * forecast.ddp_bytes, "that is all states in every step: nothing travels between two syncs"
+    rarely = "travel more rarely than the parameters" if len(states) > 1 else "do not travel"
+    yield forecast.local_adam_bytes, f"that is Local Adam: here the moments {rarely}"
     each = sum(s.bytes_each for s in states)
     yield each, "that is one sync of every state: how many syncs fit into the run"
     yield right + each, "one sync too many of every state: the first comes after a whole period, not at the start"
     every = periods(recipe.method)
-    if isinstance(every, dict):
-        whole = sum(s.bytes_each * recipe.steps / every[s.state] for s in states)
+    if every is not None:
+        by_state = every if isinstance(every, dict) else {s.state: every for s in states}
+        whole = sum(s.bytes_each * recipe.steps / by_state[s.state] for s in states)
         yield whole, "a sync takes place or it does not: round the number of syncs of each state down"
-        up = sum(s.bytes_each * math.ceil(recipe.steps / every[s.state]) for s in states)
+        up = sum(s.bytes_each * math.ceil(recipe.steps / by_state[s.state]) for s in states)
         yield up, "the last sync of a state that would come after the end of the run does not take place: round down"
     for power, decimal, binary in ((1, "kB", "KiB"), (2, "MB", "MiB"), (3, "GB", "GiB")):
         yield right / 1000**power, f"that looks like {decimal}: asked are bytes"
@@ -134,6 +163,7 @@ def _byte_slips(recipe: Recipe, forecast: Plan) -> Iterator[tuple[float, str]]:
 # --- which periods fit? ----------------------------------------------------------------------------------------------
 
 
+@exercise("periods within a budget")
 def check_periods(answer: object, recipe: Recipe, budget_bytes: float, at_least: float = 0.8) -> Checked:
     """Do these sync periods keep one worker's payload within a budget, and make use of it?
 
@@ -152,33 +182,33 @@ def check_periods(answer: object, recipe: Recipe, budget_bytes: float, at_least:
     if answer is None or answer is ...:
         return Checked(OPEN, (f"give a period to each of {', '.join(names)}",))
     if not isinstance(answer, Mapping):
-        return _not_yet(f"{answer!r} is one value: give each state its own, as in {{'params': …, …}}")
+        return not_yet(f"{answer!r} is one value: give each state its own, as in {{'params': …, …}}")
     if missing := [name for name in names if name not in answer]:
-        return _not_yet(f"{_and(missing)} would never be averaged: a state without a period stays with its worker")
+        return not_yet(f"{_and(missing)} would never be averaged: a state without a period stays with its worker")
     try:
         given = periods(with_periods(recipe.method, dict(answer)))
         chosen = recipe.but(method=recipe.to_dict()["method"] | {"sync_every": given})
     except LabError as error:
-        return _not_yet(str(error))
+        return not_yet(str(error))
     every = periods(chosen.method)
     assert isinstance(every, dict)  # as in the recipe that was given
     if never := [name for name in names if every[name] > recipe.steps]:
-        return _not_yet(f"{_and(never)} would never travel: the run has only {recipe.steps:,} steps")
+        return not_yet(f"{_and(never)} would never travel: the run has only {recipe.steps:,} steps")
     ledger = Ledger(dry_run(chosen))
     share = ledger.total_bytes(0) / budget_bytes
     if share > 1:
         by_state = ledger.by("state", worker=0)
         (dearest,) = max(by_state, key=lambda state: by_state[state])
         hint = f"over the budget, by a factor of {share:.2f}; {dearest} takes the largest part of it"
-        return _not_yet(hint + _other_budget(share, at_least, recipe.num_workers))
+        return not_yet(hint + _other_budget(share, at_least, recipe.num_workers))
     if every["params"] > min(every[name] for name in names[1:]):
-        return _not_yet(
+        return not_yet(
             "it fits, but some moment travels more often than the parameters. Which of them changes fastest from step to step, "
             "and which is an average over many steps"
         )
     if share < at_least:
         hint = f"it fits, but {1 - share:.0%} of the budget is left: which state would gain most from travelling more often"
-        return _not_yet(_other_budget(share, at_least, recipe.num_workers) or hint)
+        return not_yet(_other_budget(share, at_least, recipe.num_workers) or hint)
     return Checked(RIGHT, (f"{human(ledger.total_bytes(0))} a worker, {share:.0%} of the budget",))
 
 
@@ -205,6 +235,7 @@ def _other_budget(share: float, at_least: float, num_workers: int) -> str:
 Outer = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]  # shared [P], local_W [W, P], velocity [P]
 
 
+@exercise("outer step")
 def check_outer_step(rule: Callable[..., Any], lr: float = 0.7, momentum: float = 0.9) -> Checked:
     """Is ``rule(shared, local_W, velocity) -> (shared, velocity)`` DiLoCo's outer step, Nesterov on the pseudo-gradient?
 
@@ -222,11 +253,11 @@ def check_outer_step(rule: Callable[..., Any], lr: float = 0.7, momentum: float 
     try:
         got = _walk(rule, moves)
     except Exception as error:
-        return _not_yet(f"the rule raised {type(error).__name__}: {error}")
+        return not_yet(f"the rule raised {type(error).__name__}: {error}")
     if got == OPEN:
         return Checked(OPEN, ("write the rule in place of the dots",))
     if isinstance(got, str):
-        return _not_yet(got)
+        return not_yet(got)
     right = _walk(_oracle(lr, momentum), moves)
     if _same(got, right):
         return Checked(
@@ -234,14 +265,14 @@ def check_outer_step(rule: Callable[..., Any], lr: float = 0.7, momentum: float 
         )
     for wrong, hint in _outer_slips(lr, momentum):
         if _same(got, _walk(wrong, moves)):
-            return _not_yet(hint)
+            return not_yet(hint)
     where = next(k for k, (a, b) in enumerate(zip(got, right, strict=True)) if not _same([a], [b]))
     hint = f"the first {where} of {len(moves)} rounds are right, the next is not: what does the velocity remember"
     if where == 0:
         away = ((got[0] - _start(moves)) @ moves[0].mean(0)).item() < 0
         hint = "the first round already differs: by hand, with velocity 0, what should become of the parameters"
         hint = "the parameters move away from where the workers went" if away else hint
-    return _not_yet(hint)
+    return not_yet(hint)
 
 
 def _outer_slips(lr: float, m: float) -> Iterator[tuple[Outer, str]]:

@@ -52,7 +52,17 @@ TINY = {
         "wave_rows=3",
     ],
     "11_your_own": ["steps=8", "sync_every=2", "processes=1"],
-    "10_classroom": ["steps=6", "live_steps=6", "speed=200.0", 'corpus="grammar?tokens=40000"'],
+    "10_lesson_1_rarely": ["steps=6", "live_steps=6", 'corpus="grammar?tokens=40000"'],
+    "10_lesson_2_links": ["live_steps=6", 'corpus="grammar?tokens=40000"'],
+    "10_lesson_3_less": [
+        "steps=6",
+        "period=2",
+        'seeds="0,1"',
+        "toy_rounds=2",
+        "speed=200.0",
+        'corpus="grammar?tokens=40000"',
+    ],
+    "10_lesson_4_who": ["rounds=4", 'seeds="1,2"', "clients=24", "rows=4", "speed=200.0"],
     "12_sparsyfed": [
         "steps=8",
         "period=2",
@@ -164,7 +174,8 @@ def test_nothing_is_judged_by_hand(path):
 def test_runs_ends_with_claims_and_makes_a_page(path, tmp_path):
     """Executed by `lab reproduce`; a second call does nothing; the page loads nothing from elsewhere."""
     arguments = ["reproduce", str(path), "--out", str(tmp_path / "out")]
-    for parameter in [*TINY[path.stem], f'runs="{tmp_path}/runs"']:
+    keeps = any("\nruns: str = " in "".join(cell["source"]) for cell in parsed(path)["cells"])
+    for parameter in [*TINY[path.stem], *([f'runs="{tmp_path}/runs"'] if keeps else [])]:
         arguments += ["-p", parameter]
     out = CliRunner().invoke(main, arguments)
     assert out.exit_code == 0, out.output

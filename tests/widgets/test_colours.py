@@ -104,6 +104,7 @@ def test_no_colour_stands_elsewhere() -> None:
         },  # ground and words where none is known, grid, shadow
         "widgets/run_table.js": {colour for theme in themes_of_runs() for colour in theme.values()},  # held below
         "widgets/panel.py": {"#ccc", "#b00020", "#1976d2"},  # where there is no theme
+        "widgets/questions.js": {"#ccc", "#b00020", "#1976d2"},
     }
     assert (
         min(contrast("#b00020", WHITE) / WORDS, contrast("#1976d2", WHITE) / MARKS, contrast("#666", WHITE) / WORDS)

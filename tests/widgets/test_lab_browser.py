@@ -15,6 +15,8 @@ import pytest
 from lab.events import Stepped
 from lab.runs.folder import RunFolder
 from lab.study.claims import MIME
+from lab.study.predictions import KEPT, predictions
+from lab.study.predictions import MIME as PREDICTED
 from tests.support import ROOT, axe
 from tests.support.browser import headless, needs_chromium
 from tests.support.jupyter import JupyterLab, Notebook
@@ -486,12 +488,12 @@ def test_predict_then_move_the_slider(lab: JupyterLab) -> None:
     """
     nb = lab.open("ask.ipynb", [ASK, AT_REST])
     nb.run(0)
-    nb.page.wait_for_selector(".isthmus-panel input")
+    nb.page.wait_for_selector(".isthmus-question input")
     (output,) = nb.save().cells[0].outputs
     assert output["data"] == {"text/plain": "How many?\nNo prediction yet: run this cell to predict."}
     nb.wait("idle")  # a key that is pressed while the cell still runs on a busy machine can be lost
-    nb.page.locator(".isthmus-panel input").fill("3")
-    nb.page.locator(".isthmus-panel input").press("Enter")
+    nb.page.locator(".isthmus-question input").fill("3")
+    nb.page.locator(".isthmus-question input").press("Enter")
     slider = nb.page.locator(f"{REST} input[type=range]")
     slider.wait_for()
     nb.run(1)
@@ -509,8 +511,96 @@ def test_predict_then_move_the_slider(lab: JupyterLab) -> None:
     assert min(before) > 180
     saved = nb.save()
     assert "widgets" not in saved.metadata
-    assert all(set(cell.outputs[0]["data"]) == RESTING for cell in saved.cells)
+    assert [set(cell.outputs[0]["data"]) for cell in saved.cells] == [RESTING | {PREDICTED}, RESTING]
     nb.page.close()
+
+
+WHICH = """
+from widgets import Bars, Question
+places = {f"K = {k}": Bars("Which?", "bytes", ["a"], [k], [f"{k} B"]) for k in (1, 2)}
+Question("Which?", "period", places, "K = 1", "two", options=["one", "two"])
+"""
+SAID = "words => document.getElementById('isthmus-said')?.textContent.includes(words)"
+AT_SLIDER = "() => document.activeElement.type === 'range' && document.activeElement.closest('.jp-OutputArea')"
+
+
+def tab_to(nb: Notebook, name: str) -> None:
+    """Press Tab until what has this name has the focus."""
+    for _ in range(40):
+        nb.page.keyboard.press("Tab")
+        if nb.js(NAMED).startswith(name):
+            return
+    raise AssertionError(f"{name} is not reached")
+
+
+def test_a_question_is_answered_by_keys_and_kept(lab: JupyterLab) -> None:
+    """Named fields, answers that are announced, the keyboard where the pictures are; saved, closed and opened again the answer is there;
+    run again it is offered, and a second prediction is another one. axe-core finds nothing serious before or after.
+    """
+    nb = lab.open("kept.ipynb", [ASK, WHICH])
+    keys = nb.page.keyboard
+    nb.run(0)
+    nb.run(1)
+    nb.page.wait_for_function("() => document.querySelectorAll('.isthmus-question').length === 2")
+    nb.wait("idle")
+    assert axe.serious(nb.page, ".jp-Notebook .isthmus-question") == []
+    nb.page.locator(".isthmus-question input").first.focus()
+    assert nb.js(NAMED).startswith("Your prediction")
+    keys.type("many")
+    keys.press("Enter")
+    alert = nb.page.locator(".isthmus-question [role=alert]").first
+    nb.page.wait_for_function("() => document.querySelector('.isthmus-question [role=alert]').textContent")
+    assert "no number greater than 0" in alert.text_content()
+    assert nb.js("() => document.activeElement.getAttribute('aria-invalid')") == "true"
+    keys.press("Control+a")
+    keys.type("4")
+    tab_to(nb, "Predict, then look")
+    keys.press("Enter")
+    nb.page.wait_for_function(SAID, arg="How many?: your prediction is 2 times too high.")
+    nb.page.wait_for_function(AT_SLIDER)
+    keys.press("ArrowRight")
+    assert nb.js("() => document.activeElement.getAttribute('aria-valuetext')") == "K = 4"
+    assert nb.js("() => window.jupyterapp.shell.currentWidget.content.activeCellIndex") in (0, 1)
+
+    tab_to(nb, "one")
+    keys.press("ArrowDown")
+    assert nb.js("() => document.activeElement.value") == "two"
+    tab_to(nb, "Predict, then look")
+    keys.press("Space")
+    nb.page.wait_for_function(SAID, arg="Which?: right: you said two, the lab finds two.")
+    nb.page.wait_for_function("() => document.querySelectorAll('.isthmus-rest').length === 2")
+    assert axe.serious(nb.page, ".jp-Cell-outputWrapper") == []
+    saved = nb.save()
+    assert [p.said for p in predictions(saved)[0]] == [4.0, "two"]
+    assert {*saved.metadata[KEPT]} == {"How many?", "Which?"}
+    nb.close()
+
+    nb = lab.open("kept.ipynb")
+    nb.page.wait_for_function("() => document.querySelectorAll('.isthmus-rest').length === 2")
+    assert nb.js("() => document.querySelector('.isthmus-rest canvas').ariaLabel").startswith(
+        "K = 2: your prediction is 2 times too high"
+    )
+    nb.begin(0)
+    again = nb.page.locator(".isthmus-question button", has_text="Look at it again")
+    again.wait_for()
+    nb.wait("idle")
+    assert "You predicted 4 B on" in nb.page.locator(".isthmus-question").inner_text()
+    again.focus()
+    nb.page.keyboard.press("Enter")
+    nb.page.wait_for_function(AT_SLIDER)
+    assert len(nb.save().metadata[KEPT]["How many?"]) == 1
+    nb.run(0)
+    field = nb.page.locator(".isthmus-question input").first
+    field.wait_for()
+    nb.wait("idle")
+    field.fill("2")
+    field.press("Enter")
+    nb.page.wait_for_function(SAID, arg="your prediction is right")
+    nb.page.wait_for_function(AT_SLIDER)
+    nb.command("notebook:clear-all-cell-outputs")
+    saved = nb.save()
+    assert [p.said for p in predictions(saved)[0]] == [4.0, "two", 2.0]
+    nb.close()
 
 
 # Every view, and every kind of picture that stands alone, at rest; the last cells run while another tab is in front.

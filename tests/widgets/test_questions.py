@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import ipywidgets
 import pytest
 
 import widgets.questions
@@ -12,6 +11,8 @@ from lab.events import Ended, KnobChanged, Started, Stepped
 from lab.recipes.recipe import Recipe
 from lab.runs.folder import RunFolder
 from lab.runs.knobs import network_fields
+from lab.study import predictions
+from lab.study.predictions import Prediction
 from tests.support import ROOT
 from widgets.knobs import Knobs
 from widgets.menus import SLIDER, with_slider
@@ -116,48 +117,73 @@ def test_in_a_terminal_it_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     assert "4 times too high" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("by", ["enter", "button"])
-def test_a_person_predicts_first(monkeypatch: pytest.MonkeyPatch, by: str) -> None:
-    """A widget asks; nonsense is said to be that; then one picture without a widget takes its place."""
+def asked(monkeypatch: pytest.MonkeyPatch, question: Question) -> tuple[_Asking, list[Any], list[Any], list[Any]]:
+    """The form in front of a person: what it displayed, what took its place, and what it sent to its page."""
     displayed, updated = shown(monkeypatch, "live")
-    asking: list[_Asking] = []
-    monkeypatch.setattr(widgets.questions, "_Asking", lambda question: asking.append(_Asking(question)))
-    question = number()
+    made, sent = list[_Asking](), list[Any]()
+
+    def make(one: Question) -> None:
+        made.append(_Asking(one))
+        monkeypatch.setattr(made[0], "send", lambda content, buffers=None: sent.append(content))
+
+    monkeypatch.setattr(widgets.questions, "_Asking", make)
     question.show()
-    (forms,) = displayed
+    return made[0], displayed, updated, sent
+
+
+def test_a_person_predicts_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A form asks, which knows nothing of the answer; nonsense is said to be that; then one picture without a widget takes its place."""
+    question = number()
+    asking, (forms,), updated, sent = asked(monkeypatch, question)
     assert "application/vnd.jupyter.widget-view+json" in forms
     assert "No prediction yet" in forms["text/plain"]
+    known = {
+        key: value
+        for key, value in asking.get_state().items()
+        if key in asking.trait_names(sync=True) and key[0] != "_"
+    }
+    assert (known["title"], known["unit"], known["options"]) == ("How many?", "B", [])
+    assert 16.0 not in known.values()
     assert "16" not in forms["text/plain"]
-    field, go, problem = asking[0].field, asking[0].go, asking[0].problem
-
-    def commit() -> None:
-        if by == "button":
-            go.click()
-        else:
-            field._msg_callbacks(field, {"event": "submit"}, [])
-
-    field.value = "many"
-    commit()
-    assert "no number greater than 0" in problem.value
-    assert updated == []
-    field.value = "64"
-    commit()
+    assert asking.fallback.controls == asking.model_id
+    asking._asked(None, {"predict": "many", "at": None}, [])
+    assert "no number greater than 0" in asking.problem
+    assert (updated, sent, question.predicted) == ([], [], None)
+    asking._asked(None, {"predict": "64", "at": None}, [])
     assert updated == [question.bundle()]
     assert question.prediction == 64
-    left, fallback = asking[0].widget.children
-    assert isinstance(left, ipywidgets.HTML)
-    assert fallback.controls == asking[0].widget.model_id
-    assert "4 times too high" in left.value
+    assert question.predicted is not None
+    assert sent == [
+        {"say": "How many?: your prediction is 4 times too high.", "prediction": question.predicted.to_json()}
+    ]
+    assert "4 times too high" in asking.said
+    assert asking.fallback.words == asking.said
+    asking._asked(None, {"predict": "16", "at": None}, [])  # a second click before the picture is there
+    assert question.prediction == 64
 
 
 def test_a_person_chooses(monkeypatch: pytest.MonkeyPatch) -> None:
-    _, updated = shown(monkeypatch, "live")
-    asking = _Asking(choice())
-    asking.go.click()
-    assert "choose one of" in asking.problem.value
-    asking.field.value = "too few"
-    asking.go.click()
+    asking, _, updated, _ = asked(monkeypatch, choice())
+    asking.commit("")
+    assert "choose one of" in asking.problem
+    asking.commit("too few")
     assert updated == [asking.question.bundle()]
+
+
+def test_what_was_predicted_before_is_looked_at_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With its own time, so that it is no second prediction."""
+    asking, _, updated, sent = asked(monkeypatch, number())
+    asking._asked(None, {"predict": 64, "at": "2026-11-30T10:00:00+00:00"}, [])
+    assert updated[0][predictions.MIME]["at"] == "2026-11-30T10:00:00+00:00"
+    assert sent[0]["prediction"]["at"] == "2026-11-30T10:00:00+00:00"
+
+
+def test_the_output_keeps_what_was_predicted() -> None:
+    """A prediction with its time; nothing where a program ran the notebook."""
+    assert predictions.MIME not in number().bundle()
+    kept = number(64).bundle()[predictions.MIME]
+    assert (kept["question"], kept["said"], kept["truth"], kept["unit"]) == ("How many?", 64.0, 16.0, "B")
+    assert Prediction.from_json(kept).how == "not so"
 
 
 # --- knobs -----------------------------------------------------------------------------------------------------------
