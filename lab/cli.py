@@ -613,6 +613,17 @@ def answers(run: str, runs: str) -> None:
 
 
 @main.command()
+@click.argument("names", nargs=-1)
+@click.option("--out", default="explorables", show_default=True, metavar="FOLDER", help="Where the pages are written.")
+def explore(names: tuple[str, ...], out: str) -> None:
+    """Write pages that explain one idea each, by something to drag: those of NAMES, or all. Any browser opens them, without a network."""
+    from lab.study.explorables import write
+
+    for file in write(names, out).values():
+        click.echo(str(file))
+
+
+@main.command()
 @click.argument("run")
 @runs_option
 def scenario(run: str, runs: str) -> None:

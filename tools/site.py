@@ -1,4 +1,4 @@
-"""What the website has beside the pages of docs/: README, CONTRIBUTING, CHANGELOG, and the reference, a page for each room.
+"""What the website has beside the pages of docs/: README, CONTRIBUTING, CHANGELOG, explorables, and the reference, a page for each room.
 
 mkdocs calls this (``hooks`` in ``mkdocs.yml``); ``make site`` builds.
 """
@@ -12,6 +12,8 @@ from typing import Any
 
 import griffe
 from mkdocs.structure.files import File, Files
+
+from lab.study.explorables import explorable, names
 
 ROOT = Path(__file__).parent.parent
 PAGES = {
@@ -45,6 +47,10 @@ def on_files(files: Files, config: Any) -> Files:
     for source, page in PAGES.items():
         files.append(File.generated(config, page, content=(ROOT / source).read_text(encoding="utf-8")))
     files.append(File.generated(config, "CITATION.cff", content=(ROOT / "CITATION.cff").read_text(encoding="utf-8")))
+    made = {name: explorable(name) for name in names()}
+    files.append(File.generated(config, "explorables.md", content=explained(made)))
+    for name, each in made.items():
+        files.append(File.generated(config, f"explorables/{name}.html", content=linked(each.page())))
     rooms = reference()
     for page, text in {"index": public(rooms), **rooms}.items():
         files.append(File.generated(config, f"reference/{page}.md", content=text))
@@ -76,6 +82,23 @@ def place(file: str) -> str:
     if match := re.fullmatch(r"lab/(\w+)/(\w+)\.py", file):
         return f"reference/{match[1]}.md#lab.{match[1]}.{match[2]}"
     return file
+
+
+def explained(made: dict[str, Any]) -> str:
+    """The page that leads to the explorables."""
+    rows = [f"| [{each.title}](explorables/{name}.html) | {each.question} |" for name, each in made.items()]
+    words = (
+        "Pages that explain one idea each, in five minutes and by something to drag. They need nothing but a browser; `lab explore` writes them into a "
+        'folder, `widgets.explorable("local_steps")` shows one in a notebook. [Write your own](write_your_own_explorable.md).'
+    )
+    return "\n".join(["# Explorables", "", words, "", "| page | question |", "| --- | --- |", *rows, ""])
+
+
+def linked(page: str) -> str:
+    """Places of files in the repository lead to what the website has of them."""
+    return re.sub(
+        r"<code>docs/([\w/]+)\.md</code>", r'<a href="../\1.html">\1</a>', page
+    )  # other files it does not have
 
 
 def reference() -> dict[str, str]:

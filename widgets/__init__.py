@@ -2,6 +2,7 @@
 
 from lab.runs.growing import Growing
 from lab.runs.live import register_display
+from lab.study.explorables import explorable
 from widgets.agent_graph import AgentGraph
 from widgets.boards import Board
 from widgets.cockpits import cockpit
@@ -71,6 +72,7 @@ __all__ = [
     "calendar",
     "calendars",
     "cockpit",
+    "explorable",
     "holdings",
     "losses",
     "over_rounds",

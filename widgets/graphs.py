@@ -44,7 +44,10 @@ class Link:
 
 @dataclass(frozen=True)
 class Graph(Picture):
-    """Dots and links. ``unit`` says what the colour of a dot is; ``x``, below, says what else there is to be known."""
+    """Dots and links. ``unit`` says what the colour of a dot is; ``x``, below, says what else there is to be known.
+
+    Where it is ``square``, as far across is as far down, so that distances can be compared.
+    """
 
     title: str
     x: str
@@ -53,8 +56,15 @@ class Graph(Picture):
     unit: str
     tall: int = 84  # pixels from one row of dots to the next
     radius: int = 8
+    square: bool = False
+
+    @property
+    def wide(self) -> bool:
+        return not self.square
 
     def height(self, width: int) -> int:
+        if self.square:
+            return 320
         return 140 + self.tall * (len({dot.y for dot in self.dots}) - 1) + 17 * len(self._legend_rows(width))
 
     @property
@@ -125,6 +135,9 @@ class Graph(Picture):
         tall = height or self.height(width)
         box = Box(width, tall, Axis(self.x, 0, 1), None, left=SIDES[0], right=SIDES[1], above=17 * len(legend) + 14)
         box.bottom -= 26
+        if self.square:
+            spare, middle = min(box.right - box.left, box.bottom - box.top) // 2, (box.left + box.right) // 2
+            box.left, box.right, box.bottom = middle - spare, middle + spare, box.top + 2 * spare
         out = box.frame(self.title, ticks=False, most=4)
         looks, deep = {link.name: link for link in self.legend}, box.bottom - box.top
         for r, row in enumerate(legend):
@@ -178,7 +191,7 @@ class Graph(Picture):
             "scale": None if scale is None else {"label": self.unit, "ticks": ticks},
             "radius": self.radius,
             "sides": list(SIDES),
-        }
+        } | ({"square": True} if self.square else {})
 
     def _legend_rows(self, width: int) -> list[list[tuple[float, str]]]:
         names = [link.name for link in self.legend]

@@ -43,6 +43,7 @@ class Matrix(Picture):
     colours: Sequence[str] = CIVIDIS
     gap: float = 0  # pixels between cells
     bar: bool = True  # a colour bar
+    wide: bool = True  # whether it wants a whole row where several pictures stand together
 
     def height(self, width: int) -> int:
         rows = len(self.cells.rows)

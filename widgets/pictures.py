@@ -119,8 +119,11 @@ class Series:
     @property
     def last(self) -> tuple[float, float] | None:
         """The last point that is a number."""
+        return self.last_until(math.inf)
+
+    def last_until(self, x: float) -> tuple[float, float] | None:
         for k in range(min(len(self.x), len(self.y)) - 1, -1, -1):
-            if math.isfinite(self.y[k]):
+            if math.isfinite(self.y[k]) and self.x[k] <= x:
                 return float(self.x[k]), float(self.y[k])
         return None
 
@@ -165,6 +168,7 @@ class Lines(Picture):
     bands: Sequence[Band] = ()
     reach: tuple[float, float] | None = None  # what ``y`` may be, and is drawn against, however little of it is used
     time: TimeAxis | None = None  # shared with other pictures over steps
+    until: float | None = None  # of ``x``: what lies beyond is not drawn yet, on axes that have room for it
 
     def height(self, width: int) -> int:
         if self.time is None:
@@ -194,7 +198,8 @@ class Lines(Picture):
         x = reduce(or_, map(_extent, [*(s.x for s in self.series), *(b.x for b in self.bands)]), Extent())
         y = reduce(or_, (_extent(s.y) for s in self.series), Extent.of([self.floor[0]] if self.floor else []))
         y = reduce(or_, map(_extent, beside), y)
-        y |= Extent.of(self.reach) if self.reach and y.low <= y.high else Extent()
+        reach = [*self.reach, sum(self.reach) / 2] if self.reach else []  # 0 and 1 alone would get whole ticks
+        y |= Extent.of(reach) if y.low <= y.high else Extent()
         below = Axis.over(self.x, x, self.log_x) if self.time is None else self.time.axis(self.x)
         return below, Axis.over(self.y, y, self.log_y, pad=0.06)
 
@@ -262,6 +267,7 @@ class Lines(Picture):
             points = [
                 (box.px(a), box.py(b)) if b is not None and x_axis.holds(a) and y_axis.holds(b) else None
                 for a, b in zip(*s.points, strict=True)
+                if self.until is None or a <= self.until
             ]
             colour = self._colour(s)
             dash = " ".join(str(10 * int(d)) for d in self._dash(s).split())
@@ -291,7 +297,7 @@ class Lines(Picture):
         return box.close(out)
 
     def text(self) -> str:
-        ends = [_last(s) for s in self.series if not s.faint]
+        ends = [_last(s, self.until) for s in self.series if not s.faint]
         ends += [self.floor[1]] if self.floor else []
         return f"{self.title}\n{self.y} against {self.x}; last values: " + "; ".join(e for e in ends if e)
 
@@ -325,7 +331,7 @@ class Lines(Picture):
             "floor": self.floor,
             "hover": self.hover,
             "time": self.time and self.time.spec(held, held is listed),
-        }
+        } | ({} if self.until is None else {"until": self.until})
 
     def _colour(self, s: Series) -> str:
         by_name = self.names.index(s.name) if s.name in self.names else -1
@@ -348,6 +354,7 @@ class Bars(Picture):
     values: Sequence[float]
     labels: Sequence[str]
     colours: Sequence[int] = ()  # of each row, as a number into the palette; by default one after another
+    most: float | None = None  # at which the axis ends; by default a little beyond the longest
 
     @property
     def wide(self) -> bool:
@@ -357,7 +364,9 @@ class Bars(Picture):
         return 110 + (40 if len(self.names) < 6 else 26) * len(self.names)
 
     def axis(self) -> Axis:
-        return Axis(self.x, 0.0, 1.02 * (max(self.values, default=1.0) or 1.0))  # the longest has a label as well
+        return Axis(
+            self.x, 0.0, self.most or 1.02 * (max(self.values, default=1.0) or 1.0)
+        )  # the longest has a label as well
 
     def plotly(self, width: int = WIDTH) -> Figure:
         bar = {
@@ -573,9 +582,10 @@ def _alone(y: list[float | None]) -> list[bool]:
     ]
 
 
-def _last(s: Series) -> str:
+def _last(s: Series, until: float | None = None) -> str:
     """The last value of a line that is a number, in words."""
-    return f"{s.name}: {s.last[1]:.4g} at {s.last[0]:.4g}" if s.last else ""
+    last = s.last_until(math.inf if until is None else until)
+    return f"{s.name}: {last[1]:.4g} at {last[0]:.4g}" if last else ""
 
 
 def bands(x: Numbers, spread: Spread, colour: int) -> list[Band]:

@@ -35,6 +35,11 @@ body{{background:var(--jp-layout-color0)}}</style>"""
 
 def packed(boards: Mapping[str, dict[str, Any]], control: dict[str, Any] | None = None) -> dict[str, Any]:
     """Boards by the name of the choice that shows them. ``control``: ``name``, ``label``, ``value``, ``options``, and ``slider`` if it is one."""
+    return {"packed": shrunk({"boards": dict(boards), "control": control})}
+
+
+def shrunk(thing: dict[str, Any]) -> str:
+    """Plain data as JSON for `view.js` to open again: lists of many numbers are in ``columns``, each of them once."""
     columns: dict[str, int] = {}
 
     def pack(thing: Any) -> Any:
@@ -47,9 +52,8 @@ def packed(boards: Mapping[str, dict[str, Any]], control: dict[str, Any] | None 
         numbers = np.array([math.nan if v is None else v for v in thing], dtype="<f4")
         return {"column": columns.setdefault(base64.b64encode(numbers.tobytes()).decode(), len(columns))}
 
-    kept = {name: pack(board) for name, board in boards.items()}
-    made = {"boards": kept, "columns": list(columns), "control": control}
-    return {"packed": json.dumps(made, separators=(",", ":"), ensure_ascii=False, allow_nan=False)}
+    made = pack(thing) | {"columns": list(columns)}
+    return json.dumps(made, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
 def lone(spec: dict[str, Any], height: int) -> dict[str, Any]:
@@ -59,15 +63,19 @@ def lone(spec: dict[str, Any], height: int) -> dict[str, Any]:
 
 def document(title: str, made: dict[str, Any], svg: str) -> str:
     """A page of one board that needs no network; where no script runs, its SVG."""
-    script = SCRIPT.read_text(encoding="utf-8").replace("export function", "function").replace("export default", "0,")
     data = made["packed"].replace("</", "<\\/")
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
         f"{STYLE}</head><body>"
         f'<div id="board"></div><noscript>{svg}</noscript><script id="packed" type="application/json">{data}</script>'
-        f"<script>(() => {{\n{script}\nconst of = (id) => document.getElementById(id);\n"
+        f"<script>(() => {{\n{plain_script()}\nconst of = (id) => document.getElementById(id);\n"
         'rest(of("board"), { packed: of("packed").textContent });\n})();</script></body></html>\n'
     )
+
+
+def plain_script() -> str:
+    """`view.js` as a script that is no module: pages that are files cannot import any."""
+    return SCRIPT.read_text(encoding="utf-8").replace("export function", "function").replace("export default", "0,")
 
 
 def install(prefix: Path) -> Path:

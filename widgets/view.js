@@ -323,7 +323,9 @@ function line(g, points) {
  * highest are kept, and the last of all.
  */
 function trace(xs, ys, spec, box) {
-  const [out, n, wide, tall] = [[], Math.min(xs.length, ys.length), box.right - box.left, box.bottom - box.top];
+  const [out, wide, tall] = [[], box.right - box.left, box.bottom - box.top];
+  let n = Math.min(xs.length, ys.length);
+  while (n && xs[n - 1] > (spec.until ?? Infinity)) n--; // what comes later is not there yet
   let [column, low, high] = [NaN, null, null];
   const flush = () => {
     if (low && low !== high) out.push(...(low[2] < high[2] ? [low, high] : [high, low]));
@@ -643,6 +645,10 @@ const KINDS = {
     }
     box.top = y0 + 26;
     labels(p, box, spec.x, null, 4);
+    if (spec.square) {
+      const [spare, middle] = [Math.min(box.right - box.left, box.bottom - box.top) / 2, (box.left + box.right) / 2];
+      [box.left, box.right, box.bottom] = [middle - spare, middle + spare, box.top + 2 * spare];
+    }
     const place = (x, y) => [box.left + (box.right - box.left) * x, box.top + (box.bottom - box.top) * y];
     for (const { points, colour, dash, width } of spec.links) {
       stroke(g, { colour, dash });
@@ -1066,15 +1072,21 @@ function show(el, held, choose, stays = () => {}) {
   return view;
 }
 
-/** A board at rest, from what `widgets/resting.py` has packed; returns what removes it. */
-export function rest(el, { packed }) {
-  const { boards, columns, control } = JSON.parse(packed);
+/** What `widgets/resting.py` has packed, and what puts lists of many numbers back into a part of it. */
+function opened(packed) {
+  const { columns, ...parts } = JSON.parse(packed);
   const numbers = columns.map((text) => new Float32Array(Uint8Array.from(atob(text), (c) => c.charCodeAt(0)).buffer));
   const filled = (v) => {
     if (v === null || typeof v !== "object") return v;
     if (Array.isArray(v)) return v.map(filled);
     return "column" in v ? numbers[v.column] : Object.fromEntries(Object.entries(v).map(([key, inner]) => [key, filled(inner)]));
   };
+  return { ...parts, filled };
+}
+
+/** A board at rest, from what `widgets/resting.py` has packed; returns what removes it. */
+export function rest(el, { packed }) {
+  const { boards, control, filled } = opened(packed);
   const held = new Held();
   const put = (name) => {
     const { panels, ...head } = filled(boards[name]);

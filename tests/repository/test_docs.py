@@ -226,3 +226,26 @@ def test_the_view_of_the_page_is_a_view(
     assert "<svg" in (tmp_path / "waiting.svg").read_text()
     assert '"share"' in (tmp_path / "waiting.html").read_text()
     sys.modules.pop("widgets.waiting")
+
+
+def test_the_explorable_of_the_page_is_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """File, test and cell as printed, in fewer than 70 lines."""
+    text = (ROOT / "docs/write_your_own_explorable.md").read_text()
+    files = dict(re.findall(r"^\*\*`([^`]+)`\*\*\n\n```python\n(.*?)```", text, flags=re.S | re.M))
+    assert sorted(files) == ["test_waiting_for_links.py", "waiting_for_links.py"]
+    (tmp_path / "waiting_for_links.py").write_text(files["waiting_for_links.py"])
+    assert lines_of_code(tmp_path / "waiting_for_links.py") < 70
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    tests: dict[str, Any] = {}
+    exec(files["test_waiting_for_links.py"], tests)
+    for name in [name for name in tests if name.startswith("test_")]:
+        tests[name]()
+    (cell,) = (block for block in re.findall(r"```python\n(.*?)```", text, flags=re.S) if block not in files.values())
+    exec(cell, tests)
+    (shown,) = re.findall(r"```text\n(.*?)```", text, flags=re.S)
+    assert shown == capsys.readouterr().out
+    assert "How long does a worker wait" in (tmp_path / "waiting_for_links.html").read_text()
+    sys.modules.pop("waiting_for_links")

@@ -110,7 +110,7 @@ def test_no_colour_stands_elsewhere() -> None:
         min(contrast("#b00020", WHITE) / WORDS, contrast("#1976d2", WHITE) / MARKS, contrast("#666", WHITE) / WORDS)
         >= 1
     )
-    for file in sorted([*(ROOT / "widgets").glob("*.py"), *(ROOT / "widgets").glob("*.js")]):
+    for file in sorted([*(ROOT / "widgets").rglob("*.py"), *(ROOT / "widgets").rglob("*.js")]):
         name = file.relative_to(ROOT).as_posix()
         if name != "widgets/colours.py" and name not in PAGES:
             assert set(LITERAL.findall(file.read_text(encoding="utf-8"))) <= known.get(name, set()), name
@@ -137,7 +137,7 @@ def test_nothing_shines_through_but_areas() -> None:
     """A mark that is half there has half its contrast: planned ones are lower, faint lines thinner."""
     script = (ROOT / "widgets/view.js").read_text(encoding="utf-8")
     assert set(re.findall(r"globalAlpha = ([^;]+);", script)) <= {"1", "b.strength"}
-    for file in (ROOT / "widgets").glob("*.py"):
+    for file in (ROOT / "widgets").rglob("*.py"):
         assert not re.findall(r'opacity="?[\d.]|"opacity": [\d.]', file.read_text(encoding="utf-8")), file.name
 
 
@@ -177,7 +177,7 @@ def jupyter(theme: str) -> dict[str, str]:
 
 @pytest.mark.parametrize(("theme", "ground"), [("light", WHITE), ("dark", BLACK)])
 def test_words_that_take_the_theme_of_the_notebook(theme: str, ground: str) -> None:
-    sources = [*(ROOT / "widgets").glob("*.py"), *(ROOT / "widgets").glob("*.js")]
+    sources = [*(ROOT / "widgets").rglob("*.py"), *(ROOT / "widgets").glob("*.js")]
     used = {name for file in sources for name in re.findall(r"--jp-([\w-]+)", file.read_text(encoding="utf-8"))}
     assert used <= set(JUPYTER)
     named = jupyter(theme)
@@ -214,7 +214,7 @@ def test_colours_are_told_apart(eyes: str) -> None:
 def test_words_are_large_enough() -> None:
     """12 pixels are the least; sizes come from `widgets.colours`."""
     assert min(colours.TITLE, colours.LABEL, colours.TICK) >= 12
-    for file in (ROOT / "widgets").glob("*.py"):
+    for file in (ROOT / "widgets").rglob("*.py"):
         text = file.read_text(encoding="utf-8")
         small = re.findall(r'font-size="(\d+)"|"size": (\d+)[,}]', text)
         assert [s for pair in small for s in pair if s and 4 < int(s) < 12] == [], file.name
