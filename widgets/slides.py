@@ -7,6 +7,7 @@ property inspector writes it. Cells that skip are left out, and so are solutions
 from __future__ import annotations
 
 import html
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,7 @@ body, .reveal-viewport {{ background: var(--paper); color: var(--ink); margin: 0
 .reveal figure {{ margin: 6px 0; --jp-content-font-color1: var(--ink); --jp-content-font-color2: var(--soft); --jp-layout-color0: var(--paper); }}
 .reveal .isthmus-rest {{ zoom: var(--zoom, {ZOOMS[0]}); }}
 .reveal .isthmus-rest input[type="range"] {{ width: 300px; }}
+.reveal summary {{ font-weight: 700; list-style: none; }}
 .reveal .claims li {{ font-size: 24px; margin-bottom: 10px; }}
 .reveal .slide-number {{ color: var(--soft); background: none; font-size: 16px; }}
 .reveal .controls {{ color: var(--link); }}
@@ -75,10 +77,14 @@ def slides(notebook: Path, out: Path, reveal: Path, single_file: bool = False) -
     nb.cells = [cell for cell in nb.cells if _shown(cell)]
     used, number = set[str](), 0
     for cell in nb.cells:
+        if cell.cell_type == "markdown":
+            cell.source = _open(cell.source)
         kept = []
         for output in cell.get("outputs", []):
             data = output.get("data", {})
             kind = next((kind for kind in (BOARD, PLOTLY) if kind in data), None)
+            if "text/markdown" in data:
+                data["text/markdown"] = _open(data["text/markdown"])
             if CLAIMS in data:
                 output["data"] = {"text/html": _claims(data[CLAIMS])}
             elif kind is not None:
@@ -107,6 +113,13 @@ def _shown(cell: Any) -> bool:
     if "solution" in cell.metadata.get("tags", []) or kind == "skip":
         return False
     return kind == "notes" or cell.cell_type != "code" or bool(cell.get("outputs"))
+
+
+def _open(text: str) -> str:
+    """What is folded in a notebook, so that it does not tell an answer, comes after a click here, and then it is there."""
+    return re.sub(
+        r"<details><summary>(.*?)( Look after your prediction)?</summary>", r"<details open><summary>\1</summary>", text
+    )
 
 
 def _claims(table: dict[str, Any]) -> str:

@@ -49,7 +49,11 @@ def test_what_a_lesson_has(lesson: Path) -> None:
     assert sum(minutes) == 20, minutes
     assert len(re.findall(r"^- ", texts[0], re.M)) == 3
     assert "Twenty minutes" in texts[0]
-    assert sum(text.startswith("**Why") for text in texts) >= 3
+    whys = [cell["source"] for cell in cells if "<details><summary>Why" in cell["source"]]
+    assert len(whys) >= 3
+    assert all(
+        "</details>" in why and "\n\n" in why.replace("\\n", "\n") for why in whys
+    )  # folded: it would tell the answer
     assert [text for text in texts if "**Go on:**" in text and "**At home:**" in text]
     asked = [k for k, cell in enumerate(cells) if "Question(\n" in cell["source"]]
     assert len(asked) >= 4

@@ -54,6 +54,11 @@ def notebook(tmp_path: Path) -> Path:
         cell("text", "say it slowly", "notes"),
         cell("code", "hidden_code()", "fragment", SHOWN.bundle()),
         cell("code", "# Solution", "-", {"text/plain": "forty-two"}, "solution"),
+        cell(
+            "text",
+            "<details><summary>Why? Look after your prediction</summary>\n\nSo *it* is.\n\n</details>",
+            "fragment",
+        ),
         cell("text", "## A picture", "subslide"),
         cell("code", "draw_it()", "-", bundle(PICTURES["losses"])),
         cell("code", "tell()", "slide", claims._repr_mimebundle_()),
@@ -82,6 +87,9 @@ def test_what_is_on_slides(notebook: Path, fake: Path, tmp_path: Path) -> None:
     asked = sections[1]
     assert asked.index("say a number") < asked.index('class="fragment"') < asked.index('<figure class="board">')
     assert '<aside class="notes">' in asked
+    assert "<summary>Why?</summary>" in asked
+    assert "<details open" in asked
+    assert "So <em>it</em> is." in asked
     for left_out in ("secret", "hidden_code", "forty-two", "# Solution", "draw_it()"):
         assert left_out not in text
     assert "<b>exact</b> · P: it is two" in sections[3]
@@ -180,7 +188,7 @@ def test_slides_in_a_browser(browser: Any, notebook: Path, tmp_path: Path) -> No
     page.goto(out.as_uri())
     page.wait_for_function("() => window.Reveal?.isReady()")
     seen = []
-    for _ in range(5):
+    for _ in range(6):
         right, bottom = page.evaluate(BOXES)
         assert right <= WIDTH
         assert bottom <= HEIGHT
@@ -195,6 +203,6 @@ def test_slides_in_a_browser(browser: Any, notebook: Path, tmp_path: Path) -> No
                 "() => [...document.querySelectorAll('section.present canvas')].every((c) => c.width > 100)"
             )
         page.keyboard.press("Space")
-    assert seen == [0, 0, 1, 0, 0]
+    assert seen == [0, 0, 1, 2, 0, 0]
     assert errors == []
     context.close()
