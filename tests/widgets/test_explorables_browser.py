@@ -102,6 +102,29 @@ def test_guess_drag_play_answer(browser: Any, tmp_path: Path) -> None:
     page.close()
 
 
+@pytest.mark.parametrize(("light", "ground"), [("true", "rgb(255, 255, 255)"), ("false", "rgb(17, 17, 17)")])
+def test_in_a_notebook(browser: Any, light: str, ground: str) -> None:
+    """The frame is as high as its page, before the guess and after, and takes the notebook's theme rather than the system's."""
+    x = explorable("nested_ranks")
+    assert isinstance(x, Explorable)
+    page = browser.new_page(color_scheme="dark" if light == "true" else "light", reduced_motion="reduce")
+    shown = x._repr_mimebundle_()["text/html"]
+    page.set_content(f"<!doctype html><body data-jp-theme-light={light}><div style='width: 900px'>{shown}</div></body>")
+    frame = page.frames[1]
+    frame.wait_for_selector("button")
+    assert frame.evaluate("() => getComputedStyle(document.body).backgroundColor") == ground
+    for fits in (1, 2):
+        page.evaluate(SETTLED)
+        high, needs = (
+            page.evaluate("() => document.querySelector('iframe').clientHeight"),
+            frame.evaluate("() => document.body.scrollHeight"),
+        )
+        assert needs <= high <= needs + 80, fits
+        frame.get_by_text("Skip").click()
+        frame.wait_for_selector("canvas")
+    page.close()
+
+
 @pytest.mark.parametrize("name", names())
 def test_the_check_of_the_page_is_that_of_python(browser: Any, name: str, tmp_path: Path) -> None:
     x = explorable(name)

@@ -152,6 +152,11 @@ function explore(main, packed) {
     exercise.querySelector("[role=status]").textContent = checked(exercise.querySelector("input").value, x.exercise);
   });
 
-  if (window.frameElement) new ResizeObserver(() => (window.frameElement.style.height = `${document.documentElement.scrollHeight}px`)).observe(main);
+  const frame = window.frameElement; // in a notebook: as high as the page, in the notebook's theme
+  if (frame) {
+    new ResizeObserver(() => (frame.style.height = `${main.scrollHeight + 60}px`)).observe(main);
+    const { jpThemeLight } = frame.ownerDocument.body.dataset;
+    if (jpThemeLight) document.documentElement.className = jpThemeLight === "true" ? "light" : "dark";
+  }
   draw();
 }

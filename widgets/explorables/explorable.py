@@ -52,6 +52,10 @@ footer { color: var(--soft); font-size: 0.9rem; margin-top: 2rem; }
 """
 
 
+_light, _dark = re.findall(r":root \{([^}]*)\}", STYLE)
+IN_A_NOTEBOOK = f":root.light {{{_light} color-scheme: light; }} :root.dark {{{_dark} color-scheme: dark; }}"  # whose theme may not be the system's
+
+
 @dataclass(frozen=True)
 class Explorable:
     """A page that is read in five minutes.
@@ -136,7 +140,7 @@ def _page(x: Explorable) -> str:
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><title>{html.escape(x.title)}</title>'
-        f"<style>{STYLE}{LAYOUT}</style></head><body>\n{_words(x)}\n"
+        f"<style>{STYLE}{IN_A_NOTEBOOK}{LAYOUT}</style></head><body>\n{_words(x)}\n"
         f'<script type="application/json" id="worked-out">{data}</script>\n<script>(() => {{\n{scripts}\n'
         'explore(document.querySelector("main"), document.getElementById("worked-out").textContent);\n})();</script></body></html>\n'
     )
