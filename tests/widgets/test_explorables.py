@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner
 
 import lab
+from lab.cli import main
 from lab.costs.network import human
 from lab.engine.fleet import Fleet
 from lab.engine.ledger import Ledger
@@ -406,6 +408,14 @@ def test_of_what_is_installed(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"there is no explorable 'local_step': .*local_steps"):
         explorables.write(["local_steps", "local_step"], tmp_path / "none")
     assert not (tmp_path / "none").exists()
+
+
+def test_on_the_command_line(tmp_path: Path) -> None:
+    """Where each page is; a name that nobody has ends it with code 2."""
+    done = CliRunner().invoke(main, ["explore", "nested_ranks", "--out", str(tmp_path)])
+    assert (done.exit_code, done.output.strip()) == (0, str(tmp_path / "nested_ranks.html"))
+    assert (tmp_path / "nested_ranks.html").is_file()
+    assert CliRunner().invoke(main, ["explore", "nested", "--out", str(tmp_path)]).exit_code == 2
 
 
 def test_stored_runs_can_be_made_anew(tmp_path: Path) -> None:

@@ -129,9 +129,11 @@ function explore(main, packed) {
   function answered(chosen) {
     const { truth, because } = x.prediction;
     const verdict = chosen === undefined ? "" : `${chosen === truth ? "Right" : "Not so"}: you said “${chosen}”. `;
-    guess.querySelector("[role=status]").textContent = verdict + because;
+    const status = guess.querySelector("[role=status]");
+    status.textContent = verdict + because;
     if (!rest.hidden) return;
     rest.hidden = false;
+    status.scrollIntoView({ block: "start" }); // what is so, the sentence and its picture on one screen
     of("#look").focus({ preventScroll: true });
     if (x.moments.length > 1 && !matchMedia("(prefers-reduced-motion: reduce)").matches) start();
   }
