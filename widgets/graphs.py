@@ -101,7 +101,8 @@ class Graph(Picture):
         x_axis = {"title": {"text": self.x, "standoff": 40}, "range": [0, 1]} | axis
         tall, above = self.height(width), 40 + 17 * len(self._legend_rows(width))
         top = rounded(-14 / (tall - above - 14 - 74))  # the highest dots do not touch the legend
-        layout = layout_of(self.title, x_axis, {"range": [1, top]} | axis, tall)
+        y_axis = {"range": [1, top]} | axis | ({"scaleanchor": "x"} if self.square else {})
+        layout = layout_of(self.title, x_axis, y_axis, tall)
         layout["margin"] |= {"l": SIDES[0], "r": SIDES[1], "t": above, "b": 74}
         layout["legend"] = {"orientation": "h", "x": 0, "y": 1, "xanchor": "left", "yanchor": "bottom"}
         return Figure(data=data, layout=layout)

@@ -207,7 +207,7 @@ class Lines(Picture):
         x_axis, y_axis = self.axes()
         data = list(map(_filled, self.bands))
         for s in self.series:
-            x, y = s.points
+            x, y = self._drawn(s)
             says = self.hover.replace("{name}", s.name)
             for key, axis in {"x": x_axis, "y": y_axis}.items():  # bytes by plotly's format: a word a point takes room
                 says = says.replace(f"{{{key}}}", f"%{{{key}:.4~s}}{axis.unit}" if axis.unit else f"%{{{key}}}")
@@ -266,8 +266,7 @@ class Lines(Picture):
         for s in self.series:
             points = [
                 (box.px(a), box.py(b)) if b is not None and x_axis.holds(a) and y_axis.holds(b) else None
-                for a, b in zip(*s.points, strict=True)
-                if self.until is None or a <= self.until
+                for a, b in zip(*self._drawn(s), strict=True)
             ]
             colour = self._colour(s)
             dash = " ".join(str(10 * int(d)) for d in self._dash(s).split())
@@ -332,6 +331,12 @@ class Lines(Picture):
             "hover": self.hover,
             "time": self.time and self.time.spec(held, held is listed),
         } | ({} if self.until is None else {"until": self.until})
+
+    def _drawn(self, s: Series) -> tuple[list[float], list[float | None]]:
+        """Points at rest, up to ``until``."""
+        x, y = s.points
+        num = len(x) if self.until is None else sum(v <= self.until for v in x)
+        return x[:num], y[:num]
 
     def _colour(self, s: Series) -> str:
         by_name = self.names.index(s.name) if s.name in self.names else -1

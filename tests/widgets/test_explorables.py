@@ -395,6 +395,10 @@ def test_a_line_is_drawn_up_to_a_moment() -> None:
     assert part.spec()["until"] == 4
     assert "until" not in line.spec()
     assert "up: 4 at 4" in part.text()
+    assert (len(part.plotly()["data"][0]["y"]), part.plotly()["layout"]["xaxis"]) == (
+        5,
+        line.plotly()["layout"]["xaxis"],
+    )
     (whole_path,), (part_path,) = (re.findall(r'<path d="(M\d+ \d+l[^"]+)"', p.svg()) for p in (line, part))
     assert whole_path.startswith(part_path)
     assert part_path.count("-") == 4  # from point to point, of five

@@ -557,7 +557,7 @@ MODULE = Path(widgets.view.__file__).with_name("view.js")
 
 def test_the_module_is_small_and_loads_nothing():
     source = MODULE.read_text()
-    assert len(source.encode()) < 50_000
+    assert len(source.encode()) < 52_000
     assert not re.search(r"\bimport\b|https?://|\beval\b|innerHTML", re.sub(r"//.*", "", source))
 
 
