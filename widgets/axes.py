@@ -30,7 +30,7 @@ def short(v: float, unit: str = "", digits: int = 4) -> str:
 
     Up to 9999 all of it is there, as one would say a local step; then come units. With ``unit`` it is bytes: ``1.5 GB``.
     """
-    v = float(Context(prec=digits, rounding=ROUND_HALF_UP).create_decimal_from_float(v))  # as JavaScript rounds
+    v = _in_digits(v, digits)
     if unit:
         size, prefix = next((size, prefix) for size, prefix in BYTES if abs(v) >= size)
         return f"{v / (size or 1):.{digits}g} {prefix}{unit}"
@@ -39,6 +39,11 @@ def short(v: float, unit: str = "", digits: int = 4) -> str:
             return f"{v / size:.{digits}g}{unit}"
     number, e, exponent = f"{v:.{digits}g}".partition("e")
     return f"{number}e{int(exponent)}" if e else number
+
+
+def _in_digits(v: float, digits: int) -> float:
+    """As JavaScript rounds, where Python would round 12345 to 12340."""
+    return float(Context(prec=digits, rounding=ROUND_HALF_UP).create_decimal_from_float(v))
 
 
 @dataclass(frozen=True)
@@ -91,13 +96,12 @@ class Axis:
         return [step * k for k in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
     def said(self) -> list[tuple[float, str]]:
-        """Ticks with words that tell them apart: four digits, or as many more as that takes."""
-        ticks = self.ticks()
-        for digits in range(4, 9):
-            words = [short(v, self.unit, digits) for v in ticks]
-            if len({*words}) == len(words):
-                break
-        return list(zip(ticks, words, strict=True))
+        """Ticks with their words: four digits, or as many more as it takes to say where they are."""
+        ticks, digits = self.ticks(), 4
+        near = (ticks[1] - ticks[0]) / 100 if len(ticks) > 1 else math.inf
+        while digits < 8 and any(abs(_in_digits(v, digits) - v) > near for v in ticks):
+            digits += 1
+        return [(v, short(v, self.unit, digits)) for v in ticks]
 
     def plotly(self) -> dict[str, Any]:
         ends = [rounded(self.low), rounded(self.high)]

@@ -358,7 +358,10 @@ class _Panel:
         self.controls.status.views = views
         self.controls.status.foresee()
         self.display_id = uuid.uuid4().hex
-        display(self.controls.widget, display_id=self.display_id)
+        forms = self.controls.widget._repr_mimebundle_()
+        data = dict(forms[0] if isinstance(forms, tuple) else forms)
+        data["text/plain"] = f"{run.name}: its buttons and knobs need a front end with ipywidgets."
+        display(data, raw=True, display_id=self.display_id)
 
     def add(self, *events: Event) -> None:
         self.controls.add(*events)

@@ -48,20 +48,21 @@ const STYLE = `
 
 const mixer = document.createElement("canvas").getContext("2d");
 
-/** Red, green, blue and how much of it there is, each from 0 to 1, of any colour that CSS knows. */
+/** Red, green, blue and alpha, each from 0 to 1, of any colour that CSS knows. */
 function mixed(colour) {
   mixer.fillStyle = "#fff";
   mixer.fillStyle = colour;
-  const [whole, hex] = [mixer.fillStyle, /[0-9a-f]{2}/g];
-  if (whole.startsWith("#")) return [...whole.match(hex).map((v) => parseInt(v, 16) / 255), 1];
+  const whole = mixer.fillStyle;
+  if (whole.startsWith("#")) return [...whole.match(/\w\w/g).map((v) => parseInt(v, 16) / 255), 1];
   const [r, g, b, alpha] = whole.match(/[\d.]+/g).map(Number);
   return [r / 255, g / 255, b / 255, alpha];
 }
 
 /** How light a colour is on a ground (relative luminance of WCAG 2). */
-function light(colour, ground = colour) {
-  const [below, { 3: alpha, ...above }] = [mixed(ground), mixed(colour)];
-  const [r, g, b] = [0, 1, 2].map((k) => alpha * above[k] + (1 - alpha) * below[k]).map((v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4));
+function light(colour, ground) {
+  const [above, below] = [mixed(colour), mixed(ground)];
+  const seen = [0, 1, 2].map((k) => above[3] * above[k] + (1 - above[3]) * below[k]);
+  const [r, g, b] = seen.map((v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4));
   return 0.2126 * r + 0.7152 * g + 0.0722 * b;
 }
 
@@ -78,9 +79,10 @@ function theme(el) {
     if (mixed(backgroundColor)[3] > 0.5) ground = backgroundColor;
   }
   ground ||= of("--jp-layout-color0", "#fff");
+  const behind = light(ground, ground);
   const readable = (colour) => {
-    const [one, other] = [light(colour, ground), light(ground)].sort((a, b) => a - b);
-    return (other + 0.05) / (one + 0.05) >= 4.5 ? colour : light(ground) > 0.18 ? "#000" : "#fff";
+    const [a, b] = [light(colour, ground) + 0.05, behind + 0.05];
+    return Math.max(a / b, b / a) >= 4.5 ? colour : behind > 0.18 ? "#000" : "#fff";
   };
   const ink = readable(of("--jp-content-font-color1", css.color));
   return { ink, ground, soft: readable(of("--jp-content-font-color2", ink)), grid: "rgba(128, 128, 128, 0.25)" };
@@ -122,13 +124,13 @@ function ticks({ low, high, log, whole }) {
   return upTo(Math.ceil(low / even), Math.floor(high / even)).map((k) => even * k);
 }
 
-/** Ticks with words that tell them apart; `Axis.said` in axes.py is the same rule. */
+/** Ticks in as many digits as they need; `Axis.said` in axes.py is the same rule. */
 function said(axis) {
   const places = ticks(axis);
-  let [words, digits] = [[], 4];
-  do words = places.map((v) => short(v, axis.unit, digits));
-  while (new Set(words).size < words.length && ++digits <= 8);
-  return { digits, ticks: places.map((v, k) => [at(axis, v), words[k]]) };
+  const near = (places[1] - places[0]) / 100;
+  let digits = 4;
+  while (digits < 8 && places.some((v) => Math.abs(v.toPrecision(digits) - v) > near)) digits++;
+  return { digits, ticks: places.map((v) => [at(axis, v), short(v, axis.unit, digits)]) };
 }
 
 /** A part of an axis; all of it where `ends` is null, or lies elsewhere. */
@@ -248,7 +250,7 @@ function labels(p, box, x, y, most = 2) {
     g.textAlign = "center";
   }
   const below = x && !row ? broken(g, x, p.width - 8, most) : [];
-  const beside = y ? broken(g, y, height - 34, 2) : [];
+  const beside = y ? broken(g, y, height - 34, row ? 3 : 2) : [];
   if (beside.length > 1 && !p.spec.time) box.left += 14;
   if (below.length > 1 && most === 2) box.bottom -= 8;
   below.forEach((words, k) =>
@@ -690,7 +692,7 @@ const KINDS = {
   },
 };
 
-/** How high a picture is in this width: as high as it was made, but that words which need more lines have them. */
+/** How high a picture is in this width: as it was made, but that words have the lines that they need. */
 function tall({ g, spec, width }) {
   if (spec.kind !== "note") return spec.height;
   const lines = (font, words) => {
@@ -718,7 +720,7 @@ function dot(g, [x, y], radius, colour, ring) {
   g.stroke();
 }
 
-/** Keys that change what is seen of an axis: which axis, and where its ends go to, in parts of what was seen. */
+/** Keys: which axis, and where the ends of what is seen go to, in parts of it. */
 const KEYS = {
   "+": ["x", 0.25, -0.25],
   "=": ["x", 0.25, -0.25], // plus, without Shift
@@ -732,11 +734,8 @@ const KEYS = {
 };
 
 /**
- * One picture: a canvas, a readout that follows the pointer, and what is seen of its axes.
- *
- * `closer` has the ends of the part of each axis that is shown, null for all of it; `move` says which part of x is to be shown, since
- * pictures over one time axis share that. The ends are values of the axis (powers of ten where it is logarithmic), so a part stays where it
- * is while a run goes on.
+ * One picture: a canvas, a readout that follows the pointer, and what is seen of its axes: `closer` has the ends of a part of each, null for
+ * all of it. They are values of the axis (powers of ten of a logarithmic one), so that a part stays where it is while a run goes on.
  */
 class Panel {
   constructor(parent, changed, move) {
@@ -1018,7 +1017,7 @@ function show(el, held, choose, stays = () => {}) {
     time = part;
     view.request();
   };
-  /** What one picture shows of x is to be shown by all over the same time axis: those of this cell, or of a page without cells. */
+  /** What one picture shows of x is shown by all over the same time axis: those of this cell, or of a page without cells. */
   const move = (part, timed) => {
     if (timed) for (const board of (root.closest(CELL) || document.body).querySelectorAll(".isthmus-board")) board.over(part);
     view.request();
@@ -1061,7 +1060,7 @@ function show(el, held, choose, stays = () => {}) {
     },
   };
   const keys = (e) => panels.find((panel) => panel.canvas === e.target)?.key(e);
-  addEventListener("keydown", keys, true); // of the window, where they come by before JupyterLab takes them for commands of the notebook
+  addEventListener("keydown", keys, true); // of the window, before JupyterLab takes them for commands
   const sized = new ResizeObserver(view.request);
   sized.observe(root);
   const themed = new MutationObserver(view.request); // JupyterLab switches its theme by attributes of the body

@@ -65,6 +65,7 @@ from widgets.resting import MIME, document, packed
 RATE = 8  # drawings of a view a second, at most
 SHARE = 0.02  # of the time that drawing all views together may take
 BRIEF, WHOLE = "the answer", "all pictures"  # what a view that leads can show
+UNDRAWN = "What is here while the run goes on needs a front end with ipywidgets. When it has ended there is a picture."
 LIVELY = 60  # seconds after its last drawing until a view no longer counts among them
 
 
@@ -364,8 +365,8 @@ class Screen:
     def show(self) -> None:
         if self.canvas is not None:
             forms = self.canvas._repr_mimebundle_()
-            data = forms[0] if isinstance(forms, tuple) else forms
-            display(data, raw=True, display_id=self.display_id)
+            data, metadata = forms if isinstance(forms, tuple) else (forms, {})  # which says to Colab what draws it
+            display(data | {"text/plain": UNDRAWN}, metadata=metadata, raw=True, display_id=self.display_id)
         elif self.where == "batch":
             BATCH.show(self.display_id)
 

@@ -6,11 +6,14 @@ import os
 import re
 import stat
 import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import anywidget
 import nbformat
 import pytest
 from nbconvert import HTMLExporter
@@ -23,6 +26,7 @@ from tests.support.contrast import WORDS, contrast
 from widgets import Bars, Board, Lines, Losses, Series
 from widgets.canvas import Canvas
 from widgets.pictures import bundle
+from widgets.view import UNDRAWN, Screen
 
 BINDER = ROOT / ".binder"
 
@@ -139,6 +143,24 @@ def test_where_no_script_runs_there_are_words_and_pictures() -> None:
         title = form["text/plain"].partition("\n")[0]
         assert title
         assert f">{title}<" in form["image/svg+xml"]
+
+
+def test_colab_is_told_what_draws_a_canvas(monkeypatch: pytest.MonkeyPatch) -> None:
+    """anywidget asks Colab for its manager of widgets that are not Colab's own, and says in the metadata of the output which that is."""
+    asked, shown = [], []
+    there = SimpleNamespace(
+        enable_custom_widget_manager=lambda: asked.append(1), _widgets=SimpleNamespace(_installed_url="from there")
+    )
+    monkeypatch.setitem(sys.modules, "google.colab.output", there)
+    monkeypatch.setattr("widgets.view.display", lambda data, **more: shown.append((data, more)))
+    anywidget._util.enable_custom_widget_manager_once.cache_clear()
+    Screen("live")
+    anywidget._util.enable_custom_widget_manager_once.cache_clear()
+    ((data, more),) = shown
+    (kind,) = {*data} - {"text/plain"}
+    assert asked == [1]
+    assert data["text/plain"] == UNDRAWN  # and no address of an object where nobody draws it
+    assert more["metadata"][kind]["colab"]["custom_widget_manager"] == {"url": "from there"}
 
 
 # --- Binder ------------------------------------------------------------------------------------------------------------

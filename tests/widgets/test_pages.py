@@ -402,6 +402,14 @@ def test_ticks_of_a_closer_look_are_those_of_axes(browser: Any) -> None:
         assert ticks == pytest.approx(axis.ticks(), abs=1e-9), axis
         assert [words for _, words in said] == [words for _, words in axis.said()], axis
         assert len({words for _, words in said}) == len(said), axis
+    assert [words for _, words in Axis("nats", 2.264, 2.2776).said()] == [
+        "2.265",
+        "2.2675",
+        "2.27",
+        "2.2725",
+        "2.275",
+        "2.2775",
+    ]
 
 
 DRAG = """async ([k, from, to]) => {
