@@ -251,7 +251,7 @@ class Place:
         monkeypatch.setattr(widgets.view, "update_display", self._to(self.changed))
 
     def _to(self, outputs: list[tuple[str, dict[str, Any]]]) -> Callable[..., None]:
-        return lambda data, *, raw, display_id: outputs.append((display_id, data))
+        return lambda data, *, raw, display_id, metadata=None: outputs.append((display_id, data))
 
 
 RANKS = (4, 2, 1)
