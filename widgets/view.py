@@ -366,7 +366,7 @@ class Screen:
         if self.canvas is not None:
             forms = self.canvas._repr_mimebundle_()
             data, metadata = forms if isinstance(forms, tuple) else (forms, {})  # which says to Colab what draws it
-            display(data | {"text/plain": UNDRAWN}, metadata=metadata, raw=True, display_id=self.display_id)
+            display({**(data or {}), "text/plain": UNDRAWN}, metadata=metadata, raw=True, display_id=self.display_id)
         elif self.where == "batch":
             BATCH.show(self.display_id)
 
