@@ -900,7 +900,7 @@ def _differ(rows: list[dict[str, Any]], what: str) -> bool:
 @click.option("--all", "everything", is_flag=True, help="All of notebooks/, as without a name.")
 @click.option("--jobs", type=click.IntRange(1), help="Notebooks at a time.  [default: the cores]")
 @click.option(
-    "--firm", is_flag=True, help="With their firm profile: long runs, tuned rates, five seeds, from stored runs."
+    "--firm", is_flag=True, help="With their firm profile: long runs, tuned rates, many seeds, from stored runs."
 )
 @click.option("--plan", "only_plan", is_flag=True, help="Say how many hours --firm takes, and end.")
 @click.option("--single-file", is_flag=True, help="Pages that need nothing beside them, to be sent.")
