@@ -198,6 +198,11 @@ def test_what_a_page_shows_is_compared(tmp_path: Path, monkeypatch: pytest.Monke
             pages.do(tmp_path / "page.md", lambda code: str(eval(code)))
 
 
+def printed_files(text: str) -> dict[str, str]:
+    """The files of a page: a name in bold on a line of its own, then the code."""
+    return dict(re.findall(r"^\*\*`([^`]+)`\*\*\n\n```python\n(.*?)```", text, flags=re.S | re.M))
+
+
 # --- write your own view ---------------------------------------------------------------------------------------------
 
 
@@ -208,7 +213,7 @@ def test_the_view_of_the_page_is_a_view(
     import widgets
 
     text = (ROOT / "docs/write_your_own_view.md").read_text()
-    files = dict(re.findall(r"^\*\*`([^`]+)`\*\*\n\n```python\n(.*?)```", text, flags=re.S | re.M))
+    files = printed_files(text)
     assert sorted(files) == ["tests/widgets/test_waiting.py", "widgets/waiting.py"]
     (tmp_path / "waiting.py").write_text(files["widgets/waiting.py"])
     assert lines_of_code(tmp_path / "waiting.py") < 40
@@ -233,7 +238,7 @@ def test_the_explorable_of_the_page_is_one(
 ) -> None:
     """File, test and cell as printed, in fewer than 70 lines."""
     text = (ROOT / "docs/write_your_own_explorable.md").read_text()
-    files = dict(re.findall(r"^\*\*`([^`]+)`\*\*\n\n```python\n(.*?)```", text, flags=re.S | re.M))
+    files = printed_files(text)
     assert sorted(files) == ["test_waiting_for_links.py", "waiting_for_links.py"]
     (tmp_path / "waiting_for_links.py").write_text(files["waiting_for_links.py"])
     assert lines_of_code(tmp_path / "waiting_for_links.py") < 70

@@ -8,7 +8,6 @@ import stat
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,7 +20,7 @@ from nbconvert import HTMLExporter
 from lab.runs.folder import RunFolder
 from tests.support import ROOT
 from tests.support import pictures as made
-from tests.support.browser import Bare, headless, needs_chromium
+from tests.support.browser import Bare, needs_chromium
 from tests.support.contrast import WORDS, contrast
 from widgets import Bars, Board, Lines, Losses, Series
 from widgets.canvas import Canvas
@@ -29,12 +28,6 @@ from widgets.pictures import bundle
 from widgets.view import UNDRAWN, Screen
 
 BINDER = ROOT / ".binder"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with headless() as chromium:
-        yield chromium
 
 
 # What stands around a widget: (of the page, of the element that the front end puts it into).

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import pytest
 
 from lab.study.explorables import explorable, names
 from tests.support import axe
-from tests.support.browser import headless, needs_chromium
+from tests.support.browser import needs_chromium
 from widgets.explorables import Explorable
 
 pytestmark = [needs_chromium, pytest.mark.processes]
@@ -18,12 +17,6 @@ pytestmark = [needs_chromium, pytest.mark.processes]
 SENTENCE = "() => document.querySelector('.sentence').textContent"
 PANELS = "() => document.querySelector('.isthmus-board').held.panels.map((p) => [p.title, p.until ?? null, p.dots?.map((d) => d.words) ?? null])"
 SETTLED = "() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with headless() as chromium:
-        yield chromium
 
 
 def opened(browser: Any, x: Explorable, folder: Path, **options: Any) -> Any:

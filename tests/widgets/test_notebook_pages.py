@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import nbformat
 import pytest
 from pygments.styles import get_style_by_name
 
-from tests.support.browser import headless, needs_chromium
+from tests.support.browser import needs_chromium
 from tests.support.contrast import WORDS, contrast
 from tests.support.pictures import routing, unlearned
 from widgets import RoutingStability, Unlearning
@@ -113,12 +112,6 @@ def test_code_can_be_read(style: str) -> None:
     made = get_style_by_name(style)
     words = {str(kind): f"#{look['color']}" for kind, look in made if look["color"] and "Whitespace" not in str(kind)}
     assert {k: c for k, c in words.items() if contrast(c, made.background_color) < WORDS} == {}
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with headless() as chromium:
-        yield chromium
 
 
 @needs_chromium

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import widgets
-from tests.support.browser import Bare, headless, needs_chromium
+from tests.support.browser import Bare, needs_chromium
 from tests.support.pictures import PICTURES, TABLES, routing
 from widgets import Board, Growing, Lines, Matrix, RoutingStability, Series
 from widgets.axes import Axis, short
@@ -19,12 +19,6 @@ from widgets.canvas import Canvas
 from widgets.view import WHOLE
 
 pytestmark = [needs_chromium, pytest.mark.processes]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with headless() as chromium:
-        yield chromium
 
 
 @pytest.fixture

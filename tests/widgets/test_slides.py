@@ -6,7 +6,6 @@ import io
 import re
 import tarfile
 import urllib.error
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from lab.cli import main
 from lab.errors import RecipeError
 from lab.study.claims import Claim, Claims
 from lab.study.slides import PARTS, REVEAL, fetched, maker
-from tests.support.browser import headless, needs_chromium
+from tests.support.browser import needs_chromium
 from tests.support.pictures import PICTURES
 from widgets.pictures import Bars, bundle
 from widgets.questions import Question
@@ -162,12 +161,6 @@ def test_what_was_fetched_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 BOXES = """() => [...Reveal.getCurrentSlide().querySelectorAll("*")].filter((el) => el.checkVisibility() && !el.closest(".notes, style, script"))
   .map((el) => el.getBoundingClientRect()).filter((b) => b.width && b.height)
   .reduce(([x, y], b) => [Math.max(x, b.right), Math.max(y, b.bottom)], [0, 0])"""
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with headless() as chromium:
-        yield chromium
 
 
 @needs_chromium

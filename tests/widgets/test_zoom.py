@@ -9,7 +9,7 @@ import pytest
 
 from lab.runs.growing import Growing
 from tests.support import axe
-from tests.support.browser import Bare, headless, needs_chromium
+from tests.support.browser import Bare, needs_chromium
 from widgets import Board, Calendar, Lines, Marks, Series
 from widgets.canvas import Canvas
 from widgets.time_axis import TimeAxis
@@ -28,12 +28,6 @@ SEEN = """(k) => {
   return { x: of(axes.x), y: of(axes.y), words: (axes.y || axes.x).ticks.map(([, w]) => w), all: it.querySelector("button").hidden, box };
 }"""
 COLOUR = [0x0F, 0x90, 0xF8]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with headless() as chromium:
-        yield chromium
 
 
 @pytest.fixture
