@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Protocol
 
-from lab.errors import RecipeError
+from lab.study.installed import installed
 
 BOARDS = "isthmus.boards"  # entry points: called with a folder of runs
 
@@ -32,7 +31,5 @@ def board(runs: str | Path = "runs") -> Board:
     RecipeError
         where that is no folder, or nothing that is installed shows runs.
     """
-    for point in entry_points(group=BOARDS):
-        made: Board = point.load()(runs)
-        return made
-    raise RecipeError("nothing that is installed shows many runs: install isthmus again (pip install -e .)")
+    made: Board = installed(BOARDS, "shows many runs")(runs)
+    return made

@@ -21,11 +21,11 @@ from typing import Any
 
 import click
 
-from lab.errors import RecipeError
 from lab.files import shown, write_atomically
 from lab.runs import child
 from lab.runs.progress import FILE
 from lab.study.claims import Claims, claims_in, tally
+from lab.study.installed import absent
 from lab.study.notebooks import DONE, Notebook, unchanged
 from lab.study.profiles import FIRM, QUICK
 
@@ -53,9 +53,7 @@ class Pages:
             found = find_spec(package)  # does not import it, which would take seconds
             for folder in map(Path, (found and found.submodule_search_locations) or ()):
                 return cls(folder.joinpath(*path).with_suffix(".py"), tuple(sorted(folder.rglob("*.py"))), single_file)
-        raise RecipeError(
-            "nothing that is installed makes pages of notebooks: install isthmus again (pip install -e .)"
-        )
+        raise absent("makes pages of notebooks")
 
     def make(self, notebook: Path) -> str | None:
         """The page beside an executed notebook; what went wrong, or None."""

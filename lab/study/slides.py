@@ -12,13 +12,13 @@ import io
 import tarfile
 import urllib.request
 from collections.abc import Callable, Sequence
-from importlib.metadata import entry_points
 from pathlib import Path
 
 from lab.data.cache import cache_folder
 from lab.errors import RecipeError
 from lab.files import located, write_atomically
 from lab.study.execution import Execution, Pages, execute_alone
+from lab.study.installed import installed
 from lab.study.notebooks import Notebook, find, given
 
 SLIDES = "isthmus.slides"  # entry point: a function (notebook, out, reveal, single_file) that writes ``out``
@@ -72,10 +72,8 @@ def slides(
 
 def maker() -> Make:
     """What an installed package has registered to make slides. Raises RecipeError where there is none."""
-    for point in entry_points(group=SLIDES):
-        make: Make = point.load()
-        return make
-    raise RecipeError("nothing that is installed makes slides of notebooks: install isthmus again (pip install -e .)")
+    make: Make = installed(SLIDES, "makes slides of notebooks")
+    return make
 
 
 def fetched(reveal: str | None = None) -> Path:

@@ -21,7 +21,7 @@ from lab.errors import RecipeError
 from lab.runs.columns import Columns
 from lab.runs.fork import fork
 from lab.runs.trainer import train
-from lab.study import board
+from lab.study import board, installed
 from tests.support import ROOT, axe
 from tests.support.browser import headless, needs_chromium
 from tests.support.recipes import SHORT, recipe
@@ -94,9 +94,9 @@ def test_the_lab_finds_what_is_registered(runs: Path, monkeypatch: pytest.Monkey
     points = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]
     point = EntryPoint("isthmus", points[board.BOARDS]["isthmus"], board.BOARDS)
     assert point.load() is RunTable
-    monkeypatch.setattr(board, "entry_points", lambda group: [point] if group == board.BOARDS else [])
+    monkeypatch.setattr(installed, "entry_points", lambda group: [point] if group == board.BOARDS else [])
     assert isinstance(board.board(runs), RunTable)
-    monkeypatch.setattr(board, "entry_points", lambda group: [])
+    monkeypatch.setattr(installed, "entry_points", lambda group: [])
     with pytest.raises(RecipeError, match="nothing that is installed"):
         board.board(runs)
 
