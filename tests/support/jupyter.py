@@ -107,12 +107,15 @@ class Notebook:
         )
 
     def begin(self, k: int) -> None:
-        """Run a cell, without waiting for it."""
+        """Run a cell, without waiting for it.
+
+        It is chosen and run at once: what takes the focus meanwhile would make its own cell the one that is run.
+        """
         self.js(
-            "k => { const nb = window.jupyterapp.shell.currentWidget.content; nb.activeCellIndex = k; nb.deselectAll(); }",
+            "k => { const nb = window.jupyterapp.shell.currentWidget.content; nb.activeCellIndex = k; nb.deselectAll(); "
+            "window.jupyterapp.commands.execute('notebook:run-cell'); }",
             k,
         )
-        self.command("notebook:run-cell")
 
     def run(self, k: int) -> None:
         """Run a cell and wait for it."""

@@ -496,6 +496,7 @@ def test_predict_then_move_the_slider(lab: JupyterLab) -> None:
     nb.page.locator(".isthmus-question input").press("Enter")
     slider = nb.page.locator(f"{REST} input[type=range]")
     slider.wait_for()
+    nb.page.wait_for_function(AT_SLIDER)  # the keyboard goes on there, and with it which cell is active
     nb.run(1)
     menu = nb.page.locator(f"{REST} select")
     menu.wait_for()
