@@ -298,14 +298,26 @@ def test_only_the_last_forecast_that_was_asked_for_is_made(monkeypatch: pytest.M
         assert go_on.wait(PATIENCE)
         return plan(what, *given, **options)
 
+    one, asked = threading.Lock(), list[int]()
+
+    class Seen:
+        """The lock, and how many have asked for it: each then knows which forecast was asked of it."""
+
+        release = one.release
+
+        def acquire(self, timeout: float) -> bool:
+            asked.append(len(asked))
+            return one.acquire(timeout=timeout)
+
     monkeypatch.setattr("widgets.cockpits.plan", slow)
     monkeypatch.setattr("widgets.cockpits.PATIENCE", PATIENCE)  # however busy this machine is
+    monkeypatch.setattr("widgets.cockpits._ONE_AT_A_TIME", Seen())
     threads = []
-    for num in (2, 3, 4, 5):
+    for k, num in enumerate((2, 3, 4, 5)):
         chosen.workers.value = str(num)
         threads.append(threading.Thread(target=chosen.foresee))
         threads[-1].start()
-        until(lambda: counted[:1] == [2])
+        until(lambda k=k: len(asked) == k + 1 and counted[:1] == [2])
     go_on.set()
     for thread in threads:
         thread.join(PATIENCE)
