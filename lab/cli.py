@@ -31,6 +31,17 @@ if TYPE_CHECKING:
 
 
 INTERRUPTED = 130  # exit code of what Ctrl-C has ended
+NO_PLACE = {
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EEXIST,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+}
 SPECIAL = 4  # fields of a recipe that a list says a run differs from its preset in
 
 
@@ -44,6 +55,10 @@ class _Lab(click.Group):
 
             quick_()
         return super().main(args, *rest, **options)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.meta[__name__] = tuple(args)
+        return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -59,7 +74,7 @@ class _Lab(click.Group):
             if ctx.params.get("debug") or error.errno == errno.EPIPE:  # a pipe that nobody reads: click ends in silence
                 raise
             _give_up(error)
-            ctx.exit(1)
+            ctx.exit(2 if _was_named(error, ctx.meta[__name__]) else 1)
         except Exception as error:
             from lab.errors import LabError
 
@@ -78,6 +93,14 @@ def _in_utf8() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and stream.encoding.lower() != "utf-8":
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+
+
+def _was_named(error: OSError, words: Sequence[str]) -> bool:
+    """Whether the command line names a place that is none, or that may not be used: bad input, not a machine that fails."""
+    if error.errno not in NO_PLACE or not isinstance(error.filename, str):
+        return False
+    place = Path(os.path.abspath(error.filename))
+    return any(place.is_relative_to(os.path.abspath(word.rpartition("=")[2])) for word in words if word)
 
 
 def _give_up(error: OSError) -> None:

@@ -691,6 +691,9 @@ def test_a_file_in_the_place_of_a_folder_is_one_line(cases: list[Case], tmp_path
         ("export", "run", str(tmp_path / "file"), "--merged", "--runs", str(tmp_path / "runs")),
         ("export", "run", "/dev/full", "--merged", "--runs", str(tmp_path / "runs")),
         ("export", "run", str(tmp_path / "file" / "deeper"), "--merged", "--runs", str(tmp_path / "runs")),
+        ("explore", "--out", str(tmp_path / "file" / "deeper")),
+        ("slides", "notebooks/10_lesson_1_rarely.ipynb", "--out", str(tmp_path / "file" / "deeper")),
+        ("reproduce", "25_outside_evidence", "--out", str(tmp_path / "file")),
     ):
         out = lab(*arguments)
         assert out.exit_code == 2, (arguments, out.output, out.exception)
