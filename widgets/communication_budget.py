@@ -21,6 +21,7 @@ from widgets.view import Control, View
 UNITS = {"B": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "PB": 1e15, "s": 1, "min": 60, "h": 3600, "d": 86400}
 MAX_BARS = 8  # workers; of more, those that sent most
 STEP = "local step"
+SENDS = {"sync_every": "sync periods were turned", "down": "workers were killed or came back"}  # knobs
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,8 @@ class Budget:
         share = run.of(self)[-1] / self.amount if len(run.of(self)) else 0.0
         return self.amount, f"{self.words}: {share:.0%} spent"
 
-    def answer(self, run: _Spent, plan: _Spent | None, end: int) -> str:
-        """The verdict as a sentence; ``end`` is the last step of the recipe."""
+    def answer(self, run: _Spent, plan: _Spent | None, end: int, but: str) -> str:
+        """The verdict as a sentence; ``end`` is the last step of the recipe, ``but`` what the forecast knows nothing of."""
         now = int(run.steps[-1]) if len(run.steps) else 0
         spent = self._says(float(run.of(self)[-1])) if now else ""
         gone = _crossing(run.steps, run.of(self), self.amount)
@@ -67,7 +68,7 @@ class Budget:
             out = _crossing(plan.steps, plan.of(self), self.amount)
             lasts = f"to the end (step {end:,})" if out is None else f"until step {out:,} of {end:,}"
             so_far = f"; by step {now:,}, {spent} are spent" if now else ""
-            return f"{self.words} last {lasts}, by the forecast{so_far}."
+            return f"{self.words} last {lasts}, by the forecast{but}{so_far}."
         return f"{percent(run.of(self)[-1] / self.amount) if now else '0 %'} of {self.words} is spent by step {now:,} of {end:,}."
 
     def _says(self, amount: float) -> str:
@@ -143,12 +144,20 @@ class CommunicationBudget(View):
         end = int(columns.recipe.steps)
         at = int(known.steps[-1])
         if budget is not None:
-            return budget.answer(run, plan, end)
+            return budget.answer(run, plan, end, self._but())
         sent, seconds = human(float(known.payload[-1])), duration(float(known.price.seconds[-1]))
         who = f"{'By' if begun else 'Forecast: by'} step {at:,} of {end:,} all workers together {'have sent' if begun else 'send'} {sent}"
         return (
             f"{who} ({human(float(known.price.wire_bytes[-1]))} on the links); at {self.network} that takes {seconds}."
         )
+
+    def _but(self) -> str:
+        """What was turned by hand since the forecast was made and changes what is sent: it does not know of that."""
+        turned = [(e.step, e.knob) for e in self.run.turned if e.knob in SENDS]
+        if not turned:
+            return ""
+        step, knob = turned[0]
+        return f" from before {SENDS[knob]} by hand in step {step:,}"
 
     def pictures(self) -> list[Picture]:
         budget = Budget.of(self.budget)

@@ -19,7 +19,7 @@ from lab.costs.network import NETWORKS, Meter, Network, Turn
 from lab.engine.comm import Meeting
 from lab.engine.ledger import Ledger
 from lab.engine.stack import Stack
-from lab.events import Drifted, Ended, Evaluated, Event, Sent, Started, Stepped, from_json, to_json
+from lab.events import Drifted, Ended, Evaluated, Event, KnobChanged, Sent, Started, Stepped, from_json, to_json
 from lab.recipes.recipe import Recipe
 from lab.runs.columns import Columns
 from lab.runs.growing import Extent
@@ -343,6 +343,16 @@ def test_the_forecast_is_there_before_the_run(events: list[Event], columns: Colu
     np.testing.assert_array_equal(planned.y.values, columns.payload_bytes)
     assert forecast(RECIPE).sent == tuple(columns.ledger)
     assert forecast(RECIPE) is forecast(Recipe.of(RECIPE.to_dict()))
+
+
+def test_a_forecast_does_not_know_what_was_turned_by_hand_since(events: list[Event]) -> None:
+    view = CommunicationBudget(RECIPE, budget="100 GB")
+    half = len(events) // 2
+    view.replay(events[:half])
+    assert "by the forecast;" in view.answer()
+    for event in (KnobChanged(4, "lr", 2.0), KnobChanged(5, "sync_every", {"params": 2}), KnobChanged(6, "down", [0])):
+        view.fold(event)
+    assert "by the forecast from before sync periods were turned by hand in step 5; by step" in view.answer()
 
 
 @pytest.mark.parametrize("budget", ["300 kB", "0.9 MB", "1.2 MB", "50 MB", "0.05 s", "0.5 min", "2 h"])
