@@ -47,15 +47,15 @@ class Budget:
 
     def verdict(self, run: _Spent, plan: _Spent | None) -> tuple[float, str]:
         """The budget with the step at which it runs out."""
-        spent = _crossing(run.steps, run.of(self), self.amount)
+        spent, counted = _crossing(run.steps, run.of(self), self.amount), self.words + " of payload" * self.in_bytes
         if spent is not None:
-            return self.amount, f"{self.words}: spent at step {spent}"
+            return self.amount, f"{counted}: spent at step {spent}"
         if plan is not None:
             will_be = _crossing(plan.steps, plan.of(self), self.amount)
             words = "enough to the end" if will_be is None else f"will be spent at step {will_be}"
-            return self.amount, f"{self.words}: {words}"
+            return self.amount, f"{counted}: {words}"
         share = run.of(self)[-1] / self.amount if len(run.of(self)) else 0.0
-        return self.amount, f"{self.words}: {share:.0%} spent"
+        return self.amount, f"{counted}: {share:.0%} spent"
 
     def answer(self, run: _Spent, plan: _Spent | None, end: int, but: str) -> str:
         """The verdict as a sentence; ``end`` is the last step of the recipe, ``but`` what the forecast knows nothing of."""

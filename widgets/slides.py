@@ -52,7 +52,7 @@ body, .reveal-viewport {{ background: var(--paper); color: var(--ink); margin: 0
 .reveal .isthmus-rest input[type="range"] {{ width: 300px; }}
 .reveal summary {{ font-weight: 700; list-style: none; }}
 .reveal .claims li {{ font-size: 24px; margin-bottom: 10px; }}
-.reveal .slide-number {{ color: var(--soft); background: none; font-size: 16px; }}
+.reveal .slide-number {{ color: var(--soft); background: none; font-size: 16px; right: auto; left: 8px; }}
 .reveal .controls {{ color: var(--link); }}
 .reveal .progress {{ color: var(--link); }}
 """

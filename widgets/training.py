@@ -28,11 +28,11 @@ MOST = 8  # runs in the picture: of more the last ones
 class _Lines:
     """Text that shows itself and is changed twice a second at most; one line per finished run (of many the last), and one for the present.
 
-    ``to_come``: the local steps of each run, 0 where it is finished already.
+    ``to_come``: the local steps of each run, 0 where it is finished already. ``secret``: how far it is, and nothing of what comes of it.
     """
 
-    def __init__(self, to_come: Mapping[str, int]):
-        self.width, self.to_come = max(map(len, to_come)), dict(to_come)
+    def __init__(self, to_come: Mapping[str, int], secret: bool = False):
+        self.width, self.to_come, self.secret = max(map(len, to_come)), dict(to_come), secret
         self.num = len(to_come)
         self.done: list[str] = []
         self.shown = 0.0
@@ -46,12 +46,13 @@ class _Lines:
     def __call__(self, event: Event) -> None:
         self.progress(event)
         if isinstance(event, Stepped) and time.monotonic() - self.shown > 0.5:
-            self._show(
-                f"{self.name:<{self.width}}  {len(self.done) + 1} of {self.num}{self._all_left()}: {self.progress.text()}"
-            )
+            so_far = self.progress.pace() if self.secret else self.progress.text()
+            self._show(f"{self.name:<{self.width}}  {len(self.done) + 1} of {self.num}{self._all_left()}: {so_far}")
 
     def end(self) -> None:
-        self.done.append(f"{self.name:<{self.width}}  {self.progress.summary()}")
+        self.done.append(
+            f"{self.name:<{self.width}}  {self.progress.pace() if self.secret else self.progress.summary()}"
+        )
         self._show()
 
     def _all_left(self) -> str:
@@ -103,19 +104,24 @@ def progress(name: str, recipe: Recipe) -> Callable[[Event], None]:
 
 
 def train_all(
-    recipes: Mapping[str, Recipe], runs: str | Path = "runs", stored: str | Path | None = None
+    recipes: Mapping[str, Recipe],
+    runs: str | Path = "runs",
+    stored: str | Path | None = None,
+    secret: bool = False,
 ) -> dict[str, Columns]:
     """Train recipes one after another; each is written to ``runs/<id>/`` and read from there if it is finished already.
 
     In front of a person their losses are drawn meanwhile. A run that another process is training (a notebook beside this one) is
     waited for. ``stored``: a folder of finished runs in small form (`lab.study.stored`), which are read from there; what is trained is
-    added. Returns the columns of each under its label.
+    added. ``secret``: say how far they are and show nothing of what comes of it, where a question asks for that. Returns the columns of each
+    under its label.
     """
     folders = {name: Path(runs) / recipe.id for name, recipe in recipes.items()}
     small = Stored(stored) if stored else None
     known = {n for n, recipe in recipes.items() if (small is not None and recipe in small) or _is_done(folders[n])}
     to_come = {name: 0 if name in known else recipe.steps for name, recipe in recipes.items()}
-    lines, picture, out = _Lines(to_come), _Picture(to_come), dict[str, Columns]()
+    lines, picture = _Lines(to_come, secret), _Picture({} if secret else to_come)
+    out = dict[str, Columns]()
     try:
         for name, recipe in recipes.items():
             lines.begin(name, recipe)

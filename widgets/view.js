@@ -608,13 +608,11 @@ const KINDS = {
     g.textAlign = "right";
     for (const [k, name] of spec.row_ticks) g.fillText(name, box.left - 6, box.top + tall * (k + 0.5) + 4);
     g.textAlign = "center";
-    let free = -Infinity;
-    for (const [k, name] of spec.column_ticks) {
-      const [x, half] = [box.left + broad * (k + 0.5), g.measureText(name).width / 2];
-      if (x - half < free) continue;
-      g.fillText(name, x, box.bottom + 16);
-      free = x + half + 6;
-    }
+    const ticks = spec.column_ticks.map(([k, name]) => [box.left + broad * (k + 0.5), g.measureText(name).width / 2, name]);
+    const apart = (every) => ticks.every(([x, half], i) => i < every || i % every || x - half - ticks[i - every][0] - ticks[i - every][1] >= 4);
+    let every = 1; // one of so many has room, evenly
+    while (every < ticks.length && !apart(every)) every += 1;
+    ticks.forEach(([x, , name], i) => i % every || g.fillText(name, x, box.bottom + 16));
     if (spec.bar) colourBar(p, box, spec.colours, spec.scale);
     return (x, y) => {
       const [r, c] = [Math.floor((y - box.top) / tall), Math.floor((x - box.left) / broad)];

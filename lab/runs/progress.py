@@ -84,6 +84,11 @@ class Progress:
         """One line on a run that is over: ``2,000 steps, validation 2.4991, 12.8 MB sent by all, 80 s``."""
         return ", ".join([f"{self.step:,} steps", *self._validation(), self._sent(), duration(round(self.seconds))])
 
+    def pace(self) -> str:
+        """How far it is, and nothing of what came of it: ``step 12 of 2,000, 40 s left``."""
+        left = self.seconds_left
+        return f"step {self.step:,} of {self.steps:,}" + ("" if left is None else f", {duration(round(left))} left")
+
     def _validation(self) -> list[str]:
         return [] if self.validation is None else [f"validation {self.validation:.4f}"]
 

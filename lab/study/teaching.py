@@ -203,8 +203,8 @@ def check_periods(answer: object, recipe: Recipe, budget_bytes: float, at_least:
         return not_yet(hint + _other_budget(share, at_least, recipe.num_workers))
     if every["params"] > min(every[name] for name in names[1:]):
         return not_yet(
-            "it fits, but some moment travels more often than the parameters. Which of them changes fastest from step to step, "
-            "and which is an average over many steps"
+            "it fits, but some moment travels more often than the parameters. What is lost of each if it is averaged more rarely: a mean over "
+            "many steps, a mean over a few, or all that was learned since the last average"
         )
     if share < at_least:
         hint = f"it fits, but {1 - share:.0%} of the budget is left: which state would gain most from travelling more often"

@@ -56,6 +56,8 @@ def test_what_a_lesson_has(lesson: Path) -> None:
     )  # folded: it would tell the answer
     assert [text for text in texts if "**Go on:**" in text and "**At home:**" in text]
     asked = [k for k, cell in enumerate(cells) if "Question(\n" in cell["source"]]
+    before = {k - 1 for k in asked}  # the form comes when what it asks for is known
+    assert all("secret=True" in cells[k]["source"] for k in before if "train_all(" in cells[k]["source"])
     assert len(asked) >= 4
     for k in asked:
         before = next(cell for cell in reversed(cells[:k]) if cell["cell_type"] == "markdown")

@@ -178,13 +178,13 @@ def test_local_steps_are_those_of_the_events(k: int) -> None:
     loss = {e: kinds(run, Evaluated)[-1].loss for e, run in runs.items()}
     numbers = x.places[k].numbers
     assert numbers["bytes"] == human(sent[every])
-    assert numbers["apart"] == f"{apart[every]:.2g}"
+    assert numbers["apart"] == f"{apart[every]:.3g}"
     assert numbers["loss"] == f"{loss[every]:.3f}"
     if every > 1:
         assert numbers["less"].startswith(f"{sent[1] / sent[every]:.3g} times fewer bytes")
         assert numbers["farther"].startswith(f"{apart[every] / apart[1]:.2g} times the distance")
         assert numbers["worse"].startswith(
-            f"{abs(loss[every] - loss[1]):.3f} {'more' if loss[every] > loss[1] else 'less'}"
+            f"{abs(round(loss[every], 3) - round(loss[1], 3)):.3f} {'more' if loss[every] > loss[1] else 'less'}"
         )
     (started,) = kinds(runs[every], Started)
     assert sent[every] == local_steps.payload_bytes(started.num_params, 128, every)
@@ -385,6 +385,20 @@ def test_predictions_and_exercises_are_checked() -> None:
 )
 def test_numbers_as_people_write_them(typed: str, number: float) -> None:
     assert number_in(typed) == pytest.approx(number, nan_ok=True)
+
+
+@pytest.mark.parametrize(
+    ("typed", "unit", "number"),
+    [
+        ("720 MB", "MB", 720),
+        ("7 Million", "million", 7),
+        ("28/40", "", 0.7),
+        ("1/0", "", math.nan),
+        ("7 GB", "MB", math.nan),
+    ],
+)
+def test_with_a_unit_or_as_a_fraction(typed: str, unit: str, number: float) -> None:
+    assert number_in(typed, unit) == pytest.approx(number, nan_ok=True)
 
 
 def test_a_line_is_drawn_up_to_a_moment() -> None:

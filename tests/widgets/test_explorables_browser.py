@@ -136,7 +136,15 @@ def test_the_check_of_the_page_is_that_of_python(browser: Any, name: str, tmp_pa
         f"{1.3717 * e.right:.12g}",
         f"{e.right / 1.3717:.12g}",
     ]
-    typed += [f"{e.right:,.0f}", "1,5", "12,345,678", *(f"{slip.value:.12g}" for slip in e.slips)]
+    typed += [
+        f"{e.right:,.0f}",
+        "1,5",
+        "12,345,678",
+        "3/4",
+        "3/0",
+        f"{e.right:g} {e.unit}",
+        *(f"{slip.value:.12g}" for slip in e.slips),
+    ]
     for answer in typed:
         page.locator("[data-part=exercise] input").fill(answer)
         page.locator("[data-part=exercise] button").click()

@@ -367,7 +367,8 @@ def test_when_the_budget_runs_out(budget: str, part: float, events: list[Event],
     words = "enough to the end" if step is None else f"spent at step {step}"
     told = view.pictures()[0 if asked.in_bytes else 1]
     said = told.floor[1] if told.floor else told.title
-    assert said.endswith(f"{budget}: {'' if step is None or step <= done else 'will be '}{words}")
+    counted = budget + " of payload" * asked.in_bytes
+    assert said.endswith(f"{counted}: {'' if step is None or step <= done else 'will be '}{words}")
     assert said in told.text()
 
 

@@ -86,6 +86,19 @@ def test_a_picture_from_the_first_step_on(told: list[str], looking: list[tuple[i
     assert looking == []
 
 
+def test_in_secret_nothing_is_shown_of_what_comes_of_it(
+    told: list[str], looking: list[tuple[int, int]], tmp_path: Any
+) -> None:
+    """Where a question asks for it: how far the runs are, whether they are trained or finished already."""
+    runs = {"one": recipe(steps=4, eval_every=2), "two": recipe("ddp", steps=4, eval_every=2)}
+    for _ in ("trained", "read"):
+        told.clear()
+        train_all(runs, tmp_path, secret=True)
+        assert looking == []
+        assert told[-1].splitlines() == ["one  step 4 of 4", "two  step 4 of 4"]
+        assert not any("loss" in said or "validation" in said for said in told)
+
+
 def test_what_is_interrupted_leaves_a_picture_at_rest(
     told: list[str], looking: list[tuple[int, int]], tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

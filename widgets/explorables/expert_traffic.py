@@ -20,7 +20,7 @@ from widgets.answers import percent
 from widgets.boards import Board
 from widgets.colours import COLOURS, NOTHING
 from widgets.explorables.explorable import Explorable
-from widgets.explorables.pieces import Exercise, Place, Prediction, Slip
+from widgets.explorables.pieces import Exercise, Place, Prediction, Slip, loss_against
 from widgets.explorables.stored_runs import events_of
 from widgets.matrices import Matrix
 from widgets.pictures import Bars, Lines, Series
@@ -142,16 +142,18 @@ def explorable() -> Explorable:
     return Explorable(
         name=NAME,
         title="What if no site holds the whole model?",
-        question="The experts of a mixture are spread over eight sites: what has to travel when each of them lives on only some?",
+        question="In a mixture of experts, each token is worked on by a few of many small networks, the experts. Eight sites (workers, each with a narrow link) "
+        "train one: what has to travel when each expert lives on only some of the sites?",
         prediction=Prediction(
-            f"Experts are {percent(sparse / whole)} of this model's numbers. With each expert on one site, instead of on all eight, and dealt anew in "
-            "every round, how much is it that a site sends or is sent in a round, compared with before?",
+            f"Experts are {percent(sparse / whole)} of this model's numbers; all else is dense: every token passes it, and every site holds it. With each expert on one "
+            "site, instead of on all eight, and dealt anew in every round, how much is what a site hands over to averages and the experts that it is sent, "
+            "compared with before?",
             list(PARTS),
             min(PARTS, key=lambda words: abs(math.log(PARTS[words] / part))),
             f"With one site for each expert it is {percent(part)} of what everything everywhere takes.",
         ),
-        sentence="If each expert lives on {dragged}, a site holds {held} of the model's {whole} numbers and sends or is sent {bytes} in a round. {moved} of "
-        "experts change site between two rounds, which makes {moving} of those bytes, and the model put together from all sites ends with a loss of "
+        sentence="If each expert lives on {dragged}, a site holds {held} of the model's {whole} numbers; what it hands over to averages and the experts that it "
+        "is sent are {bytes} in a round. {moved} of experts change site between two rounds, which makes {moving} of those bytes (all on average over rounds), and the model put together from all sites ends with a loss of "
         "{loss}. Against everything everywhere that is {less}, and {worse}.",
         dragged="sites that hold each expert",
         places=[_place(run, runs) for run in runs],
@@ -169,7 +171,8 @@ def explorable() -> Explorable:
         ],
         made_of=f"From {len(runs)} stored runs of one seed: {SITES} sites, a model of {whole:,} numbers with {_experts(full)} experts in each of "
         f"{len(full.placed_R[0].workers_LE)} layers, {STEPS // ROUND} rounds of {ROUND} steps on the source text of Python's standard library; "
-        "parameters are averaged after each round, and experts placed anew. The loss is in nats per byte.",
+        "parameters are averaged after each round, and experts placed anew. An average is counted once, where it is handed over, and an expert that moves "
+        "where it arrives. The loss is in nats per byte: minus the natural logarithm of the probability that the model gave to the byte that came.",
     )
 
 
@@ -178,7 +181,7 @@ def _experts(run: Run) -> int:
 
 
 def _place(run: Run, runs: list[Run]) -> Place:
-    full, extra = runs[-1], run.loss - runs[-1].loss
+    full = runs[-1]
     everywhere, copies = run is full, round(sum(run.moved_R) / (len(run.moved_R) - 1))
     numbers = {
         "held": f"{run.held:,}",
@@ -188,7 +191,7 @@ def _place(run: Run, runs: list[Run]) -> Place:
         "moving": percent(run.mean.moved / run.mean.total),
         "loss": f"{run.loss:.3f}",
         "less": "the same bytes" if everywhere else f"{percent(run.mean.total / full.mean.total)} of the bytes",
-        "worse": "the same loss" if everywhere else f"{abs(extra):.3f} {'more' if extra > 0 else 'less'} loss",
+        "worse": loss_against(run.loss, full.loss),
     }
     value = f"all {SITES} sites" if everywhere else f"{run.overlap} of {SITES} sites"
     return Place(value, numbers, {f"round {r + 1}": _board(run, runs, r) for r in range(STEPS // ROUND)})
@@ -197,7 +200,7 @@ def _place(run: Run, runs: list[Run]) -> Place:
 def _board(run: Run, runs: list[Run], r: int) -> Board:
     """What is to be seen in round ``r``, counted from 0."""
     copies = run.overlap * _experts(run) * len(run.placed_R[0].workers_LE)
-    says = f"Round {r + 1}: {run.moved_R[r]} of {copies} copies of experts are new where they are; a site sends or is sent {human(run.traffic_R[r].total)}."
+    says = f"Round {r + 1}: {run.moved_R[r]} of {copies} copies of experts are new where they are; a site hands over and is sent {human(run.traffic_R[r].total)}."
     return Board(
         "Who holds which expert, and what that sends", [_held(run, r), _sent(run, runs, r), _paid(run, runs)], says
     )
@@ -248,7 +251,7 @@ def _sent(run: Run, runs: list[Run], r: int) -> Bars:
 
 
 def _paid(run: Run, runs: list[Run]) -> Lines:
-    every = Series("all overlaps", [r.mean.total for r in runs], [r.loss for r in runs], colour=6)
+    every = Series("any number of sites", [r.mean.total for r in runs], [r.loss for r in runs], colour=6)
     here = Series("this one", [run.mean.total], [run.loss], colour=1)
     return Lines(
         "What does the loss cost?",
@@ -265,18 +268,18 @@ def _why(runs: list[Run], sparse: float) -> list[str]:
     most = max(runs, key=lambda run: run.mean.moved)
     lowest, highest = min(runs, key=lambda run: run.loss), max(runs, key=lambda run: run.loss)
     return [
-        f"<b>Dense tensors.</b> Attention, norms and embeddings are at every site, and all sites average them: {human(dense)} a round, whatever the "
-        "overlap. That is what no placement saves.",
+        f"<b>Dense tensors.</b> Attention, norms and embeddings are at every site, and all sites average them: {human(dense)} a round, however many "
+        "sites hold an expert. That is what no placement saves.",
         f"<b>Experts that are averaged.</b> An expert on O of {SITES} sites is averaged among those O alone. A site holds O ∕ {SITES} of the experts, so it "
         f"hands over O ∕ {SITES} of their {human(4 * sparse)}: {human(half.mean.averaged)} with {half.overlap}, {human(full.mean.averaged)} with all "
         f"{SITES}. With one there is nobody to average with, and nothing travels for it.",
         f"<b>Experts that move.</b> A site has an expert in the next round with chance O ∕ {SITES}, whether or not it has it now; so of the O ∕ {SITES} that "
         f"it will hold, 1 − O ∕ {SITES} have to come. The product is largest in the middle: here {human(most.mean.moved)} with {most.overlap} of {SITES}, "
         f"{human(one.mean.moved)} with one. Who holds all never receives any.",
-        f"<b>Loss.</b> An expert on few sites sees only their tokens. Among these runs the lowest loss, {lowest.loss:.3f}, is that of overlap "
-        f"{lowest.overlap}, and the highest, {highest.loss:.3f}, that of {highest.overlap}. It is one run each: small differences are luck.",
-        f"<b>So:</b> from {SITES} sites to one for each expert a site holds {percent(one.held / full.held)} of the numbers and sends "
-        f"{percent(one.mean.total / full.mean.total)} of the bytes, and the loss changes by {one.loss - full.loss:+.3f}.",
+        f"<b>Loss.</b> An expert on few sites sees only their tokens. Among these runs the lowest loss, {lowest.loss:.3f}, is that of {lowest.overlap} sites for "
+        f"each expert, and the highest, {highest.loss:.3f}, that of {highest.overlap}. It is one run each: small differences are luck.",
+        f"<b>So:</b> with each expert on one site instead of {SITES}, a site holds {percent(one.held / full.held)} of the numbers, hands over and is sent "
+        f"{percent(one.mean.total / full.mean.total)} of the bytes, and the loss changes by {round(one.loss, 3) - round(full.loss, 3):+.3f}.",
     ]
 
 
@@ -312,6 +315,7 @@ def _exercise() -> Exercise:
                 sites * held_numbers(dense, sparse, sites, overlap),
                 "that is what all sites hold together: asked is one",
             ),
+            Slip(1e6 * held_numbers(dense, sparse, sites, overlap), "asked are millions"),
         ],
         solution=f"{dense} million that are everywhere, and {overlap} ∕ {sites} of {sparse} million",
         hint="which numbers are at every site, and which part of the others is at one",

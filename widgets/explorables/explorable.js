@@ -8,6 +8,7 @@ const PLAYED = 9000; // milliseconds from the first moment to the last
 const SPOKEN = 700; // milliseconds of rest before a screen reader is told the whole sentence
 const THOUSANDS = /^\d{1,3}(,\d{3})+(\.\d+)?$/;
 const COMMA = /^\d+,\d+$/;
+const FRACTION = /^(\d+\.?\d*)[/∕](\d+\.?\d*)$/;
 const NUMBER = /^[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?$/i;
 
 /** A board with what is different at a moment; `changes` in explorable.py is the other half. */
@@ -19,17 +20,20 @@ function changed(was, to) {
 }
 
 /** A number as people write it; `number_in` in pieces.py is the same rule. */
-function numberIn(answer) {
+function numberIn(answer, unit = "") {
   let words = answer.trim().replaceAll(" ", "");
+  if (unit && words.toLowerCase().endsWith(unit.toLowerCase())) words = words.slice(0, -unit.length);
+  const found = FRACTION.exec(words);
+  if (found) return Number(found[2]) ? Number(found[1]) / Number(found[2]) : NaN;
   words = THOUSANDS.test(words) ? words.replaceAll(",", "") : COMMA.test(words) ? words.replace(",", ".") : words;
   return NUMBER.test(words) ? Number(words) : NaN;
 }
 
 /** What an answer is worth; `Exercise.check` in pieces.py says the same. */
-function checked(answer, { close, right, slips, solution, hint }) {
+function checked(answer, { close, right, unit, slips, solution, hint }) {
   const near = (a, b) => Math.abs(a - b) <= close * Math.abs(b);
   if (!answer.trim()) return "Not answered yet: type a number.";
-  const number = numberIn(answer);
+  const number = numberIn(answer, unit);
   if (!(number > 0 && number < Infinity)) return `Not yet: ${answer.trim()} is no number greater than 0: write one, for example 12.5.`;
   if (near(number, right)) return `Right: ${solution}.`;
   const hints = [...new Set(slips.filter(([value]) => near(number, value)).map(([, words]) => words))];

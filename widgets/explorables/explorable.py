@@ -28,11 +28,12 @@ main > section, main > div, section > figure, section > .moments { max-width: no
 .sentence { position: sticky; top: 0; z-index: 4; margin: 0 0 0.6rem; padding: 0.7rem 0; font-size: 1.1rem; background: var(--paper);
   border-bottom: 1px solid var(--line); max-width: 62rem; }
 .sentence span { font-weight: 600; }
-.drag[role] { display: inline-block; padding: 0 0.35em; border: 2px solid var(--link); border-radius: 0.4em; color: var(--link); cursor: ew-resize;
+.drag[role] { display: inline-block; margin: 0 0.2em; padding: 0 0.35em; border: 2px solid var(--link); border-radius: 0.4em; color: var(--link); cursor: ew-resize;
   touch-action: pan-y; user-select: none; -webkit-user-select: none; }
 .drag[role]::before { content: "◂ "; }
 .drag[role]::after { content: " ▸"; }
 .drag:focus-visible, button:focus-visible, input:focus-visible, h2:focus-visible { outline: 3px solid var(--link); outline-offset: 2px; }
+.drag:focus-visible { outline-offset: -1px; }
 .moments { display: flex; gap: 0.8rem; align-items: center; }
 .moments[hidden], form[hidden] { display: none; }
 .moments input { flex: 1; min-width: 6rem; max-width: 30rem; }
@@ -209,6 +210,7 @@ def _data(x: Explorable) -> dict[str, Any]:
         "exercise": {
             "close": CLOSE,
             "right": x.exercise.right,
+            "unit": x.exercise.unit,
             "slips": [[slip.value, slip.hint] for slip in x.exercise.told_apart],
             "solution": x.exercise.solution,
             "hint": x.exercise.hint,

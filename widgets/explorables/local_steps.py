@@ -17,7 +17,7 @@ from lab.recipes.recipe import Recipe
 from widgets.boards import Board
 from widgets.drift import Drift
 from widgets.explorables.explorable import Explorable
-from widgets.explorables.pieces import Exercise, Place, Prediction, Slip
+from widgets.explorables.pieces import Exercise, Place, Prediction, Slip, loss_against
 from widgets.explorables.stored_runs import events_of
 from widgets.graphs import Dot, Graph, Link
 from widgets.pictures import Lines, Series
@@ -27,6 +27,7 @@ EVERY = (1, 2, 4, 8, 16, 32)
 STEPS, WORKERS = 128, 4
 FLOAT32 = 4  # bytes of a number
 AROUND = ((0.5, 0.0), (1.0, 0.5), (0.5, 1.0), (0.0, 0.5))  # where each worker would be at the largest distance
+NAMED = 0.2  # of the largest distance: from there on a worker's dot has its number
 ASKED = (4, 16)  # periods that the prediction compares
 FACTORS = {
     "hardly farther": 1.0,
@@ -116,7 +117,7 @@ def explorable() -> Explorable:
             f"With {ASKED[1]} steps between averages they are {farther:.2g} times as far apart as with {ASKED[0]}.",
         ),
         sentence="If the four average {dragged}, each of them hands over {bytes} in {steps} steps. Just before an average they are {apart} from "
-        "their mean, and the model that they agree on ends with a loss of {loss}. Against an average in every step that is {less}, {farther}, and "
+        "their mean, on average over the second half of the run, and the model that they agree on ends with a loss of {loss}. Against an average in every step that is {less}, {farther}, and "
         "{worse}.",
         dragged="local steps between two averages",
         places=[_place(run, runs) for run in runs],
@@ -134,21 +135,21 @@ def explorable() -> Explorable:
             ("Local SGD converges fast and communicates little (arXiv 1805.09767)", "https://arxiv.org/abs/1805.09767"),
         ],
         made_of=f"From {len(runs)} stored runs of one seed: {WORKERS} workers, a model of {runs[0].num_params:,} numbers that "
-        f"reads the source text of Python's standard library, {STEPS} steps. Distances are root mean squares over the model's numbers; the loss is in nats per byte of text that was not trained on.",
+        f"reads the source text of Python's standard library, {STEPS} steps. Distances are root mean squares over the model's numbers; the loss is in nats per byte of text that was not "
+        "trained on: minus the natural logarithm of the probability that the model gave to the byte that came. Payload is what workers hand over, without what a link adds.",
     )
 
 
 def _place(run: Run, runs: list[Run]) -> Place:
     first, k = runs[0], run.every
-    extra = run.loss - first.loss
     numbers = {
         "bytes": human(run.sent_bytes),
         "steps": f"{STEPS}",
-        "apart": f"{run.apart:.2g}",
+        "apart": f"{run.apart:.3g}",
         "loss": f"{run.loss:.3f}",
         "less": "the same bytes" if k == 1 else f"{first.sent_bytes / run.sent_bytes:.3g} times fewer bytes",
         "farther": "the same distance" if k == 1 else f"{run.apart / first.apart:.2g} times the distance",
-        "worse": "the same loss" if k == 1 else f"{abs(extra):.3f} {'more' if extra > 0 else 'less'} loss",
+        "worse": loss_against(run.loss, first.loss),
     }
     farthest = max(max(d.values) for other in runs for d in other.view.to_mean.each_W)
     steps = [int(t) for t in run.view.step.values]
@@ -162,7 +163,8 @@ def _board(run: Run, runs: list[Run], t: int, farthest: float) -> Board:
     row = run.view.step.values.tolist().index(t)
     apart_W = [float(d[row]) for d in run.view.to_mean.each_W]
     since = (t - 1) % run.every + 1
-    where = "an average follows" if since == run.every else f"{since} of {run.every} steps since the last average"
+    last = "the last average" if t > run.every else "the start"
+    where = "an average follows" if since == run.every else f"{since} of {run.every} steps since {last}"
     says = f"Step {t}: {where}; the workers are {float(run.view.to_mean.all[row]):.2g} from their mean."
     return Board(
         "Away from each other, and back", [_around(apart_W, farthest), _apart(run, t, farthest), _paid(run, runs)], says
@@ -174,7 +176,8 @@ def _around(apart_W: list[float], farthest: float) -> Graph:
     for w, (apart, (x, y)) in enumerate(zip(apart_W, AROUND, strict=True)):
         share = apart / farthest
         at = (round(0.5 + (x - 0.5) * share, 3), round(0.5 + (y - 0.5) * share, 3))
-        dots.append(Dot(*at, f"worker {w}: {apart:.2g} from the mean", label=[str(w)]))
+        label = [str(w)] if share > NAMED else []  # nearer, four labels would lie on one another
+        dots.append(Dot(*at, f"worker {w}: {apart:.2g} from the mean", label=label, below=y == 0.5))
         links.append(Link("distance from the mean", [(0.5, 0.5), at]))
     words = "In the middle is their mean. Directions only tell the four apart; lengths are to scale."
     return Graph("Where are the workers now?", words, dots, links, "", radius=5, square=True)
@@ -228,7 +231,7 @@ def _why(by_period: dict[int, Run], farther: float) -> list[str]:
         f"Among these runs the lowest loss, {lowest.loss:.3f}, is that of K = {lowest.every}, and the highest, {most.loss:.3f}, that of "
         f"K = {most.every}. It is one run each: small differences are luck, which is why the notebooks of the lab compare several seeds.",
         f"<b>So:</b> from K = 1 to K = {rare.every} the bytes fall {one.sent_bytes / rare.sent_bytes:.0f} times, the distance grows "
-        f"{rare.apart / one.apart:.2g} times, and the loss changes by {rare.loss - one.loss:+.3f}.",
+        f"{rare.apart / one.apart:.2g} times, and the loss changes by {round(rare.loss, 3) - round(one.loss, 3):+.3f}.",
     ]
 
 

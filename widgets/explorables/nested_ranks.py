@@ -122,7 +122,8 @@ def explorable() -> Explorable:
     return Explorable(
         name=NAME,
         title="What can clients of different rank learn together?",
-        question="Ten clients adapt one model, each with as many ranks as it can afford: what becomes of the ranks that only few of them have?",
+        question="Ten clients adapt one model. An adapter adds to a weight the product of two thin matrices; how thin they are is its rank, and each client takes as much "
+        "as it can afford: what becomes of the ranks that only few of them have?",
         prediction=Prediction(
             f"{highest.capitalize().replace('-', ' to ')} are held by one client of ten, which has {percent(mass)} of the examples. A server takes the mean over all ten, "
             f"with zeros for those who lack them. After {STEPS // ROUND} rounds, how much of the adapter's energy (the squared size of what it adds to the model) is in these ranks, compared with a "
@@ -134,7 +135,7 @@ def explorable() -> Explorable:
         ),
         sentence="A client that can afford {dragged} holds {held} numbers and fetches {bytes} in a round; {num} of the ten can afford as much, "
         "with {mass} of all examples. Cut to that rank, the server's adapter has a loss of {loss} and leaves {beyond} of its energy behind with "
-        "PreLort; with zeros in the mean it is {padded} and {diluted}.",
+        "PreLort, which averages each rank over those who have it; with zeros in the mean it is {padded} and {diluted}.",
         dragged="rank that a client can afford",
         places=[_place(rank, runs) for rank in BOUNDS],
         start=BOUNDS.index(16),
@@ -151,7 +152,8 @@ def explorable() -> Explorable:
         ],
         made_of=f"From {len(runs)} stored runs of one seed: {len(RANKS)} clients of rank {', '.join(map(str, RANKS))} adapt a small model that has read "
         f"Python's standard library, in {STEPS // ROUND} rounds of {ROUND} steps: given a function, write the first line of its docstring. Energy of ranks: "
-        "the squared size of what they add to the model. The loss is in nats per byte of docstrings that nobody trained on.",
+        "the squared size of what they add to the model. “Segments only” is PreLort without its nested loss. The loss is in nats per byte of docstrings "
+        "that nobody trained on: minus the natural logarithm of the probability that the model gave to the byte that came.",
     )
 
 
@@ -233,12 +235,18 @@ def _worth(rank: int, runs: dict[str, Run], look: int) -> Lines:
     )
 
 
+def _enough(run: Run) -> int:
+    """The smallest rank whose loss, as it is printed, is the lowest: where ranks are equal in three digits, more of them are no better."""
+    printed = {rank: round(run.loss(-1, rank), 3) for rank in BOUNDS}
+    return min(rank for rank in BOUNDS if printed[rank] == min(printed.values()))
+
+
 def _why(runs: dict[str, Run], kept: float) -> list[str]:
     prelort, segments, padding = runs[PRELORT], runs[SEGMENTS], runs[PADDING]
     low, high = BOUNDS[0], BOUNDS[-1]
     mass = padding.covered.mass_M[-1]
     per_rank = prelort.started.params_per_worker[0] // high
-    best = {rule: min(BOUNDS, key=lambda r, run=run: run.loss(-1, r)) for rule, run in runs.items()}  # type: ignore[misc]
+    best = {rule: _enough(run) for rule, run in runs.items()}
     return [
         "<b>Prefixes.</b> An adapter of rank r adds B·A to a weight, a product of two thin matrices: r columns of B, r rows of A. A client that can afford "
         f"rank r holds the first r of them and no more, {per_rank} numbers for each rank; so memory and bytes grow in step with r.",
@@ -250,8 +258,9 @@ def _why(runs: dict[str, Run], kept: float) -> list[str]:
         f"train several prefixes at once. Cut to rank {low} the loss is {prelort.loss(-1, low):.3f} with it, {segments.loss(-1, low):.3f} without, and "
         f"{padding.loss(-1, low):.3f} with zeros, where these ranks are all there is; uncut it is {prelort.loss(-1, high):.3f}, {segments.loss(-1, high):.3f} and "
         f"{padding.loss(-1, high):.3f}. What only one client has trained, the highest ranks, need not help everybody.",
-        f"<b>So:</b> in these runs the best cut is rank {best[PRELORT]} with PreLort ({prelort.loss(-1, best[PRELORT]):.3f}), rank {best[SEGMENTS]} with segments only "
-        f"({segments.loss(-1, best[SEGMENTS]):.3f}) and rank {best[PADDING]} with zeros ({padding.loss(-1, best[PADDING]):.3f}); the highest ranks keep "
+        f"<b>So:</b> in these runs the lowest loss is reached at rank {best[PRELORT]} with PreLort ({prelort.loss(-1, best[PRELORT]):.3f}), at rank {best[SEGMENTS]} "
+        f"with segments only ({segments.loss(-1, best[SEGMENTS]):.3f}) and at rank {best[PADDING]} with zeros ({padding.loss(-1, best[PADDING]):.3f}); more ranks bring "
+        "nothing, or harm; the highest ranks keep "
         f"{percent(kept)} of their share with zeros. It is one run each: small differences are luck.",
     ]
 

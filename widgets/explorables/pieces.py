@@ -12,6 +12,7 @@ from lab.study.teaching import CLOSE, NOT_YET, OPEN, RIGHT, Checked
 from widgets.boards import Board
 
 THOUSANDS, COMMA = re.compile(r"^\d{1,3}(,\d{3})+(\.\d+)?$"), re.compile(r"^\d+,\d+$")
+FRACTION = re.compile(r"^(\d+\.?\d*)[/∕](\d+\.?\d*)$", re.ASCII)
 NUMBER = re.compile(r"^[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?$", re.IGNORECASE | re.ASCII)
 
 
@@ -82,7 +83,7 @@ class Exercise:
         """What an answer, as it was typed, is worth. ``explorable.js`` says the same."""
         if not answer.strip():
             return Checked(OPEN, ("type a number",))
-        number = number_in(answer)
+        number = number_in(answer, self.unit)
         if not 0 < number < math.inf:
             return Checked(NOT_YET, (f"{answer.strip()} is no number greater than 0: write one, for example 12.5",))
         if _close(number, self.right):
@@ -93,13 +94,24 @@ class Exercise:
         return Checked(NOT_YET, (f"too {'much' if number > self.right else 'little'}: {self.hint}",))
 
 
-def number_in(answer: str) -> float:
-    """A number as people write it (``1,472,256``, ``3.9e6``, ``12,5``); not a number where there is none."""
+def number_in(answer: str, unit: str = "") -> float:
+    """A number as people write it (``1,472,256``, ``3.9e6``, ``12,5``, ``28/40``, with its unit or without); not a number where there is none."""
     words = answer.strip().replace(" ", "")
+    if unit and words.lower().endswith(unit.lower()):
+        words = words[: -len(unit)]
+    if found := FRACTION.match(words):
+        over, under = map(float, found.groups())
+        return over / under if under else math.nan
     words = (
         words.replace(",", "") if THOUSANDS.match(words) else words.replace(",", ".") if COMMA.match(words) else words
     )
     return float(words) if NUMBER.match(words) else math.nan
+
+
+def loss_against(loss: float, other: float) -> str:
+    """The difference of two losses in words, as it follows from their three digits in print."""
+    extra = round(loss, 3) - round(other, 3)
+    return f"{abs(extra):.3f} {'more' if extra > 0 else 'less'} loss" if extra else "the same loss"
 
 
 def _close(a: float, b: float) -> bool:
