@@ -28,12 +28,14 @@ MOST = 8  # runs in the picture: of more the last ones
 class _Lines:
     """Text that shows itself and is changed twice a second at most; one line per finished run (of many the last), and one for the present.
 
+    Many runs of which none is to be trained are one line: what each came to is in what is shown of them.
+
     ``to_come``: the local steps of each run, 0 where it is finished already. ``secret``: how far it is, and nothing of what comes of it.
     """
 
     def __init__(self, to_come: Mapping[str, int], secret: bool = False):
         self.width, self.to_come, self.secret = max(map(len, to_come)), dict(to_come), secret
-        self.num = len(to_come)
+        self.num, self.known = len(to_come), len(to_come) > LINES and not any(to_come.values())
         self.done: list[str] = []
         self.shown = 0.0
         first = next(iter(to_come))
@@ -66,6 +68,8 @@ class _Lines:
         report([*self.done, *present][-1])
         before = [f"… and {len(self.done) - LINES} runs before"] if len(self.done) > LINES + 1 else []
         shown = [*before, *self.done[-LINES if before else 0 :], *present]
+        if self.known:
+            shown = [f"{len(self.done):,} of {self.num:,} runs, all of them finished before, are read"]
         self.handle.update({"text/plain": "\n".join(shown)}, raw=True)
         self.shown = time.monotonic()
 

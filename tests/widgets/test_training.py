@@ -10,7 +10,7 @@ import widgets.training
 import widgets.view
 from lab.events import Started, Stepped
 from tests.support.recipes import recipe
-from widgets.training import MOST, _Lines, _Picture, train_all
+from widgets.training import LINES, MOST, _Lines, _Picture, train_all
 from widgets.training_losses import Losses
 
 pytestmark = pytest.mark.usefixtures("nothing_left_behind")
@@ -84,6 +84,20 @@ def test_a_picture_from_the_first_step_on(told: list[str], looking: list[tuple[i
     looking.clear()
     assert train_all(runs, tmp_path)["two"].loss.tolist() == done["two"].loss.tolist()
     assert looking == []
+
+
+def test_many_finished_runs_are_one_line(told: list[str]) -> None:
+    names = [f"r{k}" for k in range(LINES + 1)]
+    lines = _Lines(dict.fromkeys(names, 0))
+    for name in names:
+        lines.begin(name, recipe(steps=4))
+        lines.end()
+    assert told[-1] == "17 of 17 runs, all of them finished before, are read"
+    assert all(len(said.splitlines()) == 1 for said in told)
+    one_to_come = _Lines(dict.fromkeys(names, 0) | {"r3": 4})
+    one_to_come.begin("r0", recipe(steps=4))
+    one_to_come.end()
+    assert told[-1].startswith("r0 ")
 
 
 def test_in_secret_nothing_is_shown_of_what_comes_of_it(
