@@ -99,8 +99,10 @@ def _was_named(error: OSError, words: Sequence[str]) -> bool:
     """Whether the command line names a place that is none, or that may not be used: bad input, not a machine that fails."""
     if error.errno not in NO_PLACE or not isinstance(error.filename, str):
         return False
-    place = Path(os.path.abspath(error.filename))
-    return any(place.is_relative_to(os.path.abspath(word.rpartition("=")[2])) for word in words if word)
+    place, named = Path(os.path.abspath(error.filename)), (word.rpartition("=")[2] for word in words)
+    return any(
+        place.is_relative_to(os.path.abspath(value)) for value in named if value
+    )  # nothing names no place: -o start=
 
 
 def _give_up(error: OSError) -> None:

@@ -73,9 +73,7 @@ class Progress:
 
     def text(self) -> str:
         """All of it: ``step 12 of 2,000, loss 2.513, 81,920 tokens/s, 12.8 MB sent by all, 40 s left``."""
-        parts = [f"step {self.step:,} of {self.steps:,}", self.present()]
-        if (left := self.seconds_left) is not None:
-            parts.append(f"{duration(round(left))} left")
+        parts = [self._step(), self.present(), *self._left()]
         if self.ended is not None and self.ended.message:
             parts.append(self.ended.message)
         return ", ".join(parts)
@@ -86,8 +84,14 @@ class Progress:
 
     def pace(self) -> str:
         """How far it is, and nothing of what came of it: ``step 12 of 2,000, 40 s left``."""
+        return ", ".join([self._step(), *self._left()])
+
+    def _step(self) -> str:
+        return f"step {self.step:,} of {self.steps:,}"
+
+    def _left(self) -> list[str]:
         left = self.seconds_left
-        return f"step {self.step:,} of {self.steps:,}" + ("" if left is None else f", {duration(round(left))} left")
+        return [] if left is None else [f"{duration(round(left))} left"]
 
     def _validation(self) -> list[str]:
         return [] if self.validation is None else [f"validation {self.validation:.4f}"]

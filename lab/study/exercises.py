@@ -34,9 +34,8 @@ def check_coded_bytes(answer: object, spec: str, numbers: int) -> Checked:
     right = sum(part.nbytes for part in coder.encode(x))
     if answer == right:
         return Checked(RIGHT, ("the tensors that the codec makes have as many",))
-    slips = [
-        hint for value, hint in _coded_slips(spec, right, numbers) if abs(answer - value) < 1
-    ]  # bytes: slips lie near each other
+    # to the byte, since slips lie near each other
+    slips = [hint for value, hint in _coded_slips(spec, right, numbers) if abs(answer - value) < 1]
     if slips:
         return not_yet(*dict.fromkeys(slips))
     if abs(answer - right) <= CLOSE * right:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import subprocess
@@ -12,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 from safetensors.torch import save_file
 
-from lab.cli import main
+from lab.cli import _was_named, main
 from lab.recipes.recipe import Recipe
 
 TINY = ["-o", "steps=6", "-o", "model.dim=16", "-o", "model.num_layers=1", "-o", "context=16", "-o", "batch_size=2"]
@@ -273,3 +274,15 @@ def test_list_names_one_kind_with_a_line_each(tmp_path: Path, monkeypatch: pytes
     assert "my_nets" not in sys.modules
     assert lab("list", "modells").exit_code == 2
     assert lab("list", "runs", "--runs", str(tmp_path / "runs")).output == f"runs in {tmp_path / 'runs'}/: none yet\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [(("list", "--runs", "here"), True), (("list", "--runs=here"), True), (("run", "diloco", "-o", "start="), False)],
+)
+def test_a_place_is_bad_input_only_where_it_was_named(words, named, tmp_path, monkeypatch):
+    """An option that is given nothing names no place, and not the folder that one is in."""
+    monkeypatch.chdir(tmp_path)
+    refused = PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "here" / "deeper"))
+    assert _was_named(refused, words) is named
+    assert not _was_named(OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "here")), words)

@@ -12,6 +12,7 @@ import pytest
 from tests.support.browser import headless, needs_chromium
 from tests.support.pictures import TABLES, every_view
 from widgets import Bars, Board, Lines, Question, Series
+from widgets.matrices import Matrix
 from widgets.pages import page as make_page
 from widgets.pictures import Note, bundle
 
@@ -40,6 +41,9 @@ WRONG = """() => [...document.querySelectorAll("canvas")].flatMap((c) => {
 })"""
 
 
+SEGMENTS = ["1-4", "5-8", "9-16", "17-32", "33-64"]
+
+
 @pytest.fixture(scope="module")
 def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A page of every view, of pictures that stand alone, and of a question whose bars have long names."""
@@ -52,7 +56,11 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     three = Board(
         "Three", [Bars("One?", "share", ["reverse the vector of what was asked for"], [0.9], ["92.7 %"]), lines, lines]
     )
+    segments = Matrix(
+        "Who?", "ranks", ["client 0, rank 64"] * 2, SEGMENTS, [[1] * len(SEGMENTS)] * 2, "held", bar=False, wide=False
+    )
     bundles = [view.bundle() for view in every_view()]
+    bundles.append(bundle(Board("Beside others", [segments, lines, lines])))
     bundles += [question.bundle(), *map(bundle, [*TABLES.values(), three, Note("Long?", "words " * 300)])]
     nb = nbformat.v4.new_notebook()
     nb.cells = [
@@ -78,3 +86,19 @@ def test_words_fit(shown: Any, width: int) -> None:
     )
     assert shown.evaluate("() => document.querySelectorAll('canvas').length") > 60
     assert shown.evaluate(WRONG) == []
+
+
+@needs_chromium
+@pytest.mark.processes
+@pytest.mark.parametrize("width", [600, 1000, 1400, 1900])
+def test_columns_are_named_evenly(shown: Any, width: int) -> None:
+    """All of them, or one of so many: none is left out because it happens to be long."""
+    shown.set_viewport_size({"width": width, "height": 900})
+    shown.evaluate(
+        "() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done, 100))))"
+    )
+    (said,) = shown.evaluate(
+        "() => [...document.querySelectorAll('canvas')].map((c) => (c.said || []).map(([words]) => words)).filter((words) => words.includes('1-4'))"
+    )
+    named = [k for k, name in enumerate(SEGMENTS) if name in said]
+    assert named in ([0, 1, 2, 3, 4], [0, 2, 4], [0, 3], [0, 4], [0])

@@ -20,7 +20,7 @@ from widgets.answers import percent
 from widgets.boards import Board
 from widgets.colours import COLOURS, NOTHING
 from widgets.explorables.explorable import Explorable
-from widgets.explorables.pieces import Exercise, Place, Prediction, Slip, loss_against
+from widgets.explorables.pieces import Exercise, Place, Prediction, Slip, loss_against, loss_difference
 from widgets.explorables.stored_runs import events_of
 from widgets.matrices import Matrix
 from widgets.pictures import Bars, Lines, Series
@@ -279,7 +279,7 @@ def _why(runs: list[Run], sparse: float) -> list[str]:
         f"<b>Loss.</b> An expert on few sites sees only their tokens. Among these runs the lowest loss, {lowest.loss:.3f}, is that of {lowest.overlap} sites for "
         f"each expert, and the highest, {highest.loss:.3f}, that of {highest.overlap}. It is one run each: small differences are luck.",
         f"<b>So:</b> with each expert on one site instead of {SITES}, a site holds {percent(one.held / full.held)} of the numbers, hands over and is sent "
-        f"{percent(one.mean.total / full.mean.total)} of the bytes, and the loss changes by {round(one.loss, 3) - round(full.loss, 3):+.3f}.",
+        f"{percent(one.mean.total / full.mean.total)} of the bytes, and the loss changes by {loss_difference(one.loss, full.loss):+.3f}.",
     ]
 
 

@@ -17,7 +17,7 @@ from lab.recipes.recipe import Recipe
 from widgets.boards import Board
 from widgets.drift import Drift
 from widgets.explorables.explorable import Explorable
-from widgets.explorables.pieces import Exercise, Place, Prediction, Slip, loss_against
+from widgets.explorables.pieces import Exercise, Place, Prediction, Slip, loss_against, loss_difference
 from widgets.explorables.stored_runs import events_of
 from widgets.graphs import Dot, Graph, Link
 from widgets.pictures import Lines, Series
@@ -231,7 +231,7 @@ def _why(by_period: dict[int, Run], farther: float) -> list[str]:
         f"Among these runs the lowest loss, {lowest.loss:.3f}, is that of K = {lowest.every}, and the highest, {most.loss:.3f}, that of "
         f"K = {most.every}. It is one run each: small differences are luck, which is why the notebooks of the lab compare several seeds.",
         f"<b>So:</b> from K = 1 to K = {rare.every} the bytes fall {one.sent_bytes / rare.sent_bytes:.0f} times, the distance grows "
-        f"{rare.apart / one.apart:.2g} times, and the loss changes by {round(rare.loss, 3) - round(one.loss, 3):+.3f}.",
+        f"{rare.apart / one.apart:.2g} times, and the loss changes by {loss_difference(rare.loss, one.loss):+.3f}.",
     ]
 
 

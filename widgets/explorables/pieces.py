@@ -108,9 +108,14 @@ def number_in(answer: str, unit: str = "") -> float:
     return float(words) if NUMBER.match(words) else math.nan
 
 
+def loss_difference(loss: float, other: float) -> float:
+    """Of two losses as they are printed, with three digits."""
+    return round(loss, 3) - round(other, 3)
+
+
 def loss_against(loss: float, other: float) -> str:
-    """The difference of two losses in words, as it follows from their three digits in print."""
-    extra = round(loss, 3) - round(other, 3)
+    """The same in words."""
+    extra = loss_difference(loss, other)
     return f"{abs(extra):.3f} {'more' if extra > 0 else 'less'} loss" if extra else "the same loss"
 
 
