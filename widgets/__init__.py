@@ -28,7 +28,7 @@ from widgets.style_leak import StyleLeak
 from widgets.sync_calendar import SyncCalendar
 from widgets.tables import table
 from widgets.timelines import Calendar, Marks
-from widgets.training import progress, train_all
+from widgets.training import events_of, progress, train_all, tune_rate
 from widgets.training_losses import Losses, losses
 from widgets.underperformers import Underperformers
 from widgets.unlearning import Unlearning
@@ -72,6 +72,7 @@ __all__ = [
     "calendar",
     "calendars",
     "cockpit",
+    "events_of",
     "explorable",
     "holdings",
     "losses",
@@ -79,6 +80,7 @@ __all__ = [
     "progress",
     "table",
     "train_all",
+    "tune_rate",
 ]
 
 register_display(panel)

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
-from IPython.display import display
+from IPython.display import clear_output, display
 
 from lab.costs.network import duration
 from lab.events import Event, Stepped
 from lab.files import located
 from lab.recipes.recipe import Recipe
 from lab.runs.columns import Columns
-from lab.runs.folder import Busy, RunFolder
+from lab.runs.folder import Busy, RunFolder, find_run
 from lab.runs.progress import Progress, report
 from lab.runs.trainer import train
 from lab.study.stored import Stored
+from lab.study.tuning import Tuned, tune
 from widgets.training_losses import Losses
 from widgets.view import surroundings
 
@@ -134,6 +136,36 @@ def train_all(
     finally:
         picture.rest()
     return out
+
+
+def tune_rate(
+    label: str,
+    recipe: Callable[[float, int], Recipe],
+    start: float,
+    seeds: Sequence[int],
+    loss: Callable[[Columns], float],
+    most: int,
+    runs: str | Path = "runs",
+    stored: str | Path | None = None,
+) -> Tuned:
+    """The best rate of a method: `lab.study.tuning.tune` over runs of ``recipe(rate, seed)``, whose ``loss`` is taken on average over ``seeds``.
+
+    ``most``: how many rates are tried; 1 takes ``start`` as it is, and nothing is trained. A run that has no finite loss counts as one that diverged.
+    Each rate's lines take the place of those of the one before.
+    """
+
+    def at(rate: float) -> float:
+        clear_output(wait=True)
+        tried = {f"{label}, rate {rate:.3g}, seed {s}": recipe(rate, s) for s in seeds}
+        return fmean(map(loss, train_all(tried, runs, stored).values()))
+
+    return tune(at, start, most=most)
+
+
+def events_of(recipe: Recipe, runs: str | Path = "runs", stored: str | Path | None = None) -> list[Event]:
+    """What a finished run has recorded, wherever `train_all` has found it or put it: for a view's ``replay``."""
+    small = Stored(stored) if stored else None
+    return small.events(recipe) if small is not None and recipe in small else [*find_run(recipe.id, runs).events()]
 
 
 def _one(recipe: Recipe, folder: Path, small: Stored | None, lines: _Lines, draw: Callable[[Event], None]) -> Columns:

@@ -335,7 +335,7 @@ def paired_seeds(text: str, settings: Sequence[str]) -> dict[str, list[int]]:
     ValueError
         for what is no seed, a seed given twice, and other than one list or as many as there are settings.
     """
-    lists = [_seeds(one) for one in text.split(";")]
+    lists = [seeds_in(one) for one in text.split(";")]
     if len(lists) not in (1, len(settings)):
         raise ValueError(
             f"seeds {text!r}: {len(lists)} lists for {len(settings)} settings ({', '.join(settings)}); give one for all, or one for each"
@@ -343,7 +343,8 @@ def paired_seeds(text: str, settings: Sequence[str]) -> dict[str, list[int]]:
     return dict(zip(settings, lists * len(settings) if len(lists) == 1 else lists, strict=True))
 
 
-def _seeds(text: str) -> list[int]:
+def seeds_in(text: str) -> list[int]:
+    """One list of seeds: ``0,1,2`` or ``5-36``. Raises ValueError for what is no seed, and one given twice."""
     found: list[int] = []
     for part in text.split(","):
         first, _, last = part.strip().partition("-")

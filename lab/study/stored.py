@@ -5,7 +5,8 @@
     notebooks/firm/settings.toml           what the firm profile gives each notebook (`lab.study.profiles`)
     notebooks/firm/26_scale/<id>.jsonl.xz  the events of one finished run
 
-A stored run has all its events, in their order. Training losses, learning rates and seconds of local steps are rounded (`DIGITS`), the rest is
+A stored run has all its events, in their order. Training losses, learning rates and seconds of local steps are rounded (`DIGITS`), and so is how far
+workers drift apart; a step of more than `WORKERS` workers, as clients of a federation are, has their mean loss for each of them. The rest is
 as it was: what was validated and what was sent to the last digit. The file is named after the recipe, and xz keeps a checksum of it.
 """
 
@@ -16,14 +17,18 @@ import lzma
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import overload
 
 from lab.errors import Damaged
-from lab.events import Ended, Event, Started, Stepped, read, to_bytes
+from lab.events import Drifted, Ended, Event, Started, Stepped, read, to_bytes
 from lab.files import shown, write_atomically
 from lab.recipes.recipe import Recipe
 from lab.runs.folder import UNREADABLE
 
-DIGITS = 4  # after the point, of a training loss (nats) and of a second; significant ones of a learning rate
+DIGITS = (
+    4  # after the point, of a training loss (nats) and of a second; significant ones of a learning rate and of a drift
+)
+WORKERS = 8  # up to so many have each a training loss of its own
 ENDING = ".jsonl.xz"
 
 
@@ -84,7 +89,28 @@ def _reading(file: Path) -> Iterator[None]:
 
 
 def _small(event: Event) -> Event:
-    if not isinstance(event, Stepped):
-        return event
-    losses = [None if x is None else round(x, DIGITS) for x in event.loss_W]
-    return replace(event, loss_W=losses, seconds=round(event.seconds, DIGITS), lr=float(f"{event.lr:.{DIGITS}g}"))
+    match event:
+        case Stepped():
+            each = (
+                event.loss_W
+                if len(event.loss_W) <= WORKERS
+                else [None if x is None else event.loss for x in event.loss_W]
+            )
+            losses = [None if x is None else round(x, DIGITS) for x in each]
+            return replace(event, loss_W=losses, seconds=round(event.seconds, DIGITS), lr=_significant(event.lr))
+        case Drifted():
+            return replace(
+                event,
+                to_mean_W=[_significant(x) for x in event.to_mean_W],
+                to_shared_W=[_significant(x) for x in event.to_shared_W],
+            )
+        case _:
+            return event
+
+
+@overload
+def _significant(x: float) -> float: ...
+@overload
+def _significant(x: None) -> None: ...
+def _significant(x: float | None) -> float | None:
+    return None if x is None else float(f"{x:.{DIGITS}g}")
