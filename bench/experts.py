@@ -14,9 +14,9 @@ from torch import nn
 
 from bench.common import child, ratio
 from lab.costs.ghosts import step_seconds_by_ghosts
+from lab.ground.seeds import generator
 from lab.models.gpt import GPT, Linear
 from lab.models.moe import SIZES, MoE, MoELayer
-from lab.seeds import generator
 
 # tokens, and the layer
 SHAPES: dict[str, tuple[int, dict[str, Any]]] = {

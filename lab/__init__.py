@@ -20,7 +20,7 @@ _WHERE = {
     "start": "lab.runs.live",
     "replay": "lab.runs.live",
     "plan": "lab.runs.plan",
-    "unlearn": "lab.unlearning.study",
+    "unlearn": "lab.systems.unlearning.study",
     "find_run": "lab.runs.folder",
     "fork": "lab.runs.fork",
     "Columns": "lab.runs.columns",

@@ -76,7 +76,7 @@ class _Lab(click.Group):
             _give_up(error)
             ctx.exit(2 if _was_named(error, ctx.meta[__name__]) else 1)
         except Exception as error:
-            from lab.errors import LabError
+            from lab.ground.errors import LabError
 
             if ctx.params.get("debug") or not isinstance(error, LabError):
                 raise
@@ -107,7 +107,7 @@ def _was_named(error: OSError, words: Sequence[str]) -> bool:
 
 def _give_up(error: OSError) -> None:
     """Say in one line what the system refused; where it was the output, nothing more is written there."""
-    from lab.errors import plain
+    from lab.ground.errors import plain
 
     what = f"{error.strerror or error}" + (f": {error.filename}" if error.filename else "")
     if error.filename is None:  # what is printed; files are written under their names
@@ -125,7 +125,7 @@ def _launched() -> bool:
 
 def _said_elsewhere(exit_code: int) -> bool:
     """Of several processes one speaks: about a lost one the launcher (75, `lab.processes.peers.PeerLost`), else the first here."""
-    from lab.errors import LabError
+    from lab.ground.errors import LabError
     from lab.processes.environment import launched
 
     if exit_code == 75:
@@ -225,7 +225,7 @@ def run(
 
     The id follows from the recipe. A run that was cut off goes on; one that is finished is shown again.
     """
-    from lab.files import numbered
+    from lab.ground.files import numbered
     from lab.recipes.recipe import Recipe
     from lab.runs.folder import RunFolder
     from lab.runs.index import named
@@ -241,7 +241,7 @@ def run(
 
 def _is_of_other_files(folder: RunFolder, recipe: Recipe) -> bool:
     """Whether a run is finished and read other text than the recipe names now, so that a later one may be meant."""
-    from lab.errors import RecipeError
+    from lab.ground.errors import RecipeError
     from lab.runs.finished import check_finished
 
     try:
@@ -381,7 +381,7 @@ class _Terminal:
         self.said = time.monotonic()
 
     def note(self, line: str) -> None:
-        from lab.errors import plain
+        from lab.ground.errors import plain
 
         self.bar.write(plain(line), file=sys.stderr)
 
@@ -420,7 +420,7 @@ class _Terminal:
 
     def sum_up(self, columns: Columns) -> None:
         from lab.costs.network import human
-        from lab.errors import plain
+        from lab.ground.errors import plain
         from lab.runs.answers import answered, lines
 
         steps = columns.step[-1] if columns.step else 0
@@ -576,9 +576,9 @@ def unlearn(overrides: tuple[str, ...], runs: str, again: bool) -> None:
 
     Trains a model for each of -o seeds=[0,1,2] first, unless that is done. The same command goes on where it was cut off.
     """
-    from lab.config import given
     from lab.events import Unlearned
-    from lab.unlearning import study
+    from lab.ground.config import given
+    from lab.systems.unlearning import study
 
     def tell(event: Event) -> None:
         if isinstance(event, Unlearned):
@@ -600,9 +600,9 @@ def agents(overrides: tuple[str, ...], runs: str, again: bool) -> None:
     In a synthetic world by default; -o world=arithmetic: copies of a small model that add; -o world=endpoint: any server that speaks OpenAI's
     protocol (-o endpoint.base_url=…, endpoint.model=…, endpoint.questions=FILE). The same command goes on where it was cut off.
     """
-    from lab.agents.orchestrate import POLICY, Orchestration, orchestrate
-    from lab.config import given
     from lab.events import Orchestrated, Warned
+    from lab.ground.config import given
+    from lab.systems.agents.orchestrate import POLICY, Orchestration, orchestrate
 
     def tell(event: Event) -> None:
         if isinstance(event, Orchestrated):
@@ -623,7 +623,7 @@ def agents(overrides: tuple[str, ...], runs: str, again: bool) -> None:
 @runs_option
 def answers(run: str, runs: str) -> None:
     """Say what came of a stored RUN: the question of every view that has something to say, and its answer in one sentence."""
-    from lab.errors import LabError, plain
+    from lab.ground.errors import LabError, plain
     from lab.runs.answers import answered, lines
     from lab.runs.folder import find_run
 
@@ -665,7 +665,7 @@ def scenario(run: str, runs: str) -> None:
 @click.option("--speed", default=10.0, show_default=True, help="Times as fast as it was; inf: all at once.")
 def replay(run: str, runs: str, speed: float) -> None:
     """Show a stored RUN again, knobs included. Nothing is trained."""
-    from lab.errors import RecipeError
+    from lab.ground.errors import RecipeError
     from lab.runs.columns import Columns
     from lab.runs.folder import find_run
     from lab.runs.live import paced
@@ -754,7 +754,7 @@ def plan(
 
 def _measured(run: str, runs: str) -> float:
     """Seconds of a local step of a stored run at a worker with a machine of its own."""
-    from lab.errors import RecipeError
+    from lab.ground.errors import RecipeError
     from lab.runs.columns import Columns, pace
     from lab.runs.folder import find_run
 
@@ -792,7 +792,7 @@ def compare(names: tuple[str, ...], runs: str, network_name: str, energy: str | 
     """Runs side by side, the oldest first: loss, bytes, and seconds (and joules) on a network."""
     from lab.costs.energy import energy as of_energy
     from lab.costs.network import described, network
-    from lab.errors import RecipeError, plain
+    from lab.ground.errors import RecipeError, plain
     from lab.runs.folder import find_run, runs_called
 
     net, figures = network(network_name), None if energy is None else of_energy(energy)
@@ -875,7 +875,7 @@ def _spent(columns: Columns) -> dict[str, Any]:
 def _show_compared(rows: list[dict[str, Any]], network_name: str, links: str) -> None:
     from lab.costs.energy import human_joules
     from lab.costs.network import human
-    from lab.errors import plain
+    from lab.ground.errors import plain
 
     head = f"{'run':<28}{'steps':>7}{'status':>12}{'validation':>12}{'payload':>11}{'on wires':>11}"
     drawn = any("joules" in r for r in rows)
@@ -941,7 +941,7 @@ def reproduce(
     single_file: bool,
 ) -> None:
     """Execute NOTEBOOKs (default: all in notebooks/) and end with a table of what holds of the papers' claims."""
-    from lab.errors import RecipeError
+    from lab.ground.errors import RecipeError
     from lab.study.execution import Pages
     from lab.study.reproduce import reproduce as execute
 
@@ -1070,7 +1070,7 @@ def sweep(
     cluster: str,
 ) -> None:
     """Execute a NOTEBOOK with every combination of parameters, side by side, and compare what came out."""
-    from lab.errors import RecipeError
+    from lab.ground.errors import RecipeError
     from lab.runs.track import set_default
     from lab.study.execution import Pages
     from lab.study.slurm import Cluster
@@ -1110,7 +1110,7 @@ def slides(
     notebook: str, parameters: tuple[str, ...], out: str, again: bool, single_file: bool, reveal: str | None
 ) -> None:
     """Make slides of a NOTEBOOK, such as a lesson, that need no network; it is executed first, unless it was."""
-    from lab.files import shown
+    from lab.ground.files import shown
     from lab.study.slides import slides as make
 
     made = make(notebook, parameters, Path(out), reveal=reveal, single_file=single_file, again=again)
@@ -1124,7 +1124,7 @@ def slides(
 @click.option("--csv", "csv_file", metavar="FILE", help="Write a table for a spreadsheet.")
 def predictions_(folder: str, csv_file: str | None) -> None:
     """What learners predicted, and how their exercises stand: from notebooks that they handed in to FOLDER."""
-    from lab.files import located, write_atomically
+    from lab.ground.files import located, write_atomically
     from lab.study.predictions import gather
 
     found = gather(folder)
@@ -1146,11 +1146,11 @@ def audit(overrides: tuple[str, ...], runs: str, again: bool) -> None:
 
     An audit that was stopped goes on where it was. -o targets=[0,1,2], -o counts=[0,25,200], -o model.dim=64.
     """
-    from lab.config import given
     from lab.events import CellDone
-    from lab.imitation.audit import audit as do
-    from lab.imitation.found import Found
-    from lab.imitation.settings import Audit
+    from lab.ground.config import given
+    from lab.systems.imitation.audit import audit as do
+    from lab.systems.imitation.found import Found
+    from lab.systems.imitation.settings import Audit
 
     def tell(event: Event) -> None:
         if isinstance(event, CellDone):
@@ -1168,7 +1168,7 @@ def audit(overrides: tuple[str, ...], runs: str, again: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print the runs as JSON, and nothing else.")
 def list_(kind: str | None, runs: str, as_json: bool) -> None:
     """Methods, presets, models, corpora, tasks, networks, devices, and the runs that there are; or one KIND of them, a line each."""
-    from lab.errors import plain
+    from lab.ground.errors import plain
     from lab.runs.index import summaries
 
     if as_json:
@@ -1232,7 +1232,7 @@ def _named(kind: str) -> list[tuple[str, str]]:
 
 def _offered(kind: str, known: Container[str]) -> list[tuple[str, str]]:
     """What packages have under a name in their entry points, and where."""
-    from lab.config.references import offered
+    from lab.ground.config.references import offered
 
     return [
         (name, f"{where}, of package {package}")

@@ -679,7 +679,7 @@ class Warned:
 
 @dataclass(frozen=True)
 class Orchestrated:
-    """Agents have answered questions together (`lab.agents`): who heard whom, what it cost, what came of it. Of all rollouts of an update.
+    """Agents have answered questions together (`lab.systems.agents`): who heard whom, what it cost, what came of it. Of all rollouts of an update.
 
     Numbers are counts over all questions. ``answers``: of agents, before they heard others; of these ``right_before`` were right, ``rescued``
     were wrong and became right, ``harmed`` the other way round. ``right_drafts``: questions that the drafts alone would have got right, by
@@ -750,7 +750,7 @@ class Orchestrated:
 
 @dataclass(frozen=True)
 class Defended:
-    """What the defences of an author are like before anybody imitates it (`lab.imitation`), on messages that nothing was fitted on."""
+    """What the defences of an author are like before anybody imitates it (`lab.systems.imitation`), on messages that nothing was fitted on."""
 
     kind: ClassVar[str] = "defended"
     step: int
@@ -763,7 +763,7 @@ class Defended:
 
 @dataclass(frozen=True)
 class Imitated:
-    """What one imitation of an author is worth, and who notices: texts of one model (`lab.imitation`)."""
+    """What one imitation of an author is worth, and who notices: texts of one model (`lab.systems.imitation`)."""
 
     kind: ClassVar[str] = "imitated"
     step: int
@@ -782,7 +782,7 @@ class Imitated:
 
 @dataclass(frozen=True)
 class Unlearned:
-    """What a model is worth after it was made to forget, or after an attack on that (`lab.unlearning.study`).
+    """What a model is worth after it was made to forget, or after an attack on that (`lab.systems.unlearning.study`).
 
     ``scores`` by name: ``recall_forget`` and ``recall_retain`` (R_f, R_r), their ``deviation`` from 0 and 1, shares that are refused, and others.
     """

@@ -20,8 +20,8 @@ THEMES = {"light": "JupyterLab Light", "dark": "JupyterLab Dark"}
 SETUP = """
 import tempfile
 import time
-from lab.agents.nexa import Learning
-from lab.agents.orchestrate import Orchestration, orchestrate
+from lab.systems.agents.nexa import Learning
+from lab.systems.agents.orchestrate import Orchestration, orchestrate
 from lab.events import Ended
 from lab.costs.network import NETWORKS
 from lab.recipes.recipe import Recipe
@@ -64,9 +64,9 @@ turned = RunFolder("STORED")
 seen = {}
 
 def leak():
-    from lab.imitation.audit import audit
-    from lab.imitation.imitator import Model
-    from lab.imitation.settings import Audit, Federation
+    from lab.systems.imitation.audit import audit
+    from lab.systems.imitation.imitator import Model
+    from lab.systems.imitation.settings import Audit, Federation
     view = StyleLeak()
     view.show()
     settings = Audit(authors=8, messages=120, targets=(0, 1, 2), counts=(0, 5, 25, 80), texts=20, perturbations=1,

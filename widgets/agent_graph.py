@@ -83,7 +83,7 @@ class AgentGraph(View):
             return [
                 Note(
                     TITLE,
-                    "Nobody has answered yet: lab agents, or lab.agents.orchestrate.orchestrate, lets agents do so.",
+                    "Nobody has answered yet: lab agents, or lab.systems.agents.orchestrate.orchestrate, lets agents do so.",
                 )
             ]
         out: list[Picture] = [Note("In numbers", self.words())]

@@ -19,8 +19,8 @@ from IPython.display import display, update_display
 
 from lab.costs.network import NETWORKS, duration, human
 from lab.data import CORPORA, corpora
-from lab.errors import LabError
 from lab.events import Ended, Event
+from lab.ground.errors import LabError
 from lab.methods import METHODS, name_of, parse_method
 from lab.recipes.presets import PRESETS
 from lab.recipes.recipe import Recipe

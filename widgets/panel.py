@@ -20,8 +20,8 @@ import ipywidgets
 from IPython.display import display, update_display
 
 from lab.costs.network import NETWORKS, human
-from lab.errors import LabError, RecipeError
 from lab.events import Ended, Event, KnobChanged, WorkersChanged
+from lab.ground.errors import LabError, RecipeError
 from lab.runs.knobs import named_network, periods, validate_knob
 from lab.runs.live import EventSink, Run
 from lab.runs.progress import Progress, report

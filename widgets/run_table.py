@@ -18,7 +18,7 @@ import anywidget
 import traitlets
 
 from lab.costs.network import NETWORKS, Network, duration, human
-from lab.files import write_atomically
+from lab.ground.files import write_atomically
 from lab.runs.outlines import Outline, defaults, outlines, plain
 from lab.study.tables import html_table
 from widgets.answers import plural

@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from lab.events import CellDone, Defended, Ended, Event, Imitated
-from lab.imitation.found import PEOPLE, Found, Row
+from lab.systems.imitation.found import PEOPLE, Found, Row
 from widgets.answers import percent
 from widgets.pictures import Band, Bars, Lines, Note, Picture, Series
 from widgets.view import Control, View
 
 TITLE = "Whose style gives itself away?"
-NOTHING = "Nobody has been imitated yet: feed this view the events of an audit (lab.imitation.audit.audit)."
+NOTHING = "Nobody has been imitated yet: feed this view the events of an audit (lab.systems.imitation.audit.audit)."
 RATE = "{name}, {x} messages: {y} of texts pass for the author's, mean over authors"
 DETECTED = "{name}, {x} messages: AUROC {y}, mean over authors\n0.5: no better than a guess; below, the author's own look more like a model's"
 LIKE = "{name}, {x} messages: {y}, mean over authors"

@@ -12,7 +12,7 @@ from IPython.display import clear_output, display
 
 from lab.costs.network import duration
 from lab.events import Event, Stepped
-from lab.files import located
+from lab.ground.files import located
 from lab.recipes.recipe import Recipe
 from lab.runs.columns import Columns
 from lab.runs.folder import Busy, RunFolder, find_run

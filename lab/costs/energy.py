@@ -16,10 +16,10 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field
 
-from lab.config import checked, config, number_in
 from lab.costs.calendar import Calendar
 from lab.costs.network import FRAMING, Network, Turn, pace_TW
-from lab.errors import RecipeError, one_of, shown
+from lab.ground.config import checked, config, number_in
+from lab.ground.errors import RecipeError, one_of, shown
 
 NotNegative = Annotated[float, Field(ge=0)]
 

@@ -17,9 +17,9 @@ from fractions import Fraction
 
 from pydantic import Field
 
-from lab.config import Count, Period, Positive, config
-from lab.config import Fraction as Share
-from lab.errors import RecipeError
+from lab.ground.config import Count, Period, Positive, config
+from lab.ground.config import Fraction as Share
+from lab.ground.errors import RecipeError
 from lab.models.moe import MoE
 from lab.recipes.placement import Placement, Table
 

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 import torch
 
+from lab.ground.seeds import generator
 from lab.models.moe import MoE
-from lab.seeds import generator
 
 
 def step_seconds_by_ghosts(

@@ -16,10 +16,10 @@ from __future__ import annotations
 import os
 import re
 
-from lab.config import number_in
 from lab.costs.links import UNITS, Rate, check_trace
 from lab.data.files import expanded
-from lab.errors import RecipeError, shown
+from lab.ground.config import number_in
+from lab.ground.errors import RecipeError, shown
 
 HEADS = (["time", "worker", "rate"], ["time", "worker", "up", "down"])
 

@@ -18,9 +18,9 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field
 
-from lab.config import Positive, config
-from lab.errors import RecipeError
-from lab.seeds import numpy_generator
+from lab.ground.config import Positive, config
+from lab.ground.errors import RecipeError
+from lab.ground.seeds import numpy_generator
 
 UNITS = {"bit": 1.0, "kbit": 1e3, "Mbit": 1e6, "Gbit": 1e9, "Tbit": 1e12}  # per second
 Rate = tuple[float, int, float, float]  # from this second on, a worker's link: bits per second up, and down

@@ -48,11 +48,11 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field
 
-from lab.config import Fraction, Positive, config, number_in
 from lab.costs.link_traces import rate_in, read_trace
 from lab.costs.links import UNITS, Bottleneck, Course, Link, Rate, check_trace, phases, through_a_place
-from lab.errors import RecipeError, one_of, shown
 from lab.events import Sent
+from lab.ground.config import Fraction, Positive, config, number_in
+from lab.ground.errors import RecipeError, one_of, shown
 
 Turn = tuple[int, Sequence[float]]  # from which step on a local step takes how many times longer, by worker
 FRAMING = {"none": 1.0, "ethernet": (1514 + 66 / 2) / 1448}  # bytes on a link per byte of payload

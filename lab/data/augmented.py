@@ -12,9 +12,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from lab.config import config
-from lab.errors import RecipeError
-from lab.seeds import generator
+from lab.ground.config import config
+from lab.ground.errors import RecipeError
+from lab.ground.seeds import generator
 
 
 @config

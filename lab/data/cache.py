@@ -32,8 +32,8 @@ import numpy as np
 from lab.data.corpora import CorpusSource, Piece, Texts, open_source
 from lab.data.files import CHUNK, replace_whole, settled
 from lab.data.tokenizer import BYTES, Stretch, Tokenizer, cut_up, load_tokenizer, stretched, tokenizer_identity
-from lab.errors import RecipeError
-from lab.files import located, working_folder
+from lab.ground.errors import RecipeError
+from lab.ground.files import located, working_folder
 
 FORMAT = 2
 SPLITS = ("train", "validation")

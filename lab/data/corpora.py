@@ -23,8 +23,8 @@ from lab.data.files import Finder, Scan, Stamp, expanded, scans, stamp, text_of,
 from lab.data.grammar import Grammar
 from lab.data.hub import Hub
 from lab.data.mixture import Mixture
-from lab.errors import RecipeError, one_of
-from lab.files import working_folder
+from lab.ground.errors import RecipeError, one_of
+from lab.ground.files import working_folder
 
 CORPORA = {
     "stdlib": "source text of the Python that runs this; a domain is a package: stdlib?max_bytes=20000000",

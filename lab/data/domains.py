@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lab.data.splits import evenly_spaced
 from lab.data.tasks import scores
-from lab.errors import RecipeError, one_of
+from lab.ground.errors import RecipeError, one_of
 
 MOST = 16  # domains that are told one by one
 OTHERS = "others"

@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lab.errors import RecipeError
-from lab.files import sha256_of, working_folder
+from lab.ground.errors import RecipeError
+from lab.ground.files import sha256_of, working_folder
 
 MOST = 250_000  # files and folders that are looked at for one path
 CHUNK = 1 << 20  # bytes that are read at a time

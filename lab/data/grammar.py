@@ -16,8 +16,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lab.errors import RecipeError
-from lab.seeds import numpy_generator
+from lab.ground.errors import RecipeError
+from lab.ground.seeds import numpy_generator
 
 # The space first and letters by frequency in English: symbol 0 is the most common one, so samples look like words.
 _LETTERS = " etaoinshrdlucmfwypvbgkjqxz.,;-'"

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from lab.data.files import expanded, with_home
-from lab.errors import RecipeError, one_of
-from lab.files import working_folder
+from lab.ground.errors import RecipeError, one_of
+from lab.ground.files import working_folder
 
 UNWRITABLE = (
     errno.EACCES,

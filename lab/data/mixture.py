@@ -19,8 +19,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from lab.data.grammar import ALPHABET, check_ranges, entropy_rate, sample
-from lab.errors import RecipeError
-from lab.seeds import numpy_generator
+from lab.ground.errors import RecipeError
+from lab.ground.seeds import numpy_generator
 
 NAMES = ("target", "related", "noise", "unrelated")
 BRANCHES = 4  # likely symbols after each

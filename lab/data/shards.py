@@ -13,9 +13,9 @@ from typing import overload
 
 import numpy as np
 
-from lab.errors import RecipeError
-from lab.seeds import numpy_generator
-from lab.seeds.permutations import draws
+from lab.ground.errors import RecipeError
+from lab.ground.seeds import numpy_generator
+from lab.ground.seeds.permutations import draws
 
 Shards = Sequence[np.ndarray]  # by worker, or client
 

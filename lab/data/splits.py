@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from lab.config import number_in
 from lab.data.cache import Tokens
 from lab.data.shards import Drawn, Lazy, Shards, rounded, sizes
-from lab.errors import RecipeError, one_of
-from lab.seeds import numpy_generator
-from lab.seeds.permutations import permutations
+from lab.ground.config import number_in
+from lab.ground.errors import RecipeError, one_of
+from lab.ground.seeds import numpy_generator
+from lab.ground.seeds.permutations import permutations
 
 if TYPE_CHECKING:
     import torch

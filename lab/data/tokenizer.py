@@ -14,7 +14,7 @@ import numpy as np
 
 from lab.data import hub
 from lab.data.files import expanded, stamp
-from lab.errors import RecipeError
+from lab.ground.errors import RecipeError
 
 ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[EOS]", "[SEP]")  # what tokenizers call end of text
 MOST_IDS = 1_000_000  # ids may have gaps, but above this one at least an eighth of them is to be used

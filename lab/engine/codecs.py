@@ -13,8 +13,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from lab.config import config, number_in
-from lab.errors import RecipeError, one_of
+from lab.ground.config import config, number_in
+from lab.ground.errors import RecipeError, one_of
 
 
 class Codec(Protocol):

@@ -18,8 +18,8 @@ from lab.engine.fleet import Fleet
 from lab.engine.ledger import Ledger
 from lab.engine.stack import Block, Stack, at_least_float32
 from lab.engine.world import Contribution, Named, OneProcess, World
-from lab.errors import RecipeError
 from lab.events import Sent
+from lab.ground.errors import RecipeError
 
 Sizes = dict[tuple[int, ...], dict[str, int]]  # payload bytes of each of some workers, by group
 

@@ -26,8 +26,8 @@ import torch
 from torch import Tensor, nn
 
 from lab.engine.stack import Block, Layout, Stack
-from lab.seeds.draws import Draws
-from lab.seeds.surroundings import one_core_
+from lab.ground.seeds.draws import Draws
+from lab.ground.seeds.surroundings import one_core_
 
 
 def _share_one_heap() -> None:
@@ -232,7 +232,7 @@ class Fleet:
         """Fill the gradient of every worker here that is up; return their losses ``[N]``, NaN for all others.
 
         Workers run side by side, one thread each; on a GPU one after another. What a module draws (dropout) comes from a
-        generator of ``seed(worker)`` (`lab.seeds.draws.Draws`), which costs a little on every operation: a worker's first pass
+        generator of ``seed(worker)`` (`lab.ground.seeds.draws.Draws`), which costs a little on every operation: a worker's first pass
         shows whether its module draws at all, and those that do not are left alone from then on.
 
         Parameters

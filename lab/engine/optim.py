@@ -18,10 +18,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from lab.config import Positive, config
 from lab.engine.stack import Block, Stack
 from lab.engine.state import State
-from lab.errors import RecipeError, one_of, shown
+from lab.ground.config import Positive, config
+from lab.ground.errors import RecipeError, one_of, shown
 from lab.optimizers import ADOPT, QHADOPT, QHM, SGDM, FedAdam, FedMom, FedYogi, Muon, PlainAdam, QHAdam
 from lab.optimizers.options import checked_options
 

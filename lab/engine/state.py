@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lab.engine.fleet import Fleet
 from lab.engine.stack import Stack
-from lab.errors import RecipeError, one_of
+from lab.ground.errors import RecipeError, one_of
 
 
 class Experts(Protocol):

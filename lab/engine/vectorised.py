@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from lab.engine.fleet import Fleet
-from lab.errors import RecipeError
-from lab.seeds.surroundings import one_core
+from lab.ground.errors import RecipeError
+from lab.ground.seeds.surroundings import one_core
 
 # Of values ``[W, …]`` of all parameters, inputs and targets: losses ``[W]``, and the gradients.
 Pass = Callable[[Sequence[Tensor], Tensor, Tensor], list[Tensor]]

@@ -10,12 +10,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from lab.config import Count, Fraction, Period, Positive, RecipeView, config
 from lab.engine.comm import Communicator
 from lab.engine.optim import AdamW, Optimizer, states, step_
 from lab.engine.stack import Stack, clip_
 from lab.engine.state import Grad, State, numeric
-from lab.errors import RecipeError
+from lab.ground.config import Count, Fraction, Period, Positive, RecipeView, config
+from lab.ground.errors import RecipeError
 from lab.methods.registry import method, never_synced
 from lab.methods.rounds import beginning
 

@@ -7,12 +7,12 @@ from typing import ClassVar
 from pydantic import Field
 from torch import Tensor
 
-from lab.config import Positive, config
 from lab.engine.comm import Communicator
 from lab.engine.optim import AdamW, Optimizer
 from lab.engine.stack import clip_
 from lab.engine.state import Grad, State
-from lab.errors import RecipeError
+from lab.ground.config import Positive, config
+from lab.ground.errors import RecipeError
 from lab.methods.registry import method
 
 

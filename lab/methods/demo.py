@@ -10,11 +10,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from lab.config import Fraction, Period, Positive, config
 from lab.engine.comm import Communicator
 from lab.engine.optim import Optimizer
 from lab.engine.stack import Stack, at_least_float32, clip_, frozen
 from lab.engine.state import Grad, State, numeric
+from lab.ground.config import Fraction, Period, Positive, config
 from lab.methods.registry import method
 from lab.methods.tiles import Tiling, room
 

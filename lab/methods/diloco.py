@@ -5,12 +5,12 @@ from __future__ import annotations
 from pydantic import Field
 from torch import Tensor
 
-from lab.config import Period, Positive, config
 from lab.engine.comm import Communicator
 from lab.engine.optim import AdamW, Nesterov, Optimizer
 from lab.engine.outer import init_outer, outer_step_
 from lab.engine.stack import clip_
 from lab.engine.state import Grad, State
+from lab.ground.config import Period, Positive, config
 from lab.methods.registry import method
 
 

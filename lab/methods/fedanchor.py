@@ -10,13 +10,13 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from lab.config import Count, Period, Positive, RecipeView, config
 from lab.data.augmented import Augmentation
 from lab.engine.comm import Communicator
 from lab.engine.optim import Optimizer
 from lab.engine.stack import Layout, Stack, clip_
 from lab.engine.state import Grad, Loss, State, numeric
-from lab.errors import RecipeError
+from lab.ground.config import Count, Period, Positive, RecipeView, config
+from lab.ground.errors import RecipeError
 from lab.methods.registry import method, never_synced
 from lab.methods.rounds import InnerStates, Weight, fetch_, fetched
 from lab.methods.server_labels import ServerTraining, begin_, end_round_, of_task, train_

@@ -8,11 +8,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from lab.config import Period, Positive, config
 from lab.engine.comm import Communicator
 from lab.engine.optim import AdamW, Optimizer
 from lab.engine.stack import at_least_float32, clip_
 from lab.engine.state import Grad, State, numeric
+from lab.ground.config import Period, Positive, config
 from lab.methods.lora_factors import mean, samples, stacked
 from lab.methods.lora_rounds import (
     adapters_of,

@@ -8,13 +8,13 @@ from typing import Annotated
 from pydantic import Field
 from torch import Tensor, nn
 
-from lab.config import Fraction, Period, Positive, RecipeView, config
 from lab.data.augmented import Augmentation
 from lab.data.tasks.task import IGNORED
 from lab.engine.comm import Communicator
 from lab.engine.optim import Optimizer
 from lab.engine.stack import clip_
 from lab.engine.state import Grad, Loss, State
+from lab.ground.config import Fraction, Period, Positive, RecipeView, config
 from lab.methods.registry import method, never_synced
 from lab.methods.rounds import InnerStates, Weight, fetch_
 from lab.methods.server_labels import ServerTraining, begin_, confident, end_round_, loss_on, of_task, train_

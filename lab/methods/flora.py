@@ -11,17 +11,17 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from lab.config import Period, Positive, config
 from lab.engine.comm import Communicator
 from lab.engine.optim import AdamW, Optimizer
 from lab.engine.stack import clip_
 from lab.engine.state import Grad, State, numeric
+from lab.ground.config import Period, Positive, config
+from lab.ground.seeds import generator
 from lab.methods.lora_factors import samples, stacked
 from lab.methods.lora_rounds import adapters_of, add_to_base_, agreed_base, hand_in, open_, pairs_of, start_
 from lab.methods.registry import method
 from lab.methods.rounds import Weight, fetching
 from lab.models.lora import fresh_A
-from lab.seeds import generator
 
 
 @method("flora", server=True)

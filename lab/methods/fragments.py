@@ -15,7 +15,7 @@ from lab.engine.optim import states
 from lab.engine.outer import descend_
 from lab.engine.stack import Stack
 from lab.engine.state import State
-from lab.errors import RecipeError
+from lab.ground.errors import RecipeError
 
 Pattern = Literal["strided", "contiguous"]
 

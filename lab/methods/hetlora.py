@@ -10,12 +10,12 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from lab.config import Fraction, Period, Positive, config
 from lab.engine.comm import Communicator
 from lab.engine.optim import AdamW, Optimizer
 from lab.engine.stack import Stack, clip_
 from lab.engine.state import Grad, Loss, State, numeric
 from lab.engine.world import Named
+from lab.ground.config import Fraction, Period, Positive, config
 from lab.methods.lora_factors import Pair, cells, mean, padded, product_norm, shares
 from lab.methods.lora_rounds import adapters_of, open_, rescale_, start_
 from lab.methods.registry import method

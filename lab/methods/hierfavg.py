@@ -7,11 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pydantic import Field
 from torch import Tensor
 
-from lab.config import Count, Period, Positive, RecipeView, config
 from lab.engine.comm import Communicator
 from lab.engine.optim import AdamW, Optimizer, reset_
 from lab.engine.stack import Stack, clip_
 from lab.engine.state import Grad, State, numeric
+from lab.ground.config import Count, Period, Positive, RecipeView, config
 from lab.methods.registry import method
 from lab.methods.rounds import InnerStates, Weight, weights_of
 from lab.methods.tree import (

@@ -7,11 +7,11 @@ from typing import Literal
 from pydantic import Field
 from torch import Tensor
 
-from lab.config import Period, Positive, config
 from lab.engine.comm import Communicator
 from lab.engine.optim import AdamW, Optimizer, reset_
 from lab.engine.stack import clip_
 from lab.engine.state import Grad, State
+from lab.ground.config import Period, Positive, config
 from lab.methods.registry import method
 
 

@@ -13,7 +13,7 @@ from lab.engine.optim import Optimizer, reset_
 from lab.engine.stack import Layout, Stack
 from lab.engine.state import State, numeric
 from lab.engine.world import Named
-from lab.errors import RecipeError
+from lab.ground.errors import RecipeError
 from lab.methods.lora_factors import Adapters, Pair
 from lab.methods.registry import METHODS, Method, declared, name_of
 from lab.methods.rounds import InnerStates, Weight, beginning, fetching, hand_in_

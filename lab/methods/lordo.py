@@ -9,12 +9,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from lab.config import Period, Positive, RecipeView, config
 from lab.engine.comm import Communicator
 from lab.engine.optim import Optimizer, count_, steps_taken
 from lab.engine.stack import Stack, clip_, frozen, layout_like
 from lab.engine.state import Grad, State, numeric
-from lab.errors import RecipeError, one_of
+from lab.ground.config import Period, Positive, RecipeView, config
+from lab.ground.errors import RecipeError, one_of
 from lab.methods.registry import method, never_synced
 from lab.optimizers.low_rank import first_basis, low_rank_adam_, rotate_, short_side_first, top_basis
 

@@ -11,12 +11,12 @@ from typing import Any
 from pydantic import Field
 from torch import Tensor
 
-from lab.config import Period, Positive, RecipeView, config
 from lab.engine.comm import Communicator
 from lab.engine.optim import ELEMENTWISE, Optimizer
 from lab.engine.stack import clip_
 from lab.engine.state import Grad, State
-from lab.errors import RecipeError, one_of
+from lab.ground.config import Period, Positive, RecipeView, config
+from lab.ground.errors import RecipeError, one_of
 from lab.methods.registry import method, never_synced
 from lab.optimizers.quasi_hyperbolic import momenta
 

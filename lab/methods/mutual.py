@@ -8,12 +8,12 @@ from typing import Annotated
 from pydantic import Field
 from torch import Tensor, nn
 
-from lab.config import Period, Positive, RecipeView, config, unused
 from lab.engine.comm import Communicator
 from lab.engine.optim import AdamW, Optimizer, reset_
 from lab.engine.stack import Layout, Stack, clip_
 from lab.engine.state import Grad, State
-from lab.errors import RecipeError
+from lab.ground.config import Period, Positive, RecipeView, config, unused
+from lab.ground.errors import RecipeError
 from lab.methods.registry import method, never_synced
 from lab.methods.rounds import InnerStates, Weight, beginning, fetching, weights_of
 from lab.models.distillation import First, apart, loss_and_predictions

@@ -9,13 +9,13 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from lab.config import Fraction, Period, Positive, RecipeView, config
 from lab.engine.comm import Communicator
 from lab.engine.optim import AdamW, Optimizer
 from lab.engine.stack import Stack, clip_
 from lab.engine.state import Grad, State, numeric
+from lab.ground.config import Fraction, Period, Positive, RecipeView, config
+from lab.ground.seeds import generator
 from lab.methods.registry import method, never_synced
-from lab.seeds import generator
 
 
 @method("noloco")

@@ -7,13 +7,13 @@ from typing import Annotated, Literal
 from pydantic import Field
 from torch import Tensor
 
-from lab.config import Period, Positive, RecipeView, config
 from lab.engine.comm import Communicator
 from lab.engine.optim import AdamW, Optimizer, reset_
 from lab.engine.outer import init_outer, outer_step_
 from lab.engine.stack import clip_
 from lab.engine.state import Grad, State
-from lab.errors import RecipeError
+from lab.ground.config import Period, Positive, RecipeView, config
+from lab.ground.errors import RecipeError
 from lab.methods.registry import method
 from lab.optimizers.schedule import Schedule
 

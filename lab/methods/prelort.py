@@ -13,18 +13,18 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from lab.config import Period, Positive, RecipeView, config, unused
 from lab.engine.comm import Communicator
 from lab.engine.optim import AdamW, Optimizer
 from lab.engine.outer import descend_
 from lab.engine.stack import clip_
 from lab.engine.state import Grad, Loss, State
+from lab.ground.config import Period, Positive, RecipeView, config, unused
+from lab.ground.seeds import uniform
 from lab.methods.lora_rounds import adapters_of, fetch_, open_
 from lab.methods.lora_rounds import mean_of_holders as segment_mean
 from lab.methods.registry import method
 from lab.methods.rounds import InnerStates, Weight
 from lab.models.lora import Cut, prefix_losses, weighted
-from lab.seeds import uniform
 
 
 @method("prelort", server=True, own_loss=True, bounded=True)

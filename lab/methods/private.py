@@ -22,7 +22,7 @@ from torch import Tensor
 from lab.engine.comm import Communicator
 from lab.engine.stack import Stack, at_least_float32
 from lab.engine.state import State, has_numbers, numeric
-from lab.seeds import generator
+from lab.ground.seeds import generator
 
 
 @dataclass

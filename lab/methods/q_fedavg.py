@@ -8,11 +8,11 @@ from typing import Annotated
 from pydantic import Field
 from torch import Tensor
 
-from lab.config import Period, Positive, RecipeView, config
 from lab.engine.comm import Communicator
 from lab.engine.optim import Optimizer
 from lab.engine.stack import Stack, clip_
 from lab.engine.state import Grad, State, numeric
+from lab.ground.config import Period, Positive, RecipeView, config
 from lab.methods.registry import method, never_synced
 from lab.methods.rounds import (
     InnerStates,

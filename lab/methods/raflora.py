@@ -8,12 +8,12 @@ from __future__ import annotations
 from pydantic import Field
 from torch import Tensor
 
-from lab.config import Period, Positive, config
 from lab.engine.comm import Communicator
 from lab.engine.optim import AdamW, Optimizer
 from lab.engine.stack import clip_
 from lab.engine.state import Grad, State, numeric
 from lab.engine.world import Named
+from lab.ground.config import Period, Positive, config
 from lab.methods.lora_factors import refactored, samples, stacked
 from lab.methods.lora_rounds import adapters_of, fetch_, hand_in, open_, pairs_of
 from lab.methods.registry import method

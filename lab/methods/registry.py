@@ -9,11 +9,11 @@ from typing import Any, Protocol, TypeVar
 
 from torch import Tensor, nn
 
-from lab.config import RecipeView, checked, references
 from lab.engine.comm import Communicator
 from lab.engine.optim import AdamW, Optimizer
 from lab.engine.state import Grad, State
-from lab.errors import RecipeError, one_of, shown
+from lab.ground.config import RecipeView, checked, references
+from lab.ground.errors import RecipeError, one_of, shown
 
 T = TypeVar("T")
 
@@ -21,7 +21,7 @@ T = TypeVar("T")
 class Method(Protocol):
     """The loop body of one paper: how each cell of the fleet moves, and which rows are averaged, when.
 
-    A frozen dataclass (`lab.config.config`) under the decorator `method`. What is here is required; seven functions and a property may
+    A frozen dataclass (`lab.ground.config.config`) under the decorator `method`. What is here is required; seven functions and a property may
     be there as well, for what only the method knows:
 
     ``check(recipe)``
@@ -178,7 +178,7 @@ def _check_class(name: str, cls: Any) -> None:
         )
     own = cls.__name__
     if not is_dataclass(cls):
-        raise RecipeError(f"@method({name!r}) is for a dataclass: write @config from lab.config above {own}")
+        raise RecipeError(f"@method({name!r}) is for a dataclass: write @config from lab.ground.config above {own}")
     missing = set(REQUIRED) - set(dir(cls)) - {f.name for f in fields(cls)}
     if missing:
         raise RecipeError(

@@ -8,12 +8,12 @@ from typing import Literal
 from pydantic import Field
 from torch import Tensor
 
-from lab.config import Period, Positive, RecipeView, config
 from lab.engine.comm import Communicator
 from lab.engine.optim import Optimizer
 from lab.engine.stack import Stack, at_least_float32, clip_
 from lab.engine.state import Grad, State, numeric
-from lab.errors import RecipeError
+from lab.ground.config import Period, Positive, RecipeView, config
+from lab.ground.errors import RecipeError
 from lab.methods.private import add_noise_, clipped
 from lab.methods.registry import method, never_synced
 from lab.methods.rounds import Weight, beginning, fetching, share_of_all, weights_of

@@ -18,17 +18,17 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from lab.config import config
 from lab.data.augmented import Augmentation
 from lab.data.tasks.task import IGNORED
 from lab.engine.comm import Communicator
 from lab.engine.fleet import saved_buffers
 from lab.engine.optim import Optimizer, step_
 from lab.engine.state import State, has_numbers
-from lab.errors import Diverged, RecipeError
+from lab.ground.config import config
+from lab.ground.errors import Diverged, RecipeError
+from lab.ground.seeds import derive, generator
+from lab.ground.seeds.draws import Draws
 from lab.methods.rounds import Weight, beginning, hand_in_
-from lab.seeds import derive, generator
-from lab.seeds.draws import Draws
 
 Objective = Callable[[nn.Module, Tensor, Tensor], Tensor]  # of a module, on inputs and their labels
 

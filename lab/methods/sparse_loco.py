@@ -8,12 +8,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from lab.config import Count, Fraction, Period, Positive, config
 from lab.engine.comm import Communicator
 from lab.engine.optim import AdamW, Optimizer
 from lab.engine.outer import follow_, init_outer
 from lab.engine.stack import Stack, clip_, frozen
 from lab.engine.state import Grad, State, numeric
+from lab.ground.config import Count, Fraction, Period, Positive, config
 from lab.methods.registry import method
 from lab.methods.tiles import Tiling, room
 

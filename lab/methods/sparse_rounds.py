@@ -15,7 +15,6 @@ from math import ceil
 import torch
 from torch import Tensor
 
-from lab.config import RecipeView
 from lab.engine.codecs import NonZeros
 from lab.engine.comm import Communicator
 from lab.engine.fleet import Fleet
@@ -23,7 +22,8 @@ from lab.engine.optim import reset_
 from lab.engine.stack import Stack, at_least_float32
 from lab.engine.state import Grad, State, has_numbers, numeric
 from lab.engine.world import Named
-from lab.errors import RecipeError
+from lab.ground.config import RecipeView
+from lab.ground.errors import RecipeError
 from lab.methods.rounds import InnerStates, Weight, fetching, weights_of
 from lab.models.reparametrised import convolutions, layers
 

@@ -9,11 +9,11 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from lab.config import Period, Positive, RecipeView, config
 from lab.engine.comm import Communicator
 from lab.engine.optim import Optimizer
 from lab.engine.stack import clip_
 from lab.engine.state import Grad, State
+from lab.ground.config import Period, Positive, RecipeView, config
 from lab.methods.registry import method, never_synced
 from lab.methods.rounds import InnerStates, Weight, beginning
 from lab.methods.sparse_rounds import check_weights, fetch_, hand_in_pruned_, nominal, not_claimed, thresholds_first

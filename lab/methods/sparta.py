@@ -9,14 +9,14 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from lab.config import Period, Positive, RecipeView, config, unused
 from lab.engine.comm import Communicator
 from lab.engine.optim import AdamW, Optimizer
 from lab.engine.outer import init_outer, outer_step_
 from lab.engine.stack import Layout, Stack, clip_
 from lab.engine.state import Grad, State, numeric
+from lab.ground.config import Period, Positive, RecipeView, config, unused
+from lab.ground.seeds import generator
 from lab.methods.registry import method, never_synced
-from lab.seeds import generator
 
 
 @method("sparta")

@@ -9,11 +9,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from lab.config import Fraction, Period, Positive, RecipeView, config
 from lab.engine.comm import Communicator
 from lab.engine.optim import AdamW, Optimizer
 from lab.engine.stack import Stack, clip_
 from lab.engine.state import Grad, State
+from lab.ground.config import Fraction, Period, Positive, RecipeView, config
 from lab.methods.fragments import Pattern, check_times, fragments, mix_, outer_step_, why_fixed
 from lab.methods.registry import method, never_synced
 

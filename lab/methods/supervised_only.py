@@ -6,10 +6,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from lab.config import Period, config
 from lab.engine.comm import Communicator
 from lab.engine.optim import Optimizer
 from lab.engine.state import Grad, State, has_numbers
+from lab.ground.config import Period, config
 from lab.methods.registry import method
 from lab.methods.rounds import fetch_
 from lab.methods.server_labels import ServerTraining, begin_, of_task, train_

@@ -18,11 +18,11 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator
 from torch import Tensor
 
-from lab.config import RecipeView
 from lab.engine.fleet import Fleet
 from lab.engine.stack import Layout, Stack
 from lab.engine.state import State
-from lab.errors import RecipeError, shown
+from lab.ground.config import RecipeView
+from lab.ground.errors import RecipeError, shown
 from lab.methods.registry import never_synced
 from lab.methods.rounds import beginning
 

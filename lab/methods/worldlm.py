@@ -12,12 +12,13 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from lab.config import Count, Fraction, Period, Positive, RecipeView, config
 from lab.engine.comm import Communicator
 from lab.engine.optim import AdamW, Optimizer, reset_
 from lab.engine.stack import Layout, Stack, at_least_float32, clip_
 from lab.engine.state import Grad, State, numeric
-from lab.errors import RecipeError
+from lab.ground.config import Count, Fraction, Period, Positive, RecipeView, config
+from lab.ground.errors import RecipeError
+from lab.ground.seeds import generator
 from lab.methods.hierfavg import PLACES, mass, mean_of_nodes_
 from lab.methods.registry import method
 from lab.methods.rounds import InnerStates, Weight, weights_of
@@ -35,7 +36,6 @@ from lab.methods.tree import (
     sent_names,
     tree_of,
 )
-from lab.seeds import generator
 
 Layers = Mapping[str, tuple[str, ...]]  # the names of the tensors of each layer
 Vectors = Mapping[str, Tensor]  # tensors by name: what one worker or node has of the key layers

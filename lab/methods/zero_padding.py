@@ -9,11 +9,11 @@ from __future__ import annotations
 from pydantic import Field
 from torch import Tensor
 
-from lab.config import Period, Positive, config
 from lab.engine.comm import Communicator
 from lab.engine.optim import AdamW, Optimizer
 from lab.engine.stack import clip_
 from lab.engine.state import Grad, State
+from lab.ground.config import Period, Positive, config
 from lab.methods.lora_rounds import coverage, fetch_, mean_of_holders, open_
 from lab.methods.registry import method
 from lab.methods.rounds import InnerStates, Weight

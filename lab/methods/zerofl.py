@@ -8,11 +8,11 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from lab.config import Period, Positive, RecipeView, config
 from lab.engine.comm import Communicator
 from lab.engine.optim import Optimizer
 from lab.engine.stack import clip_
 from lab.engine.state import Grad, State
+from lab.ground.config import Period, Positive, RecipeView, config
 from lab.methods.registry import method
 from lab.methods.rounds import InnerStates, Weight, beginning
 from lab.methods.sparse_rounds import (

@@ -13,12 +13,12 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from lab.config import Count, RecipeView, config
-from lab.errors import RecipeError
+from lab.ground.config import Count, RecipeView, config
+from lab.ground.errors import RecipeError
+from lab.ground.seeds import generator
 from lab.models.gpt import GPT, Attention, GPTBlock, GPTModule, Linear, rotate
 from lab.models.registry import model
 from lab.models.shape import Shape
-from lab.seeds import generator
 
 Iterations = Annotated[int, Field(ge=1, le=32)]
 

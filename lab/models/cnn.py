@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from lab.config import Count, RecipeView, config
+from lab.ground.config import Count, RecipeView, config
 from lab.models.layers import Norm, check_halved, check_kernel, draw_, made, norm_of, refuse
 from lab.models.registry import model
 from lab.models.shape import Shape

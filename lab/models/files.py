@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lab import files as places
+from lab.ground import files as places
 
 MOST_JSON = 1 << 24  # bytes of a JSON file; those of large models have some ten thousand
 MOST_HEADER = 1 << 25  # bytes of names and shapes in a safetensors file; 100,000 tensors have ten million

@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from lab.config import Count, RecipeView, config
-from lab.errors import RecipeError
+from lab.ground.config import Count, RecipeView, config
+from lab.ground.errors import RecipeError
+from lab.ground.seeds import generator
 from lab.models.shape import Shape
-from lab.seeds import generator
 
 Layers = Annotated[int, Field(ge=1, le=2048)]  # a module each, which takes a millisecond to make
 

@@ -23,12 +23,12 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
-from lab.config import RecipeView, config
-from lab.errors import RecipeError
+from lab.ground.config import RecipeView, config
+from lab.ground.errors import RecipeError
+from lab.ground.seeds.draws import Draws, same_draws
 from lab.models.files import Unreadable, check_ordinary, in_one_line, located, open_tensors, read_json
 from lab.models.gpt import cross_entropy
 from lab.models.shape import Shape
-from lab.seeds.draws import Draws, same_draws
 
 # While it builds or loads a model, transformers exchanges torch's functions for first values, methods of its own classes, and
 # torch's default dtype, each for the whole process: two threads that do so at once can leave what the other has put there.

@@ -8,7 +8,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from lab.errors import RecipeError
+from lab.ground.errors import RecipeError
 from lab.models.own import TaskLoss, with_loss
 
 NAME = "groups"

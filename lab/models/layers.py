@@ -9,9 +9,9 @@ from typing import Literal
 import torch
 from torch import nn
 
-from lab.errors import RecipeError
+from lab.ground.errors import RecipeError
+from lab.ground.seeds import generator
 from lab.models.shape import Shape
-from lab.seeds import generator
 
 Norm = Literal["batch", "group", "none"]
 # By the number of axes of an example.

@@ -20,9 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lab.config import Count, Positive, RecipeView, config
-from lab.errors import RecipeError, one_of
-from lab.seeds import generator
+from lab.ground.config import Count, Positive, RecipeView, config
+from lab.ground.errors import RecipeError, one_of
+from lab.ground.seeds import generator
 
 
 @config

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from lab.config import Count, RecipeView, config
+from lab.ground.config import Count, RecipeView, config
 from lab.models.layers import draw_, made, refuse
 from lab.models.registry import model
 from lab.models.shape import Shape

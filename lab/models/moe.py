@@ -25,11 +25,11 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from lab.config import Count, RecipeView, config
-from lab.errors import RecipeError
+from lab.ground.config import Count, RecipeView, config
+from lab.ground.errors import RecipeError
+from lab.ground.seeds import generator
 from lab.models.gpt import F32, GPT, Attention, Layers, cross_entropy
 from lab.models.shape import Shape
-from lab.seeds import generator
 
 MOST_EXPERTS = 1 << 18  # in all layers: a module each
 

@@ -17,13 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lab.config import RecipeView
-from lab.config.references import Call, only_recorded, resolve
-from lab.errors import RecipeError, plain, shown
+from lab.ground.config import RecipeView
+from lab.ground.config.references import Call, only_recorded, resolve
+from lab.ground.errors import RecipeError, plain, shown
+from lab.ground.seeds import derive
+from lab.ground.seeds.draws import Draws
 from lab.models.gpt import cross_entropy
 from lab.models.shape import Shape
-from lab.seeds import derive
-from lab.seeds.draws import Draws
 
 TaskLoss = Callable[[nn.Module, Tensor, Tensor], Tensor]  # of a module, on inputs and targets
 FROM_DATA = ("vocab_size", "context", "input_shape", "num_outputs")

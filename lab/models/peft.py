@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lab.errors import RecipeError, one_of
-from lab.files import write_atomically
+from lab.ground.errors import RecipeError, one_of
+from lab.ground.files import write_atomically
 from lab.models.files import Tensors, Unreadable, located, open_tensors, read_json, shown
 from lab.models.hf import HFModule
 from lab.models.lora import LoRALinear, adapters, cut_to, linear_maps

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from typing import Any, TypeVar
 
-from lab.config import checked
-from lab.config.references import entry_point
-from lab.errors import RecipeError, one_of, shown
+from lab.ground.config import checked
+from lab.ground.config.references import entry_point
+from lab.ground.errors import RecipeError, one_of, shown
 from lab.models.shape import Model
 
 T = TypeVar("T")
@@ -44,7 +44,7 @@ def model(name: str) -> Callable[[type[T]], type[T]]:
             )
         if not is_dataclass(cls):
             raise RecipeError(
-                f"@model({name!r}) is for a dataclass: write @config from lab.config above {cls.__name__}"
+                f"@model({name!r}) is for a dataclass: write @config from lab.ground.config above {cls.__name__}"
             )
         missing = set(REQUIRED) - set(dir(cls)) - {f.name for f in fields(cls)}
         if missing:

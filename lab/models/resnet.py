@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from lab.config import Count, RecipeView, config
+from lab.ground.config import Count, RecipeView, config
 from lab.models import layers
 from lab.models.layers import made, norm_of, refuse
 from lab.models.registry import model

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from lab.config import Count, RecipeView, config
-from lab.errors import RecipeError
+from lab.ground.config import Count, RecipeView, config
+from lab.ground.errors import RecipeError
 from lab.models import layers
 from lab.models.layers import Norm, check_halved, check_kernel, made, norm_of, refuse
 from lab.models.registry import model

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from lab.errors import RecipeError
+from lab.ground.errors import RecipeError
 from lab.models.files import in_one_line
 
 

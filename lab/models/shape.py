@@ -7,8 +7,8 @@ from typing import Protocol
 
 from torch import nn
 
-from lab.config import RecipeView
-from lab.errors import RecipeError
+from lab.ground.config import RecipeView
+from lab.ground.errors import RecipeError
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Shape:
 
 
 class Model(Protocol):
-    """A model as recipes name it: a frozen dataclass (`lab.config.config`) with what makes the module."""
+    """A model as recipes name it: a frozen dataclass (`lab.ground.config.config`) with what makes the module."""
 
     @property
     def vocab_size(self) -> int | None:

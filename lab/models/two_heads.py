@@ -15,9 +15,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from lab.errors import RecipeError
+from lab.ground.errors import RecipeError
+from lab.ground.seeds import generator
 from lab.models.layers import draw_
-from lab.seeds import generator
 
 NAME = "anchor_head"  # of the second head, as a part of the first
 _ASKED = threading.local()  # workers run side by side, and each has a module of its own or shares one

@@ -14,8 +14,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from lab.config import Fraction, Positive, exact
-from lab.errors import RecipeError, one_of, shown
+from lab.ground.config import Fraction, Positive, exact
+from lab.ground.errors import RecipeError, one_of, shown
 
 Decay = Annotated[float, Field(ge=0, lt=1)]  # of an average: what is left of it after a step
 Size = Annotated[float, Field(ge=0)]

@@ -7,8 +7,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from lab.config import Fraction, RecipeView, config
-from lab.errors import RecipeError
+from lab.ground.config import Fraction, RecipeView, config
+from lab.ground.errors import RecipeError
 
 
 @config

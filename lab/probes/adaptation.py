@@ -19,6 +19,7 @@ from lab.engine.fleet import Fleet
 from lab.engine.stack import Stack
 from lab.engine.state import Grad, State
 from lab.events import Adapted
+from lab.ground.seeds.surroundings import isolated
 from lab.methods.holding_on import gradients_, open_
 from lab.methods.rounds import beginning
 from lab.probes.evaluation import Evaluator
@@ -34,7 +35,6 @@ from lab.probes.fairness import (
 )
 from lab.probes.probe import Agreed, Probe, Setup
 from lab.recipes.adaptation import How
-from lab.seeds.surroundings import isolated
 
 AT_ONCE, NUMBERS = 64, 1 << 24  # clients that are trained together, at most, and parameters of them all
 Gradients = Callable[

@@ -10,12 +10,12 @@ from itertools import count
 import torch
 from torch import Tensor, nn
 
-from lab.errors import Diverged
 from lab.events import Evaluated, Event, Warned
+from lab.ground.errors import Diverged
+from lab.ground.seeds import derive
+from lab.ground.seeds.draws import Draws
 from lab.probes.drift import squares_W
 from lab.probes.probe import Agreed, Probe, Setup
-from lab.seeds import derive
-from lab.seeds.draws import Draws
 
 
 class Evaluator:

@@ -16,10 +16,10 @@ from lab.data.splits import cut
 from lab.data.training_data import HeldOut
 from lab.engine.stack import Stack
 from lab.events import BINS, PERCENTILES, ClientsScored, lower_is_better
+from lab.ground.seeds import numpy_generator
 from lab.methods import declared
 from lab.probes.evaluation import Evaluator
 from lab.probes.probe import Agreed, Probe, Setup
-from lab.seeds import numpy_generator
 
 AT_ONCE = 4096  # examples that are gathered together
 KEPT_AT_ONCE = 256  # clients whose own parameters are read together

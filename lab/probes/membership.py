@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from lab.data.splits import evenly_spaced
 from lab.engine.checkpoint import Json
 from lab.events import Event, Measured
+from lab.ground.seeds import uniform
 from lab.probes.evaluation import Evaluator
 from lab.probes.probe import Agreed, Probe, Setup
-from lab.seeds import uniform
 
 MOST = 256  # of members, and of others
 FALSE_ALARMS = 0.01

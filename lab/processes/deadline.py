@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from lab.errors import Diverged
+from lab.ground.errors import Diverged
 
 OTHERS = 2.0  # deadlines more that a site has that has come, but not yet said how it went
 

@@ -7,7 +7,7 @@ import os
 import socket
 from dataclasses import dataclass
 
-from lab.errors import RecipeError
+from lab.ground.errors import RecipeError
 
 STORE = "ISTHMUS_STORE"  # the file in which processes of one machine meet, where our own launcher started them
 MAILBOX = "ISTHMUS_MAILBOX"  # the place in which sites leave messages for each other, where that is how they talk

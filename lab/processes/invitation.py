@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from lab.errors import Damaged, LabError, RecipeError, plain
+from lab.ground.errors import Damaged, LabError, RecipeError, plain
 from lab.processes.messages import Refused, Seal
 from lab.processes.places import Place
 

@@ -15,7 +15,7 @@ from torch.distributed.elastic.rendezvous.api import (
     RendezvousStoreInfo,
 )
 
-from lab.errors import RecipeError
+from lab.ground.errors import RecipeError
 from lab.processes.environment import STORE
 
 _GENERATIONS = itertools.count(1)  # of processes that this one has started

@@ -24,7 +24,7 @@ from torch._C._distributed_c10d import FileStore, Store, TCPStore
 from lab.engine.codecs import Codec
 from lab.engine.stack import Block, Stack, at_least_float32
 from lab.engine.world import Contribution, K, Named, OneProcess, World
-from lab.errors import LabError, RecipeError
+from lab.ground.errors import LabError, RecipeError
 from lab.processes import mailbox, mesh
 from lab.processes.environment import MAILBOX, STORE, Launched, launched
 from lab.processes.invitation import Invitation, secret

@@ -14,8 +14,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
-from lab.errors import RecipeError, shown
-from lab.files import located, open_plain
+from lab.ground.errors import RecipeError, shown
+from lab.ground.files import located, open_plain
 
 URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://.*|[A-Za-z][A-Za-z0-9+.-]+::.*")
 WHOLE_BY_THEMSELVES = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oci", "oss", "tos", "r2", "memory"}

@@ -28,8 +28,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
-from lab.errors import Damaged, LabError, RecipeError
-from lab.files import write_atomically
+from lab.ground.errors import Damaged, LabError, RecipeError
+from lab.ground.files import write_atomically
 from lab.processes.deadline import Deadline, Missed
 from lab.processes.invitation import Invitation, tell
 from lab.processes.messages import HEAD_BYTES, Refused, Seal, Unfit

@@ -22,7 +22,7 @@ from lab.engine.comm import Communicator, Meeting, Sizes, count
 from lab.engine.fleet import Fleet
 from lab.engine.stack import Stack, at_least_float32
 from lab.engine.world import Contribution, Named, World
-from lab.errors import RecipeError
+from lab.ground.errors import RecipeError
 from lab.processes.peers import ManyProcesses
 from lab.processes.secure_sum import looked_at, shares
 from lab.recipes.mean import Mean

@@ -32,7 +32,7 @@ from lab.engine.comm import Communicator, Meeting, Sizes, count
 from lab.engine.fleet import Fleet
 from lab.engine.stack import Block, Stack
 from lab.engine.world import Contribution, Named, World
-from lab.errors import Diverged, LabError, RecipeError
+from lab.ground.errors import Diverged, LabError, RecipeError
 from lab.processes.peers import ManyProcesses
 
 BITS = 48  # after the binary point

@@ -15,7 +15,7 @@ import importlib.util
 import math
 from functools import lru_cache
 
-from lab.errors import RecipeError
+from lab.ground.errors import RecipeError
 from lab.methods.registry import round_steps
 from lab.recipes.recipe import Recipe
 

@@ -8,9 +8,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from lab.config import Count, Fraction, Positive, RecipeView, config
 from lab.engine.optim import Optimizer
-from lab.errors import RecipeError
+from lab.ground.config import Count, Fraction, Positive, RecipeView, config
+from lab.ground.errors import RecipeError
 from lab.methods.holding_on import Hold
 
 Way = Literal["fine_tuning", "frozen_base", "ewc", "kd"]

@@ -22,10 +22,10 @@ from typing import Protocol
 
 import numpy as np
 
-from lab.config import number_in
 from lab.data.files import expanded
-from lab.errors import RecipeError, shown
-from lab.seeds import numpy_generator
+from lab.ground.config import number_in
+from lab.ground.errors import RecipeError, shown
+from lab.ground.seeds import numpy_generator
 
 DAY_NIGHT = "day_night"
 ZONES = 24

@@ -7,8 +7,8 @@ from typing import Literal
 
 from torch import nn
 
-from lab.config import Period, config
 from lab.engine.fleet import saved_buffers
+from lab.ground.config import Period, config
 
 Kind = Literal["local", "averaged", "first", "frozen"]
 

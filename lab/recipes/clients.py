@@ -11,10 +11,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from lab.config import Positive, RecipeView, config
-from lab.errors import RecipeError
+from lab.ground.config import Positive, RecipeView, config
+from lab.ground.errors import RecipeError
+from lab.ground.seeds import numpy_generator
 from lab.recipes.availability import check_available
-from lab.seeds import numpy_generator
 
 
 @config

@@ -9,10 +9,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lab.config import Count, RecipeView, config
 from lab.engine.fleet import Fleet, saved_buffers
 from lab.engine.vectorised import Vectorised
-from lab.errors import RecipeError
+from lab.ground.config import Count, RecipeView, config
+from lab.ground.errors import RecipeError
 from lab.recipes.replay import Replayed
 
 # Below this many multiplications of parameters with tokens, a worker's step takes less time on a GPU than its launches: about

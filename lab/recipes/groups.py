@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator
 
-from lab.errors import RecipeError, shown
+from lab.ground.errors import RecipeError, shown
 
 Groups = dict[str, tuple[int, ...]]  # clients by group
 FORM = (

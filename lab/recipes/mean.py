@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from lab.config import Positive, config
-from lab.errors import RecipeError
+from lab.ground.config import Positive, config
+from lab.ground.errors import RecipeError
 
 
 @config

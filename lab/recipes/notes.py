@@ -11,8 +11,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from lab.config import unused
 from lab.data.splits import parse_split
+from lab.ground.config import unused
 from lab.methods.registry import declared, method_notes, name_of, round_steps
 from lab.recipes.recipe import Recipe
 from lab.recipes.weighting import GATED, TO_ANCHORS

@@ -14,9 +14,9 @@ from typing import Literal
 import torch
 from pydantic import Field
 
-from lab.config import Period, RecipeView, config
-from lab.errors import RecipeError
-from lab.seeds import generator
+from lab.ground.config import Period, RecipeView, config
+from lab.ground.errors import RecipeError
+from lab.ground.seeds import generator
 
 Table = list[list[list[int]]]  # [layer][expert] -> workers, ascending
 

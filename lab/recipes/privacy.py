@@ -7,8 +7,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from lab.config import Positive, config
-from lab.errors import RecipeError
+from lab.ground.config import Positive, config
+from lab.ground.errors import RecipeError
 from lab.methods.private import Private
 from lab.methods.registry import METHODS, Absent, Method, declared
 

@@ -15,12 +15,12 @@ from pydantic import BeforeValidator, Field, SkipValidation
 from pydantic_core import to_jsonable_python
 from torch import nn
 
-from lab.config import Count, checked, config, parsed_option, references, unique_keys
-from lab.config.references import Call
 from lab.data.splits import parse_split
 from lab.data.tasks.registry import TASKS, find_task
 from lab.engine.codecs import codec
-from lab.errors import RecipeError, one_of, shown
+from lab.ground.config import Count, checked, config, parsed_option, references, unique_keys
+from lab.ground.config.references import Call
+from lab.ground.errors import RecipeError, one_of, shown
 from lab.methods.des_loc import DESLOC
 from lab.methods.registry import METHODS, Absent, Method, check_method, is_method, name_of, parse_method
 from lab.models import gpt, moe

@@ -9,10 +9,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from lab.config import Count, Fraction, Period, RecipeView, config
-from lab.errors import RecipeError
 from lab.events import Event, WorkersChanged
-from lab.seeds import generator
+from lab.ground.config import Count, Fraction, Period, RecipeView, config
+from lab.ground.errors import RecipeError
+from lab.ground.seeds import generator
 
 Worker = Annotated[int, Field(ge=0)]
 

@@ -15,9 +15,9 @@ from functools import lru_cache
 import numpy as np
 
 from lab.data.shards import Repeated
+from lab.ground.seeds import numpy_generator
 from lab.recipes.availability import availability
 from lab.recipes.clients import Clients
-from lab.seeds import numpy_generator
 
 TRIES = 8  # draws of candidates, of whom some are away or drawn already, before all clients are looked at
 AT_ONCE = 4  # candidates for each row

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from lab.config import config
+from lab.ground.config import config
 
 
 @config

@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from lab.config import Count, Positive, RecipeView, config
-from lab.errors import RecipeError
+from lab.ground.config import Count, Positive, RecipeView, config
+from lab.ground.errors import RecipeError
 from lab.methods.registry import Absent, Method, declared
 from lab.methods.weights import Reduce
 

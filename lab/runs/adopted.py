@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from lab.engine.fleet import Fleet, saved_buffers
-from lab.errors import RecipeError
+from lab.ground.errors import RecipeError
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float64)
 

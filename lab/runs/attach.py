@@ -15,9 +15,10 @@ from lab.engine.codecs import codec
 from lab.engine.comm import Communicator
 from lab.engine.state import Loss, State
 from lab.engine.world import World
-from lab.errors import RecipeError
 from lab.events import Event
-from lab.files import located
+from lab.ground.errors import RecipeError
+from lab.ground.files import located
+from lab.ground.seeds.surroundings import isolated
 from lab.methods import METHODS, Method, declared, name_of, parse_method
 from lab.methods.registry import method_notes, round_steps
 from lab.models.hf import HFModule
@@ -29,7 +30,6 @@ from lab.runs.attached import Attached
 from lab.runs.folder import RunFolder
 from lab.runs.stream import Stream
 from lab.runs.track import Sink, Track, sinks
-from lab.seeds.surroundings import isolated
 
 STEPS = 1000  # that a loop is taken to have where it does not say: the ends of axes in pictures
 AGREED = ("workers", "parameters (a digest of names, shapes and dtype)", "options of lab.attach")

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lab.errors import RecipeError
+from lab.ground.errors import RecipeError
 from lab.runs.attached import Attached
 
 try:

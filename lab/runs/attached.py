@@ -22,8 +22,9 @@ from lab.engine.ledger import Ledger
 from lab.engine.stack import Block
 from lab.engine.state import State
 from lab.engine.world import OneProcess, World
-from lab.errors import Diverged, RecipeError, shown
 from lab.events import VERSION, Ended, Evaluated, Event, Started, Stepped
+from lab.ground.errors import Diverged, RecipeError, shown
+from lab.ground.seeds.surroundings import isolated
 from lab.methods import name_of
 from lab.methods.registry import round_steps
 from lab.probes.drift import DriftProbe
@@ -38,7 +39,6 @@ from lab.runs.handed import Gradients, Losses
 from lab.runs.parts import Holders, States
 from lab.runs.shared_folder import SharedFolder
 from lab.runs.stream import Stream, leave
-from lab.seeds.surroundings import isolated
 
 
 class Attached(torch.optim.Optimizer):

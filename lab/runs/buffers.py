@@ -12,7 +12,7 @@ from lab.engine.comm import Communicator
 from lab.engine.fleet import Fleet, saved_buffers
 from lab.engine.stack import Layout, Stack
 from lab.engine.state import State
-from lab.errors import RecipeError
+from lab.ground.errors import RecipeError
 from lab.methods.rounds import fetching
 from lab.recipes.buffers import Buffers
 

@@ -20,7 +20,8 @@ from lab.engine.fleet import Fleet, num_cores
 from lab.engine.state import State
 from lab.engine.vectorised import Vectorised
 from lab.engine.world import OneProcess, World
-from lab.errors import RecipeError
+from lab.ground.errors import RecipeError
+from lab.ground.seeds.surroundings import isolated
 from lab.methods import declared
 from lab.methods.lora_factors import Adapters
 from lab.methods.private import private_of
@@ -69,7 +70,6 @@ from lab.runs.seating import Seating
 from lab.runs.start import start_values_
 from lab.runs.trial import floats_kept, try_out
 from lab.runs.weights import Weights
-from lab.seeds.surroundings import isolated
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,8 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from lab.errors import Damaged
-from lab.files import damage, digest_beside, make_lasting, write_with_digest
+from lab.ground.errors import Damaged
+from lab.ground.files import damage, digest_beside, make_lasting, write_with_digest
 
 Kept = Mapping[str, Tensor]  # of one client, by key
 _FILE = re.compile(r"round-([0-9]+)\.safetensors")

@@ -15,7 +15,6 @@ from lab.costs.calendar import Calendar, Kinds
 from lab.costs.energy import Energy, Joules, joules
 from lab.costs.network import Bill, Meter, Network, Turn
 from lab.engine.ledger import Ledger
-from lab.errors import RecipeError
 from lab.events import (
     Adapted,
     Branched,
@@ -45,6 +44,7 @@ from lab.events import (
     Weighted,
     WorkersChanged,
 )
+from lab.ground.errors import RecipeError
 from lab.methods.registry import declared, levels
 from lab.recipes.recipe import Recipe
 from lab.recipes.selection import pace_W

@@ -10,7 +10,6 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from lab.config.references import Call
 from lab.data import Batches, Corpus, load_tokenizer, split_windows
 from lab.data.cache import read_corpus
 from lab.data.shards import portions, sizes
@@ -22,13 +21,14 @@ from lab.data.tasks.examples import is_there, load_examples, task_name
 from lab.data.tasks.registry import KNOWN, check_options, find_task
 from lab.data.tasks.task import IGNORED, Task
 from lab.data.training_data import HeldOut, TrainingData
-from lab.errors import RecipeError
+from lab.ground.config.references import Call
+from lab.ground.errors import RecipeError
+from lab.ground.seeds import derive
 from lab.models.own import one_line
 from lab.models.shape import Shape
 from lab.recipes.groups import Groups, by_column, listed
 from lab.recipes.recipe import Recipe
 from lab.runs.domains import domains_of_task, domains_of_text, task_apart, windows_apart
-from lab.seeds import derive
 
 
 def training_data(recipe: Recipe, corpus: Corpus | None = None, progress: bool = False) -> TrainingData:

@@ -9,11 +9,11 @@ import numpy as np
 
 from lab.engine.state import Grad
 from lab.events import Sent
+from lab.ground.seeds.surroundings import isolated
 from lab.methods import Method
 from lab.probes.probe import Setup
 from lab.runs.buffers import BufferSync
 from lab.runs.roll_call import RollCall
-from lab.seeds.surroundings import isolated
 
 
 class DryRun:

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lab.errors import RecipeError
-from lab.files import write_atomically
+from lab.ground.errors import RecipeError
+from lab.ground.files import write_atomically
 from lab.models.files import in_one_line
 from lab.models.hf import HF
 from lab.models.in_groups import without_groups_

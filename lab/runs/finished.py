@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lab.data.cache import read_corpus, text_files
 from lab.data.corpora import open_source
-from lab.errors import LabError, RecipeError
+from lab.ground.errors import LabError, RecipeError
 from lab.recipes.recipe import Recipe
 from lab.runs.data import corpus_digest, task_digest
 from lab.runs.folder import RunFolder

@@ -14,7 +14,7 @@ A checkpoint knows its recipe, and the length and the digest of ``events.jsonl``
 it writes anything, and cuts the file back to that length, so the stream of a run that was killed ends up as that of one that
 never stopped. The file of knobs is not cut: what was turned after the checkpoint is turned again at its step.
 
-Nothing is read that is not what was written: the first damaged line or file is named (`lab.errors.Damaged`). What can be had
+Nothing is read that is not what was written: the first damaged line or file is named (`lab.ground.errors.Damaged`). What can be had
 from elsewhere is: the recipe from the events or a checkpoint, the events after a checkpoint from an older one. A run folder never
 writes outside of itself: a link in it is refused.
 """
@@ -37,7 +37,6 @@ from torch import Tensor
 
 from lab.engine.checkpoint import Checkpoint, Part, snapshot
 from lab.engine.world import World
-from lab.errors import Damaged, LabError, RecipeError, plain, shown
 from lab.events import (
     VERSION,
     Checkpointed,
@@ -51,7 +50,8 @@ from lab.events import (
     read,
     to_bytes,
 )
-from lab.files import (
+from lab.ground.errors import Damaged, LabError, RecipeError, plain, shown
+from lab.ground.files import (
     claimed,
     damage,
     digest_beside,

@@ -35,9 +35,9 @@ from pathlib import Path
 from typing import Any
 
 from lab.engine.checkpoint import Checkpoint
-from lab.errors import Damaged, RecipeError, shown
 from lab.events import Checkpointed, Event, Forked, Started
-from lab.files import digest_beside, located
+from lab.ground.errors import Damaged, RecipeError, shown
+from lab.ground.files import digest_beside, located
 from lab.methods.registry import fixed_periods, name_of
 from lab.models.own import Factory
 from lab.recipes.recipe import UNSAID, Recipe

@@ -14,9 +14,9 @@ from lab.data.training_data import TrainingData
 from lab.engine.comm import Communicator
 from lab.engine.state import Loss, State
 from lab.engine.vectorised import Vectorised
+from lab.ground.seeds import derive
 from lab.recipes.recipe import Recipe
 from lab.runs.weights import Weights
-from lab.seeds import derive
 
 
 class Gradients:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lab.engine.state import Loss, State
-from lab.errors import RecipeError
+from lab.ground.errors import RecipeError
 from lab.runs.adopted import Held
 
 Losses = float | Tensor | Sequence[float | Tensor]  # of one worker, or one for each worker of this process

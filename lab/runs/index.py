@@ -22,9 +22,9 @@ from typing import Any
 
 import pydantic_core
 
-from lab.errors import LabError
 from lab.events import Forked, Sent, read
-from lab.files import open_plain, write_atomically
+from lab.ground.errors import LabError
+from lab.ground.files import open_plain, write_atomically
 from lab.methods import name_of
 from lab.recipes.presets import PRESETS
 from lab.recipes.recipe import SIZES, UNSAID, Recipe

@@ -18,7 +18,7 @@ from pathlib import Path
 from lab.data.cache import cache_folder, text_files
 from lab.data.files import digests, expanded
 from lab.data.training_data import TrainingData
-from lab.errors import LabError, RecipeError
+from lab.ground.errors import LabError, RecipeError
 from lab.models.hf import HF
 from lab.recipes.availability import is_file
 from lab.recipes.recipe import Recipe

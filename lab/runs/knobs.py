@@ -22,10 +22,10 @@ from typing import Any
 
 from pydantic_core import to_jsonable_python
 
-from lab.config import checked
 from lab.costs.network import NETWORKS, Network, network
 from lab.engine.checkpoint import Part
-from lab.errors import RecipeError, one_of
+from lab.ground.config import checked
+from lab.ground.errors import RecipeError, one_of
 from lab.methods.registry import Method, fixed_periods, name_of
 from lab.recipes.recipe import Recipe
 

@@ -18,9 +18,9 @@ from typing import Any
 
 from lab.data.cache import read_corpus
 from lab.data.tasks.examples import task_name
-from lab.errors import LabError, RecipeError
 from lab.events import Event
-from lab.files import located, working_folder
+from lab.ground.errors import LabError, RecipeError
+from lab.ground.files import located, working_folder
 from lab.processes import rendezvous
 from lab.processes.environment import MAILBOX, launched
 from lab.processes.invitation import secret

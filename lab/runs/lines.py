@@ -23,8 +23,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from lab.errors import Damaged
-from lab.files import NO_WAIT, SEAL, SEAL_BYTES, claimed, open_plain, seal
+from lab.ground.errors import Damaged
+from lab.ground.files import NO_WAIT, SEAL, SEAL_BYTES, claimed, open_plain, seal
 
 PIECE_BYTES = 1 << 22
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)

@@ -29,12 +29,13 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from lab.config.references import CELL, is_reference
 from lab.costs.network import Network
 from lab.data import corpora
-from lab.errors import LabError, RecipeError, one_of
 from lab.events import Ended, Event, KnobChanged, Sent, Started, Stepped
-from lab.files import located, numbered, shown, working_folder, working_in
+from lab.ground.config.references import CELL, is_reference
+from lab.ground.errors import LabError, RecipeError, one_of
+from lab.ground.files import located, numbered, shown, working_folder, working_in
+from lab.ground.seeds.surroundings import one_core_
 from lab.processes.peers import check_timeout, share_out
 from lab.recipes.recipe import Recipe
 from lab.runs.columns import Columns
@@ -45,7 +46,6 @@ from lab.runs.launch import events_over_processes
 from lab.runs.sites import check_mailbox
 from lab.runs.track import Sink, Track, sinks, tracked
 from lab.runs.trainer import Trainer
-from lab.seeds.surroundings import one_core_
 
 if TYPE_CHECKING:
     import pandas as pd

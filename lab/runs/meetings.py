@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from lab.engine.checkpoint import Checkpoint, Json
-from lab.errors import RecipeError
 from lab.events import Event
+from lab.ground.errors import RecipeError
 from lab.methods import name_of
 from lab.methods.registry import round_steps
 from lab.processes.deadline import Deadline, Missed

@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 
 from lab.costs.network import Network
-from lab.errors import LabError
-from lab.files import working_folder
+from lab.ground.errors import LabError
+from lab.ground.files import working_folder
 from lab.recipes.recipe import UNSAID, Recipe
 from lab.runs.columns import Columns
 from lab.runs.folder import PLACES, RunFolder, elsewhere, stored

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NoReturn
 
-from lab.errors import RecipeError
+from lab.ground.errors import RecipeError
 
 AGAIN = "this run was trained in a loop of its own (lab.attach), which has its model and data: go on by starting that script again"
 

@@ -29,9 +29,9 @@ from safetensors.torch import load_file
 from safetensors.torch import save as as_bytes
 from torch import Tensor
 
-from lab.errors import Damaged
 from lab.events import CellDone, Event, read, to_bytes
-from lab.files import damage, write_atomically, write_with_digest
+from lab.ground.errors import Damaged
+from lab.ground.files import damage, write_atomically, write_with_digest
 from lab.runs.folder import UNREADABLE, held, writing
 from lab.runs.lines import Log, pieces
 
@@ -40,7 +40,7 @@ AGAIN = "the same call, or command"
 
 
 class Settings(Protocol):
-    """A frozen dataclass of what makes JSON (`lab.config.config`)."""
+    """A frozen dataclass of what makes JSON (`lab.ground.config.config`)."""
 
     @property
     def kind(self) -> str: ...  # what work it is, in one word; a ClassVar

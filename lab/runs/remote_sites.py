@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from lab.errors import LabError
 from lab.events import Event, Sent
+from lab.ground.errors import LabError
 from lab.processes.peers import PeerLost
 from lab.recipes.recipe import Recipe
 from lab.runs import child

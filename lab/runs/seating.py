@@ -16,8 +16,8 @@ from lab.costs.network import Turn
 from lab.data.shards import total
 from lab.engine.checkpoint import Json, Part, Piece, Rows
 from lab.engine.optim import FRESH, counts_of, set_counts_, states
-from lab.errors import Damaged
 from lab.events import Seated
+from lab.ground.errors import Damaged
 from lab.methods import declared
 from lab.methods.registry import received, round_steps
 from lab.probes.probe import Setup

@@ -22,9 +22,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lab.costs.network import Bill, Network
-from lab.errors import LabError
 from lab.events import Evaluated, Event, Sent, Stepped
-from lab.files import locked
+from lab.ground.errors import LabError
+from lab.ground.files import locked
 from lab.recipes.recipe import Recipe
 from lab.runs import child
 from lab.runs.folder import RunFolder

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from lab.engine.checkpoint import Checkpoint, Part, snapshot
 from lab.engine.world import World
-from lab.errors import LabError, RecipeError
 from lab.events import Checkpointed, Ended, Event
+from lab.ground.errors import LabError, RecipeError
 from lab.recipes.recipe import Recipe
 from lab.runs.folder import RunFolder
 from lab.runs.inputs import Inputs

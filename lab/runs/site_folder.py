@@ -20,8 +20,8 @@ from torch import Tensor
 
 from lab.engine.checkpoint import Checkpoint, Part, Piece, joined
 from lab.engine.world import World
-from lab.errors import RecipeError
 from lab.events import Checkpointed, Ended, Event
+from lab.ground.errors import RecipeError
 from lab.processes.invitation import Invitation
 from lab.processes.messages import Seal
 from lab.processes.peers import ManyProcesses, listening

@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lab.config.references import is_reference
-from lab.errors import RecipeError
 from lab.events import Event
-from lab.files import located
+from lab.ground.config.references import is_reference
+from lab.ground.errors import RecipeError
+from lab.ground.files import located
 from lab.processes.environment import MAILBOX
 from lab.processes.invitation import Invitation, secret
 from lab.processes.peers import TIMEOUT_SECONDS, PeerLost, check_timeout

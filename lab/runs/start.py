@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from lab.errors import LabError, RecipeError
-from lab.files import damage
+from lab.ground.errors import LabError, RecipeError
+from lab.ground.files import damage
 from lab.models.files import Tensors, Unreadable, located, open_tensors
 from lab.runs.pretrain import base_file, base_size
 

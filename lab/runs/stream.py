@@ -9,8 +9,8 @@ from pathlib import Path
 from weakref import WeakValueDictionary
 
 from lab.engine.world import World
-from lab.errors import Diverged
 from lab.events import Ended, Event, Started, Stepped, Warned
+from lab.ground.errors import Diverged
 from lab.processes.events import with_all_workers
 from lab.runs.columns import Columns
 from lab.runs.shared_folder import SharedFolder

@@ -38,9 +38,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from lab.errors import RecipeError, one_of
 from lab.events import Adapted, ClientsScored, Clipped, Drifted, Ended, KnobChanged, Measured, Sent, Started, Warned
-from lab.files import write_atomically
+from lab.ground.errors import RecipeError, one_of
+from lab.ground.files import write_atomically
 
 if TYPE_CHECKING:
     import pandas as pd

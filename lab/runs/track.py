@@ -35,7 +35,6 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from dataclasses import dataclass, field
 from typing import Any
 
-from lab.errors import plain
 from lab.events import (
     Adapted,
     ClientsScored,
@@ -51,6 +50,7 @@ from lab.events import (
     Stepped,
     Warned,
 )
+from lab.ground.errors import plain
 from lab.recipes.recipe import Recipe
 from lab.runs.folder import RunFolder
 from lab.runs.table import measured, of_adapted, of_updates, over_clients, rms

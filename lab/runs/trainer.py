@@ -29,7 +29,6 @@ from lab.engine.checkpoint import Checkpoint, Part, restore_, snapshot
 from lab.engine.fleet import Fleet
 from lab.engine.stack import Stack
 from lab.engine.world import World
-from lab.errors import Diverged, LabError, RecipeError
 from lab.events import (
     VERSION,
     Checkpointed,
@@ -43,7 +42,9 @@ from lab.events import (
     Stepped,
     Warned,
 )
-from lab.files import damage, located, working_folder, working_in, write_with_digest
+from lab.ground.errors import Diverged, LabError, RecipeError
+from lab.ground.files import damage, located, working_folder, working_in, write_with_digest
+from lab.ground.seeds.surroundings import isolated, one_core
 from lab.methods import name_of
 from lab.probes.health import not_finite
 from lab.probes.probe import Agreed
@@ -59,7 +60,6 @@ from lab.runs.knobs import STOP, KnobSource
 from lab.runs.meetings import Meetings
 from lab.runs.pretrain import base_recipe
 from lab.runs.track import Track, sinks, tracked
-from lab.seeds.surroundings import isolated, one_core
 
 
 class Folder(Protocol):
@@ -161,7 +161,7 @@ class Trainer:
 
         With a folder they are also written there, with checkpoints. What the folder already holds of this run is replayed
         up to its last whole checkpoint, and the run goes on from there. Between two events the run works apart from what its
-        thread has set for itself (`lab.seeds.surroundings`); whoever takes the events has that back.
+        thread has set for itself (`lab.ground.seeds.surroundings`); whoever takes the events has that back.
         """
         events = self._events(folder)
         try:

@@ -7,13 +7,13 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from lab.data.training_data import TrainingData
-from lab.errors import RecipeError
+from lab.ground.errors import RecipeError
+from lab.ground.seeds import derive
+from lab.ground.seeds.draws import Draws
 from lab.models.gpt import GPT
 from lab.models.own import Factory, one_line, with_loss
 from lab.models.shape import Shape
 from lab.recipes.recipe import Recipe
-from lab.seeds import derive
-from lab.seeds.draws import Draws
 
 
 def try_out(recipe: Recipe, data: TrainingData, shape: Shape) -> None:

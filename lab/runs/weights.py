@@ -19,7 +19,8 @@ from lab.data.training_data import Domains, TrainingData
 from lab.engine.checkpoint import Part, Piece, Rows
 from lab.engine.fleet import Fleet
 from lab.engine.state import Loss, State
-from lab.errors import RecipeError
+from lab.ground.errors import RecipeError
+from lab.ground.seeds import numpy_generator
 from lab.methods.weights import (
     EPS,
     by_sample,
@@ -35,7 +36,6 @@ from lab.methods.weights import (
     softmax,
 )
 from lab.recipes.recipe import Recipe
-from lab.seeds import numpy_generator
 
 MOST = 2048  # samples of a worker that are remembered until somebody asks for them
 REFERENCE = 2048  # samples by which scores of BM25 are standardised

@@ -21,7 +21,7 @@ from typing import Any
 
 import click
 
-from lab.files import shown, write_atomically
+from lab.ground.files import shown, write_atomically
 from lab.runs import child
 from lab.runs.progress import FILE
 from lab.study.claims import Claims, claims_in, tally

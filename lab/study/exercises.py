@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lab.engine.codecs import Int8, codec
-from lab.seeds import generator
+from lab.ground.seeds import generator
 from lab.study.claims import Verdict
 from lab.study.effects import Effect
 from lab.study.teaching import CLOSE, OPEN, RIGHT, Checked, exercise, not_yet

@@ -11,7 +11,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Protocol
 
-from lab.errors import RecipeError
+from lab.ground.errors import RecipeError
 
 EXPLORABLES = "isthmus.explorables"
 

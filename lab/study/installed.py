@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.metadata import entry_points
 from typing import Any
 
-from lab.errors import RecipeError
+from lab.ground.errors import RecipeError
 
 
 def installed(group: str, does: str) -> Any:

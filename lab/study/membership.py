@@ -18,17 +18,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lab.config import Count, config
-from lab.config.references import Call
 from lab.data.splits import evenly_spaced
 from lab.data.tasks.task import Examples, Task
-from lab.errors import RecipeError
+from lab.ground.config import Count, config
+from lab.ground.config.references import Call
+from lab.ground.errors import RecipeError
+from lab.ground.seeds import numpy_generator
 from lab.probes.evaluation import Evaluator
 from lab.probes.membership import Leak, leak, losses
 from lab.recipes.recipe import Recipe
 from lab.runs.data import make_task
 from lab.runs.trainer import Trainer
-from lab.seeds import numpy_generator
 
 HALF = "lab.study.membership:Half"
 TINY = 1e-12

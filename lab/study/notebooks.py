@@ -20,9 +20,9 @@ from typing import Any, Literal, Optional, Union
 import click
 from pydantic import TypeAdapter, ValidationError
 
-from lab.config import parse_value
-from lab.errors import RecipeError
-from lab.files import sha256_of, write_atomically
+from lab.ground.config import parse_value
+from lab.ground.errors import RecipeError
+from lab.ground.files import sha256_of, write_atomically
 from lab.runs import child
 
 DONE = "isthmus"  # key in an executed notebook's metadata, written last

@@ -23,7 +23,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from lab.errors import RecipeError, plain
+from lab.ground.errors import RecipeError, plain
 from lab.study.tables import html_table
 
 KEPT = "isthmus_predictions"  # key in the metadata of a notebook

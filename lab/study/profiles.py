@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lab.errors import RecipeError
-from lab.files import shown
+from lab.ground.errors import RecipeError
+from lab.ground.files import shown
 
 if TYPE_CHECKING:
     from lab.study.stored import Stored

@@ -17,7 +17,7 @@ from typing import Any
 
 from lab.costs.calendar import calendar
 from lab.costs.network import Network, described, duration, human
-from lab.errors import RecipeError
+from lab.ground.errors import RecipeError
 from lab.methods.registry import name_of
 from lab.recipes.recipe import Recipe
 from lab.runs.build import build

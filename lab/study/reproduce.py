@@ -7,8 +7,8 @@ from pathlib import Path
 
 import click
 
-from lab.errors import RecipeError
-from lab.files import located, shown, write_atomically
+from lab.ground.errors import RecipeError
+from lab.ground.files import located, shown, write_atomically
 from lab.study.claims import Claims, tally
 from lab.study.claims_page import claims_page
 from lab.study.execution import Execution, Pages, execute_all, execute_alone, finished

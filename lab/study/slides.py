@@ -15,8 +15,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from lab.data.cache import cache_folder
-from lab.errors import RecipeError
-from lab.files import located, write_atomically
+from lab.ground.errors import RecipeError
+from lab.ground.files import located, write_atomically
 from lab.study.execution import Execution, Pages, execute_alone
 from lab.study.installed import installed
 from lab.study.notebooks import Notebook, find, given

@@ -22,8 +22,8 @@ from typing import Any
 
 import click
 
-from lab.errors import RecipeError, plain
-from lab.files import shown, write_atomically
+from lab.ground.errors import RecipeError, plain
+from lab.ground.files import shown, write_atomically
 from lab.runs import child
 from lab.study.execution import ONE_THREAD, Execution, Pages, ended, last_line, order
 

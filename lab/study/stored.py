@@ -19,9 +19,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import overload
 
-from lab.errors import Damaged
 from lab.events import Drifted, Ended, Event, Started, Stepped, read, to_bytes
-from lab.files import shown, write_atomically
+from lab.ground.errors import Damaged
+from lab.ground.files import shown, write_atomically
 from lab.recipes.recipe import Recipe
 from lab.runs.folder import UNREADABLE
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import click
 
-from lab.config import parse_value
-from lab.errors import RecipeError
-from lab.files import located, shown, write_atomically
+from lab.ground.config import parse_value
+from lab.ground.errors import RecipeError
+from lab.ground.files import located, shown, write_atomically
 from lab.study.comparison import to_html, to_text
 from lab.study.execution import Execution, Pages, execute_all
 from lab.study.notebooks import Notebook, find

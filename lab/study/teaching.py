@@ -21,13 +21,13 @@ from torch import Tensor
 from lab.costs.network import human
 from lab.engine.ledger import Ledger
 from lab.engine.optim import Nesterov
-from lab.errors import LabError, RecipeError
+from lab.ground.errors import LabError, RecipeError
+from lab.ground.seeds import generator
 from lab.recipes.recipe import Recipe
 from lab.runs.folder import RunFolder
 from lab.runs.knobs import periods, with_periods
 from lab.runs.plan import Plan, plan
 from lab.runs.trainer import Trainer, dry_run
-from lab.seeds import generator
 from lab.study.predictions import CHECKED
 
 CLOSE = 0.005  # relative: three digits are enough

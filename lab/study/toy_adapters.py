@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from lab.engine.fleet import Fleet
 from lab.engine.state import State
+from lab.ground.seeds import generator
 from lab.methods import Method, declared
 from lab.methods.lora_factors import Adapters, product_norm
 from lab.models.gpt import Linear
 from lab.models.lora import LoRA, adapt_, adapters, cut_to
-from lab.seeds import generator
 from lab.study.bench import Bench
 
 

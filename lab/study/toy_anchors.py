@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from lab.config import Count, Positive
 from lab.data.tasks.tensors import Classification
-from lab.seeds import numpy_generator
+from lab.ground.config import Count, Positive
+from lab.ground.seeds import numpy_generator
 
 
 def heaps(

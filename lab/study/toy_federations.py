@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from lab.engine.fleet import Fleet
 from lab.engine.state import State
+from lab.ground.seeds import generator
 from lab.methods import Method
 from lab.methods.registry import round_steps
-from lab.seeds import generator
 from lab.study.bench import Bench
 
 NUM, EACH = 9, 3  # workers, and those of one federation

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from lab.engine.fleet import Fleet
 from lab.engine.state import Loss, State
+from lab.ground.seeds import generator
 from lab.methods.registry import parse_method, round_steps
 from lab.probes.metrics import Alignment, Averages, basis_similarity, numerical_rank, spectrum
-from lab.seeds import generator
 from lab.study.bench import Bench
 
 

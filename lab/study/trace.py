@@ -38,9 +38,9 @@ from typing import Any
 import numpy as np
 
 from lab.costs.network import pace_TW
-from lab.errors import RecipeError
 from lab.events import Sent
-from lab.files import write_atomically
+from lab.ground.errors import RecipeError
+from lab.ground.files import write_atomically
 from lab.recipes.recipe import Recipe
 from lab.runs.columns import Columns, slowness, turns
 from lab.runs.plan import plan

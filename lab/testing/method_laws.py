@@ -17,8 +17,8 @@ from torch import Tensor
 from lab.data.training_data import BatchSource
 from lab.engine.comm import Communicator
 from lab.engine.stack import Stack
-from lab.errors import Diverged, shown
 from lab.events import Sent, Stepped
+from lab.ground.errors import Diverged, shown
 from lab.recipes.recipe import Recipe
 from lab.recipes.scenario import Outage, Scenario
 from lab.runs.trainer import Trainer, dry_run
@@ -278,7 +278,7 @@ def processes(s: Subject) -> None:
 )
 def memory(s: Subject) -> None:
     if not type(s.method).__dataclass_params__.frozen:  # type: ignore[attr-defined]
-        raise Broken(f"{type(s.method).__name__} is not frozen: write @config from lab.config above it")
+        raise Broken(f"{type(s.method).__name__} is not frozen: write @config from lab.ground.config above it")
     before = _attributes(s.method)
     straight, first, second = s.bench().run(s.steps), s.bench(), s.bench(deal=other(*s.workers))
     for _ in together(first, second, s.steps):
@@ -302,7 +302,7 @@ def _attributes(method: Any) -> dict[str, str]:
 @LAWS.law(
     "seed",
     "twice the same run, with other global generators: the same numbers, and no global generator has moved",
-    "draw from lab.seeds.generator(seed, purpose, t), with a seed that is an option of the method",
+    "draw from lab.ground.seeds.generator(seed, purpose, t), with a seed that is an option of the method",
 )
 def seed(s: Subject) -> None:
     with own_generators() as drawn:

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from lab.ground.seeds.surroundings import isolated
 from lab.methods import Method, name_of, parse_method
-from lab.seeds.surroundings import isolated
 from lab.testing.generators import own_generators
 from lab.testing.method_laws import LAWS, exceptions
 from lab.testing.report import Broken, Laws, Report, named, refused, report

@@ -12,14 +12,14 @@ from torch import Tensor, nn
 
 from lab.data.training_data import TrainingData
 from lab.engine.fleet import Fleet, saved_buffers
-from lab.errors import RecipeError
+from lab.ground.errors import RecipeError
+from lab.ground.seeds.draws import Draws
 from lab.models.own import one_line, with_loss
 from lab.models.shape import Shape
 from lab.recipes.recipe import Recipe
 from lab.runs.build import build_fleet
 from lab.runs.data import shape_of, training_data
 from lab.runs.trial import try_on_one_batch
-from lab.seeds.draws import Draws
 from lab.testing.generators import own_generators
 from lab.testing.report import Broken, Laws, NotApplicable
 from lab.testing.subject import OTHER, off

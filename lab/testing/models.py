@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from lab.seeds.surroundings import isolated
+from lab.ground.seeds.surroundings import isolated
 from lab.testing.generators import own_generators
 from lab.testing.model_laws import LAWS, Made
 from lab.testing.report import Report, named, refused, report

@@ -10,7 +10,7 @@ from functools import partial
 from types import FunctionType
 from typing import Any, Generic, Literal, TypeVar
 
-from lab.errors import LabError, plain
+from lab.ground.errors import LabError, plain
 from lab.study.tables import html_table
 
 S = TypeVar("S")

@@ -20,15 +20,15 @@ from lab.engine.comm import Communicator
 from lab.engine.stack import Stack
 from lab.engine.state import State
 from lab.engine.world import Named, OneProcess, World
-from lab.errors import RecipeError
 from lab.events import Sent
+from lab.ground.errors import RecipeError
+from lab.ground.seeds import generator
 from lab.methods import Method, declared
 from lab.methods.lora_factors import Adapters
 from lab.recipes.recipe import Recipe
 from lab.runs.build import build_fleet, communicator
 from lab.runs.data import labelled_of, shape_of, training_data
 from lab.runs.trainer import Trainer
-from lab.seeds import generator
 from lab.study import bench as driver
 from lab.testing.report import Broken, NotApplicable
 

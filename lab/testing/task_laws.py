@@ -10,14 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lab.config.references import Call
 from lab.data.tasks.dealt import check_task as check_form
 from lab.data.tasks.dealt import deal
 from lab.data.tasks.task import IGNORED, Examples, Task
 from lab.data.tasks.tensors import fingerprint
-from lab.errors import RecipeError, shown
+from lab.ground.config.references import Call
+from lab.ground.errors import RecipeError, shown
+from lab.ground.seeds import generator
 from lab.runs.data import make_task
-from lab.seeds import generator
 from lab.testing.generators import own_generators
 from lab.testing.report import Broken, Laws, NotApplicable, words
 

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from lab.data.tasks.task import Task
-from lab.seeds.surroundings import isolated
+from lab.ground.seeds.surroundings import isolated
 from lab.testing.generators import own_generators
 from lab.testing.report import Report, named, refused, report
 from lab.testing.task_laws import LAWS, Given

@@ -12,7 +12,7 @@ from torch import Tensor
 from lab.engine.codecs import Codec
 from lab.engine.stack import Block, Stack
 from lab.engine.world import Contribution, K, Named, OneProcess
-from lab.seeds.surroundings import one_core_
+from lab.ground.seeds.surroundings import one_core_
 from lab.testing.report import Broken
 
 T = TypeVar("T")

@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 import torch
 
-from lab.agents.agent import Call, Setting
-from lab.agents.arithmetic import LONGEST, Adders, Arithmetic, trained
-from lab.agents.encoders import Sentences, encoder
-from lab.agents.plans import play
-from lab.agents.questions import Listed, of_file, of_task
-from lab.agents.rivals import Rival
 from lab.data.tasks import arithmetic
 from lab.data.tasks.data import load_task
-from lab.errors import LabError, RecipeError
+from lab.ground.errors import LabError, RecipeError
 from lab.runs import trainer
+from lab.systems.agents.agent import Call, Setting
+from lab.systems.agents.arithmetic import LONGEST, Adders, Arithmetic, trained
+from lab.systems.agents.encoders import Sentences, encoder
+from lab.systems.agents.plans import play
+from lab.systems.agents.questions import Listed, of_file, of_task
+from lab.systems.agents.rivals import Rival
 
 
 def test_every_sum_is_right_and_no_sum_is_in_both_parts() -> None:

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from lab.agents.agent import Call, Ledger, Query
-from lab.agents.endpoint import Client, Endpoint
-from lab.agents.plans import play
-from lab.agents.rivals import Rival
-from lab.errors import LabError, RecipeError
+from lab.ground.errors import LabError, RecipeError
+from lab.systems.agents.agent import Call, Ledger, Query
+from lab.systems.agents.endpoint import Client, Endpoint
+from lab.systems.agents.plans import play
+from lab.systems.agents.rivals import Rival
 from tests.support.chat_server import ChatServer, chat_server
 
 pytest.importorskip("openai")

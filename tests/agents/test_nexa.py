@@ -12,9 +12,11 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
-from lab.agents.agent import Answer, Call, Ledger, Query
-from lab.agents.learning import Learner, Nexa, load_policy
-from lab.agents.nexa import (
+from lab.ground.errors import RecipeError
+from lab.ground.seeds import generator
+from lab.systems.agents.agent import Answer, Call, Ledger, Query
+from lab.systems.agents.learning import Learner, Nexa, load_policy
+from lab.systems.agents.nexa import (
     Drafts,
     Learning,
     Policy,
@@ -29,11 +31,9 @@ from lab.agents.nexa import (
     saturation,
     sequential_pass,
 )
-from lab.agents.plans import Outcome, play
-from lab.agents.rivals import Rival
-from lab.agents.synthetic import Synthetic
-from lab.errors import RecipeError
-from lab.seeds import generator
+from lab.systems.agents.plans import Outcome, play
+from lab.systems.agents.rivals import Rival
+from lab.systems.agents.synthetic import Synthetic
 
 WIDTH = 64
 

@@ -10,16 +10,16 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from lab.agents import orchestrate as module
-from lab.agents.learning import Learner, Nexa
-from lab.agents.nexa import Learning, Policy
-from lab.agents.orchestrate import POLICY, Orchestration, evaluate, learnt, orchestrate, results, summed
-from lab.agents.plans import play
-from lab.agents.rivals import Rival
-from lab.agents.synthetic import Synthetic
 from lab.cli import main
-from lab.errors import RecipeError
 from lab.events import CellDone, Ended, Event, Orchestrated, Warned
+from lab.ground.errors import RecipeError
+from lab.systems.agents import orchestrate as module
+from lab.systems.agents.learning import Learner, Nexa
+from lab.systems.agents.nexa import Learning, Policy
+from lab.systems.agents.orchestrate import POLICY, Orchestration, evaluate, learnt, orchestrate, results, summed
+from lab.systems.agents.plans import play
+from lab.systems.agents.rivals import Rival
+from lab.systems.agents.synthetic import Synthetic
 
 SMALL = Orchestration(
     policy=Policy(width=16, mlp_dim=16),

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lab.agents.agent import Answer, Call, Ledger, OneByOne, Query, Setting
-from lab.agents.nexa import Drafts, contributions, order_of
-from lab.agents.plans import play
-from lab.agents.rivals import Rival
-from lab.agents.synthetic import Synthetic
-from lab.errors import RecipeError
+from lab.ground.errors import RecipeError
+from lab.systems.agents.agent import Answer, Call, Ledger, OneByOne, Query, Setting
+from lab.systems.agents.nexa import Drafts, contributions, order_of
+from lab.systems.agents.plans import play
+from lab.systems.agents.rivals import Rival
+from lab.systems.agents.synthetic import Synthetic
 
 S = Synthetic()
 WORLD = S.setting()

@@ -12,8 +12,8 @@ import torch
 
 from lab.costs.fomoe import Costs, Site, rho_ring
 from lab.costs.network import Network
-from lab.errors import RecipeError
 from lab.events import Sent
+from lab.ground.errors import RecipeError
 from lab.models.moe import SIZES, MoE
 from lab.recipes.placement import Table
 

@@ -14,8 +14,8 @@ from lab.cli import main
 from lab.costs.calendar import Calendar
 from lab.costs.energy import Energy, energy, human_joules, joules
 from lab.costs.network import Link, Network
-from lab.errors import RecipeError
 from lab.events import Sent
+from lab.ground.errors import RecipeError
 from lab.recipes.recipe import Recipe
 from lab.runs.plan import plan
 from lab.runs.trainer import train

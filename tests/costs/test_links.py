@@ -16,12 +16,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lab.cli import main
-from lab.config import checked
 from lab.costs.link_traces import read_trace
 from lab.costs.links import Bottleneck, Lane, Link, Queue
 from lab.costs.network import NETWORKS, OPTIONS, Bill, Meter, Network, described, network
-from lab.errors import RecipeError
 from lab.events import Sent
+from lab.ground.config import checked
+from lab.ground.errors import RecipeError
 from lab.recipes.recipe import Recipe
 from lab.runs.columns import Columns
 from lab.runs.knobs import named_network, network_fields

@@ -11,8 +11,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from lab.costs.network import DEVICES, NETWORKS, Bill, Network, described, network, step_seconds
-from lab.errors import RecipeError
 from lab.events import Sent
+from lab.ground.errors import RecipeError
 from lab.methods.des_loc import DESLOC
 from lab.methods.local_adam import LocalAdam
 from tests.support.bench import Bench

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from lab.cli import main
 from lab.costs.network import Network
-from lab.errors import RecipeError
+from lab.ground.errors import RecipeError
 from lab.recipes.recipe import Recipe
 from lab.runs.plan import plan
 from lab.study.claims import Claim, Claims

@@ -13,8 +13,8 @@ from click.testing import CliRunner
 
 from lab.cli import main
 from lab.costs.network import Network
-from lab.errors import RecipeError
 from lab.events import Sent
+from lab.ground.errors import RecipeError
 from lab.recipes.recipe import Recipe
 from lab.recipes.scenario import Outage, Scenario
 from lab.runs.columns import Columns

@@ -11,8 +11,8 @@ from lab.data.augmented import Augmentation, drawn_for, shifted
 from lab.data.tasks.dealt import deal
 from lab.data.tasks.labelled import taken_off
 from lab.data.tasks.tensors import Classification
-from lab.errors import RecipeError
-from lab.seeds import generator
+from lab.ground.errors import RecipeError
+from lab.ground.seeds import generator
 from tests.support.parts import blobs, pictures
 
 

@@ -20,12 +20,12 @@ from lab.data.tasks.authors import (
 )
 from lab.data.tasks.task import IGNORED
 from lab.events import Evaluated
+from lab.ground.seeds import numpy_generator
 from lab.models.gpt import GPT
 from lab.models.shape import Shape
 from lab.recipes.recipe import Recipe
 from lab.runs.plan import plan
 from lab.runs.trainer import Trainer
-from lab.seeds import numpy_generator
 from tests.support.texts import fails, run
 
 ALL = messages(20, 60, 0)

@@ -30,8 +30,8 @@ from lab.data import (
 )
 from lab.data.corpora import open_source
 from lab.data.grammar import ALPHABET, Grammar, entropy_rate, sample, stationary
-from lab.errors import RecipeError
-from lab.seeds import numpy_generator
+from lab.ground.errors import RecipeError
+from lab.ground.seeds import numpy_generator
 from tests.support import ROOT
 from tests.support.texts import fails, make_tokenizer, run, write_texts
 
@@ -576,7 +576,7 @@ def test_hub_names_offline(tmp_path: Path) -> None:
         f"""
 from pathlib import Path
 from lab.data import load_corpus
-from lab.errors import RecipeError
+from lab.ground.errors import RecipeError
 for spec, tokenizer in (("hub:a/b", "bytes"), ("hub:a/b?streaming=true", "bytes"), ("{SMALL}", "hub:no/model")):
     try:
         load_corpus(spec, tokenizer=tokenizer, cache=Path({str(tmp_path)!r}))

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from lab.data.tasks.dealt import check_task, deal
 from lab.data.tasks.task import Examples, Task
 from lab.data.tasks.tensors import Classification, Regression
-from lab.errors import RecipeError
-from lab.seeds import numpy_generator
+from lab.ground.errors import RecipeError
+from lab.ground.seeds import numpy_generator
 from tests.support.examples import dealt, shards, task_of
 from tests.support.texts import fails, run
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lab.config.references import Call
 from lab.data.tasks.dealt import predicts_tokens, vocab_size
 from lab.data.tasks.facts import IGNORANCE, SETS, TEMPLATES, Facts, FactTask
 from lab.data.tasks.task import IGNORED
+from lab.ground.config.references import Call
 from lab.recipes.recipe import Recipe
 from lab.runs.data import make_task
 from lab.runs.trainer import Trainer

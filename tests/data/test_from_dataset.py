@@ -14,11 +14,11 @@ import pytest
 import torch
 from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
-from lab.config.references import Call
 from lab.data.tasks.hub_examples import PRESETS
 from lab.data.tasks.registry import KNOWN, TASKS
 from lab.data.tasks.tensors import Classification, Regression, fingerprint, from_dataset
-from lab.errors import RecipeError
+from lab.ground.config.references import Call
+from lab.ground.errors import RecipeError
 from lab.recipes.recipe import Recipe
 from lab.runs.data import make_task
 from lab.runs.plan import plan

@@ -11,7 +11,7 @@ from lab.data import load_corpus
 from lab.data.domains import MOST, OTHERS, set_apart, taken_off, told_apart
 from lab.data.mixture import NAMES, Mixture
 from lab.data.splits import window_documents, window_domains
-from lab.errors import RecipeError
+from lab.ground.errors import RecipeError
 
 SMALL = Mixture(target=3, related=2, noise=0, unrelated=4, symbols=6, length=8, held_out=5)
 

@@ -14,12 +14,12 @@ import pytest
 import torch
 from pydantic import Field
 
-from lab.config import config, references
-from lab.config.references import Call
 from lab.data.tasks import mnist1d, registry
 from lab.data.tasks.registry import TASKS, check_options, find_task, task
 from lab.data.tasks.tensors import Classification, fingerprint
-from lab.errors import RecipeError
+from lab.ground.config import config, references
+from lab.ground.config.references import Call
+from lab.ground.errors import RecipeError
 from lab.runs.data import make_task
 from tests.support.texts import fails, run
 

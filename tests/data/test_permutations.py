@@ -8,7 +8,7 @@ import pytest
 from lab.data import splits
 from lab.data.shards import Drawn
 from lab.data.splits import Order
-from lab.seeds.permutations import draws, permutations
+from lab.ground.seeds.permutations import draws, permutations
 
 
 def test_each_is_a_permutation_that_follows_from_its_id_alone() -> None:

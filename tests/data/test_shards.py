@@ -13,8 +13,8 @@ from lab.data import splits
 from lab.data.shards import Drawn, Portion, Repeated, rounded, sizes
 from lab.data.splits import Order, partition
 from lab.data.tasks.dealt import deal
-from lab.errors import RecipeError
-from lab.seeds import numpy_generator
+from lab.ground.errors import RecipeError
+from lab.ground.seeds import numpy_generator
 from tests.support.parts import blobs
 
 DOMAINS = np.arange(1000) % 5

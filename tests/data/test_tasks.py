@@ -26,12 +26,12 @@ from lab.data.tasks.examples import Examples, Task, load_examples
 from lab.data.tasks.scores import likeliest, nats, nats_of_rows, rouge_l
 from lab.data.tasks.stdlib import PACKAGES, _described, snippets
 from lab.data.tokenizer import load_tokenizer
-from lab.errors import LabError, RecipeError
+from lab.ground.errors import LabError, RecipeError
+from lab.ground.seeds import generator
 from lab.models.gpt import GPT
 from lab.models.lora import cut_to
 from lab.runs.start import load_values, start_values_
 from lab.runs.trainer import pretrained
-from lab.seeds import generator
 from tests.support import ROOT
 
 

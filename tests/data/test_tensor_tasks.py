@@ -19,9 +19,9 @@ from lab.data.tasks.data import IGNORED
 from lab.data.tasks.dealt import deal
 from lab.data.tasks.task import Examples, Normalisation
 from lab.data.tasks.tensors import Classification, Regression, fingerprint, hold_out
-from lab.errors import Diverged
+from lab.ground.errors import Diverged
+from lab.ground.seeds import generator
 from lab.models.gpt import GPT
-from lab.seeds import generator
 from tests.support.texts import fails, run
 
 X, Y = torch.arange(24.0).view(6, 4) / 7, torch.tensor([0, 1, 2, 0, 1, 2])

@@ -555,7 +555,7 @@ def test_a_cache_of_the_hub_that_cannot_be_written(tmp_path: Path) -> None:
         f"""
 from pathlib import Path
 from lab.data import load_corpus
-from lab.errors import RecipeError
+from lab.ground.errors import RecipeError
 try:
     load_corpus("hub:{tmp_path}/data", cache=Path({str(tmp_path / "cache")!r}))
 except RecipeError as error:

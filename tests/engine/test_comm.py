@@ -18,8 +18,8 @@ from lab.engine.fleet import Fleet
 from lab.engine.ledger import Ledger
 from lab.engine.optim import AdamW, Optimizer
 from lab.engine.stack import Stack, clip_
-from lab.errors import RecipeError
 from lab.events import Sent
+from lab.ground.errors import RecipeError
 from lab.methods.ddp import DDP
 from lab.methods.des_loc import DESLOC
 from lab.methods.diloco import DiLoCo

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from lab.errors import LabError
-from lab.seeds.draws import Draws, same_draws
+from lab.ground.errors import LabError
+from lab.ground.seeds.draws import Draws, same_draws
 
 X = torch.linspace(0.1, 0.9, 48).reshape(2, 6, 4)
 LSTM = nn.LSTM(4, 4, num_layers=2, dropout=0.5, batch_first=True)
@@ -160,5 +160,5 @@ def test_what_would_draw_others_is_refused() -> None:
 
 def test_watching_imports_no_compiler() -> None:
     """Which takes seconds, and sets environment variables and filters of warnings."""
-    code = "import sys, torch; from lab.seeds.draws import Draws\nwith Draws(0): torch.rand(3)\nassert 'torch._dynamo' not in sys.modules"
+    code = "import sys, torch; from lab.ground.seeds.draws import Draws\nwith Draws(0): torch.rand(3)\nassert 'torch._dynamo' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

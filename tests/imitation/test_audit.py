@@ -14,19 +14,19 @@ from click.testing import CliRunner
 from lab.cli import main
 from lab.data.tasks.authors import Authors, Message
 from lab.events import CellDone, Defended, Event, Imitated, Warned
-from lab.imitation.audit import audit, cells
-from lab.imitation.bench import Bench
-from lab.imitation.federated import Done, as_numbers, cosine, masked, recipe_of
-from lab.imitation.found import band
-from lab.imitation.imitator import Model, Sampling, base_recipe, continued, kept, sample, tuned_recipe
-from lab.imitation.settings import Audit, Federation, One
-from lab.imitation.watermark import Watermark
+from lab.ground.seeds import generator
 from lab.models.abbie import Past
 from lab.models.gpt import GPT, GPTModule
 from lab.models.lora import LoRA, adapt_
 from lab.models.shape import Shape
 from lab.runs.records import Record
-from lab.seeds import generator
+from lab.systems.imitation.audit import audit, cells
+from lab.systems.imitation.bench import Bench
+from lab.systems.imitation.federated import Done, as_numbers, cosine, masked, recipe_of
+from lab.systems.imitation.found import band
+from lab.systems.imitation.imitator import Model, Sampling, base_recipe, continued, kept, sample, tuned_recipe
+from lab.systems.imitation.settings import Audit, Federation, One
+from lab.systems.imitation.watermark import Watermark
 from tests.support.texts import fails
 
 TINY = Audit(

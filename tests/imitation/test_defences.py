@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from lab.data.tasks.authors import Authors, Message, messages
 from lab.data.tasks.task import IGNORED
-from lab.imitation.detection import Looks, curvature, detected, likelihood_ratio, looks, perturbed
-from lab.imitation.provenance import Signed, Signer, accepted
-from lab.imitation.similarity import Copied, bleu, chrf, divergence
-from lab.imitation.verification import Features, Verifier, threshold_at
-from lab.imitation.watermark import Watermark, false_alarms_of
-from lab.seeds import numpy_generator
+from lab.ground.seeds import numpy_generator
+from lab.systems.imitation.detection import Looks, curvature, detected, likelihood_ratio, looks, perturbed
+from lab.systems.imitation.provenance import Signed, Signer, accepted
+from lab.systems.imitation.similarity import Copied, bleu, chrf, divergence
+from lab.systems.imitation.verification import Features, Verifier, threshold_at
+from lab.systems.imitation.watermark import Watermark, false_alarms_of
 from tests.support.texts import fails
 
 # --- verification -----------------------------------------------------------------------------------------------------

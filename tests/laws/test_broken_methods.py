@@ -12,11 +12,11 @@ from pydantic import Field
 from torch import Tensor
 
 import lab
-from lab.config import Period, config
 from lab.engine.comm import Communicator
 from lab.engine.optim import AdamW, Optimizer
 from lab.engine.state import Grad, State
-from lab.errors import RecipeError
+from lab.ground.config import Period, config
+from lab.ground.errors import RecipeError
 from lab.methods import Method, method
 from lab.methods.ddp import DDP
 from lab.methods.diloco import DiLoCo
@@ -262,7 +262,7 @@ def test_a_method_without_mistakes_keeps_all() -> None:
         ("processes", OneProcessSends, "process . is done while process 0 calls comm.mean|process 0 calls comm.mean while process . is done"),
         ("memory", Counts, r"self.seen has changed in a run; what a run remembers is in s.local"),
         ("memory", RemembersOnSelf, "self.previous has changed in a run"),
-        ("seed", Noise, "it draws from torch's global generator; draw from lab.seeds.generator"),
+        ("seed", Noise, "it draws from torch's global generator; draw from lab.ground.seeds.generator"),
         ("schedule", IgnoresTheSchedule, "'params', tensor hidden.0.weight of worker 0 moves by .* in step 1 although the schedule says 0"),
         ("losses", HidesNaN, "worker 1 has no number for a loss in step 6, and the run goes on to its end"),
         ("down", DecaysEverybody, "'params', tensor hidden.0.weight of worker 1 moves by .* in step 3, in which it is down"),

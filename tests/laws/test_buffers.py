@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from lab.costs.calendar import calendar
-from lab.errors import RecipeError
 from lab.events import Sent, Stepped
+from lab.ground.errors import RecipeError
 from lab.methods import METHODS, Method
 from lab.recipes.recipe import Recipe
 from lab.recipes.scenario import Outage, Scenario

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lab.engine.fleet import Fleet
 from lab.engine.optim import ELEMENTWISE, AdamW, Nesterov, Optimizer, states, step_
 from lab.events import Stepped, WorkersChanged
-from lab.files import write_with_digest
+from lab.ground.files import write_with_digest
 from lab.methods import Method
 from lab.methods.fedit import FedIT
 from lab.methods.fomoe import FoMoE

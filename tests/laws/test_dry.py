@@ -12,8 +12,8 @@ import torch
 
 from lab.costs.calendar import Asked, Calendar, Step, calendar
 from lab.costs.network import NETWORKS, Network
-from lab.errors import RecipeError
 from lab.events import Sent
+from lab.ground.errors import RecipeError
 from lab.methods.des_loc import DESLOC
 from lab.recipes.notes import notes
 from lab.recipes.presets import PRESETS

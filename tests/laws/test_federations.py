@@ -19,8 +19,8 @@ from torch import Tensor
 from lab.costs.calendar import calendar
 from lab.data.training_data import BatchSource
 from lab.engine.stack import Stack
-from lab.errors import RecipeError
 from lab.events import Seated, Sent, Stepped
+from lab.ground.errors import RecipeError
 from lab.methods import METHODS, noloco
 from lab.recipes.scenario import Outage, Scenario
 from lab.runs.build import build

@@ -20,8 +20,8 @@ from torch import Tensor
 from lab.engine.codecs import codec
 from lab.engine.optim import ELEMENTWISE, ZERO_AT_START, AdamW, Nesterov, Optimizer
 from lab.engine.stack import Stack
-from lab.errors import Diverged, RecipeError
 from lab.events import Ended, Evaluated, Event, Stepped, Warned, WorkersChanged, to_json
+from lab.ground.errors import Diverged, RecipeError
 from lab.methods import Method, declared
 from lab.methods.ddp import DDP
 from lab.methods.demo import DeMo

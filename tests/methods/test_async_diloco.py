@@ -14,7 +14,7 @@ from torch import nn
 
 from lab.costs.network import Network
 from lab.engine.optim import AdamW, Nesterov, Optimizer
-from lab.errors import RecipeError
+from lab.ground.errors import RecipeError
 from lab.methods.async_diloco import AsyncDiLoCo
 from lab.methods.diloco import DiLoCo
 from lab.recipes.notes import notes

@@ -16,8 +16,9 @@ from lab.engine.comm import Communicator
 from lab.engine.fleet import Fleet
 from lab.engine.optim import AdamW, Nesterov, Optimizer
 from lab.engine.state import State
-from lab.errors import Diverged, RecipeError
 from lab.events import Covered, Evaluated, Truncated, Warned
+from lab.ground.errors import Diverged, RecipeError
+from lab.ground.seeds import generator
 from lab.methods import METHODS, Method
 from lab.methods.fedex_lora import FedExLoRA
 from lab.methods.fedit import FedIT
@@ -36,7 +37,6 @@ from lab.probes.evaluation import Evaluator
 from lab.recipes.recipe import Recipe
 from lab.recipes.scenario import Outage, Scenario
 from lab.runs.trainer import Trainer, dry_run, train
-from lab.seeds import generator
 from lab.study import toy_adapters as toy
 from lab.study.bench import Bench
 from lab.testing.method_laws import LAWS, exceptions

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from lab.engine.optim import AdamW, Optimizer
-from lab.errors import RecipeError
 from lab.events import Evaluated, Seated, Sent
+from lab.ground.errors import RecipeError
 from lab.methods.fedprox import FedProx
 from lab.methods.local_sgd import LocalSGD
 from lab.methods.photon import FedAvg, Photon

@@ -20,8 +20,9 @@ from lab.engine.optim import AdamW, Nesterov, Optimizer
 from lab.engine.outer import descend_
 from lab.engine.stack import Layout, Stack
 from lab.engine.state import State
-from lab.errors import RecipeError
 from lab.events import Placed, Routed, Saturated, Sent, Warned
+from lab.ground.errors import RecipeError
+from lab.ground.seeds import generator
 from lab.methods.fomoe import FoMoE
 from lab.models.moe import MoE
 from lab.probes.routing import balance
@@ -30,7 +31,6 @@ from lab.recipes.recipe import Recipe
 from lab.recipes.scenario import Outage, Scenario
 from lab.runs.folder import RunFolder
 from lab.runs.trainer import Trainer, dry_run, train
-from lab.seeds import generator
 from lab.study.bench import Bench
 from tests.support.bench import F64, batch, close, fill_
 from tests.support.recipes import TEXT

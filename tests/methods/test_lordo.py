@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lab.engine.optim import AdamW
-from lab.errors import RecipeError
+from lab.ground.errors import RecipeError
 from lab.methods.lordo import LoRDO, QHAdam
 from lab.optimizers import LowRankAdam
 from lab.optimizers import QHAdam as TorchQHAdam

@@ -12,7 +12,7 @@ import torch
 from lab import optimizers
 from lab.engine.ledger import Ledger
 from lab.engine.optim import ELEMENTWISE, AdamW, Optimizer
-from lab.errors import RecipeError
+from lab.ground.errors import RecipeError
 from lab.methods.ddp import DDP
 from lab.methods.des_loc import DESLOC
 from lab.methods.local_adam import LocalAdam

@@ -14,9 +14,9 @@ import pytest
 from click.testing import CliRunner
 
 from lab.cli import main
-from lab.config import config
-from lab.errors import RecipeError
 from lab.events import Placed, Sent
+from lab.ground.config import config
+from lab.ground.errors import RecipeError
 from lab.methods import METHODS, declared, method, name_of
 from lab.methods.diloco import DiLoCo
 from lab.methods.fomoe import FoMoE
@@ -39,11 +39,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from lab.config import Period, RecipeView, config
+from lab.ground.config import Period, RecipeView, config
 from lab.engine.comm import Communicator
 from lab.engine.optim import AdamW, Optimizer, forget_
 from lab.engine.state import Grad, State
-from lab.errors import RecipeError
+from lab.ground.errors import RecipeError
 from lab.methods import method
 """
 
@@ -280,7 +280,7 @@ def test_a_class_without_the_decorator_is_refused_in_one_line() -> None:
         (lambda: method("diloco")(Unregistered), "the name belongs to lab.methods.diloco.DiLoCo, choose another"),
         (lambda: method("My Method")(Unregistered), "is no name for Unregistered: use small letters"),
         (lambda: method(Unregistered), '@method above Unregistered has no name: write @method("fed_prox")'),  # type: ignore[arg-type]
-        (lambda: method("mine")(object), "write @config from lab.config above object"),
+        (lambda: method("mine")(object), "write @config from lab.ground.config above object"),
         (lambda: method("mine")(config(type("Bare", (), {}))), "Bare lacks inner, sync_every, averages, init, step"),
     ],
 )

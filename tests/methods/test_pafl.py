@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lab.engine.optim import Optimizer
-from lab.errors import RecipeError
 from lab.events import Evaluated
+from lab.ground.errors import RecipeError
 from lab.methods.fedprox import FedProx
 from lab.methods.holding_on import Hold, _distilled
 from lab.methods.pafl import PaFL

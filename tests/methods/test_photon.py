@@ -12,8 +12,8 @@ import torch
 from lab import optimizers
 from lab.costs.network import Network
 from lab.engine.optim import AdamW, Nesterov, Optimizer
-from lab.errors import RecipeError
 from lab.events import Sent, WorkersChanged
+from lab.ground.errors import RecipeError
 from lab.methods.ddp import DDP
 from lab.methods.diloco import DiLoCo
 from lab.methods.local_sgd import LocalSGD

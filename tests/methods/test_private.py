@@ -20,6 +20,7 @@ from lab.cli import main
 from lab.engine.comm import Meeting
 from lab.engine.optim import Optimizer
 from lab.events import Clipped, Evaluated, Stepped, from_json, to_json
+from lab.ground.seeds import generator
 from lab.methods import METHODS, Method, declared
 from lab.methods.fedprox import FedProx
 from lab.methods.private import Private, add_noise_, clipped
@@ -31,7 +32,6 @@ from lab.runs.columns import Columns
 from lab.runs.folder import RunFolder
 from lab.runs.plan import plan
 from lab.runs.trainer import Trainer
-from lab.seeds import generator
 from lab.testing.method_laws import LAWS, exceptions
 from lab.testing.report import Law
 from lab.testing.subject import Subject, off

@@ -18,8 +18,9 @@ from torch import Tensor
 from lab.data.augmented import Augmentation, drawn_for
 from lab.data.training_data import BatchSource
 from lab.engine.optim import Optimizer
-from lab.errors import Diverged, RecipeError
 from lab.events import Evaluated, Sent, Stepped
+from lab.ground.errors import Diverged, RecipeError
+from lab.ground.seeds import generator
 from lab.methods import METHODS, Method, method, server_labels
 from lab.methods.fedanchor import Denominator, FedAnchor, label_contrast
 from lab.methods.fedprox import FedProx
@@ -31,7 +32,6 @@ from lab.models.two_heads import latents
 from lab.recipes.recipe import Recipe
 from lab.runs.columns import Columns
 from lab.runs.trainer import Trainer, train
-from lab.seeds import generator
 from lab.testing.method_laws import LAWS, exceptions
 from lab.testing.report import Law
 from lab.testing.subject import Bench, Subject

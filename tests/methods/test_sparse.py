@@ -16,8 +16,9 @@ from torch.func import functional_call, vmap
 
 from lab.engine.codecs import NonZeros
 from lab.engine.optim import Optimizer
-from lab.errors import RecipeError
 from lab.events import Event, Masked, Seated, Sent
+from lab.ground.errors import RecipeError
+from lab.ground.seeds import generator
 from lab.methods import METHODS, Method
 from lab.methods.fedprox import FedProx
 from lab.methods.flash import FLASH
@@ -34,7 +35,6 @@ from lab.runs.export import export_run, trained
 from lab.runs.folder import RunFolder
 from lab.runs.plan import plan
 from lab.runs.trainer import Trainer, dry_run, train
-from lab.seeds import generator
 from tests.support.listed import SGDM
 from tests.support.recipes import recipe
 from tests.support.stop_and_go import stop_and_go

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lab.engine.optim import AdamW, Nesterov, Optimizer
-from lab.errors import RecipeError
+from lab.ground.errors import RecipeError
 from lab.methods.des_loc import DESLOC
 from lab.methods.fragments import fragments
 from lab.methods.streaming_des_loc import StreamingDESLOC

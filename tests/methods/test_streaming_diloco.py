@@ -14,8 +14,8 @@ from torch import nn
 
 from lab.engine.codecs import E3M0, codec
 from lab.engine.optim import AdamW, Nesterov, Optimizer
-from lab.errors import RecipeError
 from lab.events import Sent
+from lab.ground.errors import RecipeError
 from lab.methods.diloco import DiLoCo
 from lab.methods.fragments import fragments
 from lab.methods.streaming_diloco import StreamingDiLoCo

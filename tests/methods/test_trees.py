@@ -10,8 +10,8 @@ import torch
 
 from lab.costs.network import Link, Network, network
 from lab.engine.optim import AdamW, Optimizer
-from lab.errors import RecipeError
 from lab.events import Sent
+from lab.ground.errors import RecipeError
 from lab.methods.fedprox import FedProx
 from lab.methods.hierfavg import HierFAVG
 from lab.methods.local_sgd import LocalSGD

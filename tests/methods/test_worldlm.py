@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from lab.engine.optim import AdamW, Optimizer
-from lab.errors import RecipeError
+from lab.ground.errors import RecipeError
+from lab.ground.seeds import generator
 from lab.methods import Method
 from lab.methods.fedprox import FedProx
 from lab.methods.hierfavg import HierFAVG
 from lab.methods.local_sgd import LocalSGD
 from lab.methods.worldlm import Privacy, WorldLM, layer_of
 from lab.recipes.recipe import Recipe
-from lab.seeds import generator
 from lab.study.toy_federations import NUM, SWAPPED, TREE, federations
 from tests.support.bench import Bench, batch, close, other
 from tests.support.listed import SGD

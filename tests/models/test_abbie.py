@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import lab
-from lab.errors import RecipeError
+from lab.ground.errors import RecipeError
 from lab.models.abbie import AbbIE, AbbIEModule, Past
 from lab.models.gpt import GPTModule
 from lab.models.shape import Shape

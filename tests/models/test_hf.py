@@ -14,8 +14,8 @@ from click.testing import CliRunner
 from safetensors.torch import load_file
 
 from lab.cli import main
-from lab.errors import RecipeError
 from lab.events import Stepped
+from lab.ground.errors import RecipeError
 from lab.models.hf import HF
 from lab.models.lora import LoRA, adapt_, adapters, cut_to, prefix_losses
 from lab.models.peft import load_adapter_, merged, ranks_of, save_adapter

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lab.errors import RecipeError
+from lab.ground.errors import RecipeError
 from lab.models.gpt import GPT
 from lab.models.lora import LoRA, LoRALinear, adapt_, adapters, cut_to, prefix_losses, weighted
 from tests.support.bench import F64, drawn

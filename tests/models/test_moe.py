@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lab.engine.fleet import Fleet
-from lab.errors import RecipeError
+from lab.ground.errors import RecipeError
 from lab.models import moe
 from lab.models.gpt import rotate
 from lab.models.moe import SIZES, Mix, MoE, MoEModule, chunks_of, mix_naive

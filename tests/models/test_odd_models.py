@@ -21,7 +21,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lab.errors import LabError, RecipeError
+from lab.ground.errors import LabError, RecipeError
 from lab.models.gpt import GPT
 from lab.models.hf import HF
 from lab.models.lora import LoRA, adapt_

@@ -11,15 +11,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lab.config import RecipeView, config
 from lab.engine.fleet import Fleet
-from lab.errors import RecipeError
+from lab.ground.config import RecipeView, config
+from lab.ground.errors import RecipeError
+from lab.ground.seeds import derive, generator
 from lab.models import registry
 from lab.models.lora import LoRA, adapt_, adapters, prefix_losses
 from lab.models.own import with_loss
 from lab.models.registry import MODELS, model, parse_model
 from lab.models.shape import Shape
-from lab.seeds import derive, generator
 from tests.support.bench import F64, close, drawn
 
 IMAGE, WINDOW = Shape(input=(3, 8, 8), outputs=4), Shape(input=(2, 13), outputs=4)
@@ -460,7 +460,7 @@ def test_what_cannot_be_registered(name: str, cls: Any, words: str, as_it_was: d
 
 
 OFFER = """
-from lab.config import config
+from lab.ground.config import config
 from lab.models.registry import model
 
 @config

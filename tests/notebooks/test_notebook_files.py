@@ -12,8 +12,8 @@ import pytest
 from click.testing import CliRunner
 
 from lab.cli import main
-from lab.config import parse_value
-from lab.errors import RecipeError
+from lab.ground.config import parse_value
+from lab.ground.errors import RecipeError
 from lab.study.notebooks import Notebook, given
 
 PYTHON = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from lab.cli import main
-from lab.errors import RecipeError
+from lab.ground.errors import RecipeError
 from lab.study.predictions import CHECKED, KEPT, MIME, Prediction, gather, now, predictions
 from lab.study.teaching import check_outer_step
 

@@ -12,8 +12,8 @@ from click.testing import CliRunner
 
 import lab
 from lab.cli import main
-from lab.errors import Damaged, RecipeError
 from lab.events import Ended, Started, Stepped
+from lab.ground.errors import Damaged, RecipeError
 from lab.recipes.recipe import Recipe
 from lab.runs.folder import RunFolder
 from lab.study.profiles import firm, firm_profiles

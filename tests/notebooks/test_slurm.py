@@ -17,8 +17,8 @@ import pytest
 from click.testing import CliRunner
 
 from lab.cli import main
-from lab.errors import RecipeError
 from lab.events import Ended, Evaluated, Stepped
+from lab.ground.errors import RecipeError
 from lab.recipes.recipe import Recipe
 from lab.runs.folder import RunFolder
 from lab.runs.trainer import train

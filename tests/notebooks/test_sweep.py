@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from lab.cli import main
-from lab.errors import RecipeError
+from lab.ground.errors import RecipeError
 from lab.study.claims import Claim, Claims
 from lab.study.comparison import to_html, to_text
 from lab.study.execution import Execution, Pages

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from lab.errors import RecipeError
 from lab.events import KnobChanged, Sent
+from lab.ground.errors import RecipeError
 from lab.recipes.recipe import Recipe
 from lab.runs.columns import Columns
 from lab.runs.folder import RunFolder

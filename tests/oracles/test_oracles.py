@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from lab.engine.fleet import Fleet
 from lab.engine.optim import ELEMENTWISE, AdamW, Nesterov, Optimizer, states, step_
 from lab.engine.stack import Stack, clip_, worker_norms
-from lab.errors import RecipeError
+from lab.ground.errors import RecipeError
 from lab.methods.ddp import DDP
 from lab.methods.des_loc import DESLOC, half_life, suggest_periods
 from lab.methods.diloco import DiLoCo

@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 import torch
 
-from lab.errors import Diverged, RecipeError
 from lab.events import Started, WorkersChanged
+from lab.ground.errors import Diverged, RecipeError
 from lab.processes.deadline import Deadline, Missed, Verdict
 from lab.processes.mailbox import Mailbox
 from lab.processes.messages import Seal

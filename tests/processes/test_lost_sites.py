@@ -19,8 +19,8 @@ import psutil
 import pytest
 import torch
 
-from lab.errors import LabError, RecipeError
 from lab.events import Event, Warned
+from lab.ground.errors import LabError, RecipeError
 from lab.processes.invitation import Invitation
 from lab.processes.peers import PeerLost
 from lab.processes.places import Folder

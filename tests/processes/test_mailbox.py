@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from lab.costs.network import Network
-from lab.errors import RecipeError
 from lab.events import Sent, Started, from_json
+from lab.ground.errors import RecipeError
 from lab.processes.invitation import Invitation
 from lab.processes.mailbox import Mailbox
 from lab.processes.places import Folder

@@ -12,7 +12,7 @@ import fsspec
 import pytest
 import torch
 
-from lab.errors import RecipeError
+from lab.ground.errors import RecipeError
 from lab.processes.invitation import Invitation, secret
 from lab.processes.mailbox import Mailbox, check_finite, pieces
 from lab.processes.messages import Refused, Seal

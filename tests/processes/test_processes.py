@@ -17,8 +17,8 @@ import pytest
 import torch
 
 import lab
-from lab.errors import RecipeError
 from lab.events import Checkpointed, Event, KnobChanged, Started, Warned
+from lab.ground.errors import RecipeError
 from lab.processes.peers import PeerLost, network_to
 from lab.recipes.recipe import Recipe
 from lab.runs.control import Once

@@ -17,8 +17,8 @@ from lab.engine.codecs import codec
 from lab.engine.comm import Communicator, Meeting
 from lab.engine.stack import Stack
 from lab.engine.world import OneProcess
-from lab.errors import RecipeError
 from lab.events import Sent
+from lab.ground.errors import RecipeError
 from lab.processes.robust_means import RobustMeans, clipped, median, trimmed
 from lab.recipes.mean import Mean
 from lab.runs.trainer import Trainer, dry_run

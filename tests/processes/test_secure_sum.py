@@ -18,8 +18,8 @@ from lab.engine.fleet import Fleet
 from lab.engine.optim import Optimizer
 from lab.engine.stack import Stack
 from lab.engine.world import OneProcess
-from lab.errors import Diverged, LabError
 from lab.events import Evaluated, Sent
+from lab.ground.errors import Diverged, LabError
 from lab.methods import Method, declared
 from lab.methods.fedprox import FedProx
 from lab.methods.photon import Photon

@@ -16,8 +16,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from lab.errors import RecipeError
 from lab.events import Event, Stepped, to_json
+from lab.ground.errors import RecipeError
 from lab.processes import peers, rendezvous
 from lab.processes.environment import STORE, Launched, launched
 from lab.processes.peers import resolve

@@ -16,10 +16,10 @@ from click.testing import CliRunner
 
 import lab
 from lab.cli import main
-from lab.config import parse_value
 from lab.engine.optim import ELEMENTWISE, Optimizer
-from lab.errors import RecipeError, shown
 from lab.events import Routed, Warned
+from lab.ground.config import parse_value
+from lab.ground.errors import RecipeError, shown
 from lab.methods import METHODS, method, name_of
 from lab.methods.des_loc import DESLOC
 from lab.methods.diloco import DiLoCo

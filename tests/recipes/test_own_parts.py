@@ -18,8 +18,8 @@ import torch
 from torch import nn
 
 import lab
-from lab.config.references import source_and_digest
-from lab.errors import RecipeError
+from lab.ground.config.references import source_and_digest
+from lab.ground.errors import RecipeError
 from lab.methods.registry import Absent
 from lab.models.own import Factory
 from lab.recipes.recipe import Recipe
@@ -87,7 +87,7 @@ def test_the_lab_s_own_recipes_say_nothing_of_all_this() -> None:
 
 def test_every_option_and_every_change_of_source_is_in_the_id(monkeypatch: pytest.MonkeyPatch) -> None:
     ids = {own().id, own(model=partial(net, width=5)).id, own(data=partial(blobs, seed=3)).id}
-    monkeypatch.setattr("lab.config.references._source", lambda found: f"another {found.__name__}")
+    monkeypatch.setattr("lab.ground.config.references._source", lambda found: f"another {found.__name__}")
     assert len({*ids, own().id}) == 4
 
 

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lab.engine.optim import ELEMENTWISE, ZERO_AT_START, Nesterov, Optimizer
-from lab.errors import RecipeError
+from lab.ground.errors import RecipeError
 from lab.methods import METHODS, name_of, parse_method
 from lab.models.gpt import GPT, SIZES
 from lab.optimizers.schedule import Schedule

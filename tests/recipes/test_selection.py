@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 
 from lab.data.shards import Repeated
-from lab.errors import RecipeError
+from lab.ground.errors import RecipeError
+from lab.ground.seeds import numpy_generator
 from lab.recipes import selection
 from lab.recipes.availability import DayNight, availability
 from lab.recipes.clients import Clients
 from lab.recipes.recipe import Recipe
 from lab.recipes.selection import AT_ONCE, Selected, Selection, pace_W, slowness
-from lab.seeds import numpy_generator
 
 
 def csv(folder: Path, *lines: str) -> str:

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lab.errors import RecipeError
 from lab.events import Adapted, ClientsScored, Event, Sent, Stepped, from_json, to_json
+from lab.ground.errors import RecipeError
 from lab.probes.adaptation import rows_at_once
 from lab.recipes.adaptation import Adaptation
 from lab.recipes.notes import notes

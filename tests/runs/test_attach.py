@@ -23,8 +23,8 @@ import lab
 from lab.cli import main
 from lab.engine.optim import Optimizer
 from lab.engine.state import Grad, State
-from lab.errors import Diverged, RecipeError
 from lab.events import Checkpointed, Ended, Evaluated, Event, Started, Stepped, Warned, to_json
+from lab.ground.errors import Diverged, RecipeError
 from lab.methods import METHODS, Method, declared, method
 from lab.methods.ddp import DDP
 from lab.methods.diloco import DiLoCo

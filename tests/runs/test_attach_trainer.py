@@ -11,8 +11,8 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaForCausalLM, Trainer, TrainingArguments
 
 import lab
-from lab.errors import RecipeError
 from lab.events import Started, Stepped
+from lab.ground.errors import RecipeError
 from lab.runs.attach_trainer import SyncCallback
 from tests.support import tiny_llama
 from tests.support.in_trainer import Cut, InOrder

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from lab.engine.optim import Optimizer
 from lab.engine.state import State
-from lab.errors import RecipeError
 from lab.events import Sent
+from lab.ground.errors import RecipeError
 from lab.methods.ddp import DDP
 from lab.methods.local_sgd import LocalSGD
 from lab.recipes.buffers import Buffers

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from lab.errors import Damaged, RecipeError
 from lab.events import Seated, Sent, Stepped
+from lab.ground.errors import Damaged, RecipeError
 from lab.recipes.recipe import Recipe
 from lab.recipes.replay import Replayed, shortened
 from lab.runs.client_store import ClientStore

@@ -23,8 +23,9 @@ from torch import Tensor, nn
 from lab.engine.fleet import Fleet
 from lab.engine.optim import Optimizer
 from lab.engine.vectorised import Vectorised
-from lab.errors import RecipeError
 from lab.events import Event, Stepped, to_json
+from lab.ground.errors import RecipeError
+from lab.ground.seeds import generator
 from lab.methods.ddp import DDP
 from lab.models.lora import LoRA
 from lab.models.shape import Shape
@@ -35,7 +36,6 @@ from lab.runs.build import build_fleet, check_memory
 from lab.runs.data import tokens_that_count
 from lab.runs.folder import RunFolder
 from lab.runs.trainer import Trainer
-from lab.seeds import generator
 from tests.support import ROOT
 from tests.support.bench import close, flat
 from tests.support.cases import EXPERTS, ON_A_DEVICE, STORM, of_four

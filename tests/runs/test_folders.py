@@ -26,9 +26,9 @@ from safetensors import safe_open
 from safetensors.torch import save
 
 from lab.cli import main
-from lab.errors import Damaged, LabError, RecipeError, plain
 from lab.events import VERSION, Checkpointed, Ended, Event, Started, Stepped, Warned, to_bytes
-from lab.files import write_atomically
+from lab.ground.errors import Damaged, LabError, RecipeError, plain
+from lab.ground.files import write_atomically
 from lab.runs.columns import Columns
 from lab.runs.folder import KEEP, RunFolder, find_run, stored
 from lab.runs.lines import Log, Vouched, last_lines, pieces

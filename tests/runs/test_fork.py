@@ -10,8 +10,8 @@ import torch
 from click.testing import CliRunner
 
 from lab.cli import main
-from lab.errors import Damaged, LabError, RecipeError
 from lab.events import Checkpointed, Event, Forked, KnobChanged, Started, Stepped, Warned
+from lab.ground.errors import Damaged, LabError, RecipeError
 from lab.methods import Method
 from lab.methods.diloco import DiLoCo
 from lab.optimizers.schedule import Schedule

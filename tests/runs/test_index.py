@@ -11,8 +11,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from lab.cli import main
-from lab.errors import RecipeError
 from lab.events import Sent
+from lab.ground.errors import RecipeError
 from lab.recipes.recipe import Recipe
 from lab.runs import index
 from lab.runs.folder import RunFolder, find_run, runs_called

@@ -16,8 +16,8 @@ from click.testing import CliRunner
 
 import lab
 from lab.cli import main
-from lab.errors import LabError
 from lab.events import Checkpointed, Event, Started, Warned
+from lab.ground.errors import LabError
 from lab.recipes.recipe import Recipe
 from lab.runs.export import trained
 from lab.runs.finished import check_finished

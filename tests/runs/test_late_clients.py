@@ -12,8 +12,8 @@ from torch import nn
 
 from lab.costs.calendar import calendar
 from lab.costs.network import Network, Turn
-from lab.errors import RecipeError
 from lab.events import Seated, Sent, Stepped, WorkersChanged
+from lab.ground.errors import RecipeError
 from lab.recipes.recipe import Recipe
 from lab.recipes.selection import Selection, slowness
 from lab.runs.build import build

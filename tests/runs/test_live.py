@@ -21,8 +21,8 @@ import torch
 import lab.runs.live
 from lab.costs.network import NETWORKS
 from lab.engine.optim import AdamW
-from lab.errors import Diverged, LabError, RecipeError
 from lab.events import Checkpointed, Ended, Event, KnobChanged, Sent, Started, Stepped, WorkersChanged
+from lab.ground.errors import Diverged, LabError, RecipeError
 from lab.methods import METHODS, declared
 from lab.probes.evaluation import Evaluator
 from lab.recipes.scenario import Outage, Scenario

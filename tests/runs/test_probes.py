@@ -14,8 +14,8 @@ from torch import Tensor
 from lab.engine.checkpoint import Checkpoint, Part, Piece, Rows
 from lab.engine.comm import Meeting
 from lab.engine.world import OneProcess
-from lab.errors import RecipeError
 from lab.events import Event, Measured, Sent, Stepped, to_bytes
+from lab.ground.errors import RecipeError
 from lab.methods.local_adam import LocalAdam
 from lab.probes.drift import DriftProbe
 from lab.probes.evaluation import EvaluationProbe

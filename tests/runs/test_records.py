@@ -12,10 +12,10 @@ from typing import ClassVar
 import pytest
 import torch
 
-from lab.config import Count, config, given
-from lab.errors import Damaged, LabError, RecipeError
 from lab.events import CellDone, Event, Warned
-from lab.files import locked
+from lab.ground.config import Count, config, given
+from lab.ground.errors import Damaged, LabError, RecipeError
+from lab.ground.files import locked
 from lab.runs.folder import Busy
 from lab.runs.records import Record, Work, fill, identity
 

@@ -19,7 +19,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lab.errors import LabError, RecipeError
 from lab.events import (
     KINDS,
     Checkpointed,
@@ -34,7 +33,8 @@ from lab.events import (
     from_json,
     to_json,
 )
-from lab.files import write_atomically
+from lab.ground.errors import LabError, RecipeError
+from lab.ground.files import write_atomically
 from lab.recipes.scenario import Outage, Scenario
 from lab.runs.columns import Columns
 from lab.runs.export import export_run
@@ -198,7 +198,7 @@ def test_a_second_writer_is_refused(tmp_path: Path) -> None:
     next(e for e in stream if isinstance(e, Stepped))
     code = f"""
 import sys
-from lab.errors import LabError
+from lab.ground.errors import LabError
 from lab.recipes.recipe import Recipe
 from lab.runs.folder import RunFolder
 try:

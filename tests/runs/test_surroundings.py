@@ -18,11 +18,11 @@ import torch
 
 import lab
 from lab.events import Event
+from lab.ground.seeds.surroundings import in_a_new_thread, one_core, one_core_
 from lab.recipes.compute import Compute
 from lab.recipes.recipe import Recipe
 from lab.runs.plan import plan
 from lab.runs.trainer import Trainer
-from lab.seeds.surroundings import in_a_new_thread, one_core, one_core_
 from tests.support.recipes import TINY, corpus, recipe
 from tests.support.stories import PATIENCE, story
 

@@ -16,8 +16,8 @@ from click.testing import CliRunner
 
 import lab
 from lab.cli import main
-from lab.errors import RecipeError
 from lab.events import Drifted, Ended, Evaluated, Event, KnobChanged, Measured, Sent, Started, Stepped, Warned
+from lab.ground.errors import RecipeError
 from lab.runs import table
 from lab.runs.columns import Columns
 from lab.runs.trainer import train

@@ -20,7 +20,6 @@ from click.testing import CliRunner
 import lab
 import lab.runs.track
 from lab.cli import main
-from lab.errors import RecipeError
 from lab.events import (
     Drifted,
     Ended,
@@ -33,6 +32,7 @@ from lab.events import (
     Stepped,
     Warned,
 )
+from lab.ground.errors import RecipeError
 from lab.runs.columns import Columns
 from lab.runs.track import Fold, Row, Sink, tracked
 from lab.runs.trackers.tracker import TRACKERS, tracker

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lab.errors import RecipeError
 from lab.events import Evaluated, Event, Weighted, from_json, to_json
+from lab.ground.errors import RecipeError
 from lab.models.abbie import AbbIE
 from lab.models.hf import HF
 from lab.models.moe import MoE

@@ -12,9 +12,9 @@ from lab.engine.comm import Communicator
 from lab.engine.fleet import Fleet
 from lab.engine.state import State
 from lab.events import Sent
+from lab.ground.seeds import generator
 from lab.methods import Method
 from lab.methods.registry import prepared
-from lab.seeds import generator
 from lab.study import bench as driver
 
 F64 = torch.float64

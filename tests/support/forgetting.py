@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lab.ground.seeds import generator
 from lab.models.gpt import GPT
-from lab.seeds import generator
-from lab.unlearning.lunar import Request
+from lab.systems.unlearning.lunar import Request
 
 V, D, P = 11, 8, 12
 

@@ -25,7 +25,7 @@ import torch
 
 import lab.runs.build
 from lab.engine.optim import ELEMENTWISE
-from lab.errors import LabError, RecipeError
+from lab.ground.errors import LabError, RecipeError
 from lab.methods import METHODS, declared
 from lab.models.gpt import GPT
 from lab.models.moe import MoE

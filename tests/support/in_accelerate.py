@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 import lab
-from lab.errors import RecipeError
+from lab.ground.errors import RecipeError
 from lab.runs.trainer import Trainer
 from tests.support.own_loop import differences, modules, seen
 from tests.support.recipes import SHORT, corpus, recipe

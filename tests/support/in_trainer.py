@@ -17,8 +17,8 @@ from torch.utils.data import Dataset, Sampler, SequentialSampler
 from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
 import lab
-from lab.errors import RecipeError
 from lab.events import Event, Sent, Stepped
+from lab.ground.errors import RecipeError
 from lab.models.gpt import cross_entropy
 from lab.recipes.recipe import Recipe
 from lab.runs import trainer as labs

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 import lab
-from lab.errors import RecipeError
+from lab.ground.errors import RecipeError
 from lab.methods import METHODS, declared
 from lab.processes.peers import join
 from lab.runs.folder import RunFolder

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from lab.config import Period, config
 from lab.engine.comm import Communicator
 from lab.engine.optim import AdamW, Optimizer
 from lab.engine.state import Grad, State
+from lab.ground.config import Period, config
 from lab.methods import method
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from lab.errors import RecipeError
+from lab.ground.errors import RecipeError
 from tests.support import ROOT
 
 

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from lab.models.gpt import GPT
-from lab.unlearning.attacks import probe, refused_subjects, relearned, reversing, rounded_, skipping
-from lab.unlearning.lunar import Edit, Lunar, Request, unlearn_
-from lab.unlearning.metrics import extraction_strength
-from lab.unlearning.places import Places
-from lab.unlearning.rivals import Pairs
+from lab.systems.unlearning.attacks import probe, refused_subjects, relearned, reversing, rounded_, skipping
+from lab.systems.unlearning.lunar import Edit, Lunar, Request, unlearn_
+from lab.systems.unlearning.metrics import extraction_strength
+from lab.systems.unlearning.places import Places
+from lab.systems.unlearning.rivals import Pairs
 from tests.support.forgetting import D, gpt, prompts, request
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lab.unlearning.federated import Way, unlearn_together_
-from lab.unlearning.lunar import Lunar, Request, closed, edit_, training_rows, unlearning_vectors
-from lab.unlearning.places import Places
+from lab.systems.unlearning.federated import Way, unlearn_together_
+from lab.systems.unlearning.lunar import Lunar, Request, closed, edit_, training_rows, unlearning_vectors
+from lab.systems.unlearning.places import Places
 from tests.support.forgetting import D, P, gpt, prompts
 from tests.support.texts import fails
 

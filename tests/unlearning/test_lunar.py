@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from lab.ground.seeds import generator
 from lab.models.gpt import GPT
-from lab.seeds import generator
-from lab.unlearning.lunar import (
+from lab.systems.unlearning.lunar import (
     FITS,
     Lunar,
     Request,
@@ -25,7 +25,7 @@ from lab.unlearning.lunar import (
     unlearn_,
     unlearning_vectors,
 )
-from lab.unlearning.places import Places
+from lab.systems.unlearning.places import Places
 from tests.support.forgetting import MODELS, D, P, V, gpt, prompts, request
 from tests.support.texts import fails
 

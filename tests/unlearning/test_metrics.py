@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lab.unlearning.metrics import (
+from lab.systems.unlearning.metrics import (
     deviation_score,
     embedder,
     extraction_strength,

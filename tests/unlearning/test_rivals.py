@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from lab.data.tasks.task import IGNORED
 from lab.models.gpt import GPT
-from lab.unlearning.places import Places
-from lab.unlearning.rivals import LOSSES, Given, Pairs, Rival, log_likelihood, train_
+from lab.systems.unlearning.places import Places
+from lab.systems.unlearning.rivals import LOSSES, Given, Pairs, Rival, log_likelihood, train_
 
 
 class Table(nn.Module):

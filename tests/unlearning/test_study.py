@@ -11,7 +11,7 @@ from click.testing import CliRunner
 import lab
 from lab.cli import main
 from lab.events import CellDone, Event, Redirected, Steered, Unlearned
-from lab.unlearning.study import FEDERATED, FITTED, Unlearning, cells, unlearn
+from lab.systems.unlearning.study import FEDERATED, FITTED, Unlearning, cells, unlearn
 from tests.support.texts import fails
 
 TINY = (

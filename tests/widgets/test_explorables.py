@@ -19,8 +19,8 @@ from lab.costs.network import human
 from lab.engine.fleet import Fleet
 from lab.engine.ledger import Ledger
 from lab.engine.state import State
-from lab.errors import RecipeError
 from lab.events import Covered, Drifted, Evaluated, Event, Placed, Sent, Started, Truncated
+from lab.ground.errors import RecipeError
 from lab.methods.lora_factors import Adapters
 from lab.methods.lora_rounds import coverage, mean_of_holders
 from lab.methods.prelort import PreLort

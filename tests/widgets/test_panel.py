@@ -14,8 +14,8 @@ import pytest
 
 from lab import cli
 from lab.costs.network import NETWORKS, duration
-from lab.errors import LabError
 from lab.events import Ended, Event, KnobChanged, Sent, Started, Stepped, WorkersChanged
+from lab.ground.errors import LabError
 from lab.recipes.recipe import Recipe
 from lab.runs.folder import RunFolder
 from lab.runs.knobs import network_fields

@@ -17,7 +17,7 @@ from click.testing import CliRunner
 
 from lab.cli import main
 from lab.costs.network import NETWORKS, duration, human
-from lab.errors import RecipeError
+from lab.ground.errors import RecipeError
 from lab.runs.columns import Columns
 from lab.runs.fork import fork
 from lab.runs.trainer import train

@@ -16,7 +16,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 
 import lab.study.slides
 from lab.cli import main
-from lab.errors import RecipeError
+from lab.ground.errors import RecipeError
 from lab.study.claims import Claim, Claims
 from lab.study.slides import PARTS, REVEAL, fetched, maker
 from tests.support.browser import needs_chromium

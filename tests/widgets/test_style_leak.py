@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from lab.events import Imitated, from_json, to_json
-from lab.imitation.found import Found, Row, band
+from lab.systems.imitation.found import Found, Row, band
 from tests.support.pictures import audited, check_forms_agree, check_well_formed
 from widgets import Bars, Lines, StyleLeak
 from widgets.pictures import Note

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from lab.data.corpora import fraction
-from lab.seeds import numpy_generator
+from lab.ground.seeds import numpy_generator
 
 BELOW = 20
 HEARD = 6  # answers at most that a prompt tells

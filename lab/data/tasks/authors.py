@@ -20,15 +20,15 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from lab.config import Count, config
 from lab.data.tasks.data import Encoder
 from lab.data.tasks.examples import Example
 from lab.data.tasks.registry import options_of
 from lab.data.tasks.scores import by_row
 from lab.data.tasks.task import IGNORED, Examples
 from lab.data.tokenizer import BYTES
-from lab.errors import RecipeError
-from lab.seeds import numpy_generator
+from lab.ground.config import Count, config
+from lab.ground.errors import RecipeError
+from lab.ground.seeds import numpy_generator
 
 Part = Literal["train", "calibration", "test"]
 SHARES = (2 / 3, 1 / 6)  # of an author's messages: to train on, to calibrate with; the rest is for tests

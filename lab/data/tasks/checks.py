@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lab.data.tasks.parts import check_parts
 from lab.data.tasks.task import IGNORED, Examples, Normalisation
-from lab.errors import RecipeError, shown
+from lab.ground.errors import RecipeError, shown
 
 Pair = tuple[Any, Any] | Examples  # inputs and targets: tensors, numpy arrays or lists
 Check = Callable[[str, Tensor], Tensor]  # the targets of a part, by its name, as a task needs them

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lab.data.tasks.task import Normalisation
 from lab.data.tokenizer import bare, load_tokenizer
-from lab.errors import RecipeError, one_of, shown
+from lab.ground.errors import RecipeError, one_of, shown
 
 AT_ONCE = 512  # rows that are read together
 Name = str | int  # of a column, or its place in a tuple

@@ -25,7 +25,7 @@ from lab.data.tasks import scores
 from lab.data.tasks.examples import TASKS, Example, load_examples, task_name
 from lab.data.tasks.task import IGNORED
 from lab.data.tokenizer import Tokenizer, bare, load_tokenizer
-from lab.errors import RecipeError
+from lab.ground.errors import RecipeError
 
 SEPARATORS = ("\x1f", "\n", ":")  # ASCII's own unit separator; others for tokenizers that do not know it
 

@@ -20,7 +20,7 @@ from lab.data.tasks.labelled import Labelled, taken_off
 from lab.data.tasks.task import Examples, Task
 from lab.data.tasks.tensors import fingerprint
 from lab.data.training_data import HeldOut
-from lab.errors import RecipeError, one_of, shown
+from lab.ground.errors import RecipeError, one_of, shown
 
 ColumnOf = Callable[[str], list[int]]
 

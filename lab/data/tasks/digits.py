@@ -12,7 +12,7 @@ from pydantic import Field
 
 from lab.data.tasks.registry import task
 from lab.data.tasks.tensors import Classification, hold_out
-from lab.errors import RecipeError
+from lab.ground.errors import RecipeError
 
 LARGEST = 16.0  # of a pixel
 

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 
 from lab.data.cache import cache_folder
 from lab.data.tasks import arithmetic, hub, pointers, stdlib
-from lab.errors import RecipeError, one_of
-from lab.files import damage, write_with_digest
+from lab.ground.errors import RecipeError, one_of
+from lab.ground.files import damage, write_with_digest
 
 FORMAT = 1
 PREFIX = "task:"

@@ -21,12 +21,12 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from lab.config import Count, config
 from lab.data.tasks.registry import options_of
 from lab.data.tasks.scores import generate
 from lab.data.tasks.task import IGNORED, Examples
-from lab.errors import RecipeError, one_of
-from lab.seeds import numpy_generator
+from lab.ground.config import Count, config
+from lab.ground.errors import RecipeError, one_of
+from lab.ground.seeds import numpy_generator
 
 END = "."  # of an answer; its token is 0, and rows are filled up with it
 IGNORANCE = "i dont know about"

@@ -7,10 +7,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from lab.config import config
 from lab.data import hub
 from lab.data.tasks.registry import KNOWN, options_of
 from lab.data.tasks.tensors import Classification, Regression, from_dataset
+from lab.ground.config import config
 
 # Mean and deviation of the channels of the examples to train on, as they are usually given, pixels from 0 to 1.
 PRESETS: Mapping[str, Mapping[str, Any]] = {

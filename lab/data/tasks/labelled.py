@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from lab.data.tasks.task import Examples
-from lab.errors import RecipeError
-from lab.seeds import numpy_generator
+from lab.ground.errors import RecipeError
+from lab.ground.seeds import numpy_generator
 
 Labelled = tuple[Tensor, Tensor]  # inputs ``[C, n, *shape]`` and targets ``[C, n]``, class by class
 

@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from lab.config import config
 from lab.data.tasks.registry import options_of
 from lab.data.tasks.tensors import Classification
-from lab.errors import RecipeError
+from lab.ground.config import config
+from lab.ground.errors import RecipeError
 
 # The package seeds and draws from Python's and numpy's global generators, which a notebook's cells share, and imports matplotlib:
 # it runs in a process of its own. `get_dataset` of the same package would download a file; `make_dataset` draws.

@@ -17,7 +17,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lab.errors import RecipeError
+from lab.ground.errors import RecipeError
 
 Padding = Literal["concatenated", "shared"]
 

@@ -7,9 +7,9 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, TypeVar, get_type_hints
 
-from lab.config import checked, config, references
 from lab.data.tasks.task import Task
-from lab.errors import RecipeError, one_of, shown
+from lab.ground.config import checked, config, references
+from lab.ground.errors import RecipeError, one_of, shown
 
 T = TypeVar("T", bound=Callable[..., Any])
 C = TypeVar("C", bound="Options")
@@ -46,7 +46,7 @@ def task(name: str) -> Callable[[T], T]:
 
 
 class Options(Protocol):
-    """A dataclass (`lab.config.config`) of options, with what makes the task from them."""
+    """A dataclass (`lab.ground.config.config`) of options, with what makes the task from them."""
 
     def task(self) -> Task:
         """Raises RecipeError where it cannot be made."""
@@ -97,7 +97,7 @@ def find_task(name: str) -> Callable[..., Any]:
 def check_options(make: Callable[..., Any], options: Mapping[str, Any], what: str = "data") -> dict[str, Any]:
     """Options (plain JSON values) for what makes a task, as the types in its signature ask for them: a list becomes a tuple.
 
-    What declares no type is taken as it is; a class checks its fields itself, if it is one of `lab.config.config`.
+    What declares no type is taken as it is; a class checks its fields itself, if it is one of `lab.ground.config.config`.
 
     Raises
     ------

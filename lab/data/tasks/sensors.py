@@ -15,13 +15,13 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from lab.config import Count, Fraction, config
 from lab.data.tasks.parts import Padding, Parts, padded
 from lab.data.tasks.registry import options_of
 from lab.data.tasks.task import Examples
 from lab.data.tasks.tensors import Classification
-from lab.errors import RecipeError
-from lab.seeds import numpy_generator
+from lab.ground.config import Count, Fraction, config
+from lab.ground.errors import RecipeError
+from lab.ground.seeds import numpy_generator
 
 ACTIVITIES = ("stand", "sit", "lie down", "rise", "turn", "walk")
 HARMONICS = 2

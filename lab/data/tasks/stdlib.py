@@ -11,7 +11,7 @@ from string import ascii_uppercase
 from typing import Any
 
 from lab.data.corpora import fraction, open_source
-from lab.errors import RecipeError
+from lab.ground.errors import RecipeError
 
 # Packages of every Python from 3.11 on with much text, and so unlike each other that a small model can learn to tell them
 # apart: of nine that are all ordinary code, adapters of the lab's base model learnt next to nothing (`docs/log.md`).

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lab.data.tasks.parts import Parts, apart
-from lab.errors import RecipeError, one_of
+from lab.ground.errors import RecipeError, one_of
 
 IGNORED = -100  # torch's mark for a target that does not count
 

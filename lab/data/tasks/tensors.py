@@ -21,8 +21,8 @@ from lab.data.tasks import metrics
 from lab.data.tasks.checks import Pair, as_classes, as_numbers, checked_parts, count_classes
 from lab.data.tasks.columns import Column, Name, read_columns, tokens_of
 from lab.data.tasks.task import IGNORED, Examples, Normalisation, Task
-from lab.errors import Diverged, RecipeError, one_of, shown
-from lab.seeds import numpy_generator
+from lab.ground.errors import Diverged, RecipeError, one_of, shown
+from lab.ground.seeds import numpy_generator
 
 PART = 1 << 24  # bytes that are looked at together
 AT_ONCE = 256  # examples of a forward pass when a module is scored

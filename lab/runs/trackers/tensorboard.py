@@ -17,7 +17,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 from torch.utils.tensorboard.summary import text as of_text
 
-from lab.files import located
+from lab.ground.files import located
 
 FLUSH_SECONDS = 10  # until what was written can be seen
 

@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from lab.errors import RecipeError, one_of
+from lab.ground.errors import RecipeError, one_of
 
 PROJECT = "isthmus"
 TRACKERS = {  # by name: the module, and the project or folder that runs are filed under where nothing else is said
