@@ -154,7 +154,7 @@ def test_what_is_computed_again_draws_the_same() -> None:
 
 def test_what_would_draw_others_is_refused() -> None:
     """A checkpoint that knows nothing of the draws would compute wrong gradients in silence."""
-    with pytest.raises(LabError, match=r"context_fn=lab\.seeds\.draws\.same_draws"):
+    with pytest.raises(LabError, match=r"context_fn=lab\.ground\.seeds\.draws\.same_draws"):
         gradients(Deep({}))
 
 
