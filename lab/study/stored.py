@@ -5,9 +5,10 @@
     notebooks/firm/settings.toml           what the firm profile gives each notebook (`lab.study.profiles`)
     notebooks/firm/26_scale/<id>.jsonl.xz  the events of one finished run
 
-A stored run has all its events, in their order. Training losses, learning rates and seconds of local steps are rounded (`DIGITS`), and so is how far
-workers drift apart; a step of more than `WORKERS` workers, as clients of a federation are, has their mean loss for each of them. The rest is
-as it was: what was validated and what was sent to the last digit. The file is named after the recipe, and xz keeps a checksum of it.
+A stored run has all its events, in their order. A step's training loss is the mean over its workers, for each of them; it and learning rates,
+seconds of local steps and how far workers drift apart are rounded. Of the latents that looks at pseudo-labels draw, the first and the last are
+kept. The rest is as it was: what was validated and what was sent to the last digit. The file is named after the recipe, and xz keeps a checksum
+of it.
 """
 
 from __future__ import annotations
@@ -19,16 +20,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import overload
 
-from lab.events import Drifted, Ended, Event, Started, Stepped, read, to_bytes
+from lab.events import Drifted, Ended, Event, PseudoLabelled, Started, Stepped, read, to_bytes
 from lab.ground.errors import Damaged
 from lab.ground.files import shown, write_atomically
 from lab.recipes.recipe import Recipe
 from lab.runs.folder import UNREADABLE
 
-DIGITS = (
-    4  # after the point, of a training loss (nats) and of a second; significant ones of a learning rate and of a drift
-)
-WORKERS = 8  # up to so many have each a training loss of its own
+DIGITS = 4  # after the point, of a training loss (nats); significant ones of a learning rate and of a drift
+SECONDS = 2  # significant digits of the seconds of a local step
 ENDING = ".jsonl.xz"
 
 
@@ -53,7 +52,7 @@ class Stored:
 
     def add(self, recipe: Recipe, events: Iterable[Event]) -> None:
         """Store a run that has come to its end; one that has not is left out."""
-        small = [_small(event) for event in events]
+        small = _small(list(events))
         if small and isinstance(small[-1], Ended) and small[-1].status == "done":
             self.folder.mkdir(parents=True, exist_ok=True)
             lines = b"".join(to_bytes(event) + b"\n" for event in small)
@@ -88,16 +87,23 @@ def _reading(file: Path) -> Iterator[None]:
         ) from None
 
 
-def _small(event: Event) -> Event:
+def _small(events: list[Event]) -> list[Event]:
+    drawn = [k for k, event in enumerate(events) if isinstance(event, PseudoLabelled) and event.points]
+    return [
+        replace(event, points=[], anchors=[])
+        if isinstance(event, PseudoLabelled) and k in drawn[1:-1]
+        else _rounded(event)
+        for k, event in enumerate(events)
+    ]
+
+
+def _rounded(event: Event) -> Event:
     match event:
         case Stepped():
-            each = (
-                event.loss_W
-                if len(event.loss_W) <= WORKERS
-                else [None if x is None else event.loss for x in event.loss_W]
+            losses = [None if x is None else round(event.loss, DIGITS) for x in event.loss_W]
+            return replace(
+                event, loss_W=losses, seconds=_significant(event.seconds, SECONDS), lr=_significant(event.lr)
             )
-            losses = [None if x is None else round(x, DIGITS) for x in each]
-            return replace(event, loss_W=losses, seconds=round(event.seconds, DIGITS), lr=_significant(event.lr))
         case Drifted():
             return replace(
                 event,
@@ -109,8 +115,8 @@ def _small(event: Event) -> Event:
 
 
 @overload
-def _significant(x: float) -> float: ...
+def _significant(x: float, digits: int = DIGITS) -> float: ...
 @overload
-def _significant(x: None) -> None: ...
-def _significant(x: float | None) -> float | None:
-    return None if x is None else float(f"{x:.{DIGITS}g}")
+def _significant(x: None, digits: int = DIGITS) -> None: ...
+def _significant(x: float | None, digits: int = DIGITS) -> float | None:
+    return None if x is None else float(f"{x:.{digits}g}")

@@ -12,7 +12,7 @@ import pytest
 from scipy.stats import nct, t, ttest_1samp, ttest_rel
 
 from lab.study.claims import MIME, Claim, Claims, claims_in
-from lab.study.effects import Effect, holm, paired_seeds
+from lab.study.effects import Effect, holm, paired_seeds, seeds_in
 
 INF, NAN = math.inf, math.nan
 
@@ -281,6 +281,7 @@ def test_seeds_of_each_setting() -> None:
     assert paired_seeds("0,1,2", ["a", "b"]) == {"a": [0, 1, 2], "b": [0, 1, 2]}
     assert paired_seeds("5-7; 9,11-12", ["a", "b"]) == {"a": [5, 6, 7], "b": [9, 11, 12]}
     assert paired_seeds("4", ["a"]) == {"a": [4]}
+    assert seeds_in("6-8, 3") == [6, 7, 8, 3]
 
 
 @pytest.mark.parametrize(

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import math
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 import widgets.training
 import widgets.view
-from lab.events import Started, Stepped
+from lab.events import Ended, Started, Stepped
+from lab.recipes.recipe import Recipe
+from lab.runs.columns import Columns
+from lab.runs.folder import find_run
+from lab.study.compare import with_rate
+from lab.study.stored import Stored
 from tests.support.recipes import recipe
-from widgets.training import LINES, MOST, _Lines, _Picture, train_all
+from widgets.training import LINES, MOST, _Lines, _Picture, events_of, train_all, tune_rate
 from widgets.training_losses import Losses
 
 pytestmark = pytest.mark.usefixtures("nothing_left_behind")
@@ -140,3 +148,69 @@ def test_of_many_runs_the_last_are_shown(looking: list[tuple[int, int]]) -> None
 
 def test_nobody_looks_no_picture(told: list[str], tmp_path: Any) -> None:
     assert _Picture({"one": 4}).view is None
+
+
+SHORT = {
+    "method": {"name": "ddp", "inner": {"name": "SGD", "lr": 0.1}},
+    "model": {"dim": 8, "num_layers": 1, "num_heads": 1},
+    "corpus": "grammar?tokens=8000",
+    "num_workers": 1,
+    "batch_size": 2,
+    "context": 8,
+    "steps": 3,
+    "eval_every": 0,
+    "checkpoint_every": 0,
+}
+
+
+def at(rate: float, seed: int) -> Recipe:
+    return with_rate(Recipe.of(SHORT).but(seed=seed), rate / 0.1)
+
+
+def test_a_rate_is_chosen_over_seeds(told: list[str], tmp_path: Path) -> None:
+    """By the mean of what its runs come to; every run is trained once, and then read from where it is stored."""
+    asked: list[tuple[float, int]] = []
+
+    def loss(run: Columns) -> float:
+        rate = run.recipe.method.inner.lr
+        asked.append((rate, run.recipe.seed))
+        # alone seed 7 would choose 0.1 and seed 8 would choose 0.4; both together choose 0.2
+        return {7: {0.05: 3.0, 0.1: 1.0, 0.2: 2.0, 0.4: 9.0}, 8: {0.05: 9.0, 0.1: 8.0, 0.2: 2.0, 0.4: 1.0}}[
+            run.recipe.seed
+        ][round(rate, 3)]
+
+    folders = tmp_path / "runs", tmp_path / "stored"
+    found = tune_rate("method", at, 0.1, (7, 8), loss, 5, *folders)
+    assert (found.rate, found.at_edge) == (0.2, False)
+    assert found.losses == {0.05: 6.0, 0.1: 4.5, 0.2: 2.0, 0.4: 5.0}
+    assert len(asked) == len({*asked}) == 8
+    assert len(Stored(folders[1])) == 8
+    shutil.rmtree(folders[0])
+    again = tune_rate("method", at, 0.1, (7, 8), loss, 5, *folders)
+    assert again == found
+    assert not folders[0].exists()  # nothing was trained
+    events = events_of(at(0.2, 7), *folders)
+    assert isinstance(events[0], Started)
+    assert isinstance(events[-1], Ended)
+
+
+def test_one_rate_is_taken_as_it_is(tmp_path: Path) -> None:
+    def never(*_: object) -> Recipe:
+        raise AssertionError("nothing is to be trained")
+
+    found = tune_rate("method", never, 0.1, (7, 8), lambda run: 0.0, 1, tmp_path)
+    assert found.words == "0.1, not tuned"
+
+
+def test_a_run_without_a_finite_loss_has_diverged(told: list[str], tmp_path: Path) -> None:
+    found = tune_rate(
+        "m", at, 0.1, (7,), lambda run: math.nan if run.recipe.method.inner.lr > 0.1 else 1.0, 3, tmp_path
+    )
+    assert found.rate == pytest.approx(0.1)
+    assert found.losses[0.2] == math.inf
+
+
+def test_events_of_a_run_that_is_not_stored(told: list[str], tmp_path: Path) -> None:
+    train_all({"a": at(0.1, 7)}, tmp_path)
+    assert events_of(at(0.1, 7), tmp_path) == [*find_run(at(0.1, 7).id, tmp_path).events()]
+    assert events_of(at(0.1, 7), tmp_path, tmp_path / "empty")[-1].kind == "ended"
