@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,7 +12,8 @@ from typing import Any
 from IPython.display import clear_output, display
 
 from lab.costs.network import duration
-from lab.events import Event, Stepped
+from lab.events import Ended, Event, Stepped
+from lab.ground.errors import Diverged
 from lab.ground.files import located
 from lab.recipes.recipe import Recipe
 from lab.runs.columns import Columns
@@ -150,14 +152,18 @@ def tune_rate(
 ) -> Tuned:
     """The best rate of a method: `lab.study.tuning.tune` over runs of ``recipe(rate, seed)``, whose ``loss`` is taken on average over ``seeds``.
 
-    ``most``: how many rates are tried; 1 takes ``start`` as it is, and nothing is trained. A run that has no finite loss counts as one that diverged.
+    ``most``: how many rates are tried; 1 takes ``start`` as it is, and nothing is trained. Where a run diverged or has no finite loss, its rate is
+    the worst.
     Each rate's lines take the place of those of the one before.
     """
 
     def at(rate: float) -> float:
         clear_output(wait=True)
         tried = {f"{label}, rate {rate:.3g}, seed {s}": recipe(rate, s) for s in seeds}
-        return fmean(map(loss, train_all(tried, runs, stored).values()))
+        try:
+            return fmean(map(loss, train_all(tried, runs, stored).values()))
+        except Diverged:
+            return math.inf
 
     return tune(at, start, most=most)
 
@@ -175,13 +181,20 @@ def _one(recipe: Recipe, folder: Path, small: Stored | None, lines: _Lines, draw
         for event in events:
             lines.progress(event)
             draw(event)
+        if isinstance(last := events[-1], Ended) and last.status == "failed":
+            raise Diverged(last.message)
         return Columns.of(events)
 
     def each(event: Event) -> None:
         lines(event)
         draw(event)
 
-    columns = _when_free(recipe, folder, each)
+    try:
+        columns = _when_free(recipe, folder, each)
+    except Diverged:  # so will it the next time
+        if small is not None:
+            small.add(recipe, RunFolder(folder).events())
+        raise
     if small is not None:
         small.add(recipe, RunFolder(folder).events())
     return columns

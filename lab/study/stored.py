@@ -51,9 +51,9 @@ class Stored:
         return events_in(self.file(recipe))
 
     def add(self, recipe: Recipe, events: Iterable[Event]) -> None:
-        """Store a run that has come to its end; one that has not is left out."""
+        """Store a run that has come to its end, or has failed at it; one that was stopped is left out."""
         small = _small(list(events))
-        if small and isinstance(small[-1], Ended) and small[-1].status == "done":
+        if small and isinstance(small[-1], Ended) and small[-1].status in ("done", "failed"):
             self.folder.mkdir(parents=True, exist_ok=True)
             lines = b"".join(to_bytes(event) + b"\n" for event in small)
             write_atomically(self.file(recipe), lzma.compress(lines, preset=6))

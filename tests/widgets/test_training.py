@@ -12,6 +12,7 @@ import pytest
 import widgets.training
 import widgets.view
 from lab.events import Ended, Started, Stepped
+from lab.ground.errors import Diverged
 from lab.recipes.recipe import Recipe
 from lab.runs.columns import Columns
 from lab.runs.folder import find_run
@@ -208,6 +209,25 @@ def test_a_run_without_a_finite_loss_has_diverged(told: list[str], tmp_path: Pat
     )
     assert found.rate == pytest.approx(0.1)
     assert found.losses[0.2] == math.inf
+
+
+def test_a_run_that_diverges_is_no_rate_to_take_and_is_stored(told: list[str], tmp_path: Path) -> None:
+    """Trained once: what it came to is known then."""
+
+    def steep(rate: float, seed: int) -> Recipe:
+        return at(rate, seed).but(method={"name": "ddp", "max_norm": None, "inner": {"name": "SGD", "lr": rate}})
+
+    folders = tmp_path / "runs", tmp_path / "stored"
+    found = tune_rate("m", steep, 1e15, (7,), lambda run: run.loss_W[-1][0], 2, *folders)
+    assert found.losses == {5e14: math.inf, 1e15: math.inf}
+    stored = Stored(folders[1])
+    assert len(stored) == 2
+    assert stored.events(steep(1e15, 7))[-1].status == "failed"  # type: ignore[union-attr]
+    shutil.rmtree(folders[0])
+    assert tune_rate("m", steep, 1e15, (7,), lambda run: 0.0, 2, *folders) == found
+    assert not folders[0].exists()
+    with pytest.raises(Diverged, match=r"is nan|is inf"):
+        train_all({"a": steep(1e15, 7)}, *folders)
 
 
 def test_events_of_a_run_that_is_not_stored(told: list[str], tmp_path: Path) -> None:
