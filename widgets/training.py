@@ -116,13 +116,19 @@ def train_all(
     runs: str | Path = "runs",
     stored: str | Path | None = None,
     secret: bool = False,
+    diverging: bool = False,
 ) -> dict[str, Columns]:
     """Train recipes one after another; each is written to ``runs/<id>/`` and read from there if it is finished already.
 
     In front of a person their losses are drawn meanwhile. A run that another process is training (a notebook beside this one) is
     waited for. ``stored``: a folder of finished runs in small form (`lab.study.stored`), which are read from there; what is trained is
-    added. ``secret``: say how far they are and show nothing of what comes of it, where a question asks for that. Returns the columns of each
-    under its label.
+    added. ``secret``: say how far they are and show nothing of what comes of it, where a question asks for that. ``diverging``: a run that diverges
+    has the columns of what it came to, and the others go on. Returns the columns of each under its label.
+
+    Raises
+    ------
+    Diverged
+        where a run does, unless that was asked for.
     """
     folders = {name: Path(runs) / recipe.id for name, recipe in recipes.items()}
     small = Stored(stored) if stored else None
@@ -133,7 +139,7 @@ def train_all(
     try:
         for name, recipe in recipes.items():
             lines.begin(name, recipe)
-            out[name] = _one(recipe, folders[name], small, lines, picture.begin(name))
+            out[name] = _one(recipe, folders[name], small, lines, picture.begin(name), diverging)
             lines.end()
     finally:
         picture.rest()
@@ -174,14 +180,16 @@ def events_of(recipe: Recipe, runs: str | Path = "runs", stored: str | Path | No
     return small.events(recipe) if small is not None and recipe in small else [*find_run(recipe.id, runs).events()]
 
 
-def _one(recipe: Recipe, folder: Path, small: Stored | None, lines: _Lines, draw: Callable[[Event], None]) -> Columns:
+def _one(
+    recipe: Recipe, folder: Path, small: Stored | None, lines: _Lines, draw: Callable[[Event], None], diverging: bool
+) -> Columns:
     """One run: as it is stored, or trained now."""
     if small is not None and recipe in small:
         events = small.events(recipe)
         for event in events:
             lines.progress(event)
             draw(event)
-        if isinstance(last := events[-1], Ended) and last.status == "failed":
+        if isinstance(last := events[-1], Ended) and last.status == "failed" and not diverging:
             raise Diverged(last.message)
         return Columns.of(events)
 
@@ -189,14 +197,15 @@ def _one(recipe: Recipe, folder: Path, small: Stored | None, lines: _Lines, draw
         lines(event)
         draw(event)
 
+    failed: Diverged | None = None
     try:
         columns = _when_free(recipe, folder, each)
-    except Diverged:  # so will it the next time
-        if small is not None:
-            small.add(recipe, RunFolder(folder).events())
-        raise
-    if small is not None:
+    except Diverged as error:
+        failed, columns = error, Columns.of(RunFolder(folder).events())
+    if small is not None:  # also one that diverged: so it will the next time
         small.add(recipe, RunFolder(folder).events())
+    if failed is not None and not diverging:
+        raise failed
     return columns
 
 

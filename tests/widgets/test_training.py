@@ -228,6 +228,13 @@ def test_a_run_that_diverges_is_no_rate_to_take_and_is_stored(told: list[str], t
     assert not folders[0].exists()
     with pytest.raises(Diverged, match=r"is nan|is inf"):
         train_all({"a": steep(1e15, 7)}, *folders)
+    recipes = {"a": steep(1e15, 7), "b": at(0.1, 7)}
+    stored_then, trained_now = (
+        train_all(recipes, *folders, diverging=True),
+        train_all(recipes, folders[0], diverging=True),
+    )
+    for found_in in (stored_then, trained_now):
+        assert found_in["a"].step < found_in["b"].step == 3
 
 
 def test_events_of_a_run_that_is_not_stored(told: list[str], tmp_path: Path) -> None:
