@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from IPython.core.getipython import get_ipython
 from IPython.display import clear_output, display
 
 from lab.costs.network import duration
@@ -43,7 +44,11 @@ class _Lines:
         self.done: list[str] = []
         self.shown = 0.0
         first = next(iter(to_come))
-        self.handle: Any = display({"text/plain": f"{first:<{self.width}}  starting …"}, raw=True, display_id=True)
+        self.handle: Any = (
+            None  # in a plain script nothing can be changed that was said: finished runs are printed there
+        )
+        if get_ipython() is not None:  # type: ignore[no-untyped-call]
+            self.handle = display({"text/plain": f"{first:<{self.width}}  starting …"}, raw=True, display_id=True)
 
     def begin(self, name: str, recipe: Recipe) -> None:
         self.name, self.progress = name, Progress(recipe.steps)
@@ -55,10 +60,9 @@ class _Lines:
             so_far = self.progress.pace() if self.secret else self.progress.text()
             self._show(f"{self.name:<{self.width}}  {len(self.done) + 1} of {self.num}{self._all_left()}: {so_far}")
 
-    def end(self) -> None:
-        self.done.append(
-            f"{self.name:<{self.width}}  {self.progress.pace() if self.secret else self.progress.summary()}"
-        )
+    def end(self, failed: str = "") -> None:
+        so_far = failed or (self.progress.pace() if self.secret else self.progress.summary())
+        self.done.append(f"{self.name:<{self.width}}  {so_far}")
         self._show()
 
     def _all_left(self) -> str:
@@ -74,7 +78,11 @@ class _Lines:
         shown = [*before, *self.done[-LINES if before else 0 :], *present]
         if self.known:
             shown = [f"{len(self.done):,} of {self.num:,} runs, all of them finished before, are read"]
-        self.handle.update({"text/plain": "\n".join(shown)}, raw=True)
+        if self.handle is None:
+            if not present and not self.known:
+                print(shown[-1])
+        else:
+            self.handle.update({"text/plain": "\n".join(shown)}, raw=True)
         self.shown = time.monotonic()
 
 
@@ -130,6 +138,8 @@ def train_all(
     Diverged
         where a run does, unless that was asked for.
     """
+    if not recipes:
+        return {}
     folders = {name: Path(runs) / recipe.id for name, recipe in recipes.items()}
     small = Stored(stored) if stored else None
     known = {n for n, recipe in recipes.items() if (small is not None and recipe in small) or _is_done(folders[n])}
@@ -139,8 +149,10 @@ def train_all(
     try:
         for name, recipe in recipes.items():
             lines.begin(name, recipe)
-            out[name] = _one(recipe, folders[name], small, lines, picture.begin(name), diverging)
-            lines.end()
+            out[name], failed = _one(recipe, folders[name], small, lines, picture.begin(name))
+            lines.end(f"diverged: {failed}" if failed else "")
+            if failed and not diverging:
+                raise Diverged(failed)
     finally:
         picture.rest()
     return out
@@ -162,9 +174,12 @@ def tune_rate(
     the worst.
     Each rate's lines take the place of those of the one before.
     """
+    if not seeds:
+        raise ValueError("seeds: a rate is chosen by runs with one seed at least")
 
     def at(rate: float) -> float:
-        clear_output(wait=True)
+        if get_ipython() is not None:  # type: ignore[no-untyped-call]
+            clear_output(wait=True)
         tried = {f"{label}, rate {rate:.3g}, seed {s}": recipe(rate, s) for s in seeds}
         try:
             return fmean(map(loss, train_all(tried, runs, stored).values()))
@@ -181,32 +196,29 @@ def events_of(recipe: Recipe, runs: str | Path = "runs", stored: str | Path | No
 
 
 def _one(
-    recipe: Recipe, folder: Path, small: Stored | None, lines: _Lines, draw: Callable[[Event], None], diverging: bool
-) -> Columns:
-    """One run: as it is stored, or trained now."""
+    recipe: Recipe, folder: Path, small: Stored | None, lines: _Lines, draw: Callable[[Event], None]
+) -> tuple[Columns, str]:
+    """One run, as it is stored, or trained now; and why it diverged, if it did."""
     if small is not None and recipe in small:
         events = small.events(recipe)
         for event in events:
             lines.progress(event)
             draw(event)
-        if isinstance(last := events[-1], Ended) and last.status == "failed" and not diverging:
-            raise Diverged(last.message)
-        return Columns.of(events)
+        last = events[-1]
+        return Columns.of(events), last.message if isinstance(last, Ended) and last.status == "failed" else ""
 
     def each(event: Event) -> None:
         lines(event)
         draw(event)
 
-    failed: Diverged | None = None
+    failed = ""
     try:
         columns = _when_free(recipe, folder, each)
     except Diverged as error:
-        failed, columns = error, Columns.of(RunFolder(folder).events())
+        failed, columns = str(error), Columns.of(RunFolder(folder).events())
     if small is not None:  # also one that diverged: so it will the next time
         small.add(recipe, RunFolder(folder).events())
-    if failed is not None and not diverging:
-        raise failed
-    return columns
+    return columns, failed
 
 
 def _is_done(folder: Path) -> bool:

@@ -133,7 +133,7 @@ def _rests_on(one: Execution, c: Claim) -> str:
         ),
     ]
     words = "".join(f"<div>{_text(line)}</div>" for line in lines if line)
-    return f"{words}<div class=links>{_text(one.source.stem)}: {_links(one)}</div>"
+    return f"{words}<div class=links>{_text(one.source.stem)}, {one.profile}: {_links(one)}</div>"
 
 
 def _links(one: Execution) -> str:
@@ -188,8 +188,8 @@ def _legend() -> str:
     items = "".join(f"<li>{_picture(e, (-3.4, 3.4))}<span>{_text(words)}</span></li>" for words, e in effects.items())
     return (
         f"<details class=legend open><summary>How to read the pictures</summary><ul>{items}</ul><p>Each line is one effect over paired seeds: its mean and its "
-        "95 % interval, on the line of differences (of logarithms, for ratios). The thin line is no effect at all, the dashed one the margin: the "
-        "difference that counts, said before the runs. Without an interval there was one pair, no spread, or a run without a number.</p></details>"
+        "95 % interval (its median and the interval of that where a run gave no number), on the line of differences (of logarithms, for ratios). The thin line is no effect at all, the dashed one the margin: the "
+        "difference that counts, said before the runs. Without an interval there was one pair, no spread, or a run without a number among few.</p></details>"
     )
 
 

@@ -232,7 +232,8 @@ class Effect:
         if not n:
             return "neither run of any pair gave a number: a setting in which one of them does"
         if self._diverged:
-            return f"where a run gave no number only signs count, and they decide from {SIGNS} pairs on"
+            few = f"they decide from {SIGNS} pairs on" if n < SIGNS else f"these {n} lie on both sides: more pairs"
+            return f"where a run gave no number only signs count, and {few}"
         if n == 1:
             return f"one pair has no interval: {USUAL} pairs would give one"
         if not self._has_spread:

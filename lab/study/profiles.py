@@ -59,7 +59,7 @@ class Firm:
         """What there is to do, and how long that takes."""
         there = min(len(self.stored), self.runs)
         if there == self.runs:
-            return f"all {self.runs} runs are stored: nothing is trained"
+            return f"all {self.runs} runs are stored: none of them is trained"
         left = f"about {self.hours_left:.1f} hours on one core"
         return f"{there} of {self.runs} runs are stored, {self.runs - there} are trained: {left}; cut off, it goes on from there"
 
@@ -77,7 +77,7 @@ def firm_profiles(folder: Path) -> dict[str, Firm]:
     for name, values in found.items():
         try:
             out[name] = Firm(
-                folder / f"{name}.ipynb", int(values["runs"]), float(values["hours"]), values["parameters"]
+                folder / f"{name}.ipynb", int(values["runs"]), float(values["hours"]), {**values["parameters"]}
             )
         except (KeyError, TypeError, ValueError) as error:
             raise RecipeError(

@@ -41,7 +41,14 @@ def reproduce(
     notebooks = _notebooks(names, firm)
     profiles = {notebook: firm_profile(notebook) for notebook in notebooks} if firm else {}
     for notebook, profile in profiles.items():
-        click.echo(f"{notebook.stem}, firm: {profile.words}")
+        there = Notebook.read(notebook).parameters
+        for name in profile.values:
+            if name not in there:
+                raise RecipeError(
+                    f"the firm profile of {notebook.stem} gives it {name!r}, and it has the parameters {', '.join(there)}"
+                )
+        yours = "; with parameters of your own, others may be needed" if parameters else ""
+        click.echo(f"{notebook.stem}, firm: {profile.words}{yours}")
     if plan:
         return 0
     executions = _executions(notebooks, parameters, located(out), pages, profiles)

@@ -47,8 +47,12 @@ class Stored:
         return self.file(recipe).exists()
 
     def events(self, recipe: Recipe) -> list[Event]:
-        """Of a run that is there. Raises Damaged."""
-        return events_in(self.file(recipe))
+        """Of a run that is there. Raises Damaged, also where the file is that of another recipe."""
+        found = events_in(file := self.file(recipe))
+        recorded = found[0].recipe if isinstance(found[0], Started) else {}
+        if recorded != recipe.to_dict() and Recipe.recorded(recorded).id != recipe.id:
+            raise Damaged(f"{shown(file)} is a run of another recipe: remove it, and the run is trained anew")
+        return found
 
     def add(self, recipe: Recipe, events: Iterable[Event]) -> None:
         """Store a run that has come to its end, or has failed at it; one that was stopped is left out."""

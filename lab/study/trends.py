@@ -25,14 +25,14 @@ class Trend:
     Raises
     ------
     ValueError
-        for less than two sizes, one that is not above 0, and effects in several scales.
+        for less than two sizes, one that is no number above 0, and effects in several scales.
     """
 
     effects: Mapping[float, Effect]
 
     def __post_init__(self) -> None:
-        if len(self.effects) < 2 or min(self.effects) <= 0:
-            raise ValueError(f"sizes {list(self.effects)}: a trend needs two or more, above 0")
+        if len(self.effects) < 2 or not all(0 < size < math.inf for size in self.effects):
+            raise ValueError(f"sizes {list(self.effects)}: a trend needs two or more numbers above 0")
         if len({effect.scale for effect in self.effects.values()}) > 1:
             raise ValueError("effects in several scales have no common trend")
 
@@ -74,7 +74,7 @@ class Trend:
     def words(self) -> str:
         """``+1.2 % (0.8 … 1.6) with each doubling``."""
         some = next(iter(self.effects.values()))
-        if not math.isfinite(self.slope):
+        if any(map(any, (effect.num_diverged for effect in self.effects.values()))):
             return "no trend: a run diverged"
         if self.interval is None:
             return f"{some.words(self.slope)} with each doubling, no interval"

@@ -24,14 +24,19 @@ class Tuned:
     @property
     def at_edge(self) -> bool:
         """Whether a rate beyond those tried may be better."""
-        return len(self.losses) > 1 and self.rate in (min(self.losses), max(self.losses))
+        return len(self.losses) > 1 and (self.diverged or self.rate in (min(self.losses), max(self.losses)))
+
+    @property
+    def diverged(self) -> bool:
+        """Whether a run did at every rate, so that none is a choice."""
+        return all(map(math.isinf, self.losses.values()))
 
     @property
     def words(self) -> str:
         """``0.004 of 0.002 … 0.008``, with a word where the best lies at the edge."""
         if len(self.losses) == 1:
             return f"{self.rate:.3g}, not tuned"
-        edge = ", at the edge" if self.at_edge else ""
+        edge = ", where all diverged" if self.diverged else ", at the edge" if self.at_edge else ""
         return f"{self.rate:.3g} of {min(self.losses):.3g} … {max(self.losses):.3g}{edge}"
 
 
@@ -57,6 +62,8 @@ def tune(loss: Callable[[float], float], start: float, factor: float = FACTOR, m
     found = {0: _number(loss(start))}  # by the number of factors from the start
     while len(found) < most:
         best = min(found, key=lambda k: (found[k], abs(k)))
+        if math.isinf(found[best]):  # all of them diverged: smaller ones may not
+            best = min(found)
         nearest = [k for k in (best - 1, best + 1) if k not in found]
         if not nearest:
             break

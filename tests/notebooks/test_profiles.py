@@ -91,6 +91,15 @@ def test_a_damaged_one_is_refused_in_one_line(run: RunFolder, tmp_path: Path, da
     assert "\n" not in str(error.value)
 
 
+def test_a_file_of_another_recipe_is_refused(run: RunFolder, tmp_path: Path) -> None:
+    stored, other = Stored(tmp_path), run.recipe().but(seed=5)
+    stored.add(run.recipe(), run.events())
+    shutil.copy(stored.file(run.recipe()), stored.file(other))
+    with pytest.raises(Damaged, match=r"is a run of another recipe: remove it") as error:
+        stored.events(other)
+    assert "\n" not in str(error.value)
+
+
 def test_the_walk_over_rates() -> None:
     asked: list[float] = []
 
@@ -114,6 +123,11 @@ def test_the_walk_over_rates() -> None:
     downhill = tune(valley(0.3), 1.0)  # type: ignore[arg-type]
     assert downhill.rate == 0.25
     assert tune(lambda rate: math.nan if rate > 1 else -rate, 1.0).rate == 1.0  # what diverges is never the best
+    cliff = tune(lambda rate: math.inf if rate > 0.5 else 1 / rate, 8.0)  # from where all diverge it goes down
+    assert (cliff.rate, cliff.at_edge) == (0.5, False)
+    lost = tune(lambda rate: math.inf, 1.0, most=3)
+    assert lost.words == "1 of 0.25 … 1, where all diverged"
+    assert lost.at_edge
     one = tune(valley(64.0), 1.0, most=1)  # type: ignore[arg-type]
     assert one.rate == 1.0
     assert one.words == "1, not tuned"
@@ -144,7 +158,7 @@ def test_settings_that_are_none(tmp_path: Path) -> None:
         (tmp_path / f"firm/01_b/{k}.jsonl.xz").touch()
     assert profile.hours_left == 0.5
     (tmp_path / "firm/01_b/3.jsonl.xz").touch()
-    assert profile.words == "all 4 runs are stored: nothing is trained"
+    assert profile.words == "all 4 runs are stored: none of them is trained"
 
 
 CELLS = """steps: int = 2
@@ -185,12 +199,19 @@ def test_a_notebook_reads_what_is_stored(tmp_path: Path, monkeypatch: pytest.Mon
     assert len(stored) == 2
     assert len([*(tmp_path / "notebooks/runs").iterdir()]) == 1
     shutil.rmtree(tmp_path / "notebooks/runs")
-    assert "all 2 runs are stored: nothing is trained" in reproduce("--firm", "--again")
+    assert "all 2 runs are stored: none of them is trained" in reproduce("--firm", "--again")
     assert not (tmp_path / "notebooks/runs").exists()
     page = (tmp_path / "runs/notebooks/claims.html").read_text()
     assert 'data-profile="firm"' in page
     assert 'data-profile="quick"' in page
     assert 'href="../../notebooks/firm/90_small">stored runs</a>' in page
+    assert "90_small, firm: " in page
+    assert "; with parameters of your own, others may be needed" in reproduce("--firm", "--plan", "-p", "steps=3")
+    settings = tmp_path / "notebooks/firm/settings.toml"
+    settings.write_text(settings.read_text().replace("seeds", "seedz"))
+    done = CliRunner().invoke(main, ["reproduce", "90_small", "--firm", "--plan"])
+    assert done.exit_code == 2
+    assert "the firm profile of 90_small gives it 'seedz', and it has the parameters steps, seeds" in done.output
 
 
 def test_firm_needs_a_profile_and_a_plan_needs_firm() -> None:

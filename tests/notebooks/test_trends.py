@@ -64,7 +64,8 @@ def test_words() -> None:
     assert Trend(one).interval is None
     assert Trend(one).words == "+1.0 with each doubling, no interval"
     assert Trend(one).direction == 0
-    assert Trend({1: effect([1.0, math.inf, 2.0]), 2: effect([1.0, 2.0, 3.0])}).interval is None
+    lost = Trend({1: effect([1.0, math.inf, 2.0]), 2: effect([1.0, 2.0, 3.0])})
+    assert (lost.interval, lost.words) == (None, "no trend: a run diverged")
 
 
 @pytest.mark.parametrize(
@@ -72,6 +73,7 @@ def test_words() -> None:
     [
         ({1: effect([1.0])}, "two or more"),
         ({0: effect([1.0]), 2: effect([1.0])}, "above 0"),
+        ({math.nan: effect([1.0]), 2: effect([1.0])}, "above 0"),
         ({1: effect([1.0]), 2: Effect([1.0], [1.0], 0, scale="percent")}, "several scales"),
     ],
 )

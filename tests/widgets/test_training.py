@@ -34,6 +34,8 @@ def told(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             said.append(forms["text/plain"])
 
     monkeypatch.setattr("widgets.training.display", lambda *_, **__: Handle())
+    monkeypatch.setattr("widgets.training.clear_output", lambda wait: said.append("cleared"))
+    monkeypatch.setattr("widgets.training.get_ipython", object)
     return said
 
 
@@ -228,6 +230,7 @@ def test_a_run_that_diverges_is_no_rate_to_take_and_is_stored(told: list[str], t
     assert not folders[0].exists()
     with pytest.raises(Diverged, match=r"is nan|is inf"):
         train_all({"a": steep(1e15, 7)}, *folders)
+    assert told[-1].startswith("a  diverged: loss of worker 0 is ")
     recipes = {"a": steep(1e15, 7), "b": at(0.1, 7)}
     stored_then, trained_now = (
         train_all(recipes, *folders, diverging=True),
@@ -235,6 +238,20 @@ def test_a_run_that_diverges_is_no_rate_to_take_and_is_stored(told: list[str], t
     )
     for found_in in (stored_then, trained_now):
         assert len(found_in["a"].step) < len(found_in["b"].step) == 3
+
+
+def test_in_a_plain_script_finished_runs_are_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where nothing that was said can be changed."""
+    train_all({"a": at(0.1, 7), "b": at(0.1, 8)}, tmp_path)
+    assert [line[:10] for line in capsys.readouterr().out.splitlines()] == ["a  3 steps", "b  3 steps"]
+    assert tune_rate("m", at, 0.1, (7,), lambda run: 1.0, 2, tmp_path).losses == {0.05: 1.0, 0.1: 1.0}
+    assert "\x1b" not in capsys.readouterr().out
+
+
+def test_nothing_to_train(tmp_path: Path) -> None:
+    assert train_all({}, tmp_path) == {}
+    with pytest.raises(ValueError, match="one seed at least"):
+        tune_rate("m", at, 0.1, (), lambda run: 1.0, 2, tmp_path)
 
 
 def test_events_of_a_run_that_is_not_stored(told: list[str], tmp_path: Path) -> None:
