@@ -39,16 +39,7 @@ def reproduce(
     has every claim of them all. Pages that are a ``single_file`` are made again where a notebook was executed before. A claim that is contradicted, or that nothing decides, is no failure.
     """
     notebooks = _notebooks(names, firm)
-    profiles = {notebook: firm_profile(notebook) for notebook in notebooks} if firm else {}
-    for notebook, profile in profiles.items():
-        there = Notebook.read(notebook).parameters
-        for name in profile.values:
-            if name not in there:
-                raise RecipeError(
-                    f"the firm profile of {notebook.stem} gives it {name!r}, and it has the parameters {', '.join(there)}"
-                )
-        yours = "; with parameters of your own, others may be needed" if parameters else ""
-        click.echo(f"{notebook.stem}, firm: {profile.words}{yours}")
+    profiles = _profiles(notebooks, bool(parameters)) if firm else {}
     if plan:
         return 0
     executions = _executions(notebooks, parameters, located(out), pages, profiles)
@@ -85,6 +76,21 @@ def _notebooks(names: Sequence[str], firm: bool) -> list[Path]:
     if not notebooks:
         raise RecipeError("there is no notebooks/ folder here: `lab notebooks` makes one, or name the notebooks")
     return notebooks
+
+
+def _profiles(notebooks: Sequence[Path], changed: bool) -> dict[Path, Firm]:
+    """Of each notebook, said in a line; ``changed``: by parameters of one's own."""
+    profiles = {notebook: firm_profile(notebook) for notebook in notebooks}
+    for notebook, profile in profiles.items():
+        there = Notebook.read(notebook).parameters
+        for name in profile.values:
+            if name not in there:
+                raise RecipeError(
+                    f"the firm profile of {notebook.stem} gives it {name!r}, and it has the parameters {', '.join(there)}"
+                )
+        yours = "; with parameters of your own, others may be needed" if changed else ""
+        click.echo(f"{notebook.stem}, firm: {profile.words}{yours}")
+    return profiles
 
 
 def _executions(
