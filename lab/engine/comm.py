@@ -96,9 +96,8 @@ class Communicator:
         """Every up holder hands over its copy of ``stack`` (less the agreed ``minus``); all learn the mean, ``[1, P]``.
 
         With ``weights_W`` (one per worker) the mean is weighted; with ``participants`` only marked workers take part;
-        ``codec`` is one that belongs to the method itself. A block with no holder up keeps what is known: difference zero,
-        its values in ``fallback``, or else the mean of the last copies; nothing is counted for it. With ``to_server`` only
-        a server learns the mean; what it then hands out is sent, and counted, by itself.
+        ``codec`` is the method's own. A block with no holder up keeps what is known, uncounted: difference zero, its values
+        in ``fallback``, or the mean of the last copies. With ``to_server`` only a server learns it, and hands it out by itself.
         """
         asked = _Asked(stack, state, minus, fallback, weights_W, codec or self.codecs.get(state), to_server)
         self._refuse(asked)
