@@ -161,6 +161,7 @@ def test_every_line_of_progress_says_that_nobody_trains(
             shown.append(forms["text/plain"])
 
     monkeypatch.setattr("widgets.training.display", lambda *_, **__: Handle())
+    monkeypatch.setattr("widgets.training.get_ipython", object)
     events = [
         Started(1, {}, 1, [1], 30, None, 1.0, {}),
         Stepped(1, [1.0, 2.0, 3.0], 1.0, 0.1),
