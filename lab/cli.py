@@ -100,9 +100,8 @@ def _was_named(error: OSError, words: Sequence[str]) -> bool:
     if error.errno not in NO_PLACE or not isinstance(error.filename, str):
         return False
     place, named = Path(os.path.abspath(error.filename)), (word.rpartition("=")[2] for word in words)
-    return any(
-        place.is_relative_to(os.path.abspath(value)) for value in named if value
-    )  # nothing names no place: -o start=
+    # an option that is given nothing (-o start=) names no place
+    return any(place.is_relative_to(os.path.abspath(value)) for value in named if value)
 
 
 def _give_up(error: OSError) -> None:

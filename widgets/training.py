@@ -44,9 +44,8 @@ class _Lines:
         self.done: list[str] = []
         self.shown = 0.0
         first = next(iter(to_come))
-        self.handle: Any = (
-            None  # in a plain script nothing can be changed that was said: finished runs are printed there
-        )
+        # In a plain script nothing can be changed that was said: finished runs are printed there.
+        self.handle: Any = None
         if get_ipython() is not None:  # type: ignore[no-untyped-call]
             self.handle = display({"text/plain": f"{first:<{self.width}}  starting …"}, raw=True, display_id=True)
 

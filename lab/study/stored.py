@@ -18,7 +18,6 @@ import lzma
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import overload
 
 from lab.events import Drifted, Ended, Event, PseudoLabelled, Started, Stepped, read, to_bytes
 from lab.ground.errors import Damaged
@@ -111,16 +110,12 @@ def _rounded(event: Event) -> Event:
         case Drifted():
             return replace(
                 event,
-                to_mean_W=[_significant(x) for x in event.to_mean_W],
-                to_shared_W=[_significant(x) for x in event.to_shared_W],
+                to_mean_W=[None if x is None else _significant(x) for x in event.to_mean_W],
+                to_shared_W=[None if x is None else _significant(x) for x in event.to_shared_W],
             )
         case _:
             return event
 
 
-@overload
-def _significant(x: float, digits: int = DIGITS) -> float: ...
-@overload
-def _significant(x: None, digits: int = DIGITS) -> None: ...
-def _significant(x: float | None, digits: int = DIGITS) -> float | None:
-    return None if x is None else float(f"{x:.{digits}g}")
+def _significant(x: float, digits: int = DIGITS) -> float:
+    return float(f"{x:.{digits}g}")
