@@ -932,15 +932,20 @@ def read(lines: bytes) -> list[Event]:
             rows = pydantic_core.from_json(array)
         except ValueError:  # half a surrogate pair, or no JSON at all: this one says where
             rows = json.loads(array)
-        if any(word in array for word in _ODD):
-            rows = [
-                {k: _floats(v) if isinstance(v, list) or k in ("loss", "drift", "scores") else v for k, v in r.items()}
-                for r in rows
-            ]
-        return [_made(KINDS[row.pop("kind")], row) for row in rows]
+        return from_rows(rows, any(word in array for word in _ODD))
     finally:
         if collecting:
             gc.enable()
+
+
+def from_rows(rows: list[dict[str, Any]], odd: bool = True) -> list[Event]:
+    """The events of parsed lines, which are used up. ``odd``: among their numbers may be such as JSON has only as strings."""
+    if odd:
+        rows = [
+            {k: _floats(v) if isinstance(v, list) or k in ("loss", "drift", "scores") else v for k, v in r.items()}
+            for r in rows
+        ]
+    return [_made(KINDS[row.pop("kind")], row) for row in rows]
 
 
 def check(event: Event, started: Started | None = None) -> None:

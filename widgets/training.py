@@ -20,8 +20,8 @@ from lab.recipes.recipe import Recipe
 from lab.runs.columns import Columns
 from lab.runs.folder import Busy, RunFolder, find_run
 from lab.runs.progress import Progress, report
+from lab.runs.stored import Stored
 from lab.runs.trainer import train
-from lab.study.stored import Stored
 from lab.study.tuning import Tuned, tune
 from widgets.training_losses import Losses
 from widgets.view import surroundings
@@ -128,7 +128,7 @@ def train_all(
     """Train recipes one after another; each is written to ``runs/<id>/`` and read from there if it is finished already.
 
     In front of a person their losses are drawn meanwhile. A run that another process is training (a notebook beside this one) is
-    waited for. ``stored``: a folder of finished runs in small form (`lab.study.stored`), which are read from there; what is trained is
+    waited for. ``stored``: a folder of finished runs in small form (`lab.runs.stored`), which are read from there; what is trained is
     added. ``secret``: say how far they are and show nothing of what comes of it, where a question asks for that. ``diverging``: a run that diverges
     has the columns of what it came to, and the others go on. Returns the columns of each under its label.
 

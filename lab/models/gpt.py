@@ -72,9 +72,10 @@ class GPT:
         )
 
 
-# Named sizes. The first three are for laptops (parameters with a vocabulary of 256); the others are the papers' shapes with
+# Named sizes. The first four are for laptops (parameters with a vocabulary of 256); the others are the papers' shapes with
 # the vocabulary of about 50k that they use. 135M and 1.7B have gated or grouped blocks there; mlp_dim makes up the count.
 SIZES: dict[str, GPT] = {
+    "pico": GPT(dim=32, num_layers=2, num_heads=2),  # 33k
     "nano": GPT(dim=64, num_layers=2, num_heads=2),  # 115k
     "micro": GPT(dim=128, num_layers=4, num_heads=4),  # 0.8M
     "mini": GPT(dim=256, num_layers=6, num_heads=4),  # 4.8M

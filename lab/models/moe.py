@@ -178,6 +178,7 @@ def _paper(dim: int, num_layers: int, num_experts: int) -> MoE:
 
 
 SIZES: dict[str, MoE] = {
+    "moe-pico": MoE(dim=32),  # 33k
     "moe-nano": MoE(),  # 116k parameters with a vocabulary of 256
     "moe-micro": MoE(dim=128, num_layers=4, num_heads=4),  # 0.8M
     "fomoe-54M": _paper(256, 4, 8),

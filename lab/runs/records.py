@@ -31,9 +31,10 @@ from torch import Tensor
 
 from lab.events import CellDone, Event, read, to_bytes
 from lab.ground.errors import Damaged
-from lab.ground.files import damage, write_atomically, write_with_digest
+from lab.ground.files import damage, shown, write_atomically, write_with_digest
 from lab.runs.folder import UNREADABLE, held, writing
 from lab.runs.lines import Log, pieces
+from lab.runs.stored import ENDING, read_small, rounded, write_small
 
 PLACE = "records"  # within a folder of runs
 AGAIN = "the same call, or command"
@@ -57,14 +58,17 @@ class Record:
         of all whole cells, in order; while it is filled, also those of the cell that is being done.
     cells
         seconds that each whole cell took, by its name.
+    stored
+        the events of a record that is kept in small form (`fill`): nothing is read from ``path``, where tensors may be missing.
     """
 
-    def __init__(self, path: str | Path):
+    def __init__(self, path: str | Path, stored: Iterable[Event] | None = None):
         self.path = Path(path)
-        self.events: list[Event] = []
-        self.cells: dict[str, float] = {}
+        self.events: list[Event] = [*(stored or ())]
+        self.cells = {event.cell: event.seconds for event in self.events if isinstance(event, CellDone)}
         self._whole_bytes = 0
-        self._read()
+        if stored is None:
+            self._read()
 
     def _read(self) -> None:
         """Raises Damaged for the first line that is not what was written; a cell without its end is left out."""
@@ -147,6 +151,7 @@ def fill(
     runs: str | Path = "runs",
     *,
     inputs: Mapping[str, Any] | None = None,
+    stored: str | Path = "",
     again: bool = False,
     tell: Callable[[Event], None] = lambda event: None,
 ) -> Record:
@@ -156,6 +161,9 @@ def fill(
     ----------
     inputs
         plain JSON values that settings only name, such as the recipe of a preset: with others it is another record.
+    stored
+        a folder of whole records in small form (`lab.runs.stored`), without the tensors of their cells: what is there is read and not done, and what is
+        done is added.
     again
         all of them, whatever is there.
     tell
@@ -171,18 +179,39 @@ def fill(
         where it cannot be written.
     """
     path = Path(runs) / PLACE / identity(settings, inputs)
+    plain = json.dumps(_plain(settings, inputs), indent=1).encode()
+    small = Path(stored) / f"{path.name}{ENDING}" if stored else None
+    if small is not None and small.exists() and not again:
+        record = Record(path, _stored(small, plain, cells))
+        for event in record.events:
+            tell(event)
+        return record
     with writing(path, go_on=AGAIN):
         path.mkdir(parents=True, exist_ok=True)
     with held(path):
         with writing(path, go_on=AGAIN):
             if again:
                 (path / "events.jsonl").unlink(missing_ok=True)
-            write_atomically(path / "settings.json", json.dumps(_plain(settings, inputs), indent=1).encode())
+            write_atomically(path / "settings.json", plain)
         record = Record(path)
         for event in record.events:
             tell(event)
         record.do(cells, tell)
+    if small is not None:
+        with writing(small.parent, go_on=AGAIN):
+            write_small(small, json.dumps(json.loads(plain)).encode(), rounded(record.events))
     return record
+
+
+def _stored(file: Path, settings: bytes, cells: Mapping[str, Work]) -> list[Event]:
+    """Of a record in small form. Raises Damaged where it is none of these settings, or has not all cells."""
+    first, events = read_small(file)
+    whole = cells.keys() <= {event.cell for event in events if isinstance(event, CellDone)}
+    if json.loads(first) != json.loads(settings) or not whole:
+        raise Damaged(
+            f"{shown(file)} {'is a record of other settings' if whole else 'is only part of a record'}: remove it, and it is made anew"
+        )
+    return events
 
 
 def _plain(settings: Settings, inputs: Mapping[str, Any] | None) -> dict[str, Any]:

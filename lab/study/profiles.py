@@ -8,7 +8,7 @@ What a notebook declares is its quick profile, for a class. ``firm/settings.toml
     [26_scale.parameters]
     seeds = "0,1,2,3,4"
 
-A notebook with a firm profile has a parameter ``stored``: a folder in which finished runs are kept in small form (`lab.study.stored`); what is there is
+A notebook with a firm profile has a parameter ``stored``: a folder in which finished runs are kept in small form (`lab.runs.stored`); what is there is
 read, what is not is trained and added. So whoever is cut off goes on, and who has all of them waits for nothing but the pictures.
 """
 
@@ -24,7 +24,7 @@ from lab.ground.errors import RecipeError
 from lab.ground.files import shown
 
 if TYPE_CHECKING:
-    from lab.study.stored import Stored
+    from lab.runs.stored import Stored
 
 QUICK, FIRM = "quick", "firm"
 FOLDER = "firm"  # beside the notebooks
@@ -41,7 +41,7 @@ class Firm:
 
     @property
     def stored(self) -> Stored:
-        from lab.study.stored import Stored  # with torch, which who asks for help need not wait for
+        from lab.runs.stored import Stored  # with torch, which who asks for help need not wait for
 
         return Stored(self.notebook.parent / FOLDER / self.notebook.stem)
 

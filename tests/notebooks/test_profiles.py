@@ -19,8 +19,8 @@ from lab.events import Drifted, Ended, PseudoLabelled, Started, Stepped
 from lab.ground.errors import Damaged, RecipeError
 from lab.recipes.recipe import Recipe
 from lab.runs.folder import RunFolder
+from lab.runs.stored import Stored, events_in, started_in
 from lab.study.profiles import firm, firm_profiles
-from lab.study.stored import Stored, events_in, started_in
 from lab.study.tuning import tune
 
 SMALL = {

@@ -16,8 +16,8 @@ from lab.ground.errors import Diverged
 from lab.recipes.recipe import Recipe
 from lab.runs.columns import Columns
 from lab.runs.folder import find_run
+from lab.runs.stored import Stored
 from lab.study.compare import with_rate
-from lab.study.stored import Stored
 from tests.support.recipes import recipe
 from widgets.training import LINES, MOST, _Lines, _Picture, events_of, train_all, tune_rate
 from widgets.training_losses import Losses

@@ -1,4 +1,4 @@
-"""The small runs that explorables are drawn from, kept beside them: ``stored/<name>/<id>.jsonl.xz``, as `lab.study.stored` writes them.
+"""The small runs that explorables are drawn from, kept beside them: ``stored/<name>/<id>.jsonl.xz``, as `lab.runs.stored` writes them.
 
 ``python -m widgets.explorables.stored_runs`` trains what is not there.
 """
@@ -14,7 +14,7 @@ from typing import Any
 import lab
 from lab.events import Event
 from lab.recipes.recipe import Recipe
-from lab.study.stored import Stored
+from lab.runs.stored import Stored
 
 FOLDER = Path(__file__).with_name("stored")
 DIGITS = 5  # significant ones of every number that was measured

@@ -7,7 +7,9 @@ for is made again when it was cut off.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -18,7 +20,7 @@ from lab.events import Ended, Event, Orchestrated, Warned
 from lab.ground.config import Count, Fraction, config
 from lab.ground.errors import RecipeError
 from lab.ground.files import located, sha256_of
-from lab.runs.records import Record, Work, fill
+from lab.runs.records import PLACE, Record, Work, fill
 from lab.systems.agents.agent import Setting
 from lab.systems.agents.arithmetic import Arithmetic
 from lab.systems.agents.endpoint import Endpoint
@@ -30,6 +32,7 @@ from lab.systems.agents.synthetic import Synthetic
 
 AT_ONCE = 64  # questions of a test that are asked together
 POLICY = "policy.safetensors"  # in the record's folder
+RECORD = r"agents-[0-9a-f]{8}"  # its name
 
 
 @config
@@ -39,7 +42,8 @@ class Orchestration:
     world
         who answers what: ``synthetic``, ``arithmetic`` or ``endpoint``, with the options of that name.
     start
-        a policy's file: it is frozen, and nothing is learnt. ``start_sha256`` is filled in.
+        a policy's file, or the name of a record in the same folder of runs (``agents-1a2b3c4d``), whose policy it is: it is frozen, and nothing is
+        learnt. ``start_sha256`` is filled in for a file.
     num_agents, learning, policy
         how the policy learns, with how many agents.
     decode
@@ -90,26 +94,31 @@ def orchestrate(
     settings: Orchestration,
     runs: str | Path = "runs",
     *,
+    stored: str | Path = "",
     again: bool = False,
     tell: Callable[[Event], None] = lambda event: None,
 ) -> Record:
     """Learn and test what the record of these settings does not have yet; the policy is written into its folder.
 
-    ``again`` and ``tell``: see `lab.runs.records.fill`; at the end ``tell`` is called with `Ended`, so that a view comes to rest.
+    ``stored``, ``again`` and ``tell``: see `lab.runs.records.fill`; at the end ``tell`` is called with `Ended`, so that a view comes to rest.
 
     Raises
     ------
     LabError
         for whatever goes wrong with agents, files and settings: one line.
     """
-    frozen: PolicyModule | None = None
-    if settings.start is not None:
-        frozen = load_policy(settings.start)
+    frozen: Callable[[], PolicyModule] | None = None
+    if settings.start is not None and re.fullmatch(RECORD, settings.start):
+        frozen = partial(
+            load_policy, Path(runs) / PLACE / settings.start / POLICY
+        )  # once it is needed: a record that is stored has none
+    elif settings.start is not None:
+        policy = load_policy(settings.start)
         digest = sha256_of(located(settings.start))
         if settings.start_sha256 not in (None, digest):
             raise RecipeError(f"start = {settings.start!r} is another file than when it began: leave start_sha256 out")
-        settings = dataclasses.replace(settings, start_sha256=digest)
-    record = fill(settings, _Cells(settings, frozen).all(), runs, again=again, tell=tell)
+        settings, frozen = dataclasses.replace(settings, start_sha256=digest), lambda: policy
+    record = fill(settings, _Cells(settings, frozen).all(), runs, stored=stored, again=again, tell=tell)
     tell(Ended(0 if frozen else settings.learning.updates, "done", ""))
     return record
 
@@ -128,7 +137,7 @@ def results(record: Record) -> dict[tuple[str, int], Orchestrated]:
 class _Cells:
     """The pieces of the work. Agents are made when the first of them needs them."""
 
-    def __init__(self, settings: Orchestration, frozen: PolicyModule | None):
+    def __init__(self, settings: Orchestration, frozen: Callable[[], PolicyModule] | None):
         self.settings, self.frozen = settings, frozen
         self._setting: Setting | None = None
         self._learner: Learner | None = None
@@ -185,7 +194,7 @@ class _Cells:
         s = self.settings
         if name != "nexa":
             return Rival(name, s.threshold, s.density, s.seed)  # type: ignore[arg-type]
-        return Nexa(self.frozen or learnt(record), s.seed, s.decode)
+        return Nexa(self.frozen() if self.frozen else learnt(record), s.seed, s.decode)
 
 
 def evaluate(setting: Setting, plan: Plan, num_agents: int, num_questions: int = 256, *, step: int = 0) -> Orchestrated:

@@ -54,10 +54,11 @@ def audit(
     settings: Audit | None = None,
     runs: str | Path = "runs",
     *,
+    stored: str | Path = "",
     again: bool = False,
     tell: Callable[[Event], None] = lambda event: None,
 ) -> Record:
     """Do what is missing of an audit, and return its record; see `lab.runs.records.fill`."""
     settings = settings or Audit()
     with one_core():  # what is not training is many small products
-        return fill(settings, cells(settings), runs, again=again, tell=tell)
+        return fill(settings, cells(settings), runs, stored=stored, again=again, tell=tell)

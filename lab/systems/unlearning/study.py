@@ -126,6 +126,7 @@ def unlearn(
     settings: Unlearning | Mapping[str, Any] | None = None,
     runs: str | Path = "runs",
     *,
+    stored: str | Path = "",
     again: bool = False,
     tell: Callable[[Event], None] = lambda event: None,
 ) -> Record:
@@ -135,7 +136,7 @@ def unlearn(
     ----------
     settings
         what is studied; a mapping has fields of `Unlearning`.
-    again, tell
+    stored, again, tell
         as `lab.runs.records.fill` has them.
 
     Raises
@@ -146,7 +147,9 @@ def unlearn(
     chosen = settings if isinstance(settings, Unlearning) else Unlearning(**(settings or {}))
     with one_core():
         made = chosen.recipe_of(chosen.seeds[0]).to_dict()
-        return fill(chosen, cells(chosen, Path(runs)), runs, inputs={"recipe": made}, again=again, tell=tell)
+        return fill(
+            chosen, cells(chosen, Path(runs)), runs, inputs={"recipe": made}, stored=stored, again=again, tell=tell
+        )
 
 
 def cells(s: Unlearning, runs: Path) -> dict[str, Work]:
