@@ -932,15 +932,15 @@ def read(lines: bytes) -> list[Event]:
             rows = pydantic_core.from_json(array)
         except ValueError:  # half a surrogate pair, or no JSON at all: this one says where
             rows = json.loads(array)
-        return from_rows(rows, any(word in array for word in _ODD))
+        return from_rows(rows, array)
     finally:
         if collecting:
             gc.enable()
 
 
-def from_rows(rows: list[dict[str, Any]], odd: bool = True) -> list[Event]:
-    """The events of parsed lines, which are used up. ``odd``: among their numbers may be such as JSON has only as strings."""
-    if odd:
+def from_rows(rows: list[dict[str, Any]], written: bytes) -> list[Event]:
+    """The events of parsed lines, which are used up. ``written``: what they were parsed from, where numbers are looked for that JSON has only as strings."""
+    if any(word in written for word in _ODD):
         rows = [
             {k: _floats(v) if isinstance(v, list) or k in ("loss", "drift", "scores") else v for k, v in r.items()}
             for r in rows
@@ -975,6 +975,7 @@ def _adapter(kind: str) -> Any:
 
 _CHECKSUM = re.compile(rb',"crc":"[0-9a-f]{8}"}\n')  # at the end of a line
 _ODD = (b'NaN"', b'nan"', b"nf")  # NaN, and ±Infinity or inf
+_ODD_NUMBER = re.compile("NaN|nan|-?(Infinity|inf)")  # and not names beside them
 
 
 def _made(cls: Any, row: dict[str, Any]) -> Event:
@@ -997,4 +998,4 @@ def _floats(value: Any) -> Any:
         return [_floats(v) for v in value]
     if isinstance(value, dict):
         return {k: _floats(v) for k, v in value.items()}
-    return float(value) if isinstance(value, str) else value
+    return float(value) if isinstance(value, str) and _ODD_NUMBER.fullmatch(value) else value

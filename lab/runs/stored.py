@@ -78,7 +78,7 @@ def read_small(file: Path) -> tuple[bytes, list[Event]]:
     """Both of `write_small`. Raises Damaged."""
     with _reading(file):
         first, rest = lzma.decompress(file.read_bytes()).split(b"\n")
-        return first, from_rows(unpacked(pydantic_core.from_json(rest)))
+        return first, from_rows(unpacked(pydantic_core.from_json(rest)), rest)
 
 
 def events_in(file: Path) -> list[Event]:

@@ -86,7 +86,7 @@ def test_a_damaged_one_is_refused_in_one_line(run: RunFolder, tmp_path: Path, da
         "no run": lzma.compress(b'{"kind":"stepped","step":1,"loss_W":[1.0],"lr":0.1,"seconds":0.1}\n'),
     }
     file.write_bytes(wrong[damage])
-    with pytest.raises(Damaged, match=r"cannot be read .* remove it, and the run is trained anew") as error:
+    with pytest.raises(Damaged, match=r"cannot be read .* remove it, and it is made anew") as error:
         stored.events(recipe)
     assert "\n" not in str(error.value)
 
