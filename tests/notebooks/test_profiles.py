@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
+import lzma
 import math
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import nbformat
 import pytest
@@ -15,11 +18,11 @@ from click.testing import CliRunner
 
 import lab
 from lab.cli import main
-from lab.events import Drifted, Ended, PseudoLabelled, Started, Stepped
+from lab.events import CellDone, Drifted, Ended, PseudoLabelled, Started, Stepped
 from lab.ground.errors import Damaged, RecipeError
 from lab.recipes.recipe import Recipe
 from lab.runs.folder import RunFolder
-from lab.runs.stored import Stored, events_in, started_in
+from lab.runs.stored import Stored, events_in, read_small, started_in
 from lab.study.profiles import firm, firm_profiles
 from lab.study.tuning import tune
 
@@ -71,8 +74,6 @@ def test_what_has_not_ended_is_not_stored(run: RunFolder, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "other", "no run"])
 def test_a_damaged_one_is_refused_in_one_line(run: RunFolder, tmp_path: Path, damage: str) -> None:
-    import lzma
-
     stored, recipe = Stored(tmp_path), run.recipe()
     stored.add(recipe, run.events())
     file = stored.file(recipe)
@@ -228,13 +229,21 @@ def test_firm_needs_a_profile_and_a_plan_needs_firm() -> None:
 STORED = sorted(Path("notebooks/firm").glob("*/*.jsonl.xz"))
 
 
+def begun(file: Path) -> Started | dict[str, Any]:
+    """What a run began with, or the settings of a record."""
+    with lzma.open(file) as lines:
+        first = json.loads(lines.readline())
+    return started_in(file) if first["kind"] == "started" else first
+
+
 def test_what_the_repository_stores_is_firm() -> None:
     """Named by recipes as they are called now, long enough where there is text, over enough seeds, and not too large all together."""
     assert sum(file.stat().st_size for file in STORED) < 30e6
     assert {file.parent.name for file in STORED} == {*firm_profiles(Path("notebooks"))}
     seeds: dict[str, set[int]] = {}
     for file in STORED:
-        started = started_in(file)
+        if not isinstance(started := begun(file), Started):
+            continue
         recipe = Recipe.recorded(started.recipe)
         assert file.name == f"{recipe.id}.jsonl.xz", f"{file.name} is {recipe.id} now: rename it"
         anyhow = re.sub(r'("seed": |[?&]seed=)\d+', r"\1*", json.dumps(recipe.to_dict()))  # of data and methods too
@@ -248,6 +257,32 @@ def test_what_the_repository_stores_is_firm() -> None:
         "at least five, none of the first look (0 to 4)"
     )
     assert len(judged) >= 4 * 21 + 50  # sizes, methods and readings; and what the other notebooks compare
+
+
+def test_records_that_the_repository_stores_are_firm() -> None:
+    """Named by their settings, whole, of at least five seeds or authors that the quick profile does not have."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for file in STORED:
+        if not isinstance(settings := begun(file), Started):
+            digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+            assert file.name == f"{settings['kind']}-{digest[:8]}.jsonl.xz"
+            _, events = read_small(file)
+            assert isinstance(events[-1], CellDone)
+            found.setdefault(file.parent.name, []).append(settings)
+    assert {*found} == {"19_lunar", "22_nexa", "23_imitation_audit"}
+    (facts,), (audit,) = found["19_lunar"], found["23_imitation_audit"]
+    assert len(facts["seeds"]) >= 5
+    assert min(facts["seeds"]) >= 6
+    assert len(audit["targets"]) >= 5
+    assert audit["seed"] != 0
+    worlds: dict[str, set[int]] = {}
+    for settings in found["22_nexa"]:
+        of = {key: settings[key] for key in ("world", "learning", "policy", "rivals")}
+        worlds.setdefault(json.dumps([of, settings["start"] is None, settings["synthetic"]["easy"]]), set()).add(
+            settings["seed"]
+        )
+    assert len(worlds) == 4 + 2 + 2 + 2  # prices, the harder world, the adders, the other ways to learn
+    assert all(len(drawn) >= 5 and min(drawn) >= 6 for drawn in worlds.values())
 
 
 def test_profiles_say_how_many_runs_they_have() -> None:

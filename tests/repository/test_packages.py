@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from lab.study.profiles import firm_profiles
 from tests.support import ROOT
 
 LOCKS = ("requirements.lock", "requirements-dev.lock")
@@ -54,6 +55,17 @@ def test_no_advice_mixes_indexes() -> None:
     """With a second index a foreign package of the same name can win."""
     for file in [ROOT / "README.md", ROOT / "Makefile", ROOT / "environment.yml", *(ROOT / "docs").rglob("*.md")]:
         assert "extra-index-url" not in file.read_text(encoding="utf-8"), file
+
+
+def test_all_firm_profiles_are_installed_with_their_runs() -> None:
+    """Or who has the wheel would train for hours what is stored."""
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    folders = [
+        file.parts[-1] for file in map(Path, project["tool"]["setuptools"]["data-files"]) if "firm" in file.parts[:-1]
+    ]
+    assert sorted(folders) == sorted(firm_profiles(ROOT / "notebooks"))
 
 
 @pytest.fixture(scope="module")

@@ -120,6 +120,34 @@ def test_tensors_are_kept_and_vouched_for(tmp_path: Path) -> None:
 
 
 @pytest.mark.processes
+def test_a_record_in_small_form_is_read_and_not_done(tmp_path: Path) -> None:
+    done: list[str] = []
+    small, told = tmp_path / "small", list[Event]()
+    first = fill(Counting(), counting(done), tmp_path / "a", stored=small)
+    again = fill(Counting(), counting(done), tmp_path / "b", stored=small, tell=told.append)
+    assert done == ["0", "1", "2"]
+    assert again.events == told == first.events
+    assert again.cells == first.cells
+    assert again.path == tmp_path / "b/records" / first.path.name
+    assert not (tmp_path / "b").exists()
+    assert [file.name for file in small.iterdir()] == [f"{first.path.name}.jsonl.xz"]
+    fill(Counting(), counting(done), tmp_path / "b", stored=small, again=True)
+    assert done == ["0", "1", "2"] * 2
+    with pytest.raises(RuntimeError):
+        fill(Counting(seed=1), counting(done, fails_at=1), tmp_path / "a", stored=small)
+    assert len([*small.iterdir()]) == 1  # half a record is none
+
+
+def test_a_small_file_that_is_not_the_record_is_refused(tmp_path: Path) -> None:
+    fill(Counting(), counting([]), tmp_path, stored=tmp_path / "small")
+    file = tmp_path / "small" / f"{identity(Counting())}.jsonl.xz"
+    with pytest.raises(Damaged, match=r"is only part of a record: remove it, and it is made anew"):
+        fill(Counting(), counting([], upto=4), tmp_path, stored=tmp_path / "small")
+    file.rename(tmp_path / "small" / f"{identity(Counting(seed=1))}.jsonl.xz")
+    with pytest.raises(Damaged, match=r"is a record of other settings: remove it, and it is made anew"):
+        fill(Counting(seed=1), counting([]), tmp_path, stored=tmp_path / "small")
+
+
 def test_a_process_that_is_killed_loses_one_cell(tmp_path: Path) -> None:
     def killed(record: Record) -> Iterator[Event]:
         yield Warned(2, "begun")
