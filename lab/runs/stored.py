@@ -6,9 +6,10 @@
     notebooks/firm/26_scale/<id>.jsonl.xz  the events of one finished run, or of one record (`lab.runs.records`)
 
 A stored run has all its events, in their order. A step's training loss is the mean over its workers, for each of them; it and learning rates,
-seconds of local steps, how far workers drift apart and the edges that a policy tries as it learns are rounded. Of the latents that looks at pseudo-labels draw, the first and the last are
-kept. The rest is as it was: what was validated and what was sent to the last digit. The file is named after the recipe, and xz keeps a checksum
-of it. Its first line says what was to be done (of a run, the event it began with), its second has all events after that as columns (`packed`).
+seconds of local steps, how far workers drift apart and the edges that a policy tries as it learns are rounded. Of the latents that looks at
+pseudo-labels draw, the first and the last are kept. The rest is as it was: what was validated and what was sent to the last digit. The file is
+named after the recipe, or the record, and xz keeps a checksum of it. Its first line says what was to be done (of a run, the event that it began
+with), its second has all events after that as columns (`packed`).
 """
 
 from __future__ import annotations
@@ -68,17 +69,17 @@ class Stored:
 def write_small(file: Path, first: bytes, events: Sequence[Event]) -> None:
     """One file: a line that says what was to be done, and what happened."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    lines = (
-        first + b"\n" + json.dumps(packed([json.loads(to_bytes(e)) for e in events]), separators=(",", ":")).encode()
-    )
-    write_atomically(file, lzma.compress(lines, preset=9))
+    columns = json.dumps(packed([json.loads(to_bytes(e)) for e in events]), separators=(",", ":")).encode()
+    write_atomically(file, lzma.compress(first + b"\n" + columns, preset=9))
 
 
 def read_small(file: Path) -> tuple[bytes, list[Event]]:
     """Both of `write_small`. Raises Damaged."""
     with _reading(file):
-        first, rest = lzma.decompress(file.read_bytes()).split(b"\n")
-        return first, from_rows(unpacked(pydantic_core.from_json(rest)), rest)
+        first, *more = lzma.decompress(file.read_bytes()).splitlines()
+        if len(more) != 1:
+            raise ValueError("it does not have two lines")
+        return first, from_rows(unpacked(pydantic_core.from_json(more[0])), more[0])
 
 
 def events_in(file: Path) -> list[Event]:

@@ -108,10 +108,8 @@ def orchestrate(
         for whatever goes wrong with agents, files and settings: one line.
     """
     frozen: Callable[[], PolicyModule] | None = None
-    if settings.start is not None and re.fullmatch(RECORD, settings.start):
-        frozen = partial(
-            load_policy, Path(runs) / PLACE / settings.start / POLICY
-        )  # once it is needed: a record that is stored has none
+    if settings.start is not None and re.fullmatch(RECORD, settings.start):  # read once it is needed
+        frozen = partial(load_policy, Path(runs) / PLACE / settings.start / POLICY)
     elif settings.start is not None:
         policy = load_policy(settings.start)
         digest = sha256_of(located(settings.start))
