@@ -34,7 +34,7 @@ from lab.ground.errors import Damaged
 from lab.ground.files import damage, shown, write_atomically, write_with_digest
 from lab.runs.folder import UNREADABLE, held, writing
 from lab.runs.lines import Log, pieces
-from lab.runs.stored import ENDING, read_small, rounded, write_small
+from lab.runs.stored import ENDING, read_small, rounded, store, write_small
 
 PLACE = "records"  # within a folder of runs
 AGAIN = "the same call, or command"
@@ -180,7 +180,7 @@ def fill(
     """
     path = Path(runs) / PLACE / identity(settings, inputs)
     plain = json.dumps(_plain(settings, inputs), indent=1).encode()
-    small = Path(stored) / f"{path.name}{ENDING}" if stored else None
+    small = store(stored) / f"{path.name}{ENDING}" if stored else None
     if small is not None and small.exists() and not again:
         record = Record(path, _stored(small, plain, cells))
         for event in record.events:

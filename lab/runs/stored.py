@@ -26,7 +26,7 @@ from typing import Any
 import pydantic_core
 
 from lab.events import Drifted, Ended, Event, Orchestrated, PseudoLabelled, Started, Stepped, from_rows, read, to_bytes
-from lab.ground.errors import Damaged
+from lab.ground.errors import Damaged, RecipeError
 from lab.ground.files import shown, write_atomically
 from lab.recipes.recipe import Recipe
 from lab.runs.folder import UNREADABLE
@@ -40,7 +40,8 @@ class Stored:
     """A folder of finished runs in small form, perhaps not there yet."""
 
     def __init__(self, folder: str | Path):
-        self.folder = Path(folder)
+        """Raises RecipeError for a file of that name."""
+        self.folder = store(folder)
 
     def file(self, recipe: Recipe) -> Path:
         return self.folder / f"{recipe.id}{ENDING}"
@@ -64,6 +65,13 @@ class Stored:
         small = rounded(list(events))
         if small and isinstance(small[-1], Ended) and small[-1].status in ("done", "failed"):
             write_small(self.file(recipe), to_bytes(small[0]), small[1:])
+
+
+def store(folder: str | Path) -> Path:
+    """A folder for small forms, perhaps not there yet. Raises RecipeError for what is none, before anything is trained."""
+    if (path := Path(folder)).exists() and not path.is_dir():
+        raise RecipeError(f"stored = {shown(path)!r} is no folder: use one, or the name of one that is to be made")
+    return path
 
 
 def write_small(file: Path, first: bytes, events: Sequence[Event]) -> None:

@@ -208,7 +208,10 @@ class Claims:
         words = f"{many} judged by 95 % intervals, each wrong one time in twenty where the truth lies on its margin"
         if len(tested) > 1:
             words += f"; of the {sum(decided)} that they decide, {left} stay decided after Holm's correction for {len(tested)} looks"
-        return words + "."
+        return (
+            words
+            + ". Behind a mean, (… … …) is the least and the greatest of the seeds; behind an effect, its interval."
+        )
 
     def to_text(self) -> str:
         lines = [self.answer]

@@ -136,7 +136,8 @@ def execute(source: Path, target: Path, parameters: Mapping[str, Any], pages: Pa
     """Run one notebook under papermill and make its page; what went wrong, or None."""
     notebook = Notebook.read(source)
     inputs = notebook.inputs(parameters)
-    problem = notebook.execute(target, parameters) or pages.make(target)
+    note = f"**{FIRM.capitalize()} profile:** {_listed(parameters)}. Minutes above, and defaults below, are those of the quick one."
+    problem = notebook.execute(target, parameters, note if firm else "") or pages.make(target)
     if problem is not None:
         return problem
     executed = json.loads(target.read_text(encoding="utf-8"))
@@ -150,6 +151,10 @@ def execute(source: Path, target: Path, parameters: Mapping[str, Any], pages: Pa
     }
     write_atomically(target, json.dumps(executed, indent=1).encode())
     return None
+
+
+def _listed(parameters: Mapping[str, Any]) -> str:
+    return ", ".join(f"`{key} = {json.dumps(value, ensure_ascii=False)}`" for key, value in parameters.items())
 
 
 def _done(target: Path) -> dict[str, Any] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import copy
 import json
 import keyword
 import os
@@ -159,19 +160,22 @@ class Notebook:
         files |= {file for m in modules for file in [here / f"{m}.py", *(here / m).glob("*.py")] if file.is_file()}
         return {os.path.relpath(file, here): sha256_of(file)[:16] for file in sorted(files)}
 
-    def execute(self, target: Path, values: Mapping[str, Any]) -> str | None:
+    def execute(self, target: Path, values: Mapping[str, Any], note: str = "") -> str | None:
         """Run it under papermill, with the Python of this process, into ``target``; what went wrong in one line, or None.
 
-        It runs in its own folder, as in JupyterLab.
+        It runs in its own folder, as in JupyterLab. ``note``: Markdown that stands below its first cell there.
         """
         import papermill
+        from nbformat.v4 import new_markdown_cell
         from papermill.exceptions import PapermillExecutionError
 
         os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
+        content = copy.deepcopy(self.content)
+        content.cells[1:1] = [new_markdown_cell(note, id="note")] if note else []
         try:
             with child.directory_last() as first_line, own_kernel():
                 papermill.execute_notebook(
-                    self.content,
+                    content,
                     str(target).replace("{", "{{").replace("}", "}}"),  # papermill fills in what stands in braces
                     dict(values),
                     progress_bar=False,

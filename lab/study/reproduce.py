@@ -40,9 +40,10 @@ def reproduce(
     """
     notebooks = _notebooks(names, firm)
     profiles = _profiles(notebooks, bool(parameters)) if firm else {}
+    executions = _executions(notebooks, parameters, located(out), pages, profiles)
     if plan:
         return 0
-    executions = _executions(notebooks, parameters, located(out), pages, profiles)
+    located(out).mkdir(parents=True, exist_ok=True)
     missing = [one for one in executions if again or not one.is_done]
     for one in executions:
         word = "executing …" if one in missing else f"already done, {shown(one.target.with_suffix('.html'))}"
@@ -96,7 +97,7 @@ def _profiles(notebooks: Sequence[Path], changed: bool) -> dict[Path, Firm]:
 def _executions(
     notebooks: Sequence[Path], parameters: Sequence[str], out: Path, pages: Pages, profiles: Mapping[Path, Firm]
 ) -> list[Execution]:
-    """What is to be executed; nothing is yet. Makes the folder ``out``."""
+    """What is to be executed; nothing is yet."""
     texts = given(parameters)
     executions = []
     for source in notebooks:
@@ -105,7 +106,6 @@ def _executions(
         if source in profiles:
             values = profiles[source].values | values
         executions.append(Execution.of(source, values, out, pages, source in profiles))
-    out.mkdir(parents=True, exist_ok=True)
     return executions
 
 

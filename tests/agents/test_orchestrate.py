@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from lab.cli import main
 from lab.events import CellDone, Ended, Event, Orchestrated, Warned
-from lab.ground.errors import Damaged, RecipeError
+from lab.ground.errors import RecipeError
 from lab.systems.agents import orchestrate as module
 from lab.systems.agents.learning import Learner, Nexa
 from lab.systems.agents.nexa import Learning, Policy
@@ -125,11 +125,20 @@ def test_a_frozen_policy_by_the_name_of_its_record(tmp_path: Path) -> None:
     by_file = dataclasses.replace(hard, start=str(first.path / POLICY))
     record = orchestrate(hard, tmp_path / "a", stored=tmp_path / "small")
     assert said(record.events) == said(orchestrate(by_file, tmp_path / "a").events)
-    with pytest.raises(Damaged, match=rf"policy .*{first.path.name}"):
-        orchestrate(hard, tmp_path / "b")  # where there is no such record
+    with pytest.raises(RecipeError, match=rf"start = '{first.path.name}': .* has no policy: use the name of a record"):
+        orchestrate(hard, tmp_path / "b")
     elsewhere = orchestrate(hard, tmp_path / "b", stored=tmp_path / "small")  # read, so that no policy is needed
     assert elsewhere.events == record.events
     assert elsewhere.path == tmp_path / "b/records" / record.path.name
+
+
+def test_a_record_in_small_form_is_done_once_more_for_its_policy(tmp_path: Path) -> None:
+    first = orchestrate(SMALL, tmp_path / "a", stored=tmp_path / "small")
+    hard = dataclasses.replace(SMALL, start=first.path.name, synthetic=Synthetic(seed=5, easy=0.3), test_agents=(6,))
+    here = orchestrate(hard, tmp_path / "a")
+    there = orchestrate(hard, tmp_path / "b", stored=tmp_path / "small")
+    assert said(there.events) == said(here.events)
+    assert (tmp_path / "b/records" / first.path.name / POLICY).exists()
 
 
 def test_a_saturated_policy_is_said_to_be(tmp_path: Path) -> None:

@@ -92,6 +92,12 @@ def test_a_damaged_one_is_refused_in_one_line(run: RunFolder, tmp_path: Path, da
     assert "\n" not in str(error.value)
 
 
+def test_a_file_in_the_place_of_the_folder_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
+    (tmp_path / "small").write_text("mine")
+    with pytest.raises(RecipeError, match=r"stored = .*small' is no folder"):
+        Stored(tmp_path / "small")
+
+
 def test_a_file_of_another_recipe_is_refused(run: RunFolder, tmp_path: Path) -> None:
     stored, other = Stored(tmp_path), run.recipe().but(seed=5)
     stored.add(run.recipe(), run.events())
@@ -207,7 +213,15 @@ def test_a_notebook_reads_what_is_stored(tmp_path: Path, monkeypatch: pytest.Mon
     assert 'data-profile="quick"' in page
     assert 'href="../../notebooks/firm/90_small">stored runs</a>' in page
     assert "90_small, firm: " in page
+    (executed,) = (tmp_path / "runs/notebooks").glob("90_small-firm-*.ipynb")
+    notes = [c.source for c in nbformat.read(executed, 4).cells if c.cell_type == "markdown"]
+    assert [note.partition(", `seeds")[0] for note in notes] == ["**Firm profile:** `steps = 4`"]
+    (quick,) = set((tmp_path / "runs/notebooks").glob("90_small-*.ipynb")) - {executed}
+    assert all(c.cell_type == "code" for c in nbformat.read(quick, 4).cells)
     assert "; with parameters of your own, others may be needed" in reproduce("--firm", "--plan", "-p", "steps=3")
+    done = CliRunner().invoke(main, ["reproduce", "90_small", "--firm", "--plan", "-p", "stepz=3"])
+    assert done.exit_code == 2
+    assert "90_small has no parameter 'stepz'" in done.output
     settings = tmp_path / "notebooks/firm/settings.toml"
     settings.write_text(settings.read_text().replace("seeds", "seedz"))
     done = CliRunner().invoke(main, ["reproduce", "90_small", "--firm", "--plan"])

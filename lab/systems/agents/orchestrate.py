@@ -7,6 +7,7 @@ for is made again when it was cut off.
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -17,10 +18,11 @@ import torch
 from pydantic import Field
 
 from lab.events import Ended, Event, Orchestrated, Warned
-from lab.ground.config import Count, Fraction, config
+from lab.ground.config import Count, Fraction, checked, config
 from lab.ground.errors import RecipeError
 from lab.ground.files import located, sha256_of
 from lab.runs.records import PLACE, Record, Work, fill
+from lab.runs.stored import ENDING, read_small
 from lab.systems.agents.agent import Setting
 from lab.systems.agents.arithmetic import Arithmetic
 from lab.systems.agents.endpoint import Endpoint
@@ -109,7 +111,7 @@ def orchestrate(
     """
     frozen: Callable[[], PolicyModule] | None = None
     if settings.start is not None and re.fullmatch(RECORD, settings.start):  # read once it is needed
-        frozen = partial(load_policy, Path(runs) / PLACE / settings.start / POLICY)
+        frozen = partial(_policy_of, settings.start, runs, stored)
     elif settings.start is not None:
         policy = load_policy(settings.start)
         digest = sha256_of(located(settings.start))
@@ -119,6 +121,20 @@ def orchestrate(
     record = fill(settings, _Cells(settings, frozen).all(), runs, stored=stored, again=again, tell=tell)
     tell(Ended(0 if frozen else settings.learning.updates, "done", ""))
     return record
+
+
+def _policy_of(name: str, runs: str | Path, stored: str | Path) -> PolicyModule:
+    """Of a record; where only its small form is there, it is done once more, for that has no policy."""
+    path, small = Path(runs) / PLACE / name / POLICY, Path(stored) / f"{name}{ENDING}"
+    if not path.exists() and stored and small.exists():
+        first, _ = read_small(small)
+        values = {key: value for key, value in json.loads(first).items() if key != "kind"}
+        orchestrate(checked(Orchestration, values, "its settings"), runs)
+    if not path.exists():
+        raise RecipeError(
+            f"start = {name!r}: {path.parent} has no policy: use the name of a record that is there, or the path of a policy"
+        )
+    return load_policy(path)
 
 
 def learnt(record: Record) -> PolicyModule:
