@@ -31,8 +31,8 @@ from lab.ground.files import shown, write_atomically
 from lab.recipes.recipe import Recipe
 from lab.runs.folder import UNREADABLE
 
-DIGITS = 4  # after the point, of a training loss (nats); significant ones of a learning rate and of a drift
-SECONDS = 2  # significant digits of the seconds of a local step
+DIGITS = 4  # after the point, of a training loss (nats) and of a probability; significant ones of a learning rate
+MEASURED = 2  # significant digits of the seconds of a local step, and of how far each worker drifts
 ENDING = ".jsonl.xz"
 
 
@@ -135,13 +135,13 @@ def _rounded(event: Event) -> Event:
         case Stepped():
             losses = [None if x is None else round(event.loss, DIGITS) for x in event.loss_W]
             return replace(
-                event, loss_W=losses, seconds=_significant(event.seconds, SECONDS), lr=_significant(event.lr)
+                event, loss_W=losses, seconds=_significant(event.seconds, MEASURED), lr=_significant(event.lr)
             )
         case Drifted():
             return replace(
                 event,
-                to_mean_W=[None if x is None else _significant(x) for x in event.to_mean_W],
-                to_shared_W=[None if x is None else _significant(x) for x in event.to_shared_W],
+                to_mean_W=[None if x is None else _significant(x, MEASURED) for x in event.to_mean_W],
+                to_shared_W=[None if x is None else _significant(x, MEASURED) for x in event.to_shared_W],
             )
         case Orchestrated(learning=True):
             return replace(event, probability_RR=[[round(p, DIGITS) for p in row] for row in event.probability_RR])

@@ -324,6 +324,6 @@ def test_what_is_rounded_in_a_stored_run(run: RunFolder, tmp_path: Path) -> None
     Stored(tmp_path).add(run.recipe(), [started, step, apart, *looks, ended])
     _, small, near, first, second, third, _ = Stored(tmp_path).events(run.recipe())
     assert small == Stepped(1, [1.5, None, 1.5], 0.3333, 0.012)
-    assert near == Drifted(1, [0.3333, None, 0.6667], [None, None, None])
+    assert near == Drifted(1, [0.33, None, 0.67], [None, None, None])
     assert (first, third) == (looks[0], looks[2])
     assert second == dataclasses.replace(looks[1], points=[], anchors=[])
