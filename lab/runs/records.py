@@ -162,8 +162,7 @@ def fill(
     inputs
         plain JSON values that settings only name, such as the recipe of a preset: with others it is another record.
     stored
-        a folder of whole records in small form (`lab.runs.stored`), without the tensors of their cells: what is there is read and not done, and what is
-        done is added.
+        a folder of whole records in small form (`lab.runs.stored`), without tensors: what is there is read and not done, what is done is added.
     again
         all of them, whatever is there.
     tell
@@ -182,10 +181,7 @@ def fill(
     plain = json.dumps(_plain(settings, inputs), indent=1).encode()
     small = store(stored) / f"{path.name}{ENDING}" if stored else None
     if small is not None and small.exists() and not again:
-        record = Record(path, _stored(small, plain, cells))
-        for event in record.events:
-            tell(event)
-        return record
+        return _told(Record(path, _stored(small, plain, cells)), tell)
     with writing(path, go_on=AGAIN):
         path.mkdir(parents=True, exist_ok=True)
     with held(path):
@@ -193,13 +189,16 @@ def fill(
             if again:
                 (path / "events.jsonl").unlink(missing_ok=True)
             write_atomically(path / "settings.json", plain)
-        record = Record(path)
-        for event in record.events:
-            tell(event)
-        record.do(cells, tell)
+        (record := _told(Record(path), tell)).do(cells, tell)
     if small is not None:
         with writing(small.parent, go_on=AGAIN):
             write_small(small, json.dumps(json.loads(plain)).encode(), rounded(record.events))
+    return record
+
+
+def _told(record: Record, tell: Callable[[Event], None]) -> Record:
+    for event in record.events:
+        tell(event)
     return record
 
 

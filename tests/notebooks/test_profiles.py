@@ -267,7 +267,9 @@ def test_what_the_repository_stores_is_firm() -> None:
             assert of_four * recipe.steps * started.tokens_per_step >= 20 * started.num_params, file
     choosing = {100, 101}
     judged = [found - choosing for found in seeds.values() if not found <= choosing]
-    assert all(len(found) >= 5 and min(found) >= 5 for found in judged), (
+    shown = [found for found in judged if len(found) == 1]
+    assert len(shown) == 2  # personal heads on MNIST-1D (08), by which nothing is judged
+    assert all(len(found) >= 5 and min(found) >= 5 for found in judged if found not in shown), (
         "at least five, none of the first look (0 to 4)"
     )
     assert len(judged) >= 4 * 21 + 50  # sizes, methods and readings; and what the other notebooks compare

@@ -271,7 +271,7 @@ SHAPES: list[tuple[dict[str, Any], str]] = [
     ({"model": {"size": []}}, "unknown model '[]'"),
     ({"model": {"size": {}}}, "unknown model '{}'"),
     ({"model": {"size": 5}}, "unknown model '5'"),
-    ({"model": ["nano"]}, "model = ['nano'] is not allowed: it is the name of a size (nano, "),
+    ({"model": ["nano"]}, "model = ['nano'] is not allowed: it is the name of a size (pico, "),
     ({"model": None}, "model = None is not allowed"),
     ({"model": 5}, "model = 5 is not allowed"),
     ({"model": {"path": "x", "dim": 4}}, "unknown option 'model.dim': use one of model.path (did"),

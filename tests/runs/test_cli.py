@@ -270,7 +270,7 @@ def test_list_names_one_kind_with_a_line_each(tmp_path: Path, monkeypatch: pytes
     assert "  my_average       my_nets:No, of package my-nets\n" in methods
     assert "presets" not in methods
     everything = lab("list", "--runs", str(tmp_path / "runs")).output
-    assert re.search(r"^models       nano, .*, mlp, .*, my_net$", everything, flags=re.M)
+    assert re.search(r"^models       pico, nano, .*, mlp, .*, my_net$", everything, flags=re.M)
     assert "my_nets" not in sys.modules
     assert lab("list", "modells").exit_code == 2
     assert lab("list", "runs", "--runs", str(tmp_path / "runs")).output == f"runs in {tmp_path / 'runs'}/: none yet\n"
