@@ -178,7 +178,7 @@ def fill(
         where it cannot be written.
     """
     path = Path(runs) / PLACE / identity(settings, inputs)
-    plain = json.dumps(_plain(settings, inputs), indent=1).encode()
+    plain = _plain(settings, inputs)
     small = store(stored) / f"{path.name}{ENDING}" if stored else None
     if small is not None and small.exists() and not again:
         return _told(Record(path, _stored(small, plain, cells)), tell)
@@ -188,11 +188,12 @@ def fill(
         with writing(path, go_on=AGAIN):
             if again:
                 (path / "events.jsonl").unlink(missing_ok=True)
-            write_atomically(path / "settings.json", plain)
-        (record := _told(Record(path), tell)).do(cells, tell)
+            write_atomically(path / "settings.json", json.dumps(plain, indent=1).encode())
+        record = _told(Record(path), tell)
+        record.do(cells, tell)
     if small is not None:
         with writing(small.parent, go_on=AGAIN):
-            write_small(small, json.dumps(json.loads(plain)).encode(), rounded(record.events))
+            write_small(small, json.dumps(plain).encode(), rounded(record.events))
     return record
 
 
@@ -202,11 +203,11 @@ def _told(record: Record, tell: Callable[[Event], None]) -> Record:
     return record
 
 
-def _stored(file: Path, settings: bytes, cells: Mapping[str, Work]) -> list[Event]:
+def _stored(file: Path, settings: dict[str, Any], cells: Mapping[str, Work]) -> list[Event]:
     """Of a record in small form. Raises Damaged where it is none of these settings, or has not all cells."""
     first, events = read_small(file)
     whole = cells.keys() <= {event.cell for event in events if isinstance(event, CellDone)}
-    if json.loads(first) != json.loads(settings) or not whole:
+    if json.loads(first) != settings or not whole:
         raise Damaged(
             f"{shown(file)} {'is a record of other settings' if whole else 'is only part of a record'}: remove it, and it is made anew"
         )
