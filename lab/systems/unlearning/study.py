@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -155,8 +155,9 @@ def unlearn(
 def cells(s: Unlearning, runs: Path) -> dict[str, Work]:
     """All of the study by name, in order."""
     found: dict[str, Work] = {}
+    known = lru_cache(maxsize=1)(partial(_known, s, runs))  # all cells of a seed, one after another, ask for the same
     for seed in s.seeds:
-        at = partial(_Bench.of, s, seed, runs)
+        at = partial(_Bench.of, s, seed, known)
         found[f"model {seed}"] = partial(_model, at)
         found[f"layers {seed}"] = partial(_layers, at)
         found |= {f"lunar {seed}: {name}": partial(_fitted, at, name) for name in s.fitted}
@@ -167,6 +168,17 @@ def cells(s: Unlearning, runs: Path) -> dict[str, Work]:
             found[f"sequence {seed}"] = partial(_sequence, at)
             found[f"federation {seed}"] = partial(_federation, at)
     return found
+
+
+def _known(s: Unlearning, runs: Path, seed: int) -> tuple[nn.Module, FactTask]:
+    """The model of a seed, trained where that is not done, and its task. Nobody changes either: see `_Bench.fresh`."""
+    recipe = s.recipe_of(seed)
+    folder = RunFolder(runs / recipe.id)
+    train(recipe, folder.path)  # reads what is finished
+    assert recipe.data is not None
+    task = make_task(recipe.data)
+    assert isinstance(task, FactTask)
+    return trained(folder), task
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,14 +192,8 @@ class _Bench:
     num_events: int
 
     @classmethod
-    def of(cls, s: Unlearning, seed: int, runs: Path, record: Record) -> _Bench:
-        recipe = s.recipe_of(seed)
-        folder = RunFolder(runs / recipe.id)
-        train(recipe, folder.path)  # reads what is finished
-        assert recipe.data is not None
-        task = make_task(recipe.data)
-        assert isinstance(task, FactTask)
-        return cls(s, seed, trained(folder), task, len(record.events))
+    def of(cls, s: Unlearning, seed: int, known: Callable[[int], tuple[nn.Module, FactTask]], record: Record) -> _Bench:
+        return cls(s, seed, *known(seed), len(record.events))
 
     def fresh(self) -> Places:
         return Places.of(copy.deepcopy(self.module))
