@@ -100,10 +100,17 @@ def events_in(file: Path) -> list[Event]:
         return found
 
 
+def first_line(file: Path) -> bytes:
+    """What was to be done; no more of it is read. Raises Damaged."""
+    with _reading(file), lzma.open(file) as lines:
+        return lines.readline()
+
+
 def started_in(file: Path) -> Started:
     """How a stored run began; no more of it is read. Raises Damaged."""
-    with _reading(file), lzma.open(file) as lines:
-        (first,) = read(lines.readline())
+    line = first_line(file)
+    with _reading(file):
+        (first,) = read(line)
         if not isinstance(first, Started):
             raise ValueError("it does not begin with its recipe")
         return first

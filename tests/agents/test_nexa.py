@@ -291,7 +291,14 @@ def test_files_that_are_no_policy_are_one_line(tmp_path: Path) -> None:
     learner.save(tmp_path / "p.safetensors")
     with pytest.raises(RecipeError, match=r"policy .*none.safetensors: there is no none.safetensors"):
         load_policy(tmp_path / "none.safetensors")
-    (tmp_path / "cut.safetensors").write_bytes((tmp_path / "p.safetensors").read_bytes()[:500])
+    whole = (tmp_path / "p.safetensors").read_bytes()
+    load_policy(tmp_path / "p.safetensors")
+    (tmp_path / "p.safetensors").write_bytes(
+        whole[:-1] + bytes([whole[-1] ^ 1])
+    )  # a number of it, with the digest beside it
+    with pytest.raises(RecipeError, match="does not match its SHA-256"):
+        load_policy(tmp_path / "p.safetensors")
+    (tmp_path / "cut.safetensors").write_bytes(whole[:500])
     with pytest.raises(RecipeError, match=r"policy .*cut.safetensors: "):
         load_policy(tmp_path / "cut.safetensors")
     save_file({"x": torch.zeros(1)}, tmp_path / "other.safetensors")

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lab.ground.config import checked
 from lab.ground.errors import Damaged
-from lab.ground.files import write_atomically
+from lab.ground.files import damage, digest_beside, write_with_digest
 from lab.ground.seeds import derive, generator
 from lab.ground.seeds.draws import Draws
 from lab.ground.seeds.surroundings import isolated
@@ -147,20 +147,25 @@ class Learner:
         self.updates = updates
 
     def save(self, path: Path) -> None:
-        """Write the policy into a safetensors file that says by itself what it is."""
+        """Write the policy into a safetensors file that says by itself what it is, and its digest beside it."""
         about = {"format": FORMAT, "policy": asdict(self.policy.shape), "embedding_width": self.policy.embedding_width}
         about |= {"updates": self.updates, "num_agents": self.num_agents}
         tensors = {name: p.detach().contiguous() for name, p in self.policy.named_parameters()}
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, save(tensors, {KEY: json.dumps(about)}))
+        write_with_digest(path, save(tensors, {KEY: json.dumps(about)}))
 
 
 def load_policy(path: str | Path) -> PolicyModule:
-    """The policy in a file of `Learner.save`, for any number of agents. Raises Damaged, one line, for what is no such file."""
+    """The policy in a file of `Learner.save`, for any number of agents; one that was moved without its digest is taken as it is.
+
+    Raises Damaged, one line, for what is no such file, or not what was written.
+    """
     try:
         place = located(path)
     except Unreadable as error:
         raise Damaged(f"policy {path}: {error}") from None
+    if digest_beside(place) is not None and (problem := damage(place)) is not None:
+        raise Damaged(f"policy {path}: {problem}")
     with _opened(place) as (tensors, about):
         module = checked(Policy, about["policy"], "policy").build(int(about["embedding_width"]), seed=0)
         _fill_(module, tensors, place)

@@ -22,7 +22,7 @@ from lab.ground.config import Count, Fraction, checked, config
 from lab.ground.errors import RecipeError
 from lab.ground.files import located, sha256_of
 from lab.runs.records import PLACE, Record, Work, fill
-from lab.runs.stored import ENDING, read_small
+from lab.runs.stored import ENDING, first_line
 from lab.systems.agents.agent import Setting
 from lab.systems.agents.arithmetic import Arithmetic
 from lab.systems.agents.endpoint import Endpoint
@@ -127,8 +127,7 @@ def _policy_of(name: str, runs: str | Path, stored: str | Path) -> PolicyModule:
     """Of a record; where only its small form is there, it is done once more, for that has no policy."""
     path, small = Path(runs) / PLACE / name / POLICY, Path(stored) / f"{name}{ENDING}"
     if not path.exists() and stored and small.exists():
-        first, _ = read_small(small)
-        values = {key: value for key, value in json.loads(first).items() if key != "kind"}
+        values = {key: value for key, value in json.loads(first_line(small)).items() if key != "kind"}
         orchestrate(checked(Orchestration, values, "its settings"), runs)
     if not path.exists():
         raise RecipeError(
