@@ -293,9 +293,8 @@ def test_files_that_are_no_policy_are_one_line(tmp_path: Path) -> None:
         load_policy(tmp_path / "none.safetensors")
     whole = (tmp_path / "p.safetensors").read_bytes()
     load_policy(tmp_path / "p.safetensors")
-    (tmp_path / "p.safetensors").write_bytes(
-        whole[:-1] + bytes([whole[-1] ^ 1])
-    )  # a number of it, with the digest beside it
+    changed = whole[:-1] + bytes([whole[-1] ^ 1])  # a number of it, with the digest beside it
+    (tmp_path / "p.safetensors").write_bytes(changed)
     with pytest.raises(RecipeError, match="does not match its SHA-256"):
         load_policy(tmp_path / "p.safetensors")
     (tmp_path / "cut.safetensors").write_bytes(whole[:500])
